@@ -1,0 +1,55 @@
+"""ppexport puts the super-resolution transformer PP-ATD-light on edge devices.
+
+    network = ppexport.load_network("pp_atd_light_x2")
+    folder = ppexport.export(network, backend="onnx", size=(64, 64), out="x2_64")
+    result = ppexport.open_artifact(folder)(lr)        # float32 (1, 3, 64, 64) in [0, 1]
+
+Everything is loaded when it is first used, so that `import ppexport` works on a device without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppexport.exporting import export as export
+    from ppexport.mask import pixel_labels as pixel_labels
+    from ppexport.mask import pure_mask as pure_mask
+    from ppexport.networks.load import load_network as load_network
+    from ppexport.opening import open_artifact as open_artifact
+    from ppexport.twin.build import make_twin as make_twin
+
+_LAZY = {
+    "load_network": "ppexport.networks.load",
+    "make_twin": "ppexport.twin.build",
+    "export": "ppexport.exporting",
+    "open_artifact": "ppexport.opening",
+    "pure_mask": "ppexport.mask",
+    "pixel_labels": "ppexport.mask",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+try:
+    __version__ = version("ppexport")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ppexport' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("ppexport"):
+            raise
+        raise ImportError(f"ppexport.{name} needs {error.name}: pip install 'ppexport[export]'") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

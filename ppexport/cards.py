@@ -1,0 +1,113 @@
+"""Model cards: what a network is, where its weights are, under which licence and how they were made."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ppexport.errors import CardError
+from ppexport.files import is_plain_name, sha256_text
+
+CARD = "card.yaml"
+
+
+class Weights(BaseModel):
+    """A weights file: a plain name beside the card, and its SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Options(BaseModel):
+    """Pure-Pass options: K colour centres, window in pixels, cross-shift mask fusion, what pure pixels take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    colors: int = Field(default=8, ge=2, le=16)
+    window: Literal[2, 4, 8, 16] = 8
+    csmf: bool = True
+    compensation: Literal["value", "zero", "normed"] = "value"
+
+
+class Card(BaseModel):
+    """One model. `options` is null for networks without Pure-Pass; `weights` is null where a user brings the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    summary: str
+    arch: Literal["atd_light", "pp_atd_light"]
+    scale: Literal[2, 3, 4]
+    options: Options | None = None
+    weights: Weights | None = None
+    licence: str
+    training: dict[str, Any] = Field(default_factory=dict)
+    published: dict[str, Any] = Field(default_factory=dict)
+    default_size: tuple[int, int] = (64, 64)
+
+    def hash(self) -> str:
+        """SHA-256 of the card as canonical JSON."""
+        return sha256_text(json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")))
+
+
+def first_error(error: ValidationError) -> str:
+    """The first problem pydantic found, as `field: what is wrong`."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'card'}: {problem['msg']}"
+
+
+def make_card(**fields: Any) -> Card:
+    """A card from *fields*; raises CardError naming the first bad one."""
+    try:
+        return Card(**fields)
+    except ValidationError as error:
+        raise CardError(f"bad model card: {first_error(error)}") from None
+
+
+def read_card(folder: Path) -> Card:
+    """Read `card.yaml` in *folder*. Raises CardError."""
+    path = folder / CARD
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CardError(f"{folder} holds no {CARD}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CardError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise CardError(f"{path} is not a mapping of fields")
+    try:
+        card = Card(**data)
+    except (ValidationError, TypeError) as error:
+        text = first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise CardError(f"{path}: {text}") from None
+    if card.weights is not None and not is_plain_name(card.weights.file):
+        raise CardError(f"{path}: weights.file {card.weights.file!r} is not a plain file name beside the card")
+    return card
+
+
+def models_folder() -> Path:
+    """The folder of the bundled models, in a checkout and in an installed copy."""
+    return Path(str(files("ppexport.models")))
+
+
+def bundled_cards() -> dict[str, Path]:
+    """Name -> folder of every bundled model."""
+    return {path.parent.name: path.parent for path in sorted(models_folder().glob(f"*/{CARD}"))}
+
+
+def find_card(name: str) -> tuple[Card, Path]:
+    """The card called *name*, or in the folder *name*, and its folder. Raises CardError with the known names."""
+    bundled = bundled_cards()
+    if name in bundled:
+        return read_card(bundled[name]), bundled[name]
+    folder = Path(name)
+    if (folder / CARD).is_file():
+        return read_card(folder), folder
+    raise CardError(f"no model is called {name!r} and it is no folder with a {CARD}; bundled: {', '.join(bundled)}")

@@ -1,0 +1,1 @@
+"""Reference networks in PyTorch: any image size, any batch, boolean masks, a stable sort."""

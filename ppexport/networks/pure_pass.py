@@ -1,0 +1,52 @@
+"""Pure-Pass in PyTorch (arXiv 2510.01997): pixel classification, window mask and cross-shift mask fusion.
+
+`ppexport.mask` says how the labels are defined and why they are equal in every runtime.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppexport.mask import check_options, key_weights
+
+
+def pixel_labels(image: Tensor, colors: int = 8) -> Tensor:
+    """Label of every pixel of *image* (b, 3, H, W) in [0, 1]: int64 (b, H, W)."""
+    check_options(colors, 8)
+    weights, offsets = key_weights(colors)
+    w = torch.from_numpy(weights).to(image.device)
+    # Float32 first: a half-precision image would not tell neighbouring 8-bit levels apart. Int32 keys: no TF32.
+    pixels = (image.float().clamp(0, 1) * 255 + 0.5).floor().to(torch.int32)
+    keys = torch.from_numpy(offsets).to(image.device).view(1, -1, 1, 1)
+    for c in range(3):
+        keys = keys + w[:, c].view(1, -1, 1, 1) * pixels[:, c : c + 1]
+    return keys.argmax(dim=1)
+
+
+def _uniform_windows(labels: Tensor, window: int) -> Tensor:
+    """(b, H / window, W / window): which windows of *labels* (b, H, W) hold one label only."""
+    x = labels.float()
+    return F.max_pool2d(x, window) == -F.max_pool2d(-x, window)
+
+
+def _repeat(cells: Tensor, times: int) -> Tensor:
+    """Repeat every cell of (b, h, w) *times* in both directions."""
+    return cells.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+
+
+def mask_from_labels(labels: Tensor, window: int = 8, csmf: bool = True) -> Tensor:
+    """Pure pixels of *labels* (b, H, W), sides multiples of 16: bool (b, H, W)."""
+    check_options(2, window)
+    half = window // 2
+    pure = _repeat(_uniform_windows(labels, window), window)
+    if csmf and min(labels.shape[1:]) > window:
+        shifted = _repeat(_uniform_windows(labels[:, half:-half, half:-half], window), window)
+        pure = pure | F.pad(shifted, (half, half, half, half))
+    return pure
+
+
+def pure_mask(image: Tensor, colors: int = 8, window: int = 8, csmf: bool = True) -> Tensor:
+    """Pure pixels of *image* (b, 3, H, W) in [0, 1], sides multiples of 16: bool (b, H, W)."""
+    return mask_from_labels(pixel_labels(image, colors), window, csmf)
