@@ -1,0 +1,147 @@
+"""The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
+
+Reading one needs the standard library only, so that it works on a device. Manifest version 1:
+
+    format        "ppexport-artifact"
+    version       1
+    backend       "onnx"
+    name          the model's name, e.g. "pp_atd_light_x2"
+    arch          "pp_atd_light" or "atd_light"
+    options       Pure-Pass options: colors, window, csmf, compensation (empty for atd_light)
+    scale         2, 3 or 4
+    size          [h, w] of the LR input, before padding
+    precision     "fp32"
+    capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity
+    tokens        n, the pixels of the padded input
+    files         {plain file name: sha256}; the first is the model
+    weights       {"file": name, "sha256": of the weights file}
+    card_sha256   hash of the effective model card
+    licence       of the weights
+    created       UTC, ISO 8601
+    versions      {package: version} that made it
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ppexport.errors import ArtifactError
+from ppexport.files import is_plain_name, sha256_file, write_text
+
+FORMAT = "ppexport-artifact"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`; the module docstring says what each field holds."""
+
+    backend: str
+    name: str
+    arch: str
+    options: dict[str, Any]
+    scale: int
+    size: list[int]
+    precision: str
+    capacities: list[int]
+    tokens: int
+    files: dict[str, str]
+    weights: dict[str, str]
+    card_sha256: str
+    licence: str
+    created: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artefact folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the LR input."""
+        return self.manifest.size[0], self.manifest.size[1]
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.manifest.scale
+
+    @property
+    def model_file(self) -> Path:
+        """The file a runtime loads."""
+        return self.path / next(iter(self.manifest.files))
+
+
+def _is(value: object, kind: str) -> bool:
+    """Whether *value* is a JSON value of the manifest type *kind* (a dataclass annotation)."""
+    match kind:
+        case "str":
+            return isinstance(value, str)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        case "list[int]":
+            return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
+        case "dict[str, str]":
+            return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+        case _:
+            return isinstance(value, dict)
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read a manifest's *text*; *where* names it in errors. Raises ArtifactError."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
+    if data.get("version") != VERSION:
+        raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
+    known = {f.name: str(f.type) for f in fields(Manifest)}
+    for name, kind in known.items():
+        if name not in data or not _is(data[name], kind):
+            raise ArtifactError(f"{where}: field {name!r} is missing or is not {kind}")
+    manifest = Manifest(**{name: data[name] for name in known})
+    if len(manifest.size) != 2:
+        raise ArtifactError(f"{where}: size is [h, w], not {manifest.size}")
+    for name in manifest.files:
+        if not is_plain_name(name):
+            raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artefact folder")
+    if not manifest.files:
+        raise ArtifactError(f"{where} lists no model file")
+    return manifest
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Open the artefact folder *path* and check every file against its hash. Raises ArtifactError."""
+    path = Path(path)
+    source = path / MANIFEST
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ArtifactError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None
+    manifest = parse_manifest(text, str(source))
+    for name, expected in manifest.files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise ArtifactError(f"{path} is not complete: {name} is missing or is not a plain file")
+        if sha256_file(file) != expected:
+            raise ArtifactError(f"{file} does not match its hash in {MANIFEST}: it was changed or damaged, export it again")
+    return Artifact(path, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into *folder*, atomically."""
+    write_text(folder / MANIFEST, manifest.to_json())

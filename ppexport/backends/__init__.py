@@ -1,0 +1,1 @@
+"""One folder per edge runtime: a builder (twin -> artefact) and a runner (artefact -> callable)."""

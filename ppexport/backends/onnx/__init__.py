@@ -1,0 +1,1 @@
+"""ONNX: builder, linter and the runner on ONNX Runtime."""

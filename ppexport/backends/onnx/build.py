@@ -1,0 +1,138 @@
+"""Twin -> model.onnx: opset 17, IR version 8, every shape static, simplified, checked and linted."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ppexport.backends.onnx.lint import lint_model
+from ppexport.backends.onnx.simplify import simplify_file
+from ppexport.cards import Card
+from ppexport.errors import ExportError
+from ppexport.twin.build import StaticTwin
+
+OPSET = 17
+IR_VERSION = 8
+MODEL = "model.onnx"
+INPUT = "lr"
+OUTPUTS = ("sr", "impure_tokens")
+SELF_CHECK_DB = 90.0
+
+Step = Callable[[str], None]
+"""Told the name of every stage, for a progress display."""
+
+
+def example(twin: StaticTwin) -> torch.Tensor:
+    """A fixed image (1, 3, h, w) with flat and busy parts, for tracing and for the check after simplification."""
+    h, w = twin.size
+    noise = np.random.default_rng(0).integers(0, 256, (1, 3, h, w))
+    noise[:, :, : (h + 1) // 2] = np.array([40, 90, 200]).reshape(1, 3, 1, 1)
+    return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
+
+
+def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...], target: Path) -> None:
+    """Write *module* as ONNX to *target*. Node names keep the module path, weights their parameter names."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # The tracing exporter is deprecated, but it alone writes opset 17, which boards read.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                str(target),
+                dynamo=False,
+                opset_version=OPSET,
+                do_constant_folding=False,
+                input_names=list(inputs),
+                output_names=list(outputs),
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"the twin does not export: {str(error).splitlines()[0]}") from error
+    finally:
+        exporter_log.setLevel(level)
+
+
+def metadata(twin: StaticTwin, card: Card) -> dict[str, str]:
+    """What the ONNX file says of itself."""
+    return {
+        "ppexport.name": card.name,
+        "ppexport.arch": card.arch,
+        "ppexport.scale": str(twin.scale),
+        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
+        "ppexport.capacity": str(twin.capacity),
+        "ppexport.card_sha256": card.hash(),
+        "ppexport.licence": card.licence,
+    }
+
+
+def finish(path: Path, facts: dict[str, str], name: str) -> None:
+    """Set IR version and metadata of the file *path*, and check it."""
+    model = onnx.load(path)
+    model.ir_version = IR_VERSION
+    model.graph.name = name
+    model.producer_name = "ppexport"
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx.checker refuses the graph: {str(error).splitlines()[0]}") from None
+    onnx.save(model, path)
+
+
+def check_lint(path: Path) -> None:
+    """Raise ExportError with the first finding when the linter finds an error in *path*."""
+    report = lint_model(path)
+    errors = [f for f in report.findings if f.severity == "error"]
+    if errors:
+        first = errors[0]
+        raise ExportError(f"{len(errors)} lint errors; the first, in {first.module or 'the graph'}: {first.message}")
+
+
+def self_check(path: Path, twin: StaticTwin) -> None:
+    """Raise ExportError unless ONNX Runtime computes the twin's picture from *path* to within 90 dB."""
+    from ppexport.backends.onnx.session import make_session
+
+    lr = example(twin)
+    with torch.no_grad():
+        expected, impure = twin(lr)
+    sr, count = make_session(path).run(list(OUTPUTS), {INPUT: lr.numpy()})
+    error = float(np.mean((sr - expected.numpy()) ** 2))
+    decibel = np.inf if error == 0 else -10 * np.log10(error)
+    if decibel < SELF_CHECK_DB or not np.array_equal(count, impure.numpy()):
+        raise ExportError(f"the exported graph differs from the twin ({decibel:.1f} dB): please report this model")
+
+
+def build(twin: StaticTwin, card: Card, folder: Path, keep: Path | None, step: Step) -> str:
+    """Write `model.onnx` into *folder* and return its name; *keep* receives the intermediate graphs.
+
+    Raises ExportError when a stage or a check fails.
+    """
+    scratch = folder if keep is None else keep
+    traced, simplified = scratch / "1-traced.onnx", scratch / "2-simplified.onnx"
+    target = folder / MODEL
+    step("tracing")
+    trace(twin, {INPUT: example(twin)}, OUTPUTS, traced)
+    step("simplifying")
+    simplify_file(traced, simplified)
+    target.write_bytes(simplified.read_bytes())
+    if keep is None:
+        traced.unlink()
+        simplified.unlink()
+    step("checking")
+    finish(target, metadata(twin, card), card.name)
+    check_lint(target)
+    step("comparing with the twin")
+    self_check(target, twin)
+    return MODEL
+

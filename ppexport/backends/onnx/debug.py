@@ -1,0 +1,117 @@
+"""A debug copy of a shipped ONNX file: shows every layer's categories and tokens, and can take categories instead.
+
+It is cut from the very file that ships, by the node names the exporter gives, so that what `parity` looks into is what
+a user runs:
+
+    before   ArgMax -> consumers                          after   ArgMax -> output categories_L
+                                                                  Gather(input categories, L) -> consumers
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ppexport.backends.base import Image
+from ppexport.backends.onnx.session import make_session_from
+from ppexport.errors import ArtifactError
+
+CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
+TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/Add_3$")
+"""The sum after the ConvFFN, which is the layer's output."""
+LABELS = re.compile(r"^/pure_pass/ArgMax$")
+MASK = re.compile(r"^/pure_pass/Greater$")
+INJECTED = "categories"
+
+Categories = NDArray[np.int64]
+
+
+def _outputs(model: onnx.ModelProto, pattern: re.Pattern[str]) -> list[str]:
+    """The output names of the nodes that *pattern* matches, in the order of block and layer."""
+    found = {}
+    for node in model.graph.node:
+        if match := pattern.match(node.name):
+            found[tuple(map(int, match.groups()))] = node.output[0]
+    return [found[key] for key in sorted(found)]
+
+
+class Inside(NamedTuple):
+    """What an artefact computed on the way to its picture."""
+
+    sr: Image
+    categories: Categories
+    """(layers, n)."""
+    labels: NDArray[np.int64] | None
+    """(1, 1, H, W), None for a network without Pure-Pass."""
+    pure: NDArray[np.bool_] | None
+    """(n,)."""
+
+
+class DebugModel:
+    """The layers of one ONNX artefact, opened for looking into."""
+
+    def __init__(self, path: Path) -> None:
+        self.model = onnx.load(path)
+        self.choices = _outputs(self.model, CHOICE)
+        self.tokens = _outputs(self.model, TOKENS)
+        self.mask = [*_outputs(self.model, LABELS), *_outputs(self.model, MASK)]
+        if not self.choices or len(self.choices) != len(self.tokens):
+            raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
+        self._free = make_session_from(self._with_outputs(self.model).SerializeToString(), str(path))
+        self._forced = make_session_from(self._with_input().SerializeToString(), str(path))
+
+    def _with_outputs(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy of *model* whose outputs also are the categories and tokens of every layer."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        kinds = dict.fromkeys([*self.choices, *self.mask[:1]], TensorProto.INT64)
+        kinds.update(dict.fromkeys(self.mask[1:], TensorProto.BOOL))
+        kinds.update(dict.fromkeys(self.tokens, TensorProto.FLOAT))
+        for name, kind in kinds.items():
+            copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+        return copy
+
+    def _with_input(self) -> onnx.ModelProto:
+        """A copy whose layers take their categories from a new input (layers, n) int64."""
+        model = self._with_outputs(self.model)
+        graph = model.graph
+        layer_of = {name: layer for layer, name in enumerate(self.choices)}
+        nodes = []
+        for layer in layer_of.values():
+            number = f"{INJECTED}_{layer}_number"
+            graph.initializer.append(helper.make_tensor(number, TensorProto.INT64, [], [layer]))
+            nodes.append(helper.make_node("Gather", [INJECTED, number], [f"{INJECTED}_{layer}"], axis=0))
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name in layer_of:
+                    node.input[i] = f"{INJECTED}_{layer_of[name]}"
+        nodes.extend(graph.node)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT64, [len(layer_of), None]))
+        return model
+
+    def run(self, lr: Image, categories: Categories | None = None) -> Inside:
+        """Run *lr* (1, 3, h, w); *categories* (layers, n) replace the tokens' own choices."""
+        session, feeds = self._session(lr, categories)
+        sr, *rest = session.run(["sr", *self.choices, *self.mask], feeds)
+        chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
+        labels, pure = mask if mask else (None, None)
+        return Inside(sr, np.stack(chosen), labels, pure)
+
+    def layers(self, lr: Image, categories: Categories | None = None) -> list[NDArray[np.float32]]:
+        """The output (n, c) of every layer."""
+        session, feeds = self._session(lr, categories)
+        return list(session.run(self.tokens, feeds))
+
+    def _session(self, lr: Image, categories: Categories | None) -> tuple[Any, dict[str, NDArray[np.generic]]]:
+        """The session and its inputs."""
+        if categories is None:
+            return self._free, {"lr": lr}
+        return self._forced, {"lr": lr, INJECTED: categories.astype(np.int64)}

@@ -1,0 +1,48 @@
+"""Simplifies an ONNX file in a child process, without folding constants.
+
+onnxsim is native code with known crashes, so it never runs in the caller's process. Constant folding stays off: it
+would turn every 15 KiB bias table into a 1 MiB bias.
+
+    python -m ppexport.backends.onnx.simplify IN.onnx OUT.onnx
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ppexport.errors import ExportError, require
+
+TIMEOUT = 900
+"""Seconds; a 512x512 graph takes a few."""
+
+
+def simplify_file(source: Path, target: Path) -> None:
+    """Write the simplified *source* to *target*. Raises ExportError where onnxsim crashes, hangs or refuses."""
+    require("onnxsim", "export")
+    command = [sys.executable, "-m", __name__, str(source.resolve()), str(target.resolve())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"onnxsim did not finish in {TIMEOUT} s") from None
+    if done.returncode != 0 or not target.is_file():
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise ExportError(f"onnxsim failed with exit code {done.returncode}: {last}")
+
+
+def main(source: str, target: str) -> None:
+    """Runs in the child."""
+    import onnx
+    import onnxsim
+
+    model, checked = onnxsim.simplify(onnx.load(source), skip_constant_folding=True)
+    if not checked:
+        raise SystemExit("the simplified graph computes something else")
+    # Inferred shapes are a third of a megabyte and every reader infers them again.
+    del model.graph.value_info[:]
+    onnx.save(model, target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,129 @@
+"""Network -> artefact folder, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from torch import nn
+
+from ppexport.artifact import MANIFEST, Manifest, parse_manifest, write_manifest
+from ppexport.backends.onnx.build import Step, build
+from ppexport.cards import Card
+from ppexport.errors import ArtifactError, InputError
+from ppexport.files import sha256_file
+from ppexport.networks.load import card_of
+from ppexport.twin.build import StaticTwin, make_twin
+
+BACKENDS = ("onnx",)
+PRECISIONS = ("fp32",)
+PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what an export depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_target(out: Path) -> None:
+    """Raise InputError unless *out* is new, empty or an older artefact, and can be written."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"{out} exists and is not a folder")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
+        except (OSError, UnicodeDecodeError, ArtifactError):
+            raise InputError(f"{out} is not empty and holds no artefact: name another folder") from None
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder")
+
+
+def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise InputError unless *value* is one of *known*."""
+    if value not in known:
+        raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
+
+
+def describe(twin: StaticTwin, card: Card, backend: str, precision: str, files: dict[str, str]) -> Manifest:
+    """The manifest of an artefact made from *twin*."""
+    assert card.weights is not None
+    return Manifest(
+        backend=backend,
+        name=card.name,
+        arch=card.arch,
+        options=card.options.model_dump() if card.options else {},
+        scale=twin.scale,
+        size=list(twin.size),
+        precision=precision,
+        capacities=[twin.capacity],
+        tokens=twin.tokens,
+        files=files,
+        weights=card.weights.model_dump(),
+        card_sha256=card.hash(),
+        licence=card.licence,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=package_versions(),
+    )
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Put the finished folder *new* in the place of *out*; an older artefact there goes only when *new* is in place."""
+    if not out.exists():
+        os.rename(new, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    os.rename(out, old / out.name)
+    os.rename(new, out)
+    shutil.rmtree(old)
+
+
+def export(
+    network: nn.Module,
+    *,
+    backend: str,
+    size: tuple[int, int],
+    out: str | Path,
+    precision: str = "fp32",
+    capacities: Sequence[int] | None = None,
+    keep: str | Path | None = None,
+    step: Step = lambda stage: None,
+) -> Path:
+    """Export *network* for LR images of *size* (h, w), before padding, into the artefact folder *out*.
+
+    *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; one capacity
+    below it, a multiple of 128, treats surplus tokens as pure. *keep* receives intermediate graphs, *step* is told
+    every stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
+    """
+    check_choice("backend", backend, BACKENDS)
+    check_choice("precision", precision, PRECISIONS)
+    if capacities is not None and len(capacities) != 1:
+        raise InputError(f"one capacity per artefact, not {list(capacities)}: sets of capacities are not supported yet")
+    out = Path(out)
+    check_target(out)
+    card = card_of(network)
+    if keep is not None:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+    step("building the twin")
+    twin = make_twin(network, size, capacities[0] if capacities else None)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        folder = work / "artifact"
+        folder.mkdir()
+        name = build(twin, card, folder, Path(keep) if keep else None, step)
+        write_manifest(folder, describe(twin, card, backend, precision, {name: sha256_file(folder / name)}))
+        replace_folder(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out

@@ -1,0 +1,125 @@
+"""Builds the static twin of a network for one LR size."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ppexport.errors import TwinError
+from ppexport.mask import mirror_index, padded_size
+from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace
+from ppexport.networks.pp_atd import PPATDLight
+from ppexport.twin.counting_sort import count_up
+from ppexport.twin.folded import add_mean
+from ppexport.twin.layers import Shared, StaticBlock, image_of
+from ppexport.twin.pure_pass import StaticPurePass
+from ppexport.twin.routing import check_capacity
+from ppexport.twin.window_bias import PositionIndex, ShiftMask
+
+MAX_TOKENS = 1 << 20
+"""Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
+
+
+class StaticTwin(nn.Module):
+    """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots; `forward` returns (sr, impure_tokens)."""
+
+    mean: Tensor
+    rows: Tensor
+    columns: Tensor
+    high: Tensor
+    low: Tensor
+
+    def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int) -> None:
+        super().__init__()
+        self.size, self.scale, self.capacity = size, network.config.scale, capacity
+        self.padded = height, width = padded_size(size[0]), padded_size(size[1])
+        self.tokens = height * width
+        dense = not isinstance(network, PPATDLight)
+        self.pure_pass = StaticPurePass(network.options, height, width) if isinstance(network, PPATDLight) else None
+        self.position_index = PositionIndex(network.config.window)
+        self.shift_mask = ShiftMask(height, width, network.config.window, network.config.window // 2)
+        self.conv_first = copy.deepcopy(network.conv_first)
+        self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
+        slots = 0 if dense else capacity
+        self.layers = nn.ModuleList(
+            StaticBlock(block, self.padded, slots) for block in network.layers if isinstance(block, Block)
+        )
+        self.norm = copy.deepcopy(network.norm)
+        self.conv_after_body = copy.deepcopy(network.conv_after_body)
+        last = network.upsample[0]
+        assert isinstance(last, nn.Conv2d)
+        self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
+        self.register_buffer("mean", network.mean.detach().clone())
+        high, low = count_up(self.tokens)
+        for name, value in (("high", high), ("low", low)):
+            self.register_buffer(name, value)
+        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
+            self.register_buffer(name, torch.from_numpy(mirror_index(*sides)).int())
+        # The network is kept for parity and its card, outside the module tree so that it is neither traced nor saved.
+        self.__dict__["network"] = network
+
+    def pad(self, lr: Tensor) -> Tensor:
+        """Mirror (1, 3, h, w) up to multiples of 16, by two constant gathers."""
+        if self.size[0] != self.padded[0]:
+            lr = lr.index_select(2, self.rows)
+        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+
+    def forward(
+        self, lr: Tensor, mask: Tensor | None = None, categories: Tensor | None = None, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """*lr* (1, 3, h, w) -> sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32.
+
+        Above the capacity, impure_tokens says that the picture is not the network's. *mask* (1, H', W') bool replaces
+        the computed one, *categories* (layers, n) int32 the routing of every layer; *trace* records every layer.
+        """
+        padded = self.pad(lr)
+        pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1)
+        if pure is None:
+            impure = torch.full((1,), self.tokens, dtype=torch.int32)
+        else:
+            # Counted in fp32, exact below 2^24: integer sums leave the accelerators.
+            impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
+        shared = Shared(
+            tokens=(self.high + self.low).view(-1),
+            index=self.position_index(),
+            mask=self.shift_mask(),
+            pure=pure,
+            impure=impure,
+            forced=categories,
+            trace=trace,
+        )
+        first = self.conv_first(padded - self.mean)
+        x = self.patch_embed(first).squeeze(0)
+        done = 0
+        for block in self.layers:
+            x = block(x, shared, done)
+            done += len(block.residual_group.layers)
+        deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
+        sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
+        return sr, impure
+
+
+def make_twin(network: nn.Module, size: tuple[int, int], capacity: int | None = None) -> StaticTwin:
+    """The static twin of *network* for LR images of *size* (h, w), before padding.
+
+    *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
+    for every image. Raises TwinError for another network, size or capacity.
+    """
+    if not isinstance(network, ATDLight):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
+    h, w = size
+    if h < 1 or w < 1:
+        raise TwinError(f"the LR size is at least 1x1, not {h}x{w}")
+    tokens = padded_size(h) * padded_size(w)
+    if tokens > MAX_TOKENS:
+        raise TwinError(f"{h}x{w} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles")
+    if capacity is not None:
+        try:
+            check_capacity(capacity, tokens)
+        except ValueError as error:
+            raise TwinError(str(error)) from None
+        if capacity != tokens and not isinstance(network, PPATDLight):
+            raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
+    return StaticTwin(network, (h, w), capacity or tokens).eval()

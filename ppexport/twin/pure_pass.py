@@ -1,0 +1,64 @@
+"""The Pure-Pass mask inside the graph, equal bit for bit to `ppexport.mask` and `networks.pure_pass`.
+
+Before (networks/pure_pass.py): int32 keys, repeat_interleave, a padded OR.
+
+After: the keys are fp32 products and sums, element by element (exact below 2^24; a convolution or a matmul could run
+in TF32 or fp16), uniform windows are found by max pooling, and the result stays at half-window resolution, where
+both grids are made of whole cells, until one nearest-neighbour enlargement at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppexport.mask import key_weights
+from ppexport.networks.pp_atd import PurePassOptions
+
+
+class StaticPurePass(nn.Module):
+    """Padded image (1, 3, H, W) -> pure pixels (H * W,) bool."""
+
+    weights: Tensor
+    offsets: Tensor
+
+    def __init__(self, options: PurePassOptions, height: int, width: int) -> None:
+        super().__init__()
+        self.window = options.window
+        self.csmf = options.csmf and min(height, width) > options.window
+        weights, offsets = key_weights(options.colors)
+        self.register_buffer("weights", torch.from_numpy(weights).float().view(1, -1, 3, 1, 1))
+        self.register_buffer("offsets", torch.from_numpy(offsets).float().view(1, -1, 1, 1))
+
+    def labels(self, padded: Tensor) -> Tensor:
+        """(1, 1, H, W) fp32: the label of every pixel."""
+        pixels = (padded.clamp(0, 1) * 255 + 0.5).floor()
+        keys = self.offsets
+        for c in range(3):
+            keys = keys + self.weights[:, :, c] * pixels[:, c : c + 1]
+        return keys.argmax(dim=1, keepdim=True).float()
+
+    def uniform(self, labels: Tensor) -> Tensor:
+        """(1, 1, 2h, 2w) fp32 half-window cells of *labels* (1, 1, h * window, w * window): 1 where its window is pure."""
+        top = F.max_pool2d(labels, self.window)
+        bottom = -F.max_pool2d(-labels, self.window)
+        return enlarge((top == bottom).float(), 2)
+
+    def forward(self, padded: Tensor) -> Tensor:
+        labels = self.labels(padded)
+        cells = self.uniform(labels)
+        half = self.window // 2
+        if self.csmf:
+            shifted = self.uniform(labels[:, :, half:-half, half:-half])
+            cells = torch.maximum(cells, F.pad(shifted, (1, 1, 1, 1)))
+        return enlarge(cells, half).view(-1) > 0.5
+
+
+def enlarge(cells: Tensor, times: int) -> Tensor:
+    """Repeat every cell of (1, 1, h, w) *times* in both directions, by rank 4 and 5 tensors."""
+    if times == 1:
+        return cells
+    _, _, h, w = cells.shape
+    wide = cells.view(h, 1, w, 1).expand(h, times, w, times)
+    return wide.reshape(1, 1, h * times, w * times)

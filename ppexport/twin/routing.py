@@ -1,0 +1,72 @@
+"""Which token every slot of category attention reads, and where every token finds its result.
+
+Before (networks/routing.py): a boolean mask, a stable argsort, and index lists whose length is the number of impure
+tokens m.
+
+After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots, a number
+fixed when the twin is built, read
+
+    source[p] = order[r(p)]           q = p mod 2m, r = q if q < m else 2m-1-q          (int32, from m)
+    slot[i]   = destination[i]        where destination[i] < min(m, C); every other token is treated as pure
+
+Slots past the last group that holds an impure token are computed and never read. With C >= 128 * ceil(m / 128) this
+is the network's routing; with fewer slots the surplus tokens count as pure, which the output `impure_tokens` shows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ppexport.networks.routing import GROUP_SIZE
+from ppexport.twin.counting_sort import CountingSort
+
+
+class StaticRoutes(NamedTuple):
+    """Fixed-size counterpart of `networks.routing.Routes` for one image."""
+
+    source: Tensor
+    """(C,) int32: token read by every slot."""
+    slot: Tensor
+    """(n,) int32: slot to read for every token, always inside the C slots."""
+    routed: Tensor
+    """(n, 1) bool: whether the token was mixed; the others take the compensation."""
+
+
+def mirror_slots(slots: Tensor, m: Tensor) -> Tensor:
+    """r(p) for *slots* (C,) int32 over *m* (int32, scalar) sorted tokens; anything in range where m is 0."""
+    m = torch.maximum(m, torch.ones_like(m))
+    q = slots - torch.div(slots, 2 * m, rounding_mode="trunc") * (2 * m)
+    return torch.where(q < m, q, 2 * m - 1 - q)
+
+
+def check_capacity(capacity: int, tokens: int) -> None:
+    """Raise ValueError unless *capacity* is a multiple of 128 in [128, tokens]."""
+    if capacity % GROUP_SIZE or not GROUP_SIZE <= capacity <= tokens:
+        raise ValueError(
+            f"a capacity is a multiple of {GROUP_SIZE} from {GROUP_SIZE} to the {tokens} tokens of the padded image, "
+            f"not {capacity}"
+        )
+
+
+class Router(nn.Module):
+    """Routes n tokens into *capacity* slots by category, pure tokens left out."""
+
+    def __init__(self, tokens: int, categories: int, capacity: int) -> None:
+        super().__init__()
+        check_capacity(capacity, tokens)
+        self.pure_key = categories
+        self.capacity = capacity
+        self.sort = CountingSort(tokens, categories + 1)
+
+    def forward(self, categories: Tensor, pure: Tensor, impure: Tensor, tokens: Tensor) -> StaticRoutes:
+        """*categories* (n,) int32, *pure* (n,) bool, *impure* = number of False in it, int32; *tokens* = 0 ... n - 1."""
+        keys = torch.where(pure, torch.tensor(self.pure_key, dtype=torch.int32), categories)
+        destination, order = self.sort(keys, tokens)
+        source = order.index_select(0, mirror_slots(tokens[: self.capacity], impure))
+        # Minimum instead of clamp: TensorRT's Clip is for floats.
+        capacity = torch.tensor(self.capacity, dtype=torch.int32)
+        routed = destination < torch.minimum(impure, capacity)
+        return StaticRoutes(source, torch.minimum(destination, capacity - 1), routed.unsqueeze(1))
