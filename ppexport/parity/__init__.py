@@ -1,0 +1,1 @@
+"""Proof that network, twin and artefact compute the same picture."""

@@ -1,0 +1,106 @@
+"""Computes the columns of a parity run: network, twin, and artefact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppexport.networks.atd import ATDLight, Trace, mirror_pad
+from ppexport.networks.pp_atd import PPATDLight
+from ppexport.networks.pure_pass import pixel_labels
+from ppexport.parity.columns import Sample
+from ppexport.parity.inputs import ParityInput
+from ppexport.twin.build import StaticTwin
+
+Layers = list[NDArray[np.float32]]
+"""Per layer (n, c)."""
+
+
+def _sample(sr: Tensor, trace: Trace, pure: Tensor | None, labels: Tensor | None) -> Sample:
+    categories = torch.stack([c.reshape(-1) for c in trace.categories]).numpy().astype(np.uint8)
+    return Sample(
+        sr=sr.numpy(),
+        impure=categories.shape[1] if pure is None else int((~pure).sum()),
+        categories=categories,
+        gaps=torch.stack([g.reshape(-1) for g in trace.gaps]).numpy(),
+        pure=None if pure is None else pure.reshape(-1).numpy(),
+        labels=None if labels is None else labels.reshape(-1).numpy().astype(np.uint8),
+    )
+
+
+def _layers(trace: Trace) -> Layers:
+    return [t.reshape(-1, t.shape[-1]).numpy() for t in trace.tokens]
+
+
+class NetworkColumn:
+    """The PyTorch reference network."""
+
+    name = "network"
+
+    def __init__(self, network: ATDLight) -> None:
+        self.network = network
+
+    def _run(self, item: ParityInput, categories: NDArray[np.uint8] | None) -> tuple[Tensor, Trace]:
+        trace = Trace()
+        forced = None if categories is None else torch.from_numpy(categories).long().unsqueeze(1)
+        with torch.no_grad():
+            return self.network(torch.from_numpy(item.lr), categories=forced, trace=trace), trace
+
+    def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
+        """The column's entry for *item*."""
+        sr, trace = self._run(item, categories)
+        if not isinstance(self.network, PPATDLight):
+            return _sample(sr, trace, None, None)
+        padded = mirror_pad(torch.from_numpy(item.lr))
+        labels = pixel_labels(padded, self.network.options.colors)
+        return _sample(sr, trace, self.network.pure_tokens(padded, None), labels)
+
+    def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Layers:
+        """The output of every layer."""
+        return _layers(self._run(item, categories)[1])
+
+
+class TwinColumn:
+    """The static twin in PyTorch."""
+
+    name = "twin"
+
+    def __init__(self, twin: StaticTwin) -> None:
+        self.twin = twin
+
+    def _run(self, item: ParityInput, categories: NDArray[np.uint8] | None) -> tuple[Tensor, Tensor, Trace]:
+        trace = Trace()
+        forced = None if categories is None else torch.from_numpy(categories).int()
+        with torch.no_grad():
+            sr, impure = self.twin(torch.from_numpy(item.lr), categories=forced, trace=trace)
+        return sr, impure, trace
+
+    def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
+        """The column's entry for *item*."""
+        sr, _, trace = self._run(item, categories)
+        mask = self.twin.pure_pass
+        if mask is None:
+            return _sample(sr, trace, None, None)
+        with torch.no_grad():
+            padded = self.twin.pad(torch.from_numpy(item.lr))
+            return _sample(sr, trace, mask(padded), mask.labels(padded))
+
+    def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Layers:
+        """The output of every layer."""
+        return _layers(self._run(item, categories)[2])
+
+
+def first_bad_layer(
+    reference: Callable[[], Layers], other: Callable[[], Layers], gate_db: float, depth: int = 6
+) -> str:
+    """The first layer whose tokens differ by more than *gate_db* of their own strength, or where else to look."""
+    for number, (a, b) in enumerate(zip(reference(), other(), strict=True)):
+        error, power = float(np.mean((a.astype(np.float64) - b) ** 2)), float(np.mean(a.astype(np.float64) ** 2))
+        if not math.isfinite(error) or (error and 10 * math.log10(power / error) < gate_db):
+            return f"layers.{number // depth}.residual_group.layers.{number % depth}"
+    return "after the last layer"

@@ -1,0 +1,189 @@
+"""A parity run: inputs, columns, pairs, and the folder in which they are kept.
+
+    inputs.npz        the inputs and their ground truths
+    network.npz       one file per column: pictures, categories, gaps, masks
+    twin.npz
+    onnx-fp32.npz
+    report.json       gates and figures
+    worst.png         error map of the worst input of the artefact
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.artifact import Artifact, Manifest
+from ppexport.backends.base import Runner
+from ppexport.errors import InputError
+from ppexport.files import write_text
+from ppexport.mask import mask_from_labels, pixel_labels
+from ppexport.parity.artifact_column import ArtifactColumn
+from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
+from ppexport.parity.compare import ARTIFACT_GATES, TWIN_GATE, Gate, Pair, compare_columns
+from ppexport.parity.error_map import save_error_map
+from ppexport.parity.inputs import ParityInput, parity_inputs
+
+INPUTS = "inputs.npz"
+REPORT = "report.json"
+WORST = "worst.png"
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total)."""
+
+
+class Source(Protocol):
+    """What computes a column."""
+
+    name: str
+
+    def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
+        """The entry for *item*, with *categories* injected if given."""
+
+    def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
+        """The output of every layer."""
+
+
+@dataclass
+class ParityReport:
+    """The outcome of a run."""
+
+    manifest: Manifest
+    folder: Path
+    pairs: list[Pair] = field(default_factory=list)
+    host_mask_differs: list[str] = field(default_factory=list)
+    """Inputs for which the NumPy mask is not the network's; must be empty."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates hold."""
+        return not self.host_mask_differs and all(pair.passed for pair in self.pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        m = self.manifest
+        return {
+            "format": "ppexport-parity",
+            "version": 1,
+            "model": m.name,
+            "backend": m.backend,
+            "precision": m.precision,
+            "size": m.size,
+            "files": m.files,
+            "weights": m.weights,
+            "versions": m.versions,
+            "passed": self.passed,
+            "host_mask_differs": self.host_mask_differs,
+            "pairs": [pair.to_dict() for pair in self.pairs],
+        }
+
+
+def compute(source: Source, inputs: list[ParityInput], progress: Progress) -> Column:
+    """All entries of one column."""
+    column: Column = {}
+    for done, item in enumerate(inputs):
+        progress(source.name, done, len(inputs))
+        column[item.name] = source.sample(item)
+    progress(source.name, len(inputs), len(inputs))
+    return column
+
+
+def compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
+    """Names of the inputs for which the NumPy mask of devices differs from the reference's."""
+    options, differs = manifest.options, []
+    for item in inputs:
+        expected = reference[item.name].pure
+        if expected is None:
+            continue
+        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), options["colors"])
+        mask = mask_from_labels(labels, options["window"], options["csmf"])
+        if not np.array_equal(mask.ravel(), expected):
+            differs.append(item.name)
+    return differs
+
+
+def compare_sources(
+    reference: Source, other: Source, columns: tuple[Column, Column], inputs: list[ParityInput], gate: Gate, scale: int
+) -> Pair:
+    """Compare two computed columns; a failed pair also names its first bad layer."""
+    from ppexport.parity.compute import first_bad_layer
+
+    names = (reference.name, other.name)
+    pair = compare_columns(names, inputs, *columns, gate, scale, rerun=other.sample)
+    if not all(row.passed for row in pair.rows):
+        item = next(item for item in inputs if item.name == pair.worst.name)
+        forced = columns[0][item.name].categories
+        pair.first_bad_layer = first_bad_layer(
+            lambda: reference.layers(item, forced), lambda: other.layers(item, forced), gate.psnr
+        )
+    return pair
+
+
+def gate_of(artifact: Artifact) -> Gate:
+    """The gate of an artefact's precision."""
+    precision = artifact.manifest.precision
+    if precision not in ARTIFACT_GATES:
+        raise InputError(f"no parity gate is known for precision {precision!r}")
+    return ARTIFACT_GATES[precision]
+
+
+def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
+    """Write the report, its columns and the error map into the run's folder."""
+    for name, column in columns.items():
+        save_column(report.folder / f"{name}.npz", column)
+    last = report.pairs[-1]
+    worst = last.worst.name
+    save_error_map(
+        report.folder / WORST,
+        next(item for item in inputs if item.name == worst).lr,
+        *(columns[name][worst].sr for name in (last.reference, last.other)),
+    )
+    write_text(report.folder / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -> ParityReport:
+    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*."""
+    from ppexport.parity.compute import NetworkColumn, TwinColumn
+    from ppexport.twin.build import make_twin
+
+    artifact = runner.artifact
+    manifest = artifact.manifest
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = parity_inputs(artifact.size, artifact.scale)
+    save_inputs(folder / INPUTS, inputs)
+    twin = make_twin(network, artifact.size, manifest.capacities[-1])
+    sources: list[Source] = [NetworkColumn(network), TwinColumn(twin), ArtifactColumn(runner)]
+    columns = {source.name: compute(source, inputs, progress) for source in sources}
+    report = ParityReport(manifest, folder)
+    report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
+    for a, b, gate in ((0, 1, TWIN_GATE), (1, 2, gate_of(artifact))):
+        reference, other = sources[a], sources[b]
+        both = (columns[reference.name], columns[other.name])
+        report.pairs.append(compare_sources(reference, other, both, inputs, gate, artifact.scale))
+    keep(report, inputs, columns)
+    return report
+
+
+def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
+    """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch."""
+    artifact = runner.artifact
+    inputs = load_inputs(folder / INPUTS, artifact.size)
+    reference = load_column(folder / "twin.npz")
+    missing = [item.name for item in inputs if item.name not in reference]
+    if missing:
+        raise InputError(f"{folder / 'twin.npz'} has no picture for input {missing[0]!r}")
+    source = ArtifactColumn(runner)
+    column = compute(source, inputs, progress)
+    report = ParityReport(artifact.manifest, folder)
+    names = ("twin", source.name)
+    report.pairs.append(
+        compare_columns(names, inputs, reference, column, gate_of(artifact), artifact.scale, rerun=source.sample)
+    )
+    keep(report, inputs, {"twin": reference, source.name: column})
+    return report
