@@ -1,0 +1,33 @@
+"""Where tests find what is not in the project: evaluation images (their licences allow research only), and tools/."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools"
+FREE_IMAGES = ROOT / "calibration" / "images"
+"""Pictures that anybody may use, part of the project."""
+
+# Programs of tools/ import their parts as `training.…`, which works from a script's own folder only.
+if str(TOOLS) not in sys.path:
+    sys.path.append(str(TOOLS))
+
+
+def shared_folder(*parts: str) -> Path:
+    """A folder below $PPEXPORT_SHARED, else below `shared` beside the checkout; skips the test where it is missing."""
+    base = Path(os.environ.get("PPEXPORT_SHARED") or ROOT.parent / "shared")
+    folder = base.joinpath(*parts)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: set PPEXPORT_SHARED to a folder with {'/'.join(parts)}")
+    return folder
+
+
+def evaluation_pairs(name: str, scale: int) -> list[tuple[Path, Path]]:
+    """(HR, LR) files of *name* (set5 or set14) at *scale*; skips the test where they are missing."""
+    folder = shared_folder("images", name, f"image_SRF_{scale}")
+    return [(hr, hr.with_name(hr.name.replace("_HR", "_LR"))) for hr in sorted(folder.glob("*_HR.png"))]

@@ -1,0 +1,1 @@
+"""Parts of tools/train.py: data, networks, schedule, saved state, loop, log."""
