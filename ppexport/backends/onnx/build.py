@@ -15,7 +15,7 @@ from torch import nn
 from ppexport.backends.onnx.lint import lint_model
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.cards import Card
-from ppexport.errors import ExportError
+from ppexport.errors import ExportError, first_line
 from ppexport.twin.build import StaticTwin
 
 OPSET = 17
@@ -57,7 +57,7 @@ def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str
                 output_names=list(outputs),
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"the twin does not export: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the twin does not export: {first_line(error)}") from error
     finally:
         exporter_log.setLevel(level)
 
@@ -86,17 +86,17 @@ def finish(path: Path, facts: dict[str, str], name: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx.checker refuses the graph: {str(error).splitlines()[0]}") from None
+        raise ExportError(f"onnx.checker refuses the graph: {first_line(error)}") from None
     onnx.save(model, path)
 
 
 def check_lint(path: Path) -> None:
     """Raise ExportError with the first finding when the linter finds an error in *path*."""
     report = lint_model(path)
-    errors = [f for f in report.findings if f.severity == "error"]
-    if errors:
-        first = errors[0]
-        raise ExportError(f"{len(errors)} lint errors; the first, in {first.module or 'the graph'}: {first.message}")
+    if not report.ok:
+        # Findings come errors first.
+        first = report.findings[0]
+        raise ExportError(f"the graph fails its lint; first, in {first.module or 'the whole graph'}: {first.message}")
 
 
 def self_check(path: Path, twin: StaticTwin) -> None:
@@ -135,4 +135,3 @@ def build(twin: StaticTwin, card: Card, folder: Path, keep: Path | None, step: S
     step("comparing with the twin")
     self_check(target, twin)
     return MODEL
-

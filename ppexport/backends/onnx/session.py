@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ppexport.errors import ArtifactError, require
+from ppexport.errors import ArtifactError, first_line, require
 
 
 def make_session_from(model: bytes, where: str, threads: int | None = None) -> Any:
@@ -23,7 +23,7 @@ def make_session_from(model: bytes, where: str, threads: int | None = None) -> A
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {reason}") from None
 
 
