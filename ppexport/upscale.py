@@ -1,0 +1,164 @@
+"""A picture of any size through a runner of one size: image -> tiles -> runs -> image.
+
+A picture that fits in one tile is run whole. A larger one is run tile by tile: what attention mixes over the whole
+picture then ends at the tile's border, so the result differs a little from the whole-picture network's. Overlaps are
+blended so that no border shows; `ppexport.tiles` says how, and gives the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ppexport.backends.base import Runner
+from ppexport.errors import ArtifactError, ImageError
+from ppexport.images import MAX_PIXELS, Picture, check_output, read_image, write_image
+from ppexport.picture import to_input
+from ppexport.tiles import Grid, Pixels, blend, cut, plan_grid
+
+Progress = Callable[[int, int], None]
+"""Called with (tiles done, tiles in all), first with (0, all)."""
+
+
+class TileRun(NamedTuple):
+    """One run of the artefact."""
+
+    origin: tuple[int, int]
+    """(top, left), LR pixels."""
+    impure_tokens: int
+    """Tokens that category attention had to mix."""
+    capacity: int
+    """Slots it had for them."""
+    seconds: float
+    """Inside the runner."""
+
+    @property
+    def over_capacity(self) -> bool:
+        """Whether tokens were left out, so that the tile is not what the network would give."""
+        return self.impure_tokens > self.capacity
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an upscaling took."""
+
+    lr_size: tuple[int, int]
+    """(H, W) before."""
+    sr_size: tuple[int, int]
+    """(H, W) after."""
+    tile: tuple[int, int]
+    """(h, w) of a tile, LR pixels."""
+    tiles: tuple[TileRun, ...]
+    """One entry per tile, row by row."""
+    seconds_total: float
+    """From start to end: of a file with reading and writing, of an array without."""
+
+    @property
+    def seconds_runtime(self) -> float:
+        """Seconds inside the runner."""
+        return sum(run.seconds for run in self.tiles)
+
+    @property
+    def over_capacity(self) -> tuple[TileRun, ...]:
+        """The tiles with more impure tokens than slots."""
+        return tuple(run for run in self.tiles if run.over_capacity)
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence for the user if any tile is not what the network would give, else None."""
+        over = self.over_capacity
+        if not over:
+            return None
+        worst = max(over, key=lambda run: run.impure_tokens - run.capacity)
+        return (
+            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artefact has slots "
+            f"(at worst {worst.impure_tokens} for {worst.capacity}, at row {worst.origin[0]}, column "
+            f"{worst.origin[1]}): there the result is not the network's, use an artefact of full capacity"
+        )
+
+
+class Upscaled(NamedTuple):
+    """The result of `upscale_array`."""
+
+    rgb: NDArray[np.uint8]
+    """(H * scale, W * scale, 3)."""
+    report: Report
+
+
+def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None) -> Upscaled:
+    """Super-resolve *rgb* (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
+
+    The result is floor(255 * clamp(sr, 0, 1) + 0.5). Raises InputError if the runner's tiles are too small to overlap
+    and the picture does not fit in one, ImageError if the result does not fit into memory, ArtifactError if the runner
+    returns another shape than it should or values that are not finite.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
+    start = time.perf_counter()
+    height, width = rgb.shape[:2]
+    grid = plan_grid((height, width), runner.size)
+    runs: list[TileRun] = []
+    try:
+        sr = blend(grid, runner.scale, _run_tiles(runner, rgb, grid, runs, progress))
+    except MemoryError:
+        raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
+    seconds = time.perf_counter() - start
+    return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
+
+
+def _run_tiles(
+    runner: Runner, rgb: Pixels, grid: Grid, runs: list[TileRun], progress: Progress | None
+) -> Iterator[NDArray[np.float32]]:
+    """The upscaled tiles (3, h * scale, w * scale) of *grid*, one at a time; appends what each needed to *runs*."""
+    h, w = grid.tile
+    expected = (1, 3, h * runner.scale, w * runner.scale)
+    if progress is not None:
+        progress(0, len(grid))
+    for origin in grid:
+        tile = cut(rgb, origin, grid.tile)
+        lr = to_input(tile)
+        begin = time.perf_counter()
+        result = runner(lr)
+        seconds = time.perf_counter() - begin
+        if result.sr.shape != expected:
+            raise ArtifactError(f"{runner.artifact.path} returned {result.sr.shape}, expected {expected}")
+        # Converted to 8 bits, NaN would become an ordinary colour.
+        if not np.isfinite(result.sr).all():
+            raise ArtifactError(f"{runner.artifact.path} returned NaN or infinite values for the tile at {origin}")
+        runs.append(TileRun(origin, int(result.impure_tokens), int(result.capacity), seconds))
+        yield result.sr[0]
+        if progress is not None:
+            progress(len(runs), len(grid))
+
+
+def upscale_file(
+    runner: Runner,
+    source: Path,
+    target: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Report:
+    """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
+
+    Alpha is enlarged with Pillow's bicubic filter; a grey picture stays grey; the colour profile is kept.
+    Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
+    known about *target* is checked before the first tile is run.
+    """
+    start = time.perf_counter()
+    picture = read_image(source, max_pixels=max_pixels)
+    height, width = (side * runner.scale for side in picture.size)
+    check_output(target, (height, width), picture.transparent)
+    sr, report = upscale_array(runner, picture.rgb, progress)
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    write_image(target, Picture(sr, alpha, picture.grey, picture.icc))
+    return replace(report, seconds_total=time.perf_counter() - start)

@@ -1,0 +1,500 @@
+"""Reading and writing pictures: real files made by Pillow or by hand."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from ppexport.errors import ImageError
+from ppexport.images import Picture, check_output, read_image, write_image
+
+rng = np.random.default_rng(7)
+GREY = rng.integers(0, 256, (11, 17), dtype=np.uint8)
+RGB = rng.integers(0, 256, (11, 17, 3), dtype=np.uint8)
+ALPHA = rng.integers(0, 256, (11, 17), dtype=np.uint8)
+ALPHA[:3] = 0
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def png(path: Path, depth: int, colour_type: int, rows: list[bytes], *chunks: tuple[bytes, bytes], **size: int) -> Path:
+    """A PNG of *rows* of packed samples, made by hand."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    width = size.get("width", len(rows[0]) * 8 // depth // channels)
+    header = struct.pack(">IIBBBBB", width, size.get("height", len(rows)), depth, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    blocks = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in blocks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+# Reading: every kind of pixel
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.webp", {"lossless": True})])
+def test_8_bit_rgb(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    picture = read_image(save(tmp_path / name, Image.fromarray(RGB), **options))
+    assert picture.rgb.dtype == np.uint8
+    np.testing.assert_array_equal(picture.rgb, RGB)
+    assert (picture.alpha, picture.grey, picture.icc, picture.size) == (None, False, None, (11, 17))
+
+
+def test_jpeg_is_what_pillow_decodes(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(RGB))
+    np.testing.assert_array_equal(read_image(path).rgb, np.asarray(Image.open(path)))
+
+
+def test_the_content_tells_the_format_not_the_extension(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RGB), format="WEBP", lossless=True)
+    np.testing.assert_array_equal(read_image(path).rgb, RGB)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_grey(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / name, Image.fromarray(GREY))
+    picture = read_image(path)
+    assert picture.grey
+    np.testing.assert_array_equal(picture.rgb, np.asarray(Image.open(path))[..., None].repeat(3, axis=2))
+
+
+def test_1_bit(tmp_path: Path) -> None:
+    picture = read_image(save(tmp_path / "a.png", Image.fromarray(GREY > 99)))
+    assert picture.grey
+    assert picture.rgb.dtype == np.uint8
+    np.testing.assert_array_equal(picture.rgb[..., 1], np.where(GREY > 99, 255, 0))
+
+
+def test_16_bit_grey_keeps_its_precision(tmp_path: Path) -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    picture = read_image(save(tmp_path / "a.png", Image.fromarray(levels)))
+    assert picture.grey
+    assert picture.rgb.dtype == np.float32
+    np.testing.assert_array_equal(picture.rgb[..., 2], levels.astype(np.float32) / np.float32(65535))
+    assert len(np.unique(picture.rgb)) == 65536
+
+
+def test_16_bit_rgb_is_the_upper_byte(tmp_path: Path) -> None:
+    levels = rng.integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    path = png(tmp_path / "a.png", 16, 2, [row.astype(">u2").tobytes() for row in levels])
+    picture = read_image(path)
+    assert (picture.rgb.dtype, picture.grey) == (np.uint8, False)
+    np.testing.assert_array_equal(picture.rgb, levels >> 8)
+
+
+def test_16_bit_grey_with_alpha(tmp_path: Path) -> None:
+    levels = rng.integers(0, 65536, (4, 5, 2), dtype=np.uint16)
+    picture = read_image(png(tmp_path / "a.png", 16, 4, [row.astype(">u2").tobytes() for row in levels]))
+    assert picture.grey
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.rgb[..., 0], levels[..., 0] >> 8)
+    np.testing.assert_array_equal(picture.alpha, levels[..., 1] >> 8)
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    picture = read_image(save(tmp_path / "a.png", image))
+    assert picture.alpha is None
+    np.testing.assert_array_equal(picture.rgb, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes([0, 128, 255, 7])])
+def test_palette_with_transparency(tmp_path: Path, transparency: int | bytes) -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    picture = read_image(save(tmp_path / "a.png", image, transparency=transparency))
+    table = np.full(256, 255)
+    if isinstance(transparency, int):
+        table[transparency] = 0
+    else:
+        table[: len(transparency)] = list(transparency)
+    assert picture.transparent
+    np.testing.assert_array_equal(picture.alpha, table[np.asarray(image)])
+    np.testing.assert_array_equal(picture.rgb, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "LA"), ("a.png", "RGBA"), ("a.webp", "RGBA")])
+def test_alpha(tmp_path: Path, name: str, mode: str) -> None:
+    image = Image.fromarray(GREY if mode == "LA" else RGB)
+    image.putalpha(Image.fromarray(ALPHA))
+    options = {"lossless": True, "exact": True} if name.endswith("webp") else {}
+    picture = read_image(save(tmp_path / name, image, **options))
+    assert picture.grey == (mode == "LA")
+    assert picture.transparent
+    np.testing.assert_array_equal(picture.alpha, ALPHA)
+    np.testing.assert_array_equal(picture.rgb, GREY[..., None].repeat(3, axis=2) if mode == "LA" else RGB)
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "key", "expected"),
+    [
+        (1, b"\x50", 1, [255, 0, 255, 0, 255, 255, 255, 255]),
+        (1, b"\x50", 0, [0, 255, 0, 255, 0, 0, 0, 0]),
+        (2, b"\x1b", 2, [255, 255, 0, 255]),
+        (4, b"\x3c", 12, [255, 0]),
+        (8, b"\x07\x08", 7, [0, 255]),
+        (16, b"\x01\x02\x01\x03", 0x0103, [255, 0]),
+    ],
+)
+def test_a_transparent_grey_level_at_every_depth(
+    tmp_path: Path, depth: int, row: bytes, key: int, expected: list[int]
+) -> None:
+    picture = read_image(png(tmp_path / "a.png", depth, 0, [row], (b"tRNS", struct.pack(">H", key))))
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [expected]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_colour(tmp_path: Path, depth: int) -> None:
+    key = np.array([200, 10, 3]) * (257 if depth == 16 else 1)
+    pixels = np.stack([key, key[::-1]]).astype(">u2" if depth == 16 else ">u1")
+    picture = read_image(png(tmp_path / "a.png", depth, 2, [pixels.tobytes()], (b"tRNS", struct.pack(">HHH", *key))))
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[0, 255]]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(RGB).convert("CMYK"), quality=95)
+    picture = read_image(path)
+    np.testing.assert_array_equal(picture.rgb, np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if name.endswith("webp") else {}
+    image = Image.fromarray(RGB)
+    if not name.endswith("jpg"):
+        image.putalpha(Image.fromarray(ALPHA))
+    path = save(tmp_path / name, image, exif=exif.tobytes(), **options)
+    picture = read_image(path)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(picture.rgb, upright[..., :3])
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(picture.alpha, upright[..., 3])
+    # Written and read again, it is not turned a second time.
+    write_image(tmp_path / "again.png", picture)
+    np.testing.assert_array_equal(read_image(tmp_path / "again.png").rgb, picture.rgb)
+
+
+def test_unreadable_exif_is_no_reason_to_lose_the_picture(tmp_path: Path) -> None:
+    for junk in (b"II*\0\xff\xff\xff\xff", b"garbage", b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9):
+        path = save(tmp_path / "a.jpg", Image.fromarray(RGB), exif=b"Exif\0\0" + junk)
+        assert read_image(path).size == (11, 17)
+
+
+def test_the_first_picture_of_a_multi_picture_jpeg_is_read(tmp_path: Path) -> None:
+    first, second = Image.fromarray(RGB), Image.fromarray(GREY)
+    path = save(tmp_path / "a.jpg", first, format="MPO", save_all=True, append_images=[second])
+    assert Image.open(path).n_frames == 2
+    np.testing.assert_array_equal(read_image(path).rgb, np.asarray(Image.open(path)))
+
+
+# Reading: what is refused
+
+
+def text_file(path: Path) -> None:
+    path.write_text("not a picture at all, only text")
+
+
+def gif(path: Path) -> None:
+    Image.fromarray(GREY).save(path, format="GIF")
+
+
+def animated(kind: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        Image.fromarray(RGB).save(path, format=kind, save_all=True, append_images=[Image.fromarray(255 - RGB)])
+
+    return make
+
+
+def cut_off(kind: str, share: float) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        stream = io.BytesIO()
+        Image.fromarray(RGB).save(stream, kind)
+        path.write_bytes(stream.getvalue()[: int(len(stream.getvalue()) * share)])
+
+    return make
+
+
+def flipped_bits(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RGB).save(stream, "PNG")
+    data = bytearray(stream.getvalue())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def lying_webp(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RGB).save(stream, "WEBP", lossless=True)
+    data = bytearray(stream.getvalue())
+    data[20:40] = bytes(20)
+    path.write_bytes(data)
+
+
+def huge_text(path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("note", "x" * 5_000_000, zip=True)
+    Image.fromarray(RGB).save(path, format="PNG", pnginfo=info)
+
+
+def bomb(path: Path) -> None:
+    png(path, 8, 2, [b"\0" * 3], width=100_000, height=100_000)
+
+
+def no_width(path: Path) -> None:
+    png(path, 8, 2, [b"\0" * 3], width=0, height=5)
+
+
+REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("missing", lambda path: None, "does not exist"),
+    ("folder", Path.mkdir, "is a folder"),
+    ("pipe", os.mkfifo, "is not a plain file"),
+    ("empty", Path.touch, "is empty"),
+    ("text", text_file, "is not a PNG, JPEG or WebP picture"),
+    ("gif", gif, "is not a PNG, JPEG or WebP picture"),
+    ("apng", animated("PNG"), "is an animation of 2 frames: save one frame as a PNG"),
+    ("animated webp", animated("WEBP"), "is an animation of 2 frames"),
+    ("cut png", cut_off("PNG", 0.6), "is truncated: it ends after"),
+    ("cut jpeg", cut_off("JPEG", 0.95), "is truncated: it ends after"),
+    ("cut jpeg header", cut_off("JPEG", 0.2), "is truncated: it ends after"),
+    ("cut webp", cut_off("WEBP", 0.6), "is truncated: it ends after"),
+    ("damaged png", flipped_bits, "is damaged and cannot be decoded"),
+    ("damaged webp", lying_webp, "is damaged and cannot be decoded"),
+    ("huge text", huge_text, "metadata of unreasonable size"),
+    ("bomb", bomb, r"100000x100000 = 10,000,000,000 pixels, .* limit of 89,478,485: .*--max-pixels 10000000000"),
+    ("no width", no_width, "no pixels|damaged"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_refused(
+    tmp_path: Path, make: Callable[[Path], object], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "picture.png"
+    make(path)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(path)
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    assert "\n" not in text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_limit_of_pixels_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+    assert read_image(path, max_pixels=11 * 17).size == (11, 17)
+    # Nothing is decoded beyond the limit.
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"17x11 = 187 pixels, more than the limit of 186: .*--max-pixels 187"):
+        read_image(path, max_pixels=11 * 17 - 1)
+
+
+def test_pillows_own_limit_does_not_get_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(path).size == (11, 17)
+
+
+def test_pillows_warnings_stay_inside(tmp_path: Path) -> None:
+    # An animation of no frames makes Pillow warn.
+    path = png(tmp_path / "a.png", 8, 2, [b"abc"], (b"acTL", struct.pack(">II", 0, 0)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Image.open(path).load()
+        assert caught
+        caught.clear()
+        assert read_image(path).size == (1, 1)
+    assert not caught
+
+
+# Writing
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "A.PNG"])
+@pytest.mark.parametrize("alpha", [None, ALPHA])
+@pytest.mark.parametrize("grey", [False, True])
+def test_lossless_formats_return_what_was_written(tmp_path: Path, name: str, alpha: np.ndarray, grey: bool) -> None:
+    rgb = GREY[..., None].repeat(3, axis=2) if grey else RGB
+    write_image(tmp_path / name, Picture(rgb, alpha, grey))
+    back = read_image(tmp_path / name)
+    np.testing.assert_array_equal(back.rgb, rgb)
+    assert (back.alpha is None) == (alpha is None)
+    if alpha is not None:
+        np.testing.assert_array_equal(back.alpha, alpha)
+    # WebP has no grey.
+    assert back.grey == (grey and name != "a.webp")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_grey_is_written_as_luma(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", Picture(RGB, grey=True))
+    luma = RGB @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(read_image(tmp_path / "a.png").rgb[..., 0] - luma).max() <= 0.51
+
+
+def test_jpeg_is_close_and_keeps_full_colour_resolution(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:64, 0:64]
+    rgb = np.stack([x * 3, y * 3, 255 - x * 2], axis=2).astype(np.uint8)
+    write_image(tmp_path / "a.jpg", Picture(rgb))
+    assert np.abs(read_image(tmp_path / "a.jpg").rgb.astype(int) - rgb).mean() < 1.5
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
+
+
+def test_an_opaque_alpha_does_not_keep_a_picture_from_jpeg(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg", Picture(RGB, np.full_like(ALPHA, 255)))
+    assert read_image(tmp_path / "a.jpg").alpha is None
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_the_colour_profile_is_kept(tmp_path: Path, name: str) -> None:
+    source = save(tmp_path / "source.png", Image.fromarray(RGB), icc_profile=SRGB)
+    write_image(tmp_path / name, read_image(source))
+    assert read_image(tmp_path / name).icc == SRGB
+
+
+def test_a_profile_of_another_colour_space_is_not_written(tmp_path: Path) -> None:
+    profile = SRGB[:16] + b"CMYK" + SRGB[20:]
+    source = save(tmp_path / "a.jpg", Image.fromarray(RGB).convert("CMYK"), icc_profile=profile)
+    picture = read_image(source)
+    assert picture.icc == profile
+    write_image(tmp_path / "b.png", picture)
+    assert read_image(tmp_path / "b.png").icc is None
+
+
+CHECKS: list[tuple[str, tuple[int, int], bool, str]] = [
+    ("a.gif", (9, 9), False, r"extension is one of .png, .jpg, .jpeg, .webp"),
+    ("a", (9, 9), False, r"extension is one of .png, .jpg, .jpeg, .webp"),
+    ("missing/a.png", (9, 9), False, r"folder .*missing does not exist"),
+    ("file/a.png", (9, 9), False, r"folder .*file does not exist"),
+    ("folder.png", (9, 9), False, "is a folder"),
+    ("pipe.png", (9, 9), False, "exists and is not a file that may be overwritten"),
+    ("x" * 300 + ".png", (9, 9), False, "cannot be written: File name too long"),
+    ("a.jpg", (9, 9), True, r"JPEG has no transparency.*use .png or .webp"),
+    ("a.jpeg", (9, 65501), False, r"JPEG sides end at 65500 pixels, the result has 65501x9: use .png"),
+    ("a.webp", (16384, 9), False, r"WEBP sides end at 16383 pixels, the result has 9x16384: use .png"),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "transparent", "message"), CHECKS)
+def test_an_output_that_cannot_be_written_is_known_before(
+    tmp_path: Path, name: str, size: tuple[int, int], transparent: bool, message: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=message):
+        check_output(tmp_path / name, size, transparent)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "transparent"),
+    [("a.jpg", (65500, 9), False), ("a.webp", (9, 16383), True), ("a.png", (9, 99999), True)],
+)
+def test_an_output_that_can_be_written(tmp_path: Path, name: str, size: tuple[int, int], transparent: bool) -> None:
+    check_output(tmp_path / name, size, transparent)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    # Permission bits would not stop a test that runs as root.
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(ImageError, match=r"a\.png cannot be written: Read-only file system"):
+        check_output(tmp_path / "a.png", (9, 9), False)
+
+
+def test_jpeg_sizes_up_to_the_limit_can_really_be_written(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg", Picture(np.zeros((1, 65500, 3), np.uint8)))
+    assert read_image(tmp_path / "a.jpg").size == (1, 65500)
+
+
+def fill_disk(self: Image.Image, stream: io.BufferedWriter, **options: object) -> None:
+    stream.write(b"half a picture")
+    stream.flush()
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / name
+    target.write_bytes(b"the old file")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fill_disk)
+        with pytest.raises(ImageError, match=rf"{name} cannot be written: No space left on device"):
+            write_image(target, Picture(RGB))
+    assert target.read_bytes() == b"the old file"
+    assert os.listdir(tmp_path) == [name]
+    write_image(target, Picture(RGB))
+    assert read_image(target).size == (11, 17)
+
+
+def test_a_folder_that_vanishes_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppexport.images.check_output", lambda path, size, transparent: None)
+    with pytest.raises(ImageError, match=r"a\.png cannot be written: No such file"):
+        write_image(tmp_path / "gone" / "a.png", Picture(RGB))
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from PIL import Image
+from ppexport.images import Picture, write_image
+
+def slow(self, stream, **options):
+    stream.write(b"half a picture")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+
+Image.Image.save = slow
+write_image(Path(sys.argv[1]), Picture(np.zeros((4, 4, 3), np.uint8)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "a.png"
+    target.write_bytes(b"the old file")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert target.read_bytes() == b"the old file"
+
+
+def test_a_picture_may_replace_its_source(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+    write_image(path, Picture(255 - read_image(path).rgb))
+    np.testing.assert_array_equal(read_image(path).rgb, 255 - RGB)
+
+
+def test_only_8_bit_pixels_are_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        write_image(tmp_path / "a.png", Picture(RGB.astype(np.float32)))
