@@ -1,0 +1,1 @@
+"""Bundled models: data, mapped into the package as `ppexport.models`."""

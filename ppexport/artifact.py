@@ -138,7 +138,9 @@ def read_artifact(path: Path) -> Artifact:
         if file.is_symlink() or not file.is_file():
             raise ArtifactError(f"{path} is not complete: {name} is missing or is not a plain file")
         if sha256_file(file) != expected:
-            raise ArtifactError(f"{file} does not match its hash in {MANIFEST}: it was changed or damaged, export it again")
+            raise ArtifactError(
+                f"{file} does not match its hash in {MANIFEST}: it was changed or damaged, export again"
+            )
     return Artifact(path, manifest)
 
 

@@ -50,6 +50,11 @@ class UnavailableError(PpexportError):
     exit_code = EXIT_UNAVAILABLE
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the kind of *error* where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def require(module: str, extra: str) -> None:
     """Raise `UnavailableError`, naming the extra to install, when *module* cannot be imported."""
     from importlib.util import find_spec

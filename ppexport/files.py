@@ -57,4 +57,4 @@ def sha256_text(text: str) -> str:
 
 def is_plain_name(name: str) -> bool:
     """Whether *name* is a file name and nothing more: no folder, no parent, no drive, not hidden."""
-    return bool(name) and name == os.path.basename(name) and not name.startswith(".") and not set(name) & set('\\:\0')
+    return bool(name) and name == os.path.basename(name) and not name.startswith(".") and not set(name) & set("\\:\0")

@@ -101,7 +101,8 @@ def _uniform_windows(labels: NDArray[np.uint8], window: int) -> NDArray[np.bool_
     rows = labels.reshape(h // window, window, w)
     top, bottom = rows.max(axis=1), rows.min(axis=1)
     shape = (h // window, w // window, window)
-    return top.reshape(shape).max(axis=2) == bottom.reshape(shape).min(axis=2)
+    uniform: NDArray[np.bool_] = top.reshape(shape).max(axis=2) == bottom.reshape(shape).min(axis=2)
+    return uniform
 
 
 def mask_from_labels(labels: NDArray[np.uint8], window: int = 8, csmf: bool = True) -> NDArray[np.bool_]:
@@ -119,9 +120,7 @@ def mask_from_labels(labels: NDArray[np.uint8], window: int = 8, csmf: bool = Tr
     return cells.repeat(half, axis=0).repeat(half, axis=1)
 
 
-def pure_mask(
-    rgb: NDArray[np.generic], colors: int = 8, window: int = 8, csmf: bool = True
-) -> NDArray[np.bool_]:
+def pure_mask(rgb: NDArray[np.generic], colors: int = 8, window: int = 8, csmf: bool = True) -> NDArray[np.bool_]:
     """Which pixels of *rgb*, mirror-padded to multiples of 16, are pure.
 
     *rgb* is (H, W, 3), uint8 or float32 in [0, 1]. Returns bool (H', W'), True = pure.

@@ -6,7 +6,6 @@ Imports the standard library and NumPy only: this file runs on devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -53,12 +52,3 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, lr: Image) -> Result:
         """Run a checked image."""
-
-    def close(self) -> None:
-        """Release the runtime's resources."""
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

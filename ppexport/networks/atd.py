@@ -91,7 +91,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (b, n, c) -> tokens (b, n, c)."""
-        b, n, c = x.shape
+        b, _, c = x.shape
         image = x.transpose(1, 2).reshape(b, c, *size)
         out: Tensor = self.depthwise_conv(image)
         return out.flatten(2).transpose(1, 2)
@@ -185,7 +185,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
         """Tokens (b, n, c) -> tokens (b, n, c)."""
-        b, n, c = x.shape
+        b, _, c = x.shape
         y = self.residual_group(x, size, index, routing).transpose(1, 2).reshape(b, c, *size)
         out: Tensor = self.conv(y)
         return out.flatten(2).transpose(1, 2) + x
@@ -219,6 +219,8 @@ class ATDLight(nn.Module):
 
     arch = "atd_light"
     layer_type: type[TransformerLayer] = TransformerLayer
+    mean: Tensor
+    relative_position_index_SA: Tensor
 
     def __init__(self, scale: int) -> None:
         super().__init__()

@@ -80,10 +80,7 @@ class CategoryAttention(nn.Module):
         q = q * self.logit_scale.clamp(max=math.log(100)).exp()
         mixed = merge_heads(attend(q, k, v)).view(-1, dim)
         mixed = self.proj(mixed[routes.slots])
-        if compensation is None:
-            rest = mixed.new_zeros(b * n, dim)
-        else:
-            rest = compensation.reshape(b * n, dim)
+        rest = mixed.new_zeros(b * n, dim) if compensation is None else compensation.reshape(b * n, dim)
         return rest.index_copy(0, routes.tokens, mixed).view(b, n, dim)
 
 

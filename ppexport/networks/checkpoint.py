@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppexport.errors import CheckpointError
+from ppexport.errors import CheckpointError, first_line
 from ppexport.networks.atd import ATDLight
 
 WRAPPERS = ("params_ema", "params")
@@ -37,7 +37,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except Exception as error:  # torch.load raises whatever the bytes provoke
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and was refused: {str(error).splitlines()[0]}"
+            f"{path} is damaged, or holds more than tensors and was refused: {first_line(error)}"
         ) from None
     for key in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -52,7 +52,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: ATDLight, state: dict[str, Tensor], where: str) -> None:
-    """Load *state* into *network*, every key and shape as it must be. Raises CheckpointError naming *where* and the key."""
+    """Load *state* into *network*, every key and shape as must be; CheckpointError names *where* and the key."""
     own = network.state_dict()
     scale = network.config.scale
     last = state.get(LAST)

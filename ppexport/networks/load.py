@@ -25,7 +25,9 @@ def build_network(card: Card) -> ATDLight:
     return ATDLight(card.scale)
 
 
-def _effective_card(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> tuple[Card, Path]:
+def _effective_card(
+    name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]
+) -> tuple[Card, Path]:
     """The card of *name* or a fresh one for *arch* and *scale*, with *options* in place of the card's."""
     if name is not None:
         card, folder = find_card(name)
@@ -79,6 +81,14 @@ def load_network(
         raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
     weights = {"file": path.name, "sha256": digest}
     network.card = card.model_copy(update={"weights": Weights(**weights)})  # type: ignore[assignment]
+    return network.eval()
+
+
+def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> ATDLight:
+    """The network of a card, or of *arch* and *scale*, without its weights: enough to count what it costs."""
+    card, _ = _effective_card(name, arch, scale, options)
+    network = build_network(card)
+    network.card = card  # type: ignore[assignment]
     return network.eval()
 
 

@@ -44,6 +44,7 @@ class PPTransformerLayer(TransformerLayer):
     kind: Compensation = "value"
 
     def compensation(self, z: Tensor, qkv: Tensor) -> Tensor | None:
+        """What pure tokens take in place of category attention (b, n, c), None for zeros."""
         if self.kind == "value":
             return qkv[..., -z.shape[-1] :]
         return z if self.kind == "normed" else None
@@ -63,6 +64,7 @@ class PPATDLight(ATDLight):
                 module.kind = self.options.compensation
 
     def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor:
+        """Pure tokens (b, H' * W') bool of the padded image (b, 3, H', W'), from *mask* (b, H', W') if given."""
         b, _, h, w = padded.shape
         if mask is None:
             o = self.options

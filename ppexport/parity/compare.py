@@ -121,7 +121,9 @@ def measure(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Error
     if not np.isfinite(other).all():
         return Errors(-math.inf, math.inf, math.inf, None)
     difference = np.abs(other.astype(np.float64) - reference)
-    similar = ssim(reference[0].transpose(1, 2, 0), other[0].transpose(1, 2, 0), 1.0) if min(other.shape[2:]) > 10 else None
+    similar = (
+        ssim(reference[0].transpose(1, 2, 0), other[0].transpose(1, 2, 0), 1.0) if min(other.shape[2:]) > 10 else None
+    )
     return Errors(psnr(reference, other, 1.0), float(difference.max()), float(np.quantile(difference, 0.999)), similar)
 
 
@@ -151,7 +153,9 @@ def _judge_flips(
     row.injected = measure(reference.sr, again.sr)
     row.passed = largest < NEAR_TIE and row.injected.within(gate)
     if row.passed:
-        row.reason = f"{int(unexplained.sum())} near ties (gap below {NEAR_TIE:g}) regrouped tokens; equal once injected"
+        row.reason = (
+            f"{int(unexplained.sum())} near ties (gap below {NEAR_TIE:g}) regrouped tokens; equal once injected"
+        )
     elif largest >= NEAR_TIE:
         row.reason = f"a category flipped although the reference was sure of it by {largest:.1e}"
     else:

@@ -100,4 +100,3 @@ def parity_inputs(size: tuple[int, int], scale: int) -> list[ParityInput]:
     between = inputs[0].lr * np.float32(0.83) + np.float32(0.0413)
     inputs.append(ParityInput("between_levels", between.astype(np.float32)))
     return inputs
-

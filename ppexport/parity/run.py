@@ -1,11 +1,11 @@
 """A parity run: inputs, columns, pairs, and the folder in which they are kept.
 
-    inputs.npz        the inputs and their ground truths
-    network.npz       one file per column: pictures, categories, gaps, masks
-    twin.npz
-    onnx-fp32.npz
-    report.json       gates and figures
-    worst.png         error map of the worst input of the artefact
+inputs.npz        the inputs and their ground truths
+network.npz       one file per column: pictures, categories, gaps, masks
+twin.npz
+onnx-fp32.npz
+report.json       gates and figures
+worst.png         error map of the worst input of the artefact
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class StaticTwin(nn.Module):
         self.size, self.scale, self.capacity = size, network.config.scale, capacity
         self.padded = height, width = padded_size(size[0]), padded_size(size[1])
         self.tokens = height * width
+        self.depths = network.config.depths
         dense = not isinstance(network, PPATDLight)
         self.pure_pass = StaticPurePass(network.options, height, width) if isinstance(network, PPATDLight) else None
         self.position_index = PositionIndex(network.config.window)
@@ -93,9 +94,9 @@ class StaticTwin(nn.Module):
         first = self.conv_first(padded - self.mean)
         x = self.patch_embed(first).squeeze(0)
         done = 0
-        for block in self.layers:
+        for block, depth in zip(self.layers, self.depths, strict=True):
             x = block(x, shared, done)
-            done += len(block.residual_group.layers)
+            done += depth
         deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
         sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
         return sr, impure

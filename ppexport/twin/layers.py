@@ -224,4 +224,3 @@ def image_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 def tokens_of(image: Tensor) -> Tensor:
     """Image (1, c, h, w) -> tokens (n, c)."""
     return image.reshape(image.shape[1], -1).t()
-

@@ -40,12 +40,13 @@ class StaticPurePass(nn.Module):
         return keys.argmax(dim=1, keepdim=True).float()
 
     def uniform(self, labels: Tensor) -> Tensor:
-        """(1, 1, 2h, 2w) fp32 half-window cells of *labels* (1, 1, h * window, w * window): 1 where its window is pure."""
+        """Half-window cells (1, 1, 2h, 2w) of *labels* (1, 1, h * window, w * window): 1 where its window is pure."""
         top = F.max_pool2d(labels, self.window)
         bottom = -F.max_pool2d(-labels, self.window)
         return enlarge((top == bottom).float(), 2)
 
     def forward(self, padded: Tensor) -> Tensor:
+        """Pure pixels (H * W,) bool of the padded image (1, 3, H, W) in [0, 1]."""
         labels = self.labels(padded)
         cells = self.uniform(labels)
         half = self.window // 2

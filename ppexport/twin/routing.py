@@ -62,7 +62,7 @@ class Router(nn.Module):
         self.sort = CountingSort(tokens, categories + 1)
 
     def forward(self, categories: Tensor, pure: Tensor, impure: Tensor, tokens: Tensor) -> StaticRoutes:
-        """*categories* (n,) int32, *pure* (n,) bool, *impure* = number of False in it, int32; *tokens* = 0 ... n - 1."""
+        """*categories* (n,) int32, *pure* (n,) bool, *impure* = its number of False, int32; *tokens* = 0 ... n - 1."""
         keys = torch.where(pure, torch.tensor(self.pure_key, dtype=torch.int32), categories)
         destination, order = self.sort(keys, tokens)
         source = order.index_select(0, mirror_slots(tokens[: self.capacity], impure))

@@ -29,6 +29,7 @@ class PositionIndex(nn.Module):
         self.register_buffer("base", (y * side + x).flatten().to(torch.int32))
 
     def forward(self) -> Tensor:
+        """Computed in the graph."""
         return self.base.unsqueeze(1) - self.base.unsqueeze(0) + self.center
 
 
@@ -52,6 +53,7 @@ class ShiftMask(nn.Module):
         self.register_buffer("kind", kind.to(torch.int32))
 
     def forward(self) -> Tensor:
+        """Computed in the graph, for all shifted layers."""
         differs = self.region.unsqueeze(2) != self.region.unsqueeze(1)
         kinds = torch.where(differs, torch.tensor(-100.0), torch.tensor(0.0)).unsqueeze(1)
         return kinds.index_select(0, self.kind)

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# This release's wheel is the CPU build on some indexes; TORCH=torch takes whatever suits your machine.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint wheel-test clean
+
+demo: $(READY)
+	$(BIN)/ppexport demo -o demo
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+# Every golden case through its own export, and whatever else takes minutes.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[export,onnx,test]"
+	touch $(READY)
+
+# The wheel in a second environment without torch, as on a device.
+wheel-test: $(READY)
+	bash tests/wheel.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m ppexport`."""
+
+from ppexport.cli import run
+
+run()

@@ -1,0 +1,69 @@
+"""The command line. Every command is one file in `ppexport.commands`.
+
+Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 something this machine lacks.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+import ppexport
+from ppexport.commands import demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.console import fail
+from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
+
+COMMANDS: dict[str, ModuleType] = {
+    "export": export,
+    "parity": parity,
+    "upscale": upscale,
+    "evaluate": evaluate,
+    "info": info,
+    "lint": lint,
+    "models": models,
+    "demo": demo,
+}
+
+app = typer.Typer(name="ppexport", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for _name, _module in COMMANDS.items():
+    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ppexport {ppexport.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Exports PP-ATD-light to edge runtimes and proves that each export computes the same picture."""
+
+
+def run() -> None:
+    """Entry point: expected failures end with one sentence and their exit code."""
+    try:
+        app()
+    except PpexportError as error:
+        fail(str(error))
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ppexport") or find_spec(error.name.partition(".")[0]):
+            raise
+        fail(f"{error.name} is not installed: pip install 'ppexport[export]'")
+        sys.exit(EXIT_UNAVAILABLE)
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    run()

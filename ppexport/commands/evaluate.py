@@ -1,0 +1,61 @@
+"""`ppexport evaluate`: PSNR-Y and SSIM-Y on folders of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppexport.commands.options import Arch, Checkpoint, Colors, Compensation, Csmf, Json, Scale, Window, load
+from ppexport.console import emit_json, people, progress_bar, table
+from ppexport.errors import InputError
+
+EXAMPLE = "Example: ppexport evaluate pp_atd_light_x2 --hr Set5 --scale 2"
+
+
+def evaluate(
+    target: Annotated[
+        str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model or an artefact folder")
+    ] = None,
+    hr: Annotated[Path, typer.Option(help="folder of HR pictures (NAME_HR.png, or all pictures in it)")] = ...,  # type: ignore[assignment]
+    lr: Annotated[Path | None, typer.Option(help="folder of their LR files; made by bicubic if left out")] = None,
+    scale: Scale = None,
+    checkpoint: Checkpoint = None,
+    arch: Arch = None,
+    colors: Colors = None,
+    window: Window = None,
+    csmf: Csmf = None,
+    compensation: Compensation = None,
+    json: Json = None,
+) -> None:
+    """PSNR-Y and SSIM-Y on folders of pictures, beside bicubic enlargement."""
+    from ppexport.artifact import MANIFEST
+    from ppexport.evaluate import artifact_upscaler, find_pairs, network_upscaler
+    from ppexport.evaluate import evaluate as run_evaluate
+
+    pairs = find_pairs(hr, lr)
+    options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    if target is not None and (Path(target) / MANIFEST).is_file():
+        from ppexport.opening import open_artifact
+
+        runner = open_artifact(Path(target))
+        if any(v is not None for v in (checkpoint, arch, *options.values())):
+            raise InputError("an artefact has its weights and options inside: leave --checkpoint and the like out")
+        if scale not in (None, runner.scale):
+            raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
+        run, factor, name = artifact_upscaler(runner), runner.scale, target
+    else:
+        from ppexport.networks.load import card_of
+
+        network = load(target, checkpoint, arch, scale, **options)
+        run, factor, name = network_upscaler(network), network.config.scale, card_of(network).name
+    with progress_bar("pictures") as progress:
+        result = run_evaluate(run, pairs, factor, progress)
+    emit_json(json, {"model": name, "hr": str(hr), **result.to_dict()})
+    rows = [
+        [s.name, f"{s.psnr_y:.3f}", f"{s.ssim_y:.4f}", f"{s.bicubic_psnr_y:.3f}", f"{s.bicubic_ssim_y:.4f}"]
+        for s in (*result.scores, result.mean)
+    ]
+    columns = ["picture", "PSNR-Y dB", "SSIM-Y", "bicubic dB", "bicubic SSIM-Y"]
+    people(json).print(table(f"{name} x{factor}", columns, rows))

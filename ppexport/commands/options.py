@@ -1,0 +1,43 @@
+"""Options that several commands share, and the network they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppexport.errors import InputError
+
+if TYPE_CHECKING:
+    from ppexport.networks.atd import ATDLight
+
+Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
+ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `export` makes it")]
+Checkpoint = Annotated[Path | None, typer.Option(help="weights in place of the model's: .pth or .safetensors")]
+Arch = Annotated[str | None, typer.Option(help="atd_light or pp_atd_light, for a checkpoint without a model name")]
+Scale = Annotated[int | None, typer.Option(help="2, 3 or 4, for a checkpoint without a model name")]
+Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
+Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
+Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
+Compensation = Annotated[str | None, typer.Option(help="what pure pixels take: value, zero or normed")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is stdout")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """HxW -> (h, w)."""
+    match = SIZE.fullmatch(text)
+    if match is None or "0" in match.groups():
+        raise InputError(f"a size is HEIGHTxWIDTH in pixels, such as 64x64, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> ATDLight:
+    """The network that the options describe."""
+    from ppexport.networks.load import load_network
+
+    given = {key: value for key, value in options.items() if value is not None}
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given)  # type: ignore[return-value]

@@ -1,0 +1,82 @@
+"""`ppexport parity`: network against twin against artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppexport.commands.options import ArtifactFolder, Checkpoint, Json
+from ppexport.console import decibel, emit_json, people, progress_bars, table
+from ppexport.errors import EXIT_GATE_FAILED, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppexport.parity.compare import Pair
+    from ppexport.parity.run import ParityReport
+
+EXAMPLE = "Example: ppexport parity x2_64 -o x2_64-parity"
+
+
+def _pair_table(pair: Pair) -> Any:
+    rows = []
+    for row in pair.rows:
+        flips = "not measured" if row.flips is None else str(sum(row.flips))
+        task = f"{row.task[1] - row.task[0]:+.4f}" if row.task else ""
+        verdict = ("pass" if row.passed else "FAIL") + (f": {row.reason}" if row.reason else "")
+        rows.append([row.name, verdict, decibel(row.errors.psnr), f"{row.errors.max_abs:.1e}", flips, task])
+    gate = f"gate {pair.gate.psnr:g} dB"
+    columns = ["input", "verdict", "PSNR dB", "max error", "flips", "PSNR-Y change"]
+    return table(f"{pair.reference} against {pair.other} ({gate})", columns, rows, numbers=2)
+
+
+def parity(
+    artifact: ArtifactFolder,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-parity if left out")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    against: Annotated[Path | None, typer.Option(help="compare with this saved run instead; needs no torch")] = None,
+    json: Json = None,
+) -> None:
+    """Prove that network, static twin and artefact compute the same picture."""
+    from ppexport.opening import open_artifact
+    from ppexport.parity.run import run_against, run_parity
+
+    if against is not None and (out is not None or checkpoint is not None):
+        raise InputError(
+            "--against compares with a saved run and writes into its folder: leave --out and --checkpoint out"
+        )
+    runner = open_artifact(artifact)
+    with progress_bars() as progress:
+        if against is not None:
+            report = run_against(runner, against, progress)
+        else:
+            from ppexport.parity.reference import reference_network
+
+            folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
+            report = run_parity(reference_network(runner.artifact, checkpoint), runner, folder, progress)
+    emit_json(json, report.to_dict())
+    show(report, people(json))
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def show(report: ParityReport, console: Console) -> None:
+    """Print the tables and the verdict of a run."""
+    from ppexport.parity.run import REPORT, WORST
+
+    for pair in report.pairs:
+        console.print(_pair_table(pair))
+        if pair.task_change is not None and not pair.task_ok:
+            console.print(
+                f"PSNR-Y changed by {pair.task_change:+.4f} dB on average: more than {pair.gate.task_change:g}"
+            )
+        if not pair.passed:
+            layer = pair.first_bad_layer or "not measured"
+            console.print(f"worst input: {pair.worst.name}; first bad layer: {layer}")
+    if report.host_mask_differs:
+        console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")
+    console.print(f"{'pass' if report.passed else 'FAIL'}: {report.folder / REPORT}, {report.folder / WORST}")

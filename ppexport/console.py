@@ -1,0 +1,98 @@
+"""What the command line prints: tables, progress bars, JSON. People read standard error, machines standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ppexport.files import write_text
+
+
+def people(json_to: str | None) -> Console:
+    """Where text for people goes: standard output, unless JSON is written there."""
+    return Console(stderr=json_to == "-", highlight=False, soft_wrap=True)
+
+
+def emit_json(json_to: str | None, data: Any) -> None:
+    """Write *data* to the file *json_to*, atomically, or to standard output for "-"."""
+    if json_to is None:
+        return
+    text = json.dumps(data, indent=2) + "\n"
+    if json_to == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(Path(json_to), text)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by calling (done, total)."""
+    with _bars() as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for every new description, moved by calling (what, done, total)."""
+    with _bars() as bars:
+        tasks: dict[str, Any] = {}
+
+        def move(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield move
+
+
+@contextmanager
+def stages(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on standard error that shows the name of the stage it is told."""
+    console = Console(stderr=True)
+    with console.status(what) as status:
+        yield lambda stage: status.update(f"{what}: {stage}")
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], numbers: int = 1) -> Table:
+    """A table whose columns from *numbers* on are aligned right."""
+    made = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < numbers else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def giga(count: int) -> str:
+    """Multiply-adds in G."""
+    return f"{count / 1e9:.2f} G"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.2f} %"
+
+
+def decibel(value: float) -> str:
+    """dB, or "equal" for infinite."""
+    return "equal" if value == float("inf") else f"{value:.2f}"
+
+
+def fail(message: str) -> None:
+    """One red sentence on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")

@@ -1,0 +1,153 @@
+"""PSNR-Y and SSIM-Y of a network or an artefact on folders of HR pictures, with their LR files or LR made here.
+
+LR is made by antialiased bicubic (`ppexport.bicubic`) and metrics are the field's: luma of 8-bit pictures, a border of
+*scale* pixels left off. A network sees every picture whole, an artefact in tiles of its size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.backends.base import Runner
+from ppexport.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
+from ppexport.errors import InputError
+from ppexport.images import read_image
+from ppexport.metrics import psnr_y, ssim_y
+from ppexport.picture import to_input, to_uint8
+from ppexport.upscale import upscale_array
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MARK = re.compile(r"(_SRF_\d+)?(_HR|_LR)$|x[234]$", re.IGNORECASE)
+"""What the names of an HR picture and its LR differ in: img_001_SRF_2_HR and img_001_SRF_2_LR, 0801 and 0801x2."""
+LEAST = 11
+"""SSIM needs this many pixels a side."""
+
+Pixels = NDArray[np.uint8]
+Upscaler = Callable[[Pixels], Pixels]
+"""uint8 LR (h, w, 3) -> uint8 SR (h * scale, w * scale, 3)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An HR picture, and its LR file if it has one."""
+
+    name: str
+    hr: Path
+    lr: Path | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One picture: PSNR-Y in dB and SSIM-Y of the model and of bicubic enlargement."""
+
+    name: str
+    psnr_y: float
+    ssim_y: float
+    bicubic_psnr_y: float
+    bicubic_ssim_y: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All pictures of a folder."""
+
+    scale: int
+    scores: tuple[Score, ...]
+
+    @property
+    def mean(self) -> Score:
+        """The mean over the pictures, as papers report it."""
+        columns = {key: [getattr(s, key) for s in self.scores] for key in asdict(self.scores[0]) if key != "name"}
+        return Score("mean", **{key: float(np.mean(values)) for key, values in columns.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"scale": self.scale, "mean": asdict(self.mean), "images": [asdict(s) for s in self.scores]}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The PNG, JPEG and WebP files of *folder*, by name. Raises InputError where there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"{folder} holds no PNG, JPEG or WebP pictures")
+    return found
+
+
+def _marked(paths: list[Path], mark: str) -> list[Path]:
+    """Those whose names end in *mark*, or all where none does: HR and LR files may share a folder."""
+    return [p for p in paths if p.stem.upper().endswith(mark)] or paths
+
+
+def find_pairs(hr: Path, lr: Path | None) -> list[Pair]:
+    """HR pictures of folder *hr*, each with the file of like name in folder *lr* if that is given.
+
+    Raises InputError naming the first HR picture without a partner, or two of one name.
+    """
+    high = {MARK.sub("", p.stem): p for p in _marked(pictures_in(hr), "_HR")}
+    if len(high) != len(_marked(pictures_in(hr), "_HR")):
+        raise InputError(f"{hr} holds two pictures whose names differ only in their extension or mark")
+    if lr is None:
+        return [Pair(name, path, None) for name, path in high.items()]
+    low = {MARK.sub("", p.stem): p for p in _marked(pictures_in(lr), "_LR")}
+    for name, path in high.items():
+        if name not in low:
+            raise InputError(f"{lr} holds no LR picture for {path.name}")
+    return [Pair(name, path, low[name]) for name, path in high.items()]
+
+
+def _pixels(path: Path) -> Pixels:
+    """An opaque 8-bit picture (H, W, 3)."""
+    picture = read_image(path)
+    if picture.transparent or picture.rgb.dtype != np.uint8:
+        raise InputError(f"{path}: pictures to evaluate on are opaque and have 8 bits a channel")
+    return np.asarray(picture.rgb, np.uint8)
+
+
+def score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
+    """Evaluate one picture."""
+    hr = crop_to_multiple(_pixels(pair.hr), scale)
+    lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
+    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+        raise InputError(f"{pair.lr} times {scale} is not the size of {pair.hr.name}: another scale or another picture")
+    if min(hr.shape[:2]) - 2 * scale < LEAST:
+        raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
+    sr, bicubic = upscale(lr), enlarge_bicubic(lr, scale)
+    figures = [metric(picture, hr, scale) for picture in (sr, bicubic) for metric in (psnr_y, ssim_y)]
+    return Score(pair.name, *figures)
+
+
+def evaluate(
+    upscale: Upscaler, pairs: list[Pair], scale: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Evaluation:
+    """Evaluate *upscale* on *pairs*; *progress* is told (done, total)."""
+    scores = []
+    for done, pair in enumerate(pairs):
+        progress(done, len(pairs))
+        scores.append(score(pair, upscale, scale))
+    progress(len(pairs), len(pairs))
+    return Evaluation(scale, tuple(scores))
+
+
+def network_upscaler(network: Any) -> Upscaler:
+    """Whole pictures through a PyTorch network."""
+    import torch
+
+    def run(lr: Pixels) -> Pixels:
+        with torch.no_grad():
+            return to_uint8(network(torch.from_numpy(to_input(lr))).numpy())
+
+    return run
+
+
+def artifact_upscaler(runner: Runner) -> Upscaler:
+    """Pictures through an artefact, in tiles of its size."""
+    return lambda lr: upscale_array(runner, lr).rgb

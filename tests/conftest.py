@@ -1,0 +1,90 @@
+"""Networks, golden cases and exported artefacts that many tests share."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import ppexport
+from ppexport.networks.atd import ATDLight
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = {"atd_light_x2_trained": 2, "atd_light_x4_random": 4}
+
+
+@cache
+def golden_arrays(name: str) -> dict[str, NDArray[np.generic]]:
+    """All arrays of one golden file."""
+    with np.load(GOLDEN / f"{name}_io.npz", allow_pickle=False) as data:
+        return {key: data[key] for key in data.files}
+
+
+@cache
+def golden_network(name: str, arch: str) -> ATDLight:
+    """The network of one golden file; shared, so never changed by a test."""
+    return ppexport.load_network(arch=arch, scale=NAMES[name], checkpoint=GOLDEN / f"{name}.safetensors")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden input."""
+
+    name: str
+    case: str
+
+    def __getitem__(self, field: str) -> NDArray[np.generic]:
+        return golden_arrays(self.name)[f"{self.case}.{field}"]
+
+    @property
+    def lr(self) -> torch.Tensor:
+        """(1, 3, h, w)."""
+        return torch.from_numpy(self["lr"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        return tuple(self["lr"].shape[2:])
+
+
+CASES = [Case(name, key.removesuffix(".lr")) for name in NAMES for key in golden_arrays(name) if key.endswith(".lr")]
+golden_cases = pytest.mark.parametrize("case", CASES, ids=[f"{c.name}-{c.case}" for c in CASES])
+ARCHS = {"atd_light": "atd", "pp_atd_light": "pp"}
+both_archs = pytest.mark.parametrize("arch", list(ARCHS))
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def x2() -> ATDLight:
+    """PP-ATD-light x2 with trained weights, a copy that a test may change."""
+    return copy.deepcopy(golden_network("atd_light_x2_trained", "pp_atd_light"))
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory) -> Path:
+    """The bundled x2 exported for 37x53 pixels, which is no multiple of 16. Never changed by a test."""
+    network = ppexport.load_network("pp_atd_light_x2")
+    out = tmp_path_factory.mktemp("shared") / "x2_37x53"
+    return ppexport.export(network, backend="onnx", size=(37, 53), out=out)
+
+
+def photo(height: int, width: int, name: str = "coffee.png", top: int = 100, left: int = 150) -> NDArray[np.uint8]:
+    """A crop of a bundled photograph, uint8 (height, width, 3)."""
+    from PIL import Image
+
+    from ppexport.parity.inputs import photo_folder
+
+    with Image.open(photo_folder() / name) as image:
+        crop = image.convert("RGB").crop((left, top, left + width, top + height))
+        return np.asarray(crop)

@@ -1,0 +1,201 @@
+"""Exporting, the artefact folder, and opening it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from conftest import golden_network, photo
+
+import ppexport
+from ppexport.artifact import MANIFEST, read_artifact
+from ppexport.errors import ArtifactError, ExportError, InputError
+from ppexport.files import sha256_file
+from ppexport.picture import to_input
+
+
+def test_the_folder_holds_one_model_and_its_manifest(artifact):
+    assert sorted(f.name for f in artifact.iterdir()) == [MANIFEST, "model.onnx"]
+    assert sum(f.stat().st_size for f in artifact.iterdir()) < 6e6
+    manifest = read_artifact(artifact).manifest
+    assert manifest.size == [37, 53]
+    assert manifest.tokens == 48 * 64
+    assert manifest.capacities == [48 * 64]
+    assert manifest.weights["sha256"] == ppexport.load_network("pp_atd_light_x2").card.weights.sha256
+    assert {"torch", "onnx", "ppexport"} <= set(manifest.versions)
+
+
+def test_the_graph_is_what_boards_read(artifact):
+    model = onnx.load(artifact / "model.onnx")
+    assert model.ir_version == 8
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {"lr": [1, 3, 37, 53], "sr": [1, 3, 74, 106], "impure_tokens": [1]}
+    facts = {p.key: p.value for p in model.metadata_props}
+    assert facts["ppexport.name"] == "pp_atd_light_x2"
+    assert facts["ppexport.size"] == "37x53"
+    assert facts["ppexport.scale"] == "2"
+    assert facts["ppexport.card_sha256"] == read_artifact(artifact).manifest.card_sha256
+    forbidden = {"TopK", "NonZero", "If", "Loop", "Scan", "CumSum", "Gelu", "Attention"}
+    assert not forbidden & {node.op_type for node in model.graph.node}
+
+
+def test_no_constant_grows_with_the_image(artifact):
+    model = onnx.load(artifact / "model.onnx")
+    constants = [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute]
+    assert max(t.ByteSize() for t in (*model.graph.initializer, *constants)) < 100_000
+
+
+def test_a_runner_says_what_it_did(artifact):
+    runner = ppexport.open_artifact(artifact)
+    lr = to_input(photo(37, 53))
+    result = runner(lr)
+    assert result.sr.shape == (1, 3, 74, 106)
+    assert result.sr.dtype == np.float32
+    mask = ppexport.pure_mask(photo(37, 53))
+    assert result.impure_tokens == int((~mask).sum())
+    assert result.capacity == 48 * 64
+
+
+@pytest.mark.parametrize(
+    "lr",
+    [
+        np.zeros((1, 3, 37, 53)),
+        np.zeros((1, 3, 53, 37), np.float32),
+        np.zeros((3, 37, 53), np.float32),
+        [[0.0]],
+        np.full((1, 3, 37, 53), np.nan, np.float32),
+    ],
+)
+def test_a_runner_refuses_other_inputs(artifact, lr):
+    with pytest.raises(InputError, match="float32 image|NaN"):
+        ppexport.open_artifact(artifact)(lr)
+
+
+@pytest.fixture
+def copy(artifact, tmp_path):
+    return shutil.copytree(artifact, tmp_path / "copy")
+
+
+def change(folder, **fields):
+    path = folder / MANIFEST
+    data = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "other"}, "not the manifest"),
+        ({"version": 99}, "version 99"),
+        ({"scale": None}, "'scale'"),
+        ({"scale": "2"}, "'scale'"),
+        ({"size": [37]}, r"\[h, w\]"),
+        ({"size": [37, -1]}, "'size'"),
+        ({"files": {}}, "no model file"),
+        ({"files": {"../model.onnx": "0"}}, "plain file name"),
+        ({"files": {"/etc/passwd": "0"}}, "plain file name"),
+        ({"files": {"C:model.onnx": "0"}}, "plain file name"),
+        ({"files": {"other.onnx": "0"}}, "other.onnx is missing"),
+        ({"backend": "abacus"}, "abacus"),
+    ],
+)
+def test_bad_manifests(copy, fields, message):
+    change(copy, **fields)
+    with pytest.raises(ArtifactError, match=message):
+        ppexport.open_artifact(copy)
+
+
+def test_a_changed_model_is_refused(copy):
+    model = copy / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    with pytest.raises(ArtifactError, match="does not match its hash"):
+        ppexport.open_artifact(copy)
+
+
+def test_links_and_wrecks_are_refused(copy, tmp_path):
+    model = copy / "model.onnx"
+    model.rename(tmp_path / "elsewhere.onnx")
+    model.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(ArtifactError, match="plain file"):
+        ppexport.open_artifact(copy)
+    (copy / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match="not JSON"):
+        ppexport.open_artifact(copy)
+    with pytest.raises(ArtifactError, match="not an artefact"):
+        ppexport.open_artifact(tmp_path)
+
+
+def test_a_model_no_runtime_can_load(copy):
+    model = copy / "model.onnx"
+    model.write_bytes(b"not a model")
+    change(copy, files={"model.onnx": sha256_file(model)})
+    with pytest.raises(ArtifactError, match="cannot load"):
+        ppexport.open_artifact(copy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "toaster"}, "backend is one of"),
+        ({"precision": "fp4"}, "precision is one of"),
+        ({"capacities": [128, 256]}, "one capacity"),
+        ({"out": "missing/folder"}, "is not a folder"),
+    ],
+)
+def test_bad_exports(arguments, message, x2, tmp_path):
+    given = {"backend": "onnx", "size": (16, 16), "out": tmp_path / "a", **arguments}
+    with pytest.raises(InputError, match=message):
+        ppexport.export(x2, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_folders_are_not_overwritten(x2, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        ppexport.export(x2, backend="onnx", size=(16, 16), out=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not a folder"):
+        ppexport.export(x2, backend="onnx", size=(16, 16), out=tmp_path / "file")
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_failed_export_leaves_the_old_artefact(copy, monkeypatch, x2):
+    before = read_artifact(copy)
+
+    def broken(*args):
+        raise ExportError("no")
+
+    monkeypatch.setattr("ppexport.exporting.build", broken)
+    with pytest.raises(ExportError):
+        ppexport.export(x2, backend="onnx", size=(16, 16), out=copy)
+    assert read_artifact(copy) == before
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_export_replaces_an_older_artefact_and_keeps_graphs_on_request(copy, tmp_path):
+    network = golden_network("atd_light_x4_random", "atd_light")
+    ppexport.export(network, backend="onnx", size=(16, 16), out=copy, keep=tmp_path / "graphs")
+    manifest = read_artifact(copy).manifest
+    assert (manifest.arch, manifest.scale, manifest.size) == ("atd_light", 4, [16, 16])
+    assert sorted(f.name for f in (tmp_path / "graphs").iterdir()) == ["1-traced.onnx", "2-simplified.onnx"]
+    assert sorted(f.name for f in copy.iterdir()) == [MANIFEST, "model.onnx"]
+    assert ppexport.open_artifact(copy)(np.zeros((1, 3, 16, 16), np.float32)).impure_tokens == 256
+
+
+def test_a_crashing_simplifier_is_an_error(monkeypatch, tmp_path):
+    from ppexport.backends.onnx import simplify
+
+    (tmp_path / "in.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ExportError, match="onnxsim failed"):
+        simplify.simplify_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    monkeypatch.setattr(simplify, "TIMEOUT", 0.01)
+    with pytest.raises(ExportError, match="did not finish"):
+        simplify.simplify_file(tmp_path / "in.onnx", tmp_path / "out.onnx")

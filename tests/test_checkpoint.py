@@ -1,0 +1,165 @@
+"""Weights files: the good ones load, every bad one gives one sentence that names the file and the key."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from conftest import GOLDEN, golden_network
+from safetensors.torch import save_file
+
+import ppexport
+from ppexport.errors import CardError, CheckpointError, InputError
+
+STATE = golden_network("atd_light_x2_trained", "atd_light").state_dict()
+
+
+def load(path, scale=2, arch="pp_atd_light"):
+    return ppexport.load_network(arch=arch, scale=scale, checkpoint=path)
+
+
+@pytest.mark.parametrize("wrapper", ["params_ema", "params", None])
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_published_checkpoints_load(tmp_path, wrapper, suffix):
+    path = tmp_path / f"net{suffix}"
+    other = {key: torch.zeros_like(value) for key, value in STATE.items()}
+    wrapped = {"params_ema": {"params": other, "params_ema": STATE}, "params": {"params": STATE}, None: STATE}
+    torch.save(wrapped[wrapper], path)
+    network = load(path)
+    assert not network.training
+    assert all(torch.equal(value, STATE[key]) for key, value in network.state_dict().items())
+
+
+def test_half_precision_weights_become_float32(tmp_path):
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in STATE.items()}, tmp_path / "h.safetensors")
+    network = load(tmp_path / "h.safetensors")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def broken(tmp_path, **changes):
+    state = {**STATE, **changes}
+    path = tmp_path / "bad.safetensors"
+    save_file({k: v for k, v in state.items() if v is not None}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm.weight": None}, "no key 'norm.weight'"),
+        ({"extra.weight": torch.zeros(1)}, "does not know: 'extra.weight'"),
+        ({"norm.weight": torch.zeros(47)}, r"'norm.weight' has shape \(47,\)"),
+        ({"norm.weight": torch.full((48,), float("nan"))}, "'norm.weight' holds NaN"),
+        ({"norm.weight": torch.zeros(48, dtype=torch.int64)}, "'norm.weight' has type"),
+        ({"relative_position_index_SA": torch.zeros(256, 256, dtype=torch.int64)}, "relative_position_index_SA"),
+        ({"upsample.0.weight": torch.zeros(48, 48, 3, 3)}, "x4, not x2"),
+        ({"upsample.0.weight": torch.zeros(13, 48, 3, 3)}, "another scale"),
+    ],
+)
+def test_wrong_states_name_file_and_key(tmp_path, changes, message):
+    path = broken(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(path)
+    assert "bad.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_scale_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="x2, not x3"):
+        load(GOLDEN / "atd_light_x2_trained.safetensors", scale=3)
+
+
+class Bomb:
+    """Runs code when it is unpickled without care."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+def test_hostile_pickles_run_nothing(tmp_path):
+    victim = tmp_path / "victim"
+    for name, save in (("zip.pth", torch.save), ("raw.pth", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+        save({"params": Bomb(victim)}, tmp_path / name)
+        with pytest.raises(CheckpointError, match=name):
+            load(tmp_path / name)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000, 2_000_000])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_truncated_files(tmp_path, keep, suffix):
+    whole = tmp_path / f"whole{suffix}"
+    save_file(STATE, whole) if suffix == ".safetensors" else torch.save(STATE, whole)
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=f"cut{suffix}"):
+        load(cut)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"params": {"a": 3}}, tmp_path / "number.pth")
+    for name in ("notes.txt", "list.pth", "number.pth", "absent.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            load(tmp_path / name)
+
+
+def test_options_override_the_card():
+    network = ppexport.load_network("pp_atd_light_x2", colors=6, window=4, csmf=False, compensation="zero")
+    assert network.options.as_dict() == {"colors": 6, "window": 4, "csmf": False, "compensation": "zero"}
+    assert network.card.hash() != ppexport.load_network("pp_atd_light_x2").card.hash()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "nonesuch"}, CardError, "bundled: .*pp_atd_light_x2"),
+        ({"name": "pp_atd_light_x2", "scale": 4}, InputError, "has scale 2"),
+        ({"name": "pp_atd_light_x2", "colors": 99}, CardError, "colors"),
+        ({"name": "pp_atd_light_x2", "compensation": "half"}, CardError, "compensation"),
+        ({"name": "pp_atd_light_x2", "size": 3}, CardError, "size"),
+        ({"arch": "pp_atd_light", "scale": 2}, InputError, "checkpoint"),
+        ({"arch": "swin", "scale": 2}, InputError, "arch"),
+        ({"arch": "atd_light", "scale": 2, "colors": 8, "checkpoint": "x.pth"}, InputError, "colors"),
+        ({}, InputError, "arch"),
+    ],
+)
+def test_bad_requests(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ppexport.load_network(**arguments)
+
+
+def card_folder(tmp_path, text):
+    (tmp_path / "card.yaml").write_text(text)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\n", "summary"),
+        ("[1, 2]", "mapping"),
+        ("a: [", "cannot be read"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read"),
+        (
+            "{name: x, summary: s, arch: atd_light, scale: 2, licence: MIT, "
+            "weights: {file: ../../etc/passwd, sha256: '" + "0" * 64 + "'}}",
+            "plain file name",
+        ),
+    ],
+)
+def test_bad_cards(tmp_path, text, message):
+    with pytest.raises(CardError, match=message):
+        ppexport.load_network(card_folder(tmp_path, text))
+
+
+def test_a_card_notices_changed_weights(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes((GOLDEN / "atd_light_x2_trained.safetensors").read_bytes())
+    text = "{name: x, summary: s, arch: pp_atd_light, scale: 2, licence: MIT, weights: {file: w.safetensors, sha256: '%s'}}"
+    with pytest.raises(CheckpointError, match="sha256"):
+        ppexport.load_network(card_folder(tmp_path, text % ("0" * 64)))

@@ -1,0 +1,90 @@
+"""The authors' outputs against network, masks, twin and artefact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHS, CASES, both_archs, golden_cases, golden_network
+
+import ppexport
+from ppexport import mask as host
+from ppexport.networks import pure_pass
+from ppexport.networks.atd import Trace, mirror_pad
+from ppexport.parity.artifact_column import ArtifactColumn
+from ppexport.parity.compare import ARTIFACT_GATES, compare_columns
+from ppexport.parity.compute import TwinColumn
+from ppexport.parity.inputs import ParityInput
+
+LIMIT = 2e-5
+
+
+def categories_of(trace: Trace) -> torch.Tensor:
+    return torch.stack([c.reshape(-1) for c in trace.categories])
+
+
+@golden_cases
+@both_archs
+def test_network_is_the_authors(case, arch):
+    trace = Trace()
+    sr = golden_network(case.name, arch)(case.lr, trace=trace)
+    assert np.abs(sr.numpy() - case[f"{ARCHS[arch]}_sr"]).max() <= LIMIT
+    golden = case[f"{ARCHS[arch]}_categories"][:, 0]
+    impure = slice(None) if arch == "atd_light" else ~case["pure"].reshape(-1)
+    assert np.array_equal(categories_of(trace).numpy()[:, impure], golden[:, impure])
+
+
+@golden_cases
+def test_labels_and_masks_are_equal_bit_for_bit(case):
+    rgb = np.ascontiguousarray(case["lr"][0].transpose(1, 2, 0))
+    padded = mirror_pad(case.lr)
+    assert np.array_equal(host.pixel_labels(rgb), case["labels"][0])
+    assert np.array_equal(pure_pass.pixel_labels(padded).numpy(), case["labels"])
+    for csmf, field in ((False, "pure_grid"), (True, "pure")):
+        assert np.array_equal(host.pure_mask(rgb, csmf=csmf), case[field][0])
+        assert np.array_equal(pure_pass.pure_mask(padded, csmf=csmf).numpy(), case[field])
+
+
+@golden_cases
+@both_archs
+def test_twin_is_the_network(case, arch):
+    network = golden_network(case.name, arch)
+    traces = Trace(), Trace()
+    expected = network(case.lr, trace=traces[0])
+    sr, impure = ppexport.make_twin(network, size=case.size)(case.lr, trace=traces[1])
+    assert (sr - expected).abs().max() <= LIMIT
+    tokens = case["pure"].size
+    assert impure.tolist() == [tokens if arch == "atd_light" else int((~case["pure"]).sum())]
+    routed = slice(None) if arch == "atd_light" else torch.from_numpy(~case["pure"].reshape(-1))
+    first, second = (categories_of(t)[:, routed] for t in traces)
+    assert torch.equal(first.int(), second.int())
+
+
+def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
+    """Every golden case of *size* through one artefact."""
+    network = golden_network(name, arch)
+    path = ppexport.export(network, backend="onnx", size=size, out=folder)
+    source = ArtifactColumn(ppexport.open_artifact(path))
+    twin = TwinColumn(ppexport.make_twin(network, size=size))
+    inputs = [ParityInput(c.case, c["lr"]) for c in CASES if c.name == name and c.size == size]
+    assert inputs
+    columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]
+    pair = compare_columns(
+        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.config.scale, source.sample
+    )
+    assert pair.passed, pair.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "size"),
+    [("atd_light_x2_trained", "pp_atd_light", (37, 53)), ("atd_light_x4_random", "pp_atd_light", (32, 32))],
+)
+def test_artifact_meets_the_gate(name, arch, size, tmp_path):
+    check_artifact(name, arch, size, tmp_path / "a")
+
+
+@pytest.mark.slow
+@both_archs
+@pytest.mark.parametrize(("name", "size"), sorted({(c.name, c.size) for c in CASES}))
+def test_every_artifact_meets_the_gate(name, arch, size, tmp_path):
+    check_artifact(name, arch, size, tmp_path / "a")
