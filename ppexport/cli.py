@@ -6,7 +6,6 @@ Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 s
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Annotated
 
@@ -17,6 +16,8 @@ from ppexport.commands import demo, evaluate, export, info, lint, models, parity
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
+EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
+"""What the `export` extra brings and a device may lack."""
 COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "parity": parity,
@@ -56,7 +57,7 @@ def run() -> None:
         fail(str(error))
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("ppexport") or find_spec(error.name.partition(".")[0]):
+        if error.name not in EXPORT_MODULES:
             raise
         fail(f"{error.name} is not installed: pip install 'ppexport[export]'")
         sys.exit(EXIT_UNAVAILABLE)

@@ -64,8 +64,10 @@ def stages(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def _bars() -> Progress:
+    """Bars on a terminal; a log file or a pipe gets none."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], numbers: int = 1) -> Table:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ppexport.commands.options import Json
-from ppexport.console import emit_json, people, table
-from ppexport.errors import EXIT_GATE_FAILED
+from ppexport.console import emit_json, people
+from ppexport.errors import EXIT_GATE_FAILED, require
 
 EXAMPLE = "Example: ppexport lint model.onnx"
 
@@ -19,6 +20,7 @@ def lint(
     json: Json = None,
 ) -> None:
     """What in an ONNX file would fail or run slowly on ONNX Runtime 1.15, TensorRT 10.3 or Core ML of iOS 16."""
+    require("onnx", "export")
     from ppexport.backends.onnx.lint import lint_model
 
     if file.is_dir():
@@ -28,12 +30,12 @@ def lint(
     report = lint_model(file)
     emit_json(json, report.to_dict())
     console = people(json)
-    if report.findings:
-        rows = [
-            [f.severity.value, f.rule, f.op or "", f.module or "", f"{f.message} Way out: {f.way_out}"]
-            for f in report.findings
-        ]
-        console.print(table(str(file), ["severity", "rule", "operator", "module", "finding"], rows, numbers=5))
+    for f in report.findings:
+        where = ", ".join(filter(None, (f.op, f"module {f.module}" if f.module else None, f.node)))
+        console.print(
+            f"[bold]{f.severity.value}[/] {f.rule}{escape(f' ({where})' if where else '')}: {escape(f.message)}"
+        )
+        console.print(f"    way out: {escape(f.way_out)}")
     counts = ", ".join(f"{count} {severity.value}s" for severity, count in report.counts.items())
     facts = report.facts
     console.print(f"{file}: {counts}; {facts.nodes} nodes, {facts.file_bytes / 1e6:.2f} MB")

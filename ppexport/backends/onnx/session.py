@@ -9,7 +9,7 @@ from ppexport.errors import ArtifactError, first_line, require
 
 
 def make_session_from(model: bytes, where: str, threads: int | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU for *model*; *where* names it in errors.
+    """An `onnxruntime.InferenceSession` on the CPU for the bytes *model*; *where* names it in errors.
 
     *threads* None lets ONNX Runtime choose. Raises ArtifactError where it cannot load the model.
     """

@@ -1,0 +1,159 @@
+"""The command line as a user runs it: output, JSON, exit codes, one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import GOLDEN, photo
+from PIL import Image
+
+from ppexport.cli import COMMANDS
+
+EXPORT_OPTIONS = ["--size", "--backend", "--precision", "--checkpoint", "--arch", "--scale", "--keep", "--json"]
+
+
+def run(*arguments, code=0):
+    """Run ppexport and check its exit code."""
+    command = [sys.executable, "-m", "ppexport", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def fails(*arguments, message, code=2):
+    """Run ppexport, expecting one sentence that matches *message* and nothing on standard output."""
+    done = run(*arguments, code=code)
+    assert re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo(45, 80)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_help_with_an_example(command):
+    out = run(command, "--help").stdout
+    assert f"Example: ppexport {command}" in " ".join(out.split())
+    assert "--json" in out
+
+
+def test_version_and_bare_call():
+    assert re.fullmatch(r"ppexport \d+\.\d+\.\d+\n", run("--version").stdout)
+    assert "upscale" in run(code=2).stdout + run(code=2).stderr
+
+
+def test_models():
+    cards = json.loads(run("models", "--json", "-").stdout)
+    assert {"pp_atd_light_x2"} <= {card["name"] for card in cards}
+    assert "pp_atd_light_x2" in run("models").stdout
+
+
+@pytest.mark.parametrize(("scale", "published", "pure"), [(2, 380.01, 375.68), (3, 167.96, 166.05), (4, 100.09, 98.96)])
+def test_info_gives_the_published_figures(scale, published, pure):
+    out = run("info", "--arch", "atd_light", "--scale", scale).stdout
+    assert f"{published} G" in out
+    assert f"{pure} G" in out
+
+
+def test_info_of_a_picture_and_a_folder(picture, tmp_path):
+    data = json.loads(run("info", "pp_atd_light_x2", "--image", picture, "--json", "-").stdout)
+    assert data["parameters"] == 753_204
+    assert data["lr_size"] == [45, 80]
+    assert data["tokens"] == 48 * 80
+    assert 0 < data["saving"] < data["pure_share"] < 1
+    folder = json.loads(run("info", "pp_atd_light_x2", "--images", picture.parent, "--json", "-").stdout)
+    assert folder["images"][0]["fused"] == pytest.approx(data["pure_share"])
+    assert folder["images"][0]["grid"] <= folder["images"][0]["fused"]
+    fails("info", "pp_atd_light_x2", "--images", tmp_path / "none", message="not a folder")
+    fails("info", "pp_atd_light_x2", "--image", picture, "--images", tmp_path, message="one of")
+    fails("info", "--arch", "atd_light", "--scale", "2", "--images", picture.parent, message="no Pure-Pass")
+
+
+def test_export_upscale_and_lint(tmp_path, picture):
+    weights = GOLDEN / "atd_light_x2_trained.safetensors"
+    out = tmp_path / "artifact"
+    done = run(
+        "export", "--checkpoint", weights, "--arch", "pp_atd_light", "--scale", 2, "--size", "32x48", "--compensation",
+        "zero", "-o", out, "--json", "-",
+    )  # fmt: skip
+    data = json.loads(done.stdout)
+    assert data["manifest"]["size"] == [32, 48]
+    assert data["manifest"]["options"]["compensation"] == "zero"
+    assert data["bytes"] < 6e6
+    result = tmp_path / "result.png"
+    report = json.loads(run("upscale", out, picture, result, "--json", "-").stdout)
+    assert report["tiles"] > 1
+    with Image.open(result) as image:
+        assert image.size == (160, 90)
+    linted = json.loads(run("lint", out, "--json", "-").stdout)
+    assert linted["ok"]
+    assert linted["facts"]["ir_version"] == 8
+    fails("parity", out, message="made from atd_light_x2_trained.safetensors: give that file with --checkpoint")
+    for suffix in (".gif", ""):
+        fails("upscale", out, picture, tmp_path / f"result{suffix}", message="extension")
+    fails("upscale", out, tmp_path / "absent.png", result, message="does not exist")
+    fails("upscale", out, picture, result, "--max-pixels", 100, message="--max-pixels")
+    fails("upscale", out, out / "manifest.json", result, message="manifest.json")
+    fails("upscale", tmp_path, picture, result, message="not an artefact")
+    fails("evaluate", out, "--hr", tmp_path, "--scale", "4", message="scale 2, not 4")
+
+
+def test_evaluate(tmp_path, picture):
+    data = json.loads(run("evaluate", "pp_atd_light_x2", "--hr", picture.parent, "--scale", 2, "--json", "-").stdout)
+    assert data["scale"] == 2
+    assert data["mean"]["psnr_y"] > data["mean"]["bicubic_psnr_y"]
+    target = tmp_path / "scores.json"
+    out = run("evaluate", "pp_atd_light_x2", "--hr", picture.parent, "--json", target).stdout
+    assert "bicubic" in out
+    assert json.loads(target.read_text())["mean"] == data["mean"]
+
+
+def test_lint_fails_on_what_boards_refuse(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("NonZero", ["x"], ["y"], name="/head/NonZero")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, [1, None])
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "m.onnx")
+    out = run("lint", tmp_path / "m.onnx", code=1).stdout
+    assert "NonZero" in out
+    assert "module head" in out
+    (tmp_path / "n.onnx").write_bytes(b"\x00\x01nonsense")
+    fails("lint", tmp_path / "n.onnx", message="n.onnx")
+    fails("lint", tmp_path / "absent.onnx", message="absent.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "nonesuch", "-o", "x"], "bundled: .*pp_atd_light_x2"),
+        (["export", "pp_atd_light_x2", "--size", "64", "-o", "x"], "HEIGHTxWIDTH"),
+        (["export", "pp_atd_light_x2", "--size", "0x64", "-o", "x"], "HEIGHTxWIDTH"),
+        (["export", "pp_atd_light_x2", "--size", "9999x9999", "-o", "x"], "smaller tiles"),
+        (["export", "pp_atd_light_x2", "--backend", "coal", "-o", "x"], "backend is one of"),
+        (["export", "pp_atd_light_x2", "--colors", "40", "-o", "x"], "colors"),
+        (["export", "pp_atd_light_x2", "-o", "/nonexistent/a"], "is not a folder"),
+        (["export", "--arch", "pp_atd_light", "-o", "x"], "scale"),
+        (["export", "pp_atd_light_x2", "--checkpoint", "absent.pth", "-o", "x"], "absent.pth"),
+        (["parity", "absent"], "not an artefact"),
+        (["parity", "absent", "--against", "a", "-o", "b"], "--against"),
+        (["evaluate", "pp_atd_light_x2", "--hr", "absent"], "absent is not a folder"),
+        (["models", "--json", "/nonexistent/models.json"], "cannot be written"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(*arguments, message=message)
+    assert list(tmp_path.iterdir()) == []

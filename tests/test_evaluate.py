@@ -1,0 +1,84 @@
+"""Evaluation: pairs of files, the field's metrics, the folder's mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import photo
+from PIL import Image
+from shared import shared_folder
+
+from ppexport.bicubic import enlarge_bicubic, resize_bicubic
+from ppexport.errors import InputError
+from ppexport.evaluate import evaluate, find_pairs, network_upscaler
+from ppexport.metrics import psnr_y, ssim_y
+
+
+def save(path, rgb):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(path)
+
+
+def bicubic(lr):
+    return enlarge_bicubic(lr, 2)
+
+
+def test_lr_is_made_where_it_is_missing(tmp_path):
+    hr = photo(61, 40)
+    save(tmp_path / "hr" / "a.png", hr)
+    save(tmp_path / "lr" / "ax2.png", resize_bicubic(hr, 2))
+    made = evaluate(bicubic, find_pairs(tmp_path / "hr", None), 2)
+    given = evaluate(bicubic, find_pairs(tmp_path / "hr", tmp_path / "lr"), 2)
+    assert made.scores == given.scores
+    (score,) = made.scores
+    expected = enlarge_bicubic(resize_bicubic(hr, 2), 2)
+    assert score.psnr_y == score.bicubic_psnr_y == psnr_y(expected, hr[:60], 2)
+    assert score.ssim_y == ssim_y(expected, hr[:60], 2)
+
+
+def test_marked_files_may_share_a_folder(tmp_path):
+    for name in ("img_001", "img_002"):
+        save(tmp_path / f"{name}_SRF_2_HR.png", photo(40, 40))
+        save(tmp_path / f"{name}_SRF_2_LR.png", resize_bicubic(photo(40, 40), 2))
+    pairs = find_pairs(tmp_path, tmp_path)
+    assert [p.name for p in pairs] == ["img_001", "img_002"]
+    assert pairs[0].lr.name == "img_001_SRF_2_LR.png"
+    assert len(find_pairs(tmp_path, None)) == 2
+    result = evaluate(bicubic, pairs, 2)
+    assert result.mean.psnr_y == pytest.approx(np.mean([s.psnr_y for s in result.scores]))
+    assert result.to_dict()["mean"]["name"] == "mean"
+
+
+def test_a_network_is_evaluated_on_whole_pictures(tmp_path, x2):
+    save(tmp_path / "a.png", photo(52, 70))
+    (score,) = evaluate(network_upscaler(x2), find_pairs(tmp_path, None), 2).scores
+    assert score.psnr_y > score.bicubic_psnr_y + 0.5
+
+
+def test_bad_folders(tmp_path):
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    with pytest.raises(InputError, match="is not a folder"):
+        find_pairs(hr, None)
+    hr.mkdir()
+    with pytest.raises(InputError, match="no PNG"):
+        find_pairs(hr, None)
+    save(hr / "a.png", photo(40, 40))
+    save(lr / "b.png", photo(20, 20))
+    with pytest.raises(InputError, match="no LR picture for a.png"):
+        find_pairs(hr, lr)
+    save(lr / "a.png", photo(20, 21))
+    with pytest.raises(InputError, match="not the size"):
+        evaluate(bicubic, find_pairs(hr, lr), 2)
+    save(hr / "a.jpg", photo(40, 40))
+    with pytest.raises(InputError, match="two pictures"):
+        find_pairs(hr, None)
+    save(tmp_path / "small" / "a.png", photo(14, 40))
+    with pytest.raises(InputError, match="too small"):
+        evaluate(bicubic, find_pairs(tmp_path / "small", None), 2)
+
+
+def test_set5_bicubic_is_the_published_baseline():
+    folder = shared_folder("images", "set5", "image_SRF_2")
+    result = evaluate(bicubic, find_pairs(folder, folder), 2)
+    assert result.mean.psnr_y == pytest.approx(33.66, abs=0.02)
+    assert evaluate(bicubic, find_pairs(folder, None), 2) == result

@@ -1,0 +1,119 @@
+"""The house has one direction: what a device imports, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import ppexport
+
+ROOT = Path(ppexport.__file__).parent
+DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
+DEVICE_FILES = [
+    "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py",
+    "opening.py",
+    "backends/__init__.py", "backends/base.py", "backends/onnx/__init__.py", "backends/onnx/session.py",
+    "backends/onnx/runner.py",
+]  # fmt: skip
+ROOMS = ["cards", "networks", "twin", "backends", "parity"]
+"""In the order of the way through the house."""
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that *path* imports anywhere, but for type checking."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("name", DEVICE_FILES)
+def test_device_code_imports_what_a_device_has(name):
+    runtimes = {"onnxruntime"} if name.endswith("session.py") else set()
+    assert {module.partition(".")[0] for module in imported(ROOT / name)} <= DEVICE | runtimes
+
+
+def test_runners_import_artifact_mask_and_their_base_only():
+    allowed = {"ppexport.artifact", "ppexport.mask", "ppexport.errors", "ppexport.backends.base"}
+    for runner in ROOT.glob("backends/*/runner.py"):
+        own = {m for m in imported(runner) if m.startswith("ppexport.")}
+        session = f"ppexport.backends.{runner.parent.name}.session"
+        assert own <= allowed | {session}, runner
+
+
+def room_of(module: str) -> int | None:
+    parts = module.split(".")
+    return ROOMS.index(parts[1]) if len(parts) > 1 and parts[0] == "ppexport" and parts[1] in ROOMS else None
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_imports_a_later_one(path):
+    own = room_of(".".join(("ppexport", *path.relative_to(ROOT).with_suffix("").parts)))
+    if own is None:
+        return
+    later = {m for m in imported(path) if (room_of(m) or 0) > own}
+    assert not later
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {blocked!r}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_without(blocked, code):
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_device_upscales_without_torch(artifact, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), (10, 200, 90)).save(tmp_path / "in.png")
+    blocked = ("torch", "onnx", "onnxsim", "yaml", "safetensors")
+    arguments = ["ppexport", "upscale", str(artifact), str(tmp_path / "in.png"), str(tmp_path / "out.png")]
+    done = run_without(blocked, f"import sys; sys.argv = {arguments!r}\nfrom ppexport.cli import run; run()")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (120, 80)
+
+
+def test_import_needs_no_torch_and_says_what_to_install():
+    code = "import ppexport\nassert callable(ppexport.pure_mask)\nppexport.load_network"
+    done = run_without(("torch",), code)
+    assert done.returncode == 1
+    assert "ppexport.load_network needs torch: pip install 'ppexport[export]'" in done.stderr
+
+
+def test_the_public_names():
+    for name in ("load_network", "make_twin", "export", "open_artifact", "pure_mask", "pixel_labels"):
+        assert callable(getattr(ppexport, name))
+        assert name in dir(ppexport)
+    # Loading the module behind a function must not hide the function.
+    import_module("ppexport.exporting")
+    assert callable(ppexport.export)
+    with pytest.raises(AttributeError):
+        _ = ppexport.nonsense

@@ -1,0 +1,237 @@
+"""Parity: what passes, what fails, and how near ties are told from faults."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+import ppexport
+from ppexport.artifact import MANIFEST
+from ppexport.errors import ArtifactError, InputError
+from ppexport.files import sha256_file
+from ppexport.parity import run as parity_run
+from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
+from ppexport.parity.compare import Gate, compare_columns, measure
+from ppexport.parity.inputs import ParityInput, parity_inputs
+from ppexport.parity.reference import reference_network
+
+N = 256
+GATE = Gate(psnr=90.0, max_abs=1e-3, task_change=0.001)
+ITEM = ParityInput("a", np.zeros((1, 3, 16, 16), np.float32))
+
+
+def sample(shift=0.0, flip=(), gap=0.5, pure=(), impure=N):
+    """A sample whose picture is off by *shift* and whose categories are flipped at the *flip* tokens of layer 1."""
+    categories = np.zeros((2, N), np.uint8)
+    categories[1, list(flip)] = 1
+    gaps = np.full((2, N), gap, np.float32)
+    mask = np.zeros(N, bool)
+    mask[list(pure)] = True
+    sr = np.full((1, 3, 32, 32), 0.5 + shift, np.float32)
+    return Sample(sr, impure - len(pure), categories, gaps, mask, np.zeros(N, np.uint8))
+
+
+def judge(reference, other, rerun=None, gate=GATE):
+    return compare_columns(("r", "o"), [ITEM], {"a": reference}, {"a": other}, gate, 2, rerun).rows[0]
+
+
+def test_equal_samples_pass_and_errors_fail():
+    assert judge(sample(), sample()).passed
+    row = judge(sample(), sample(shift=1e-3))
+    assert not row.passed
+    assert "60.0 dB" in row.reason
+    nan = dataclasses.replace(sample(), sr=np.full((1, 3, 32, 32), np.nan, np.float32))
+    assert not judge(sample(), nan).passed
+
+
+def test_a_flip_of_a_near_tie_passes_when_the_injected_picture_is_equal():
+    row = judge(sample(gap=1e-7), sample(shift=0.02, flip=[3]), lambda item, categories: sample(flip=[3]))
+    assert row.passed
+    assert row.flips == [0, 1]
+    assert "near ties" in row.reason
+
+
+def test_a_flip_that_an_earlier_flip_explains_needs_no_near_tie():
+    assert judge(sample(gap=0.3), sample(flip=[3]), lambda item, categories: sample()).passed
+
+
+@pytest.mark.parametrize(
+    ("gap", "again", "reason"),
+    [
+        (1e-3, {"flip": [3]}, "sure of it"),
+        (1e-7, {"shift": 0.02, "flip": [3]}, "even with the reference's categories"),
+    ],
+)
+def test_a_flip_is_no_excuse(gap, again, reason):
+    row = judge(sample(gap=gap), sample(flip=[3]), lambda item, categories: sample(**again))
+    assert not row.passed
+    assert reason in row.reason
+
+
+def test_flips_that_cannot_be_injected_fail():
+    assert not judge(sample(gap=1e-9), sample(flip=[3])).passed
+
+
+def test_flips_of_pure_tokens_do_not_count():
+    row = judge(sample(pure=[3]), sample(pure=[3], flip=[3]))
+    assert row.passed
+    assert row.flips == [0, 0]
+
+
+def test_masks_and_labels_must_be_equal():
+    assert not judge(sample(pure=[3]), sample()).passed
+    assert not judge(sample(pure=[3]), sample(pure=[4])).passed
+    other = dataclasses.replace(sample(), labels=np.ones(N, np.uint8))
+    row = judge(sample(), other)
+    assert not row.passed
+    assert row.equal_labels == 0.0
+
+
+def test_the_task_metric_has_its_own_gate():
+    rng = np.random.default_rng(0)
+    hr = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    item = ParityInput("a", ITEM.lr, hr)
+    good = (hr.transpose(2, 0, 1)[None] / 255 + rng.normal(0, 0.01, (1, 3, 32, 32))).astype(np.float32)
+    samples = [dataclasses.replace(sample(), sr=sr) for sr in (good, good * np.float32(0.99))]
+    columns = [{"a": s} for s in samples]
+    pair = compare_columns(("r", "o"), [item], *columns, Gate(psnr=10, task_change=0.001), 2)
+    assert pair.rows[0].passed
+    assert not pair.passed
+    assert pair.task_change < -0.1
+    json.dumps(pair.to_dict(), allow_nan=False)
+
+
+def test_measure():
+    errors = measure(np.zeros((1, 3, 8, 8), np.float32), np.full((1, 3, 8, 8), 0.1, np.float32))
+    assert errors.psnr == pytest.approx(20, abs=1e-4)
+    assert errors.max_abs == pytest.approx(0.1)
+    assert errors.ssim is None
+
+
+@pytest.mark.parametrize(("size", "scale"), [((37, 53), 2), ((1, 1), 4), ((300, 400), 4)])
+def test_inputs_cover_photographs_and_hard_cases(size, scale):
+    inputs = {item.name: item for item in parity_inputs(size, scale)}
+    assert {"astronaut", "rocket", "flat", "noise", "greys", "black", "white", "gradient"} <= set(inputs)
+    for item in inputs.values():
+        assert item.lr.shape == (1, 3, *size)
+        assert item.lr.dtype == np.float32
+        assert 0 <= item.lr.min() <= item.lr.max() <= 1
+        assert item.hr is None or item.hr.shape == (size[0] * scale, size[1] * scale, 3)
+    if size == (37, 53):
+        shares = {n: ppexport.pure_mask(i.lr[0].transpose(1, 2, 0)).mean() for n, i in inputs.items()}
+        assert shares["flat"] == 1
+        assert shares["noise"] == 0
+        assert 0 < shares["short_of_pure"] < 1
+        assert 0.9 < shares["few_impure"] < 1
+        assert inputs["astronaut"].hr is not None
+
+
+def test_columns_survive_a_file(tmp_path):
+    save_column(tmp_path / "c.npz", {"a": sample(flip=[2]), "b": Sample(sample().sr, 7)})
+    column = load_column(tmp_path / "c.npz")
+    assert np.array_equal(column["a"].categories, sample(flip=[2]).categories)
+    assert column["b"].impure == 7
+    assert column["b"].gaps is None
+    save_inputs(tmp_path / "i.npz", [ITEM])
+    assert [i.name for i in load_inputs(tmp_path / "i.npz", (16, 16))] == ["a"]
+    with pytest.raises(InputError, match="needed is float32"):
+        load_inputs(tmp_path / "i.npz", (16, 32))
+
+
+def test_hostile_columns(tmp_path):
+    np.savez(tmp_path / "p.npz", **{"a.sr": np.array([{"x": 1}], dtype=object)})
+    (tmp_path / "t.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:50])
+    np.savez(tmp_path / "e.npz", **{"../a.lr": np.zeros((1, 3, 16, 16), np.float32)})
+    for name in ("p.npz", "t.npz", "absent.npz"):
+        with pytest.raises(InputError, match=name):
+            load_column(tmp_path / name)
+    with pytest.raises(InputError, match="e.npz"):
+        load_inputs(tmp_path / "e.npz", (16, 16))
+
+
+@pytest.fixture(scope="module")
+def few_inputs():
+    """Three inputs in place of all, for time."""
+    wanted = {"coffee", "few_impure", "noise"}
+    return lambda size, scale: [item for item in parity_inputs(size, scale) if item.name in wanted]
+
+
+def quiet(what, done, total):
+    assert 0 <= done <= total
+
+
+def test_a_run_passes_and_can_be_continued_elsewhere(artifact, tmp_path, monkeypatch, few_inputs):
+    monkeypatch.setattr(parity_run, "parity_inputs", few_inputs)
+    runner = ppexport.open_artifact(artifact)
+    report = parity_run.run_parity(reference_network(runner.artifact, None), runner, tmp_path / "run", quiet)
+    assert report.passed, report.to_dict()
+    saved = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert saved["passed"]
+    assert [p["other"] for p in saved["pairs"]] == ["twin", "onnx-fp32"]
+    assert all(sum(row["flips"]) == 0 and row["equal_mask"] == 1 for p in saved["pairs"] for row in p["rows"])
+    names = ["inputs.npz", "network.npz", "onnx-fp32.npz", "report.json", "twin.npz", "worst.png"]
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == names
+    with Image.open(tmp_path / "run" / "worst.png") as image:
+        assert image.width > 4 * 106
+    again = parity_run.run_against(runner, tmp_path / "run", quiet)
+    assert again.passed
+    assert [p.reference for p in again.pairs] == ["twin"]
+
+
+def tamper(artifact, folder, name, change):
+    """A copy of *artifact* with one changed weight and a manifest that agrees."""
+    shutil.copytree(artifact, folder)
+    model = onnx.load(folder / "model.onnx")
+    (weight,) = (i for i in model.graph.initializer if i.name == name)
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
+    onnx.save(model, folder / "model.onnx")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = {"model.onnx": sha256_file(folder / "model.onnx")}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return ppexport.open_artifact(folder)
+
+
+def test_a_wrong_artifact_fails_and_the_layer_is_found(artifact, tmp_path, monkeypatch, few_inputs):
+    monkeypatch.setattr(parity_run, "parity_inputs", few_inputs)
+    name = "layers.2.residual_group.layers.3.convffn.fc2.bias"
+    runner = tamper(artifact, tmp_path / "bad", name, lambda w: w + np.float32(0.01))
+    report = parity_run.run_parity(reference_network(runner.artifact, None), runner, tmp_path / "run", quiet)
+    assert not report.passed
+    first, second = report.pairs
+    assert first.passed
+    assert second.first_bad_layer == "layers.2.residual_group.layers.3"
+    assert second.worst.reason
+
+
+def test_the_reference_must_be_the_artifacts(artifact, tmp_path):
+    runner = ppexport.open_artifact(artifact)
+    other = tmp_path / "other.safetensors"
+    from safetensors.torch import save_file
+
+    state = copy.deepcopy(reference_network(runner.artifact, None).state_dict())
+    state["norm.bias"] += 1
+    save_file(state, other)
+    with pytest.raises(InputError, match="not the weights file"):
+        reference_network(runner.artifact, other)
+    manifest = dataclasses.replace(runner.artifact.manifest, weights={"file": "mine.pth", "sha256": "0" * 64})
+    with pytest.raises(InputError, match="mine.pth.*--checkpoint"):
+        reference_network(dataclasses.replace(runner.artifact, manifest=manifest), None)
+
+
+def test_foreign_graphs_cannot_be_looked_into(artifact, tmp_path):
+    from ppexport.backends.onnx.debug import DebugModel
+
+    model = onnx.load(artifact / "model.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "nameless.onnx")
+    with pytest.raises(ArtifactError, match="node names"):
+        DebugModel(tmp_path / "nameless.onnx")
