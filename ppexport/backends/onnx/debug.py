@@ -10,6 +10,7 @@ a user runs:
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ppexport.backends.base import Image
-from ppexport.backends.onnx.session import make_session_from
+from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import ArtifactError
 
 CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
@@ -57,14 +58,22 @@ class DebugModel:
     """The layers of one ONNX artefact, opened for looking into."""
 
     def __init__(self, path: Path) -> None:
-        self.model = onnx.load(path)
+        self.model, self.where = onnx.load(path), str(path)
         self.choices = _outputs(self.model, CHOICE)
         self.tokens = _outputs(self.model, TOKENS)
         self.mask = [*_outputs(self.model, LABELS), *_outputs(self.model, MASK)]
         if not self.choices or len(self.choices) != len(self.tokens):
             raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
-        self._free = make_session_from(self._with_outputs(self.model).SerializeToString(), str(path))
-        self._forced = make_session_from(self._with_input().SerializeToString(), str(path))
+
+    @cached_property
+    def _free(self) -> Any:
+        """The session without injection."""
+        return make_frugal_session(self._with_outputs(self.model).SerializeToString(), self.where)
+
+    @cached_property
+    def _forced(self) -> Any:
+        """The session with injected categories."""
+        return make_frugal_session(self._with_input().SerializeToString(), self.where)
 
     def _with_outputs(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of *model* whose outputs also are the categories and tokens of every layer."""

@@ -8,25 +8,34 @@ from typing import Any
 from ppexport.errors import ArtifactError, first_line, require
 
 
-def make_session_from(model: bytes, where: str, threads: int | None = None) -> Any:
+def load(model: bytes, where: str, **settings: Any) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU for the bytes *model*; *where* names it in errors.
 
-    *threads* None lets ONNX Runtime choose. Raises ArtifactError where it cannot load the model.
+    *settings* are attributes of `onnxruntime.SessionOptions`. Raises ArtifactError where ONNX Runtime cannot load it.
     """
     require("onnxruntime", "onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    for name, value in settings.items():
+        setattr(options, name, value)
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = first_line(error)
-        raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {reason}") from None
+        raise ArtifactError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {first_line(error)}"
+        ) from None
 
 
 def make_session(path: Path, threads: int | None = None) -> Any:
-    """A session for the model file *path*. It is read as bytes: external files that a graph names are never opened."""
-    return make_session_from(path.read_bytes(), str(path), threads)
+    """A session for running the model file *path*; *threads* None lets ONNX Runtime choose.
+
+    The file is read as bytes: external files that a graph names are never opened.
+    """
+    return load(path.read_bytes(), str(path), intra_op_num_threads=threads or 0)
+
+
+def make_frugal_session(model: bytes, where: str) -> Any:
+    """A session for looking into a model: slower, but it gives memory back after every tensor."""
+    return load(model, where, enable_cpu_mem_arena=False, enable_mem_pattern=False)
