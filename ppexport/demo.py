@@ -19,10 +19,10 @@ from ppexport.overlay import mask_overlay
 
 MODEL = "pp_atd_light_x2"
 SIZE = (64, 64)
-PHOTO = "coffee.png"
-DETAIL = (40, 120, 96, 144)
+PHOTO = "astronaut.png"
+DETAIL = (30, 95, 56, 84)
 """Part of the LR picture that the comparison shows: top, left, height, width."""
-ZOOM = 2
+ZOOM = 3
 
 Pixels = NDArray[np.uint8]
 
