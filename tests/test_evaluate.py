@@ -82,3 +82,26 @@ def test_set5_bicubic_is_the_published_baseline():
     result = evaluate(bicubic, find_pairs(folder, folder), 2)
     assert result.mean.psnr_y == pytest.approx(33.66, abs=0.02)
     assert evaluate(bicubic, find_pairs(folder, None), 2) == result
+
+
+def test_figures_are_recorded_beside_the_card(tmp_path):
+    from ppexport.cards import make_card
+    from ppexport.numerics import read_numerics, record
+
+    save(tmp_path / "hr" / "a.png", photo(52, 70))
+    result = evaluate(bicubic, find_pairs(tmp_path / "hr", None), 2)
+    weights = {"file": "w", "sha256": "0" * 64}
+    fields = {"summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT", "published": {"set5": 38.29}}
+    card = make_card(name="m", weights=weights, **fields)
+    record(tmp_path, "set5", card, result)
+    record(tmp_path, "mine", card, result)
+    figures = read_numerics(tmp_path)
+    assert set(figures) == {"set5", "mine"}
+    assert figures["set5"]["psnr_y"] == round(result.mean.psnr_y, 3)
+    assert figures["set5"]["published_psnr_y"] == 38.29
+    assert figures["mine"]["pictures"] == 1
+    with pytest.raises(InputError, match="data set"):
+        record(tmp_path, "../x", card, result)
+    (tmp_path / "numerics.yaml").write_text("[")
+    with pytest.raises(InputError, match="cannot be read"):
+        record(tmp_path, "set5", card, result)

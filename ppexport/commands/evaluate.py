@@ -27,6 +27,9 @@ def evaluate(
     window: Window = None,
     csmf: Csmf = None,
     compensation: Compensation = None,
+    record: Annotated[
+        str | None, typer.Option(help="data set name: write the means to the model's numerics.yaml")
+    ] = None,
     json: Json = None,
 ) -> None:
     """PSNR-Y and SSIM-Y on folders of pictures, beside bicubic enlargement."""
@@ -36,22 +39,31 @@ def evaluate(
 
     pairs = find_pairs(hr, lr)
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
         from ppexport.opening import open_artifact
 
         runner = open_artifact(Path(target))
-        if any(v is not None for v in (checkpoint, arch, *options.values())):
-            raise InputError("an artefact has its weights and options inside: leave --checkpoint and the like out")
+        if own or record is not None:
+            raise InputError("an artefact has its weights and options inside, and no card to record figures beside")
         if scale not in (None, runner.scale):
             raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
         run, factor, name = artifact_upscaler(runner), runner.scale, target
     else:
         from ppexport.networks.load import card_of
 
+        if record is not None and (target is None or own):
+            raise InputError("--record writes beside a model's card: name a model, without a checkpoint or options")
         network = load(target, checkpoint, arch, scale, **options)
         run, factor, name = network_upscaler(network), network.config.scale, card_of(network).name
     with progress_bar("pictures") as progress:
         result = run_evaluate(run, pairs, factor, progress)
+    if record is not None:
+        from ppexport.cards import find_card
+        from ppexport.numerics import record as write_record
+
+        card, folder = find_card(name)
+        people(json).print(f"recorded in {write_record(folder, record, card, result)}")
     emit_json(json, {"model": name, "hr": str(hr), **result.to_dict()})
     rows = [
         [s.name, f"{s.psnr_y:.3f}", f"{s.ssim_y:.4f}", f"{s.bicubic_psnr_y:.3f}", f"{s.bicubic_ssim_y:.4f}"]

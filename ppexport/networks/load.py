@@ -70,7 +70,8 @@ def load_network(
         if name is None:
             raise InputError("without a model name, a checkpoint is needed")
         raise UnavailableError(
-            f"{card.name} comes without weights: give your own file with --checkpoint (checkpoint= in Python)"
+            f"{card.name} comes without weights: download its authors' checkpoint and name the file with --checkpoint "
+            f"(checkpoint= in Python)"
         )
     else:
         path = folder / card.weights.file

@@ -1,0 +1,63 @@
+"""`numerics.yaml` beside a model's card: measured quality, written by the tool and reviewed like code."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppexport.cards import Card, models_folder
+from ppexport.errors import InputError
+from ppexport.evaluate import Evaluation, Score
+from ppexport.files import write_text
+
+NUMERICS = "numerics.yaml"
+HEADER = "# Written by `ppexport evaluate MODEL --hr DIR --record SET`; PSNR-Y in dB.\n"
+
+
+def read_numerics(folder: Path) -> dict[str, Any]:
+    """The figures recorded in *folder*, empty where there are none yet. Raises InputError for a damaged file."""
+    path = folder / NUMERICS
+    if not path.is_file():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a mapping of data sets")
+    return data
+
+
+def _figures(score: Score) -> dict[str, float]:
+    return {
+        "psnr_y": round(score.psnr_y, 3),
+        "ssim_y": round(score.ssim_y, 4),
+        "bicubic_psnr_y": round(score.bicubic_psnr_y, 3),
+        "bicubic_ssim_y": round(score.bicubic_ssim_y, 4),
+    }
+
+
+def record(folder: Path, name: str, card: Card, result: Evaluation) -> Path:
+    """Write *result* under the data set *name* into `numerics.yaml` in *folder*, beside those already there."""
+    if not name.isidentifier():
+        raise InputError(f"a data set's name is letters, digits and underscores, such as set5, not {name!r}")
+    if folder.parent == models_folder() and not (folder.parent.parent / "setup.cfg").is_file():
+        raise InputError("figures of bundled models are recorded in a checkout of ppexport only: leave --record out")
+    assert card.weights is not None
+    data = read_numerics(folder)
+    data[name] = {
+        "backend": "pytorch",
+        "precision": "fp32",
+        "weights_sha256": card.weights.sha256,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "pictures": len(result.scores),
+        **_figures(result.mean),
+    }
+    if name in card.published:
+        data[name]["published_psnr_y"] = card.published[name]
+    path = folder / NUMERICS
+    write_text(path, HEADER + yaml.safe_dump(data, sort_keys=True))
+    return path
