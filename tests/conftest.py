@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+# Before torch is loaded: idle OpenMP threads that spin slow everything else on a machine of two cores many times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
