@@ -14,23 +14,44 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ppexport.errors import InputError
 from ppexport.files import write_text
 
 
 def people(json_to: str | None) -> Console:
     """Where text for people goes: standard output, unless JSON is written there."""
-    return Console(stderr=json_to == "-", highlight=False, soft_wrap=True)
+    # No markup: paths may hold square brackets.
+    return Console(stderr=json_to == "-", highlight=False, soft_wrap=True, markup=False)
 
 
 def emit_json(json_to: str | None, data: Any) -> None:
-    """Write *data* to the file *json_to*, atomically, or to standard output for "-"."""
+    """Write *data* to the file *json_to*, atomically, or to standard output for "-".
+
+    A device or a pipe, such as /dev/null, is written to and not replaced.
+    """
     if json_to is None:
         return
     text = json.dumps(data, indent=2) + "\n"
     if json_to == "-":
         sys.stdout.write(text)
+        return
+    target = Path(json_to)
+    if target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8") as stream:
+            stream.write(text)
     else:
-        write_text(Path(json_to), text)
+        write_text(target, text)
+
+
+def check_json(json_to: str | None) -> str | None:
+    """Raise InputError, before any work is done, where `emit_json` could not write."""
+    if json_to not in (None, "-"):
+        target = Path(str(json_to))
+        if target.is_dir():
+            raise InputError(f"{target} is a folder, a file name is needed")
+        if not target.parent.is_dir():
+            raise InputError(f"{target} cannot be written: {target.parent} is not a folder")
+    return json_to
 
 
 @contextmanager
@@ -76,7 +97,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], numbers: int = 
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < numbers else "right", overflow="fold")
     for row in rows:
-        made.add_row(*map(escape, row))
+        made.add_row(*row)
     return made
 
 
@@ -97,4 +118,5 @@ def decibel(value: float) -> str:
 
 def fail(message: str) -> None:
     """One red sentence on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}")

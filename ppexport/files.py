@@ -14,10 +14,14 @@ from ppexport.errors import InputError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside *target* that replaces it when the block ends without an error, else is removed."""
-    target = Path(target)
-    if target.is_dir():
-        raise InputError(f"{target} is a folder, a file name is needed")
+    """A temporary path beside *target* that replaces it when the block ends without an error, else is removed.
+
+    Of a link the file it points to is replaced. Raises InputError for a folder, a device, or where nothing can be
+    written.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target} is not a plain file that could be replaced")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -157,3 +158,28 @@ def test_mistakes_get_one_sentence(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(*arguments, message=message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_are_printed_as_they_are_and_devices_stay(tmp_path, picture):
+    odd = tmp_path / "a[red]b"
+    odd.mkdir()
+    (odd / "n[1].onnx").write_bytes(b"nonsense")
+    fails("lint", odd / "n[1].onnx", message=re.escape("a[red]b/n[1].onnx"))
+    run("info", "pp_atd_light_x2", "--json", "/dev/null")
+    assert not os.path.isfile("/dev/null")
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    run("models", "--json", link)
+    assert link.is_symlink()
+    assert json.loads(real.read_text())
+    fails("models", "--json", tmp_path, message="is a folder")
+    fails(
+        "evaluate",
+        "pp_atd_light_x2",
+        "--hr",
+        tmp_path,
+        "--json",
+        tmp_path / "no" / "x.json",
+        message="cannot be written",
+    )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ppexport.commands.options import Json
 from ppexport.console import emit_json, people
@@ -32,10 +31,8 @@ def lint(
     console = people(json)
     for f in report.findings:
         where = ", ".join(filter(None, (f.op, f"module {f.module}" if f.module else None, f.node)))
-        console.print(
-            f"[bold]{f.severity.value}[/] {f.rule}{escape(f' ({where})' if where else '')}: {escape(f.message)}"
-        )
-        console.print(f"    way out: {escape(f.way_out)}")
+        console.print(f"{f.severity.value} {f.rule}{f' ({where})' if where else ''}: {f.message}")
+        console.print(f"    way out: {f.way_out}")
     counts = ", ".join(f"{count} {severity.value}s" for severity, count in report.counts.items())
     facts = report.facts
     console.print(f"{file}: {counts}; {facts.nodes} nodes, {facts.file_bytes / 1e6:.2f} MB")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppexport.console import check_json
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2
 Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
 Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
 Compensation = Annotated[str | None, typer.Option(help="what pure pixels take: value, zero or normed")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is stdout")]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", callback=check_json, help="write the result as JSON; - is stdout"),
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
