@@ -34,6 +34,13 @@ from ppexport.files import is_plain_name, sha256_file, write_text
 FORMAT = "ppexport-artifact"
 VERSION = 1
 MANIFEST = "manifest.json"
+MAX_BYTES = 1 << 20
+"""A manifest is about a kilobyte; nothing larger is read."""
+KNOWN: tuple[tuple[set[str], str], ...] = (
+    ({"colors", "window", "csmf", "compensation"}, "pp_atd_light"),
+    (set(), "atd_light"),
+)
+"""The options that each architecture has."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     """Read a manifest's *text*; *where* names it in errors. Raises ArtifactError."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
@@ -119,6 +126,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
     for name in manifest.files:
         if not is_plain_name(name):
             raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artefact folder")
+    if (set(manifest.options), manifest.arch) not in KNOWN:
+        raise ArtifactError(f"{where}: arch {manifest.arch!r} with options {sorted(manifest.options)} is not known")
+    if not {"file", "sha256"} <= set(manifest.weights):
+        raise ArtifactError(f"{where}: weights need a file name and its sha256")
     if not manifest.files:
         raise ArtifactError(f"{where} lists no model file")
     return manifest
@@ -129,6 +140,8 @@ def read_artifact(path: Path) -> Artifact:
     path = Path(path)
     source = path / MANIFEST
     try:
+        if source.is_symlink() or not source.is_file() or source.stat().st_size > MAX_BYTES:
+            raise ArtifactError(f"{path} is not an artefact: {MANIFEST} is missing or is not a small plain file")
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ArtifactError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None

@@ -14,6 +14,7 @@ from ppexport.errors import CardError
 from ppexport.files import is_plain_name, sha256_text
 
 CARD = "card.yaml"
+MAX_BYTES = 1 << 16
 
 
 class Weights(BaseModel):
@@ -75,10 +76,15 @@ def read_card(folder: Path) -> Card:
     """Read `card.yaml` in *folder*. Raises CardError."""
     path = folder / CARD
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise CardError(f"{path} is larger than {MAX_BYTES} bytes: that is no model card")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise CardError(f"{path} uses YAML aliases, which a few lines of can fill any memory")
+        data = yaml.safe_load(text)
     except FileNotFoundError:
         raise CardError(f"{folder} holds no {CARD}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise CardError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise CardError(f"{path} is not a mapping of fields")

@@ -5,11 +5,15 @@ Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 s
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import Annotated
 
 import typer
+
+# Before torch is loaded: idle OpenMP threads that spin slow a busy machine of few cores many times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
 from ppexport.commands import demo, evaluate, export, info, lint, models, parity, upscale
@@ -60,6 +64,9 @@ def run() -> None:
         if error.name not in EXPORT_MODULES:
             raise
         fail(f"{error.name} is not installed: pip install 'ppexport[export]'")
+        sys.exit(EXIT_UNAVAILABLE)
+    except MemoryError:
+        fail("this needs more memory than there is: take a smaller picture or size")
         sys.exit(EXIT_UNAVAILABLE)
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ppexport.errors import InputError
-from ppexport.files import write_text
+from ppexport.files import finite, write_text
 
 
 def people(json_to: str | None) -> Console:
@@ -31,7 +31,7 @@ def emit_json(json_to: str | None, data: Any) -> None:
     """
     if json_to is None:
         return
-    text = json.dumps(data, indent=2) + "\n"
+    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
         sys.stdout.write(text)
         return

@@ -26,8 +26,8 @@ from ppexport.picture import to_input, to_uint8
 from ppexport.upscale import upscale_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MARK = re.compile(r"(_SRF_\d+)?(_HR|_LR)$|x[234]$", re.IGNORECASE)
-"""What the names of an HR picture and its LR differ in: img_001_SRF_2_HR and img_001_SRF_2_LR, 0801 and 0801x2."""
+HR_MARK = re.compile(r"(_SRF_\d+)?_HR$", re.IGNORECASE)
+"""What is left off the name of an HR picture: img_001_SRF_2_HR.png belongs to img_001_SRF_2_LR.png."""
 LEAST = 11
 """SSIM needs this many pixels a side."""
 
@@ -89,21 +89,33 @@ def _marked(paths: list[Path], mark: str) -> list[Path]:
     return [p for p in paths if p.stem.upper().endswith(mark)] or paths
 
 
-def find_pairs(hr: Path, lr: Path | None) -> list[Pair]:
-    """HR pictures of folder *hr*, each with the file of like name in folder *lr* if that is given.
+def _by_name(paths: list[Path], mark: re.Pattern[str]) -> dict[str, Path]:
+    """The pictures under their names without *mark*. Raises InputError for two of one name."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        other = named.setdefault(mark.sub("", path.stem), path)
+        if other != path:
+            raise InputError(f"{path.parent} holds two pictures of one name: {other.name} and {path.name}")
+    return named
 
+
+def find_pairs(hr: Path, lr: Path | None, scale: int) -> list[Pair]:
+    """HR pictures of folder *hr*, each with its LR in folder *lr* if that is given.
+
+    An LR picture has the HR's name, or img_001_SRF_2_LR for img_001_SRF_2_HR, or 0801x2 for 0801 (at scale 2).
     Raises InputError naming the first HR picture without a partner, or two of one name.
     """
-    high = {MARK.sub("", p.stem): p for p in _marked(pictures_in(hr), "_HR")}
-    if len(high) != len(_marked(pictures_in(hr), "_HR")):
-        raise InputError(f"{hr} holds two pictures whose names differ only in their extension or mark")
+    high = _by_name(_marked(pictures_in(hr), "_HR"), HR_MARK)
     if lr is None:
         return [Pair(name, path, None) for name, path in high.items()]
-    low = {MARK.sub("", p.stem): p for p in _marked(pictures_in(lr), "_LR")}
+    files = _marked(pictures_in(lr), "_LR")
+    exact = {path.stem: path for path in files}
+    mark = re.compile(rf"(_SRF_{scale})?_LR$|x{scale}$", re.IGNORECASE)
+    low = _by_name([path for path in files if path.stem not in high], mark)
     for name, path in high.items():
-        if name not in low:
+        if name not in exact and name not in low:
             raise InputError(f"{lr} holds no LR picture for {path.name}")
-    return [Pair(name, path, low[name]) for name, path in high.items()]
+    return [Pair(name, path, exact.get(name) or low[name]) for name, path in high.items()]
 
 
 def _pixels(path: Path) -> Pixels:
@@ -116,7 +128,10 @@ def _pixels(path: Path) -> Pixels:
 
 def score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     """Evaluate one picture."""
-    hr = crop_to_multiple(_pixels(pair.hr), scale)
+    whole = _pixels(pair.hr)
+    if min(whole.shape[:2]) - 2 * scale < LEAST:
+        raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
+    hr = crop_to_multiple(whole, scale)
     lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         raise InputError(f"{pair.lr} times {scale} is not the size of {pair.hr.name}: another scale or another picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import shutil
@@ -43,9 +44,12 @@ def check_target(out: Path) -> None:
         raise InputError(f"{out} exists and is not a folder")
     if out.is_dir() and any(out.iterdir()):
         try:
-            parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
+            manifest = parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
         except (OSError, UnicodeDecodeError, ArtifactError):
             raise InputError(f"{out} is not empty and holds no artefact: name another folder") from None
+        foreign = sorted({p.name for p in out.iterdir()} - {MANIFEST, *manifest.files})
+        if foreign:
+            raise InputError(f"{out} holds {foreign[0]}, which no export wrote: move it away or name another folder")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder")
 
@@ -85,7 +89,12 @@ def replace_folder(new: Path, out: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
     os.rename(out, old / out.name)
-    os.rename(new, out)
+    try:
+        os.rename(new, out)
+    except OSError:
+        os.rename(old / out.name, out)
+        old.rmdir()
+        raise
     shutil.rmtree(old)
 
 
@@ -110,13 +119,18 @@ def export(
     check_choice("precision", precision, PRECISIONS)
     if capacities is not None and len(capacities) != 1:
         raise InputError(f"one capacity per artefact, not {list(capacities)}: sets of capacities are not supported yet")
-    out = Path(out)
+    height, width = (operator.index(side) for side in size)
+    out = Path(os.path.abspath(out))
+    if out == Path.cwd():
+        raise InputError("the artefact folder cannot be the current folder: name a new one")
+    if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
+        raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     check_target(out)
     card = card_of(network)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
-    twin = make_twin(network, size, capacities[0] if capacities else None)
+    twin = make_twin(network, (height, width), capacities[0] if capacities else None)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         folder = work / "artifact"

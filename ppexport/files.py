@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ppexport.errors import InputError
 
@@ -23,7 +25,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise InputError(f"{target} is not a plain file that could be replaced")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror}") from None
     os.close(handle)
@@ -57,6 +59,15 @@ def sha256_file(path: Path) -> str:
 def sha256_text(text: str) -> str:
     """Hexadecimal SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """*value* for JSON, which knows no infinity: figures that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_plain_name(name: str) -> bool:

@@ -40,12 +40,18 @@ def _figures(score: Score) -> dict[str, float]:
     }
 
 
-def record(folder: Path, name: str, card: Card, result: Evaluation) -> Path:
-    """Write *result* under the data set *name* into `numerics.yaml` in *folder*, beside those already there."""
+def check_record(folder: Path, name: str) -> None:
+    """Raise InputError, before any work is done, where `record` would refuse."""
     if not name.isidentifier():
         raise InputError(f"a data set's name is letters, digits and underscores, such as set5, not {name!r}")
     if folder.parent == models_folder() and not (folder.parent.parent / "setup.cfg").is_file():
         raise InputError("figures of bundled models are recorded in a checkout of ppexport only: leave --record out")
+    read_numerics(folder)
+
+
+def record(folder: Path, name: str, card: Card, result: Evaluation) -> Path:
+    """Write *result* under the data set *name* into `numerics.yaml` in *folder*, beside those already there."""
+    check_record(folder, name)
     assert card.weights is not None
     data = read_numerics(folder)
     data[name] = {

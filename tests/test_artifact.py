@@ -199,3 +199,58 @@ def test_a_crashing_simplifier_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(simplify, "TIMEOUT", 0.01)
     with pytest.raises(ExportError, match="did not finish"):
         simplify.simplify_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
+
+
+def test_the_self_check_notices_every_output(artifact, tmp_path):
+    from onnx import numpy_helper
+
+    from ppexport.backends.onnx.build import self_check
+
+    twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
+    self_check(artifact / "model.onnx", twin)
+    lying = onnx.load(artifact / "model.onnx")
+    for node in lying.graph.node:
+        node.output[:] = ["true_count" if name == "impure_tokens" else name for name in node.output]
+        node.input[:] = ["true_count" if name == "impure_tokens" else name for name in node.input]
+    zero = numpy_helper.from_array(np.zeros(1, np.int32), "zero")
+    lying.graph.initializer.append(zero)
+    lying.graph.node.append(onnx.helper.make_node("Identity", ["zero"], ["impure_tokens"], name="lie"))
+    onnx.save(lying, tmp_path / "lying.onnx")
+    with pytest.raises(ExportError, match="differs from the twin"):
+        self_check(tmp_path / "lying.onnx", twin)
+    damaged = onnx.load(artifact / "model.onnx")
+    (bias,) = (i for i in damaged.graph.initializer if i.name == "norm.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), "norm.bias"))
+    onnx.save(damaged, tmp_path / "damaged.onnx")
+    with pytest.raises(ExportError, match="differs from the twin"):
+        self_check(tmp_path / "damaged.onnx", twin)
+
+
+@pytest.mark.parametrize("fields", [{"size": [48, 32]}, {"scale": 4}, {"capacities": [128]}, {"card_sha256": "0" * 64}])
+def test_a_manifest_that_does_not_fit_its_model(copy, fields):
+    change(copy, **fields)
+    with pytest.raises(ArtifactError, match="the manifest says"):
+        ppexport.open_artifact(copy)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": "/evil.safetensors"}, {"name": "x"}])
+def test_manifest_options_are_the_architectures(copy, options):
+    change(copy, options=options)
+    with pytest.raises(ArtifactError, match="is not known"):
+        ppexport.open_artifact(copy)
+
+
+def test_a_users_own_files_survive_a_new_export(copy, x2):
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="notes.txt"):
+        ppexport.export(x2, backend="onnx", size=(16, 16), out=copy)
+    assert (copy / "notes.txt").read_text() == "mine"
+
+
+def test_changed_weights_do_not_keep_the_files_hash():
+    from ppexport.networks.load import card_of
+
+    network = ppexport.load_network("pp_atd_light_x2")
+    assert card_of(network).weights.file == "weights.safetensors"
+    network.norm.bias += 1
+    assert card_of(network).weights.file == "memory"

@@ -27,8 +27,8 @@ def test_lr_is_made_where_it_is_missing(tmp_path):
     hr = photo(61, 40)
     save(tmp_path / "hr" / "a.png", hr)
     save(tmp_path / "lr" / "ax2.png", resize_bicubic(hr, 2))
-    made = evaluate(bicubic, find_pairs(tmp_path / "hr", None), 2)
-    given = evaluate(bicubic, find_pairs(tmp_path / "hr", tmp_path / "lr"), 2)
+    made = evaluate(bicubic, find_pairs(tmp_path / "hr", None, 2), 2)
+    given = evaluate(bicubic, find_pairs(tmp_path / "hr", tmp_path / "lr", 2), 2)
     assert made.scores == given.scores
     (score,) = made.scores
     expected = enlarge_bicubic(resize_bicubic(hr, 2), 2)
@@ -40,48 +40,58 @@ def test_marked_files_may_share_a_folder(tmp_path):
     for name in ("img_001", "img_002"):
         save(tmp_path / f"{name}_SRF_2_HR.png", photo(40, 40))
         save(tmp_path / f"{name}_SRF_2_LR.png", resize_bicubic(photo(40, 40), 2))
-    pairs = find_pairs(tmp_path, tmp_path)
+    pairs = find_pairs(tmp_path, tmp_path, 2)
     assert [p.name for p in pairs] == ["img_001", "img_002"]
     assert pairs[0].lr.name == "img_001_SRF_2_LR.png"
-    assert len(find_pairs(tmp_path, None)) == 2
+    assert len(find_pairs(tmp_path, None, 2)) == 2
     result = evaluate(bicubic, pairs, 2)
     assert result.mean.psnr_y == pytest.approx(np.mean([s.psnr_y for s in result.scores]))
     assert result.to_dict()["mean"]["name"] == "mean"
 
 
+def test_names_of_other_scales_do_not_mix(tmp_path):
+    hr = photo(48, 48)
+    for name in ("max2", "0801"):
+        save(tmp_path / "hr" / f"{name}.png", hr)
+    save(tmp_path / "lr" / "max2.png", resize_bicubic(hr, 2))
+    for scale in (2, 4):
+        save(tmp_path / "lr" / f"0801x{scale}.png", resize_bicubic(hr, scale))
+    assert [p.lr.name for p in find_pairs(tmp_path / "hr", tmp_path / "lr", 2)] == ["0801x2.png", "max2.png"]
+
+
 def test_a_network_is_evaluated_on_whole_pictures(tmp_path, x2):
     save(tmp_path / "a.png", photo(52, 70))
-    (score,) = evaluate(network_upscaler(x2), find_pairs(tmp_path, None), 2).scores
+    (score,) = evaluate(network_upscaler(x2), find_pairs(tmp_path, None, 2), 2).scores
     assert score.psnr_y > score.bicubic_psnr_y + 0.5
 
 
 def test_bad_folders(tmp_path):
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     with pytest.raises(InputError, match="is not a folder"):
-        find_pairs(hr, None)
+        find_pairs(hr, None, 2)
     hr.mkdir()
     with pytest.raises(InputError, match="no PNG"):
-        find_pairs(hr, None)
+        find_pairs(hr, None, 2)
     save(hr / "a.png", photo(40, 40))
     save(lr / "b.png", photo(20, 20))
     with pytest.raises(InputError, match="no LR picture for a.png"):
-        find_pairs(hr, lr)
+        find_pairs(hr, lr, 2)
     save(lr / "a.png", photo(20, 21))
     with pytest.raises(InputError, match="not the size"):
-        evaluate(bicubic, find_pairs(hr, lr), 2)
+        evaluate(bicubic, find_pairs(hr, lr, 2), 2)
     save(hr / "a.jpg", photo(40, 40))
     with pytest.raises(InputError, match="two pictures"):
-        find_pairs(hr, None)
+        find_pairs(hr, None, 2)
     save(tmp_path / "small" / "a.png", photo(14, 40))
     with pytest.raises(InputError, match="too small"):
-        evaluate(bicubic, find_pairs(tmp_path / "small", None), 2)
+        evaluate(bicubic, find_pairs(tmp_path / "small", None, 2), 2)
 
 
 def test_set5_bicubic_is_the_published_baseline():
     folder = shared_folder("images", "set5", "image_SRF_2")
-    result = evaluate(bicubic, find_pairs(folder, folder), 2)
+    result = evaluate(bicubic, find_pairs(folder, folder, 2), 2)
     assert result.mean.psnr_y == pytest.approx(33.66, abs=0.02)
-    assert evaluate(bicubic, find_pairs(folder, None), 2) == result
+    assert evaluate(bicubic, find_pairs(folder, None, 2), 2) == result
 
 
 def test_figures_are_recorded_beside_the_card(tmp_path):
@@ -89,7 +99,7 @@ def test_figures_are_recorded_beside_the_card(tmp_path):
     from ppexport.numerics import read_numerics, record
 
     save(tmp_path / "hr" / "a.png", photo(52, 70))
-    result = evaluate(bicubic, find_pairs(tmp_path / "hr", None), 2)
+    result = evaluate(bicubic, find_pairs(tmp_path / "hr", None, 2), 2)
     weights = {"file": "w", "sha256": "0" * 64}
     fields = {"summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT", "published": {"set5": 38.29}}
     card = make_card(name="m", weights=weights, **fields)

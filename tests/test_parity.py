@@ -176,7 +176,9 @@ def test_a_run_passes_and_can_be_continued_elsewhere(artifact, tmp_path, monkeyp
     saved = json.loads((tmp_path / "run" / "report.json").read_text())
     assert saved["passed"]
     assert [p["other"] for p in saved["pairs"]] == ["twin", "onnx-fp32"]
-    assert all(sum(row["flips"]) == 0 and row["equal_mask"] == 1 for p in saved["pairs"] for row in p["rows"])
+    assert all(
+        row["passed"] and row["equal_mask"] == row["equal_labels"] == 1 for p in saved["pairs"] for row in p["rows"]
+    )
     names = ["inputs.npz", "network.npz", "onnx-fp32.npz", "report.json", "twin.npz", "worst.png"]
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == names
     with Image.open(tmp_path / "run" / "worst.png") as image:

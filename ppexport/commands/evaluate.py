@@ -37,7 +37,6 @@ def evaluate(
     from ppexport.evaluate import artifact_upscaler, find_pairs, network_upscaler
     from ppexport.evaluate import evaluate as run_evaluate
 
-    pairs = find_pairs(hr, lr)
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
     own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
@@ -50,19 +49,22 @@ def evaluate(
             raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
         run, factor, name = artifact_upscaler(runner), runner.scale, target
     else:
+        from ppexport.cards import find_card
         from ppexport.networks.load import card_of
+        from ppexport.numerics import check_record
+        from ppexport.numerics import record as write_record
 
         if record is not None and (target is None or own):
             raise InputError("--record writes beside a model's card: name a model, without a checkpoint or options")
+        if record is not None:
+            check_record(find_card(str(target))[1], record)
         network = load(target, checkpoint, arch, scale, **options)
         run, factor, name = network_upscaler(network), network.config.scale, card_of(network).name
+    pairs = find_pairs(hr, lr, factor)
     with progress_bar("pictures") as progress:
         result = run_evaluate(run, pairs, factor, progress)
     if record is not None:
-        from ppexport.cards import find_card
-        from ppexport.numerics import record as write_record
-
-        card, folder = find_card(name)
+        card, folder = find_card(str(target))
         people(json).print(f"recorded in {write_record(folder, record, card, result)}")
     emit_json(json, {"model": name, "hr": str(hr), **result.to_dict()})
     rows = [

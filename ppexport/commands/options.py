@@ -34,7 +34,7 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 def parse_size(text: str) -> tuple[int, int]:
     """HxW -> (h, w)."""
     match = SIZE.fullmatch(text)
-    if match is None or "0" in match.groups():
+    if match is None or not all(map(int, match.groups())):
         raise InputError(f"a size is HEIGHTxWIDTH in pixels, such as 64x64, not {text!r}")
     return int(match[1]), int(match[2])
 

@@ -77,6 +77,10 @@ def show(report: ParityReport, console: Console) -> None:
         if not pair.passed:
             layer = pair.first_bad_layer or "not measured"
             console.print(f"worst input: {pair.worst.name}; first bad layer: {layer}")
+    if report.over_capacity:
+        console.print(
+            f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"
+        )
     if report.host_mask_differs:
         console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")
     console.print(f"{'pass' if report.passed else 'FAIL'}: {report.folder / REPORT}, {report.folder / WORST}")

@@ -257,6 +257,8 @@ class ATDLight(nn.Module):
         *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
         (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
         """
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(f"{self.arch} takes floats (b, 3, h, w) in [0, 1], not {x.dtype} {tuple(x.shape)}")
         h, w = x.shape[2:]
         padded = mirror_pad(x)
         size = (padded.shape[2], padded.shape[3])

@@ -48,6 +48,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: entry {key!r} is not a tensor")
+        if value.is_meta or value.is_nested or value.is_quantized or value.layout != torch.strided:
+            raise CheckpointError(f"{path}: {key!r} is not an ordinary dense tensor")
     return state
 
 

@@ -82,6 +82,7 @@ def load_network(
         raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
     weights = {"file": path.name, "sha256": digest}
     network.card = card.model_copy(update={"weights": Weights(**weights)})  # type: ignore[assignment]
+    network.digest = state_digest(network)  # type: ignore[assignment]
     return network.eval()
 
 
@@ -93,26 +94,31 @@ def load_untrained(name: str | None, arch: str | None, scale: int | None, option
     return network.eval()
 
 
-def card_of(network: nn.Module) -> Card:
-    """The effective card of *network*; one is made for a network that was built by hand.
-
-    Its weights hash is then that of the tensors. Raises InputError for a network that is not of this toolkit.
-    """
-    card = getattr(network, "card", None)
-    if isinstance(card, Card):
-        return card
-    if not isinstance(network, ATDLight):
-        raise InputError(f"{type(network).__name__} is not a network of ppexport")
+def state_digest(network: nn.Module) -> str:
+    """SHA-256 of the names and values of all weights of *network*."""
     digest = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    scale = network.config.scale
-    return make_card(
-        name=f"{network.arch}_x{scale}",
-        summary="a network built in Python",
-        arch=network.arch,
-        scale=scale,
-        options=network.options.as_dict() if isinstance(network, PPATDLight) else None,
-        weights={"file": "memory", "sha256": digest.hexdigest()},
-        licence="as the weights'",
-    )
+    return digest.hexdigest()
+
+
+def card_of(network: nn.Module) -> Card:
+    """The effective card of *network*: that it was loaded with, or a new one for a network that was built by hand.
+
+    Options are those the network has now; where the weights were changed since, their hash is that of the tensors.
+    Raises InputError for a network that is not of this toolkit.
+    """
+    if not isinstance(network, ATDLight):
+        raise InputError(f"{type(network).__name__} is not a network of ppexport")
+    digest, scale = state_digest(network), network.config.scale
+    card = getattr(network, "card", None)
+    if isinstance(card, Card):
+        fields = card.model_dump()
+    else:
+        fields = {"name": f"{network.arch}_x{scale}", "summary": "a network built in Python", "arch": network.arch}
+        fields |= {"scale": scale, "licence": "as the weights'"}
+    if isinstance(network, PPATDLight):
+        fields["options"] = network.options.as_dict()
+    if fields.get("weights") is None or getattr(network, "digest", None) != digest:
+        fields["weights"] = {"file": "memory", "sha256": digest}
+    return make_card(**fields)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.files import finite
 from ppexport.metrics import psnr, psnr_y, ssim
 from ppexport.parity.columns import Column, Sample
 from ppexport.parity.inputs import ParityInput
@@ -66,6 +67,8 @@ class Comparison:
     """Impure tokens of every layer whose category differs; None where a column does not tell."""
     injected: Errors | None = None
     """Errors after the reference's categories were injected, where flips made that necessary."""
+    injected_sr: NDArray[np.float32] | None = field(default=None, repr=False)
+    """The picture with injected categories."""
     task: tuple[float, float] | None = None
     """PSNR-Y against ground truth of reference and other."""
 
@@ -100,20 +103,16 @@ class Pair:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; infinite figures become null."""
         data = {**asdict(self), "passed": self.passed, "worst": self.worst.name}
-        return _finite(data)  # type: ignore[no-any-return]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        for row in data["rows"]:
+            del row["injected_sr"]
+        return finite(data)  # type: ignore[no-any-return]
 
 
 def share_equal(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> float | None:
-    """Share of equal entries, None where one is missing."""
-    return None if a is None or b is None else float((a == b).mean())
+    """Share of equal entries; None where both are missing, 0 where only one is."""
+    if a is None or b is None or a.shape != b.shape:
+        return None if a is None and b is None else 0.0
+    return float((a == b).mean())
 
 
 def measure(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Errors:
@@ -135,7 +134,10 @@ def _judge_flips(
     row: Comparison, item: ParityInput, reference: Sample, other: Sample, gate: Gate, rerun: Rerun | None
 ) -> None:
     """Fill *row* with flips; where there are any, decide by injection whether they are near ties."""
+    if reference.categories is None and other.categories is None:
+        return
     if reference.categories is None or other.categories is None:
+        row.passed, row.reason = False, "only one of the two tells its categories"
         return
     impure = slice(None) if reference.pure is None else ~reference.pure
     differs = (reference.categories != other.categories)[:, impure]
@@ -151,6 +153,7 @@ def _judge_flips(
     unexplained = (reference.categories != again.categories)[:, impure]
     largest = float(reference.gaps[:, impure][unexplained].max()) if unexplained.any() else 0.0
     row.injected = measure(reference.sr, again.sr)
+    row.injected_sr = again.sr
     row.passed = largest < NEAR_TIE and row.injected.within(gate)
     if row.passed:
         row.reason = (
@@ -190,9 +193,11 @@ def compare_columns(
     for item in inputs:
         row = _compare(item, reference[item.name], other[item.name], gate, rerun)
         if item.hr is not None and min(item.hr.shape[:2]) > 2 * scale:
-            first, second = (psnr_y(to_uint8(c[item.name].sr), item.hr, scale) for c in (reference, other))
+            # Where near ties were accepted, the picture with the reference's categories is the one to judge.
+            judged = row.injected_sr if row.passed and row.injected_sr is not None else other[item.name].sr
+            first, second = (psnr_y(to_uint8(sr), item.hr, scale) for sr in (reference[item.name].sr, judged))
             row.task = (first, second)
-            changes.append(second - first)
+            changes.append(0.0 if first == second else second - first)
         pair.rows.append(row)
     pair.task_change = float(np.mean(changes)) if changes else None
     return pair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -82,13 +83,14 @@ class TwinColumn:
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*."""
-        sr, _, trace = self._run(item, categories)
+        sr, impure, trace = self._run(item, categories)
         mask = self.twin.pure_pass
-        if mask is None:
-            return _sample(sr, trace, None, None)
-        with torch.no_grad():
-            padded = self.twin.pad(torch.from_numpy(item.lr))
-            return _sample(sr, trace, mask(padded), mask.labels(padded))
+        pure = labels = None
+        if mask is not None:
+            with torch.no_grad():
+                padded = self.twin.pad(torch.from_numpy(item.lr))
+                pure, labels = mask(padded), mask.labels(padded)
+        return replace(_sample(sr, trace, pure, labels), impure=int(impure))
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Layers:
         """The output of every layer."""

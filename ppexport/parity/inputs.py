@@ -27,7 +27,7 @@ PHOTOS: tuple[tuple[str, float, float], ...] = (
 """Bundled photographs, and where in them to cut, as shares of the room there is (down, right)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParityInput:
     """One input picture and, where it has one, its ground truth."""
 
@@ -71,7 +71,7 @@ def _short_of_pure(size: tuple[int, int]) -> Pixels:
     return picture
 
 
-def _one_token_short(size: tuple[int, int]) -> Pixels:
+def _few_impure(size: tuple[int, int]) -> Pixels:
     """Pure everywhere but for a few windows in one corner: few impure tokens, so mirrored tails are long."""
     picture = np.full((*size, 3), (30, 160, 60), np.uint8)
     picture[-3:, -3:] = (220, 20, 200)
@@ -90,7 +90,7 @@ def _hard(size: tuple[int, int]) -> Iterator[tuple[str, Pixels]]:
     ramp = np.linspace(0, 255, h * w).reshape(h, w).astype(np.uint8)
     yield "gradient", np.stack([ramp, ramp[::-1], np.full_like(ramp, 128)], axis=2)
     yield "short_of_pure", _short_of_pure(size)
-    yield "few_impure", _one_token_short(size)
+    yield "few_impure", _few_impure(size)
 
 
 def parity_inputs(size: tuple[int, int], scale: int) -> list[ParityInput]:

@@ -60,6 +60,9 @@ class ParityReport:
     host_mask_differs: list[str] = field(default_factory=list)
     """Inputs for which the NumPy mask is not the network's; must be empty."""
 
+    over_capacity: list[str] = field(default_factory=list)
+    """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
+
     @property
     def passed(self) -> bool:
         """Whether all gates hold."""
@@ -80,6 +83,7 @@ class ParityReport:
             "versions": m.versions,
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
+            "over_capacity": self.over_capacity,
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
@@ -162,10 +166,13 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     columns = {source.name: compute(source, inputs, progress) for source in sources}
     report = ParityReport(manifest, folder)
     report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
-    for a, b, gate in ((0, 1, TWIN_GATE), (1, 2, gate_of(artifact))):
+    over = [item for item in inputs if columns["network"][item.name].impure > manifest.capacities[-1]]
+    report.over_capacity = [item.name for item in over]
+    fitting = [item for item in inputs if item not in over]
+    for a, b, gate, judged in ((0, 1, TWIN_GATE, fitting), (1, 2, gate_of(artifact), inputs)):
         reference, other = sources[a], sources[b]
         both = (columns[reference.name], columns[other.name])
-        report.pairs.append(compare_sources(reference, other, both, inputs, gate, artifact.scale))
+        report.pairs.append(compare_sources(reference, other, both, judged, gate, artifact.scale))
     keep(report, inputs, columns)
     return report
 

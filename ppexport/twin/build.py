@@ -75,6 +75,11 @@ class StaticTwin(nn.Module):
         Above the capacity, impure_tokens says that the picture is not the network's. *mask* (1, H', W') bool replaces
         the computed one, *categories* (layers, n) int32 the routing of every layer; *trace* records every layer.
         """
+        # Plain numbers, so none of this enters the graph.
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        if mask is not None and (self.pure_pass is None or tuple(mask.shape) != (1, *self.padded)):
+            raise ValueError(f"a mask is (1, H', W') = {(1, *self.padded)}, and for pp_atd_light only")
         padded = self.pad(lr)
         pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1)
         if pure is None:

@@ -35,7 +35,7 @@ class Shared:
     pure: Tensor | None
     """(n,) bool, None for a network without Pure-Pass."""
     impure: Tensor
-    """int32 scalar: number of tokens that are not pure."""
+    """(1,) int32: number of tokens that are not pure."""
     forced: Tensor | None = None
     """(layers, n) int32: categories to use in place of the token's own choice."""
     trace: Trace | None = None

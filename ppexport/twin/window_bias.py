@@ -6,7 +6,7 @@ layer, and a mask of 256 KiB for every window.
 After: both come out of a few hundred numbers inside the graph, once for all layers that share them:
 
     index = base[i] - base[j] + 480,   base = 31 * y + x                              (256,) int32
-    kinds = -100 where region[kind, i] != region[kind, j]                             (4, 256) int32
+    kinds = -100 where region[kind, i] != region[kind, j]                             (4, 1, 256, 256) fp32
     mask  = kinds[kind of window]         a window is inside, in the last column, in the last row, or in both
 """
 

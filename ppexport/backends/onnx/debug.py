@@ -46,6 +46,8 @@ class Inside(NamedTuple):
     """What an artefact computed on the way to its picture."""
 
     sr: Image
+    impure_tokens: int
+    """The graph's second output."""
     categories: Categories
     """(layers, n)."""
     labels: NDArray[np.int64] | None
@@ -62,7 +64,8 @@ class DebugModel:
         self.choices = _outputs(self.model, CHOICE)
         self.tokens = _outputs(self.model, TOKENS)
         self.mask = [*_outputs(self.model, LABELS), *_outputs(self.model, MASK)]
-        if not self.choices or len(self.choices) != len(self.tokens):
+        # A network without Pure-Pass has neither node of the mask.
+        if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
 
     @cached_property
@@ -109,10 +112,10 @@ class DebugModel:
     def run(self, lr: Image, categories: Categories | None = None) -> Inside:
         """Run *lr* (1, 3, h, w); *categories* (layers, n) replace the tokens' own choices."""
         session, feeds = self._session(lr, categories)
-        sr, *rest = session.run(["sr", *self.choices, *self.mask], feeds)
+        sr, impure, *rest = session.run(["sr", "impure_tokens", *self.choices, *self.mask], feeds)
         chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
         labels, pure = mask if mask else (None, None)
-        return Inside(sr, np.stack(chosen), labels, pure)
+        return Inside(sr, int(impure[0]), np.stack(chosen), labels, pure)
 
     def layers(self, lr: Image, categories: Categories | None = None) -> list[NDArray[np.float32]]:
         """The output (n, c) of every layer."""
