@@ -7,11 +7,20 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ppexport.errors import InputError
+
+
+def make_temporary(target: Path) -> tuple[int, str]:
+    """An open handle and the path of a new hidden file beside *target*, with its suffix. Raises OSError."""
+    # A name that no file can have must fail now, not when the finished file is put in its place.
+    with suppress(FileNotFoundError):
+        os.stat(target)
+    # A part of the name only: with all of it a long name would get too long.
+    return tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
 
 
 @contextmanager
@@ -25,7 +34,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise InputError(f"{target} is not a plain file that could be replaced")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
+        handle, name = make_temporary(target)
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror}") from None
     os.close(handle)

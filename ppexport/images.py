@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ppexport.errors import ImageError, InputError
-from ppexport.files import atomic_path
+from ppexport.files import atomic_path, make_temporary
 
 Pixels: TypeAlias = NDArray[Any]
 """uint8, or float32 in [0, 1]."""
@@ -246,6 +245,8 @@ def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
     if name is None:
         raise ImageError(f"{path}: the output's extension is one of {', '.join(_FORMATS)}")
     _require_codec(path, name)
+    # Of a link the file it points to is written.
+    path = Path(os.path.realpath(path))
     if os.path.isdir(path):
         raise ImageError(f"{path} is a folder, a file name is needed")
     if os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
@@ -254,7 +255,7 @@ def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
         raise ImageError(f"{path} cannot be written: the folder {path.parent} does not exist")
     try:
         # As atomic_path will do; permission bits alone do not tell of a read-only file system or too long a name.
-        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, probe = make_temporary(path)
         os.close(handle)
         os.unlink(probe)
     except OSError as error:

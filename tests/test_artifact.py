@@ -201,6 +201,13 @@ def test_a_crashing_simplifier_is_an_error(monkeypatch, tmp_path):
         simplify.simplify_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
 
 
+@pytest.mark.slow
+def test_a_large_size_stays_small(tmp_path):
+    network = ppexport.load_network("pp_atd_light_x2")
+    out = ppexport.export(network, backend="onnx", size=(256, 256), out=tmp_path / "large")
+    assert sum(f.stat().st_size for f in out.iterdir()) < 6e6
+
+
 def test_the_self_check_notices_every_output(artifact, tmp_path):
     from onnx import numpy_helper
 

@@ -24,6 +24,7 @@ def test_demo_makes_the_pictures(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "demo.json").read_text())
     assert data["parity"]
+    assert sum(f.stat().st_size for f in (tmp_path / "demo" / demo.MODEL).iterdir()) < 6e6
     assert data["psnr_result"] > data["psnr_bicubic"] + 1
     assert 0 < data["pure_share"] < 1
     sizes = {"input": (150, 90), "bicubic": (300, 180), "result": (300, 180), "mask": (300, 180)}

@@ -77,7 +77,11 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arch", "size"),
-    [("atd_light_x2_trained", "pp_atd_light", (37, 53)), ("atd_light_x4_random", "pp_atd_light", (32, 32))],
+    [
+        ("atd_light_x2_trained", "pp_atd_light", (37, 53)),
+        ("atd_light_x4_random", "pp_atd_light", (32, 32)),
+        ("atd_light_x4_random", "atd_light", (37, 29)),
+    ],
 )
 def test_artifact_meets_the_gate(name, arch, size, tmp_path):
     check_artifact(name, arch, size, tmp_path / "a")

@@ -66,6 +66,10 @@ def load_column(path: Path) -> Column:
         found = {field: arrays.get(f"{name}.{field}") for field in _FIELDS}
         if found["sr"] is None or found["impure"] is None:
             raise InputError(f"{path}: {name!r} has no picture")
+        shapes = {field: value.shape for field, value in found.items() if value is not None}
+        tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", "impure")}
+        if found["sr"].dtype != np.float32 or found["sr"].ndim != 4 or shapes["impure"] or len(tokens) > 1:
+            raise InputError(f"{path}: {name!r} does not hold what a column holds: {shapes}")
         column[name] = Sample(**{**found, "impure": int(found["impure"])})  # type: ignore[arg-type]
     return column
 

@@ -185,6 +185,10 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
     missing = [item.name for item in inputs if item.name not in reference]
     if missing:
         raise InputError(f"{folder / 'twin.npz'} has no picture for input {missing[0]!r}")
+    expected = (1, 3, *(side * artifact.scale for side in artifact.size))
+    for name, sample in reference.items():
+        if sample.sr.shape != expected:
+            raise InputError(f"{folder} is a run of another scale: {name!r} is {sample.sr.shape}, not {expected}")
     source = ArtifactColumn(runner)
     column = compute(source, inputs, progress)
     report = ParityReport(artifact.manifest, folder)
