@@ -129,14 +129,12 @@ def _pixels(path: Path) -> Pixels:
 def score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     """Evaluate one picture."""
     whole = _pixels(pair.hr)
-    if min(whole.shape[:2]) - 2 * scale < LEAST:
+    if min(whole.shape[:2]) // scale * scale - 2 * scale < LEAST:
         raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
     hr = crop_to_multiple(whole, scale)
     lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         raise InputError(f"{pair.lr} times {scale} is not the size of {pair.hr.name}: another scale or another picture")
-    if min(hr.shape[:2]) - 2 * scale < LEAST:
-        raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
     sr, bicubic = upscale(lr), enlarge_bicubic(lr, scale)
     figures = [metric(picture, hr, scale) for picture in (sr, bicubic) for metric in (psnr_y, ssim_y)]
     return Score(pair.name, *figures)
