@@ -365,15 +365,15 @@ def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
 
 @has_compiler
 @pytest.mark.usefixtures("_with_gradients")
-@pytest.mark.parametrize("pure_share", [None, 0.0, 0.4, 0.9975, 1.0])
-def test_fast_category_attention_skips_pure_tokens_alike(pure_share):
+@pytest.mark.parametrize("impure", [None, 512, 300, 256, 129, 128, 127, 1, 0])
+def test_fast_category_attention_skips_pure_tokens_alike(impure):
     generator = torch.Generator().manual_seed(5)
     plain = CategoryAttention(48, 4)
     fast = torch.nn.ModuleList([copy.deepcopy(plain)])
     speed_up(fast)
     qkv = torch.randn(2, 512, 144, generator=generator)
     categories = torch.randint(64, (2, 512), generator=generator)
-    pure = None if pure_share is None else torch.rand(2, 512, generator=generator) < pure_share
+    pure = None if impure is None else torch.rand(2, 512, generator=generator).argsort(dim=1) >= impure
     results = []
     for module in (plain, fast[0]):
         x = qkv.clone().requires_grad_()
@@ -382,7 +382,8 @@ def test_fast_category_attention_skips_pure_tokens_alike(pure_share):
         results.append((out.detach(), x.grad, module.logit_scale.grad, module.proj.weight.grad))
     for ours, theirs in zip(results[1], results[0], strict=True):
         if theirs is not None and ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+            # One impure token meets copies of itself alone: gradients of q, k and scale are zero but for rounding.
+            torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-3 if impure == 1 else 2e-4)
     source, target = category_slots(categories, pure)
     routes = route(categories, pure)
     assert torch.equal(source.flatten().long(), routes.source)

@@ -168,7 +168,8 @@ def category_slots(categories: Tensor, pure: Tensor | None) -> tuple[Tensor, Ten
         if m:
             position = torch.arange(-(-m // size) * size)
             ranked = order[image] + image * n
-            token = ranked if m == len(position) else ranked[mirror_slots(position, m)]
+            # Impure tokens come first; when they fill their groups exactly there is nothing to mirror.
+            token = ranked[:m] if m == len(position) else ranked[mirror_slots(position, m)]
             source.append(token)
             target.append(torch.where(position < m, token, -1))
     if not source:
