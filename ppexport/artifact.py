@@ -1,9 +1,9 @@
 """The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
 
-Reading one needs the standard library only, so that it works on a device. Manifest version 1:
+Reading one needs the standard library only, so that it works on a device. Manifest version 2:
 
     format        "ppexport-artifact"
-    version       1
+    version       2
     backend       "onnx"
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          "pp_atd_light" or "atd_light"
@@ -11,7 +11,11 @@ Reading one needs the standard library only, so that it works on a device. Manif
     scale         2, 3 or 4
     size          [h, w] of the LR input, before padding
     precision     "fp32"
-    capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity
+    flavour       "portable": operators that every runtime has
+    capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
+                  are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
+    mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
+                  (1, 1, H', W') of the padded size, 1 = pure; "none": atd_light has none
     tokens        n, the pixels of the padded input
     files         {plain file name: sha256}; the first is the model
     weights       {"file": name, "sha256": of the weights file}
@@ -32,7 +36,7 @@ from ppexport.errors import ArtifactError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
 FORMAT = "ppexport-artifact"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
@@ -41,6 +45,11 @@ KNOWN: tuple[tuple[set[str], str], ...] = (
     (set(), "atd_light"),
 )
 """The options that each architecture has."""
+FLAVOURS = ("portable",)
+MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
+"""Where each architecture's mask may come from."""
+GROUP = 128
+"""Capacities are multiples of the group of category attention."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ class Manifest:
     scale: int
     size: list[int]
     precision: str
+    flavour: str
     capacities: list[int]
+    mask: str
     tokens: int
     files: dict[str, str]
     weights: dict[str, str]
@@ -62,6 +73,15 @@ class Manifest:
     licence: str
     created: str
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs_host_mask(self) -> bool:
+        """Whether a runner computes the mask: to feed it, or to choose a capacity."""
+        return self.mask == "input" or len(self.capacities) > 1
+
+    def capacity_for(self, impure: int) -> int:
+        """The smallest capacity that holds *impure* tokens, or the largest where none does."""
+        return next((c for c in self.capacities if c >= impure), self.capacities[-1])
 
     def to_json(self) -> str:
         """The manifest as indented JSON."""
@@ -130,6 +150,13 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise ArtifactError(f"{where}: arch {manifest.arch!r} with options {sorted(manifest.options)} is not known")
     if not {"file", "sha256"} <= set(manifest.weights):
         raise ArtifactError(f"{where}: weights need a file name and its sha256")
+    if manifest.flavour not in FLAVOURS:
+        raise ArtifactError(f"{where}: flavour {manifest.flavour!r} is not known; this ppexport reads {FLAVOURS}")
+    if manifest.mask not in MASKS[manifest.arch]:
+        raise ArtifactError(f"{where}: mask {manifest.mask!r} is not one of {MASKS[manifest.arch]}")
+    c = manifest.capacities
+    if c != sorted(set(c)) or any(v % GROUP for v in c) or c[-1] > manifest.tokens:
+        raise ArtifactError(f"{where}: capacities ascend in multiples of {GROUP} up to {manifest.tokens}, not {c}")
     if not manifest.files:
         raise ArtifactError(f"{where} lists no model file")
     return manifest

@@ -14,16 +14,20 @@ from pathlib import Path
 
 from torch import nn
 
-from ppexport.artifact import MANIFEST, Manifest, parse_manifest, write_manifest
-from ppexport.backends.onnx.build import Step, build
+from ppexport.artifact import GROUP, MANIFEST, MASKS, Manifest, parse_manifest, write_manifest
+from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.cards import Card
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
+from ppexport.mask import padded_size
 from ppexport.networks.load import card_of
+from ppexport.networks.pp_atd import PPATDLight
 from ppexport.twin.build import StaticTwin, make_twin
 
 BACKENDS = ("onnx",)
 PRECISIONS = ("fp32",)
+SET_STEPS = 32
+"""Steps of a capacity set: of ATD-light's multiply-adds a step is 0.7 %, and on one symbolic axis it costs nothing."""
 PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "numpy")
 
 
@@ -60,7 +64,33 @@ def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
 
 
-def describe(twin: StaticTwin, card: Card, backend: str, precision: str, files: dict[str, str]) -> Manifest:
+def capacity_set(size: tuple[int, int], steps: int = SET_STEPS) -> list[int]:
+    """At most *steps* even capacities for LR images of *size* (h, w), the last one full."""
+    tokens = padded_size(size[0]) * padded_size(size[1])
+    return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
+
+
+def choose_shape(
+    network: nn.Module, size: tuple[int, int], capacities: Sequence[int] | None, mask: str | None
+) -> Shape:
+    """The inputs of the graph to make. Raises InputError for an impossible wish."""
+    pure_pass = isinstance(network, PPATDLight)
+    mask = mask or ("graph" if pure_pass else "none")
+    check_choice("mask", mask, MASKS["pp_atd_light" if pure_pass else "atd_light"])
+    tokens = padded_size(size[0]) * padded_size(size[1])
+    if capacities is None:
+        return Shape((tokens,), mask)
+    chosen = [operator.index(c) for c in capacities]
+    if not chosen or chosen != sorted(set(chosen)) or any(c % GROUP or not 0 < c <= tokens for c in chosen):
+        raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {chosen}")
+    if not pure_pass and chosen != [tokens]:
+        raise InputError("atd_light has no pure tokens, so every token needs a slot: leave the capacities out")
+    return Shape(tuple(chosen), mask)
+
+
+def describe(
+    twin: StaticTwin, card: Card, backend: str, precision: str, shape: Shape, files: dict[str, str]
+) -> Manifest:
     """The manifest of an artefact made from *twin*."""
     assert card.weights is not None
     return Manifest(
@@ -71,7 +101,9 @@ def describe(twin: StaticTwin, card: Card, backend: str, precision: str, files: 
         scale=twin.scale,
         size=list(twin.size),
         precision=precision,
-        capacities=[twin.capacity],
+        flavour="portable",
+        capacities=list(shape.capacities),
+        mask=shape.mask,
         tokens=twin.tokens,
         files=files,
         weights=card.weights.model_dump(),
@@ -106,19 +138,20 @@ def export(
     out: str | Path,
     precision: str = "fp32",
     capacities: Sequence[int] | None = None,
+    mask: str | None = None,
     keep: str | Path | None = None,
     step: Step = lambda stage: None,
 ) -> Path:
     """Export *network* for LR images of *size* (h, w), before padding, into the artefact folder *out*.
 
-    *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; one capacity
-    below it, a multiple of 128, treats surplus tokens as pure. *keep* receives intermediate graphs, *step* is told
-    every stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
+    *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; several,
+    ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the runner takes the smallest that
+    holds an image. Beyond the largest, surplus tokens are treated as pure. *mask* "graph" (the default) computes the
+    Pure-Pass mask inside, "input" makes it a second input. *keep* receives intermediate graphs, *step* is told every
+    stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
     """
     check_choice("backend", backend, BACKENDS)
     check_choice("precision", precision, PRECISIONS)
-    if capacities is not None and len(capacities) != 1:
-        raise InputError(f"one capacity per artefact, not {list(capacities)}: sets of capacities are not supported yet")
     height, width = (operator.index(side) for side in size)
     out = Path(os.path.abspath(out))
     if out == Path.cwd():
@@ -127,16 +160,17 @@ def export(
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     check_target(out)
     card = card_of(network)
+    shape = choose_shape(network, (height, width), capacities, mask)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
-    twin = make_twin(network, (height, width), capacities[0] if capacities else None)
+    twin = make_twin(network, (height, width), shape.capacities[-1])
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         folder = work / "artifact"
         folder.mkdir()
-        name = build(twin, card, folder, Path(keep) if keep else None, step)
-        write_manifest(folder, describe(twin, card, backend, precision, {name: sha256_file(folder / name)}))
+        name = build(twin, card, folder, shape, Path(keep) if keep else None, step)
+        write_manifest(folder, describe(twin, card, backend, precision, shape, {name: sha256_file(folder / name)}))
         replace_folder(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -65,7 +65,7 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     network = golden_network(name, arch)
     path = ppexport.export(network, backend="onnx", size=size, out=folder)
     source = ArtifactColumn(ppexport.open_artifact(path))
-    twin = TwinColumn(ppexport.make_twin(network, size=size))
+    twin = TwinColumn(ppexport.make_twin(network, size=size), [])
     inputs = [ParityInput(c.case, c["lr"]) for c in CASES if c.name == name and c.size == size]
     assert inputs
     columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]

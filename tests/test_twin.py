@@ -21,7 +21,7 @@ from ppexport.twin import windows
 from ppexport.twin.counting_sort import CountingSort, count_up, prefix
 from ppexport.twin.folded import add_mean, dictionary_temperature, position_table, scale_queries
 from ppexport.twin.layers import Shared, StaticCategoryAttention, StaticDictionaryAttention, StaticWindowAttention
-from ppexport.twin.routing import Router
+from ppexport.twin.routing import Router, plan_slots
 from ppexport.twin.window_bias import PositionIndex, ShiftMask
 
 LAYER = golden_network("atd_light_x4_random", "pp_atd_light").layers[1].residual_group.layers[1]
@@ -99,7 +99,8 @@ def routed(draw):
 def test_router_is_the_networks_routing(drawn):
     categories, pure, capacity = drawn
     impure = (~pure).sum().int().view(1)
-    routes = Router(N, 64, capacity)(categories, pure, impure, tokens_to(N))
+    slots = plan_slots(tokens_to(N), capacity, impure)
+    routes = Router(N, 64)(categories, pure, slots, tokens_to(N))
     expected = route(categories.long().view(1, -1), pure.view(1, -1))
     assert torch.equal(routes.source[: len(expected.source)].long(), expected.source)
     assert torch.equal(routes.routed.view(-1), ~pure)
@@ -108,9 +109,9 @@ def test_router_is_the_networks_routing(drawn):
     assert 0 <= int(routes.source.min()) <= int(routes.source.max()) < N
 
 
-def shared(pure, n=N):
-    empty = torch.zeros(0)
-    return Shared(tokens_to(n), empty, empty, pure, (~pure).sum().int().view(1))
+def shared(pure, capacity):
+    empty, tokens = torch.zeros(0), tokens_to(N)
+    return Shared(tokens, empty, empty, pure, plan_slots(tokens, capacity, (~pure).sum().int().view(1)))
 
 
 @given(routed(), st.sampled_from(["value", "zero", "normed"]))
@@ -124,8 +125,8 @@ def test_category_branch_is_exact_at_every_sufficient_capacity(drawn, kind):
         expected = LAYER.attn_aca(qkv[None], categories.long()[None], pure[None], None if rest is None else rest[None])[
             0
         ]
-        twin = StaticCategoryAttention(LAYER.attn_aca, N, 64, capacity, folded=1.0)
-        assert (twin(qkv, categories, rest, shared(pure)) - expected).abs().max() <= 2e-5
+        twin = StaticCategoryAttention(LAYER.attn_aca, N, 64, False, folded=1.0)
+        assert (twin(qkv, categories, rest, shared(pure, capacity)) - expected).abs().max() <= 2e-5
 
 
 @given(masks(), st.sampled_from([128, 256, 384]))
@@ -134,8 +135,8 @@ def test_beyond_the_capacity_surplus_tokens_count_as_pure(pure, capacity):
     with torch.no_grad():
         categories = torch.randint(0, 64, (N,)).int()
         qkv = LAYER.wqkv(torch.randn(N, 48))
-        twin = StaticCategoryAttention(LAYER.attn_aca, N, 64, capacity, folded=1.0)
-        out = twin(qkv, categories, qkv[:, 96:], shared(pure))
+        twin = StaticCategoryAttention(LAYER.attn_aca, N, 64, False, folded=1.0)
+        out = twin(qkv, categories, qkv[:, 96:], shared(pure, capacity))
         order = route(categories.long()[None], pure[None]).tokens
         kept = torch.ones(N, dtype=torch.bool)
         kept[order[:capacity]] = False
@@ -170,7 +171,7 @@ def test_window_branch(shift):
     expected = LAYER.attn_win(qkv[None], size, shift, index)[0]
     folded = qkv.clone()
     folded[:, :48] *= LAYER.attn_win.scale
-    common = Shared(torch.zeros(0), PositionIndex(16)(), ShiftMask(*size, 16, 8)(), None, torch.zeros(1))
+    common = Shared(torch.zeros(0), PositionIndex(16)(), ShiftMask(*size, 16, 8)(), None, None)
     out = StaticWindowAttention(LAYER.attn_win, size, shift)(folded, common)
     assert (out - expected).abs().max() <= 2e-5
 

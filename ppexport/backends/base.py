@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact
 from ppexport.errors import InputError
+from ppexport.mask import pure_mask
 
 Image = NDArray[np.float32]
 
@@ -28,8 +29,22 @@ class Result(NamedTuple):
     """Slots it had for them; with fewer slots than impure tokens the picture is not the network's."""
 
 
+class Prepared(NamedTuple):
+    """A checked input, and what the host decided about it."""
+
+    lr: Image
+    """float32 (1, 3, h, w)."""
+    pure: NDArray[np.bool_] | None
+    """The Pure-Pass mask (H', W') of the padded input, None where the host needs none."""
+    capacity: int
+    """Slots to run with."""
+
+
 class Runner(ABC):
-    """An opened artefact: `runner(lr)` super-resolves one image of exactly `runner.size`."""
+    """An opened artefact: `runner(lr)` super-resolves one image of exactly `runner.size`.
+
+    `run(prepare(lr))` is the same in two steps, so that one image can be prepared while another runs.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -41,14 +56,29 @@ class Runner(ABC):
 
         Raises InputError for another type or shape, or for values that are not finite.
         """
+        return self.run(self.prepare(lr))
+
+    def prepare(self, lr: Image) -> Prepared:
+        """Check *lr*, and choose the capacity where there are several. Raises InputError as the call does."""
         expected = (1, 3, *self.size)
         if not isinstance(lr, np.ndarray) or lr.dtype != np.float32 or lr.shape != expected:
             got = f"{lr.dtype} {lr.shape}" if isinstance(lr, np.ndarray) else type(lr).__name__
             raise InputError(f"{self.artifact.path.name} takes one float32 image {expected} in [0, 1], not {got}")
         if not np.isfinite(lr).all():
             raise InputError("the image holds NaN or infinite values")
-        return self._run(np.ascontiguousarray(lr))
+        lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
+        if not manifest.needs_host_mask:
+            return Prepared(lr, None, manifest.capacities[-1])
+        options = manifest.options
+        # A copy, because the mask reads pixel by pixel.
+        rgb = np.ascontiguousarray(lr[0].transpose(1, 2, 0))
+        pure = pure_mask(rgb, options["colors"], options["window"], options["csmf"])
+        return Prepared(lr, pure, manifest.capacity_for(int(pure.size - np.count_nonzero(pure))))
+
+    def run(self, prepared: Prepared) -> Result:
+        """Super-resolve an image that `prepare` made ready."""
+        return self._run(prepared)
 
     @abstractmethod
-    def _run(self, lr: Image) -> Result:
-        """Run a checked image."""
+    def _run(self, prepared: Prepared) -> Result:
+        """Run a prepared image."""

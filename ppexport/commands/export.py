@@ -18,6 +18,7 @@ from ppexport.commands.options import (
     Scale,
     Window,
     load,
+    parse_capacities,
     parse_size,
 )
 from ppexport.console import emit_json, people, stages
@@ -31,7 +32,12 @@ def export(
     backend: Annotated[str, typer.Option(help="onnx")] = "onnx",
     size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
     precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
-    capacity: Annotated[int | None, typer.Option(help="slots of category attention; full capacity if left out")] = None,
+    capacity: Annotated[
+        str, typer.Option(help="slots of category attention: full, set (chosen for every image), or 1024,2048,...")
+    ] = "full",
+    mask: Annotated[
+        str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
+    ] = None,
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -42,7 +48,11 @@ def export(
     compensation: Compensation = None,
     json: Json = None,
 ) -> None:
-    """Export a network for one LR size into an artefact folder."""
+    """Export a network for one LR size into an artefact folder.
+
+    `--capacity set` stores the weights once and lets the runner choose the slots of category attention for every
+    image: exact, and faster the more of the image is pure.
+    """
     from ppexport.artifact import read_artifact
     from ppexport.exporting import export as run_export
     from ppexport.networks.load import card_of
@@ -53,14 +63,14 @@ def export(
         step("loading the network")
         network = load(model, checkpoint, arch, scale, **options)
         pixels = pixels or card_of(network).default_size
-        capacities = None if capacity is None else [capacity]
         run_export(
             network,
             backend=backend,
             size=pixels,
             out=out,
             precision=precision,
-            capacities=capacities,
+            capacities=parse_capacities(capacity, pixels),
+            mask=mask,
             keep=keep,
             step=step,
         )
@@ -68,7 +78,8 @@ def export(
     folder_bytes = sum(f.stat().st_size for f in out.iterdir())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
     m = artifact.manifest
+    slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"
     people(json).print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]}, {m.backend} {m.precision}, "
-        f"{m.capacities[-1]} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
+        f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
     )

@@ -29,6 +29,7 @@ Json = Annotated[
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -37,6 +38,19 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None or not all(map(int, match.groups())):
         raise InputError(f"a size is HEIGHTxWIDTH in pixels, such as 64x64, not {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_capacities(text: str, size: tuple[int, int]) -> list[int] | None:
+    """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity."""
+    from ppexport.exporting import capacity_set
+
+    if text == "full":
+        return None
+    if text == "set":
+        return capacity_set(size)
+    if not CAPACITIES.fullmatch(text):
+        raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")
+    return [int(number) for number in text.split(",")]
 
 
 def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> ATDLight:

@@ -26,9 +26,10 @@ def _pair_table(pair: Pair) -> Any:
         flips = "not measured" if row.flips is None else str(sum(row.flips))
         task = f"{row.task[1] - row.task[0]:+.4f}" if row.task else ""
         verdict = ("pass" if row.passed else "FAIL") + (f": {row.reason}" if row.reason else "")
-        rows.append([row.name, verdict, decibel(row.errors.psnr), f"{row.errors.max_abs:.1e}", flips, task])
+        slots = "" if row.capacity is None else str(row.capacity)
+        rows.append([row.name, verdict, slots, decibel(row.errors.psnr), f"{row.errors.max_abs:.1e}", flips, task])
     gate = f"gate {pair.gate.psnr:g} dB"
-    columns = ["input", "verdict", "PSNR dB", "max error", "flips", "PSNR-Y change"]
+    columns = ["input", "verdict", "slots", "PSNR dB", "max error", "flips", "PSNR-Y change"]
     return table(f"{pair.reference} against {pair.other} ({gate})", columns, rows, numbers=2)
 
 

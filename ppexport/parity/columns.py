@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,13 @@ class Sample:
     """(n,): tokens that skip category attention."""
     labels: NDArray[np.uint8] | None = None
     """(n,): Pure-Pass label of every pixel of the padded image."""
+    capacity: int | None = None
+    """Slots that category attention ran with; None for the network, which needs none."""
 
 
 Column = dict[str, Sample]
-_FIELDS = ("sr", "impure", "categories", "gaps", "pure", "labels")
+_FIELDS = ("sr", "impure", "categories", "gaps", "pure", "labels", "capacity")
+_NUMBERS = ("impure", "capacity")
 
 
 def _load(path: Path) -> dict[str, NDArray[np.generic]]:
@@ -61,14 +65,17 @@ def load_column(path: Path) -> Column:
     arrays = _load(path)
     column: Column = {}
     for name in dict.fromkeys(key.rpartition(".")[0] for key in arrays):
-        found = {field: arrays.get(f"{name}.{field}") for field in _FIELDS}
+        found: dict[str, Any] = {field: arrays.get(f"{name}.{field}") for field in _FIELDS}
         if found["sr"] is None or found["impure"] is None:
             raise InputError(f"{path}: {name!r} has no picture")
         shapes = {field: value.shape for field, value in found.items() if value is not None}
-        tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", "impure")}
-        if found["sr"].dtype != np.float32 or found["sr"].ndim != 4 or shapes["impure"] or len(tokens) > 1:
+        tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", *_NUMBERS)}
+        numbers = {field: found[field] for field in _NUMBERS}
+        scalars = all(value is None or value.shape == () for value in numbers.values())
+        if found["sr"].dtype != np.float32 or found["sr"].ndim != 4 or not scalars or len(tokens) > 1:
             raise InputError(f"{path}: {name!r} does not hold what a column holds: {shapes}")
-        column[name] = Sample(**{**found, "impure": int(found["impure"])})  # type: ignore[arg-type]
+        found.update({field: value if value is None else int(value) for field, value in numbers.items()})
+        column[name] = Sample(**found)
     return column
 
 

@@ -63,6 +63,8 @@ class Comparison:
     """Share of equal Pure-Pass labels, which must be 1; None where a column does not tell."""
     equal_mask: float | None = None
     """Share of equal mask pixels, which must be 1."""
+    capacity: int | None = None
+    """Slots that the other one ran with."""
     flips: list[int] | None = None
     """Impure tokens of every layer whose category differs; None where a column does not tell."""
     injected: Errors | None = None
@@ -171,6 +173,7 @@ def _compare(item: ParityInput, reference: Sample, other: Sample, gate: Gate, re
     if not row.passed:
         row.reason = f"{errors.psnr:.1f} dB, largest error {errors.max_abs:.1e}"
     _judge_flips(row, item, reference, other, gate, rerun)
+    row.capacity = other.capacity
     row.equal_labels = share_equal(reference.labels, other.labels)
     row.equal_mask = share_equal(reference.pure, other.pure)
     if reference.impure != other.impure or {row.equal_labels, row.equal_mask} - {None, 1.0}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,18 +67,28 @@ class NetworkColumn:
 
 
 class TwinColumn:
-    """The static twin in PyTorch."""
+    """The static twin in PyTorch, with the smallest of *capacities* that holds an image's impure tokens."""
 
     name = "twin"
 
-    def __init__(self, twin: StaticTwin) -> None:
+    def __init__(self, twin: StaticTwin, capacities: Sequence[int]) -> None:
         self.twin = twin
+        self.capacities = tuple(capacities)
+
+    def _slots(self, item: ParityInput) -> Tensor | None:
+        """Slots (1, C) for *item*, None where there is no choice."""
+        if len(self.capacities) == 1 or self.twin.pure_pass is None:
+            return None
+        with torch.no_grad():
+            impure = int((~self.twin.pure_pass(self.twin.pad(torch.from_numpy(item.lr)))).sum())
+        capacity = next((c for c in self.capacities if c >= impure), self.capacities[-1])
+        return torch.zeros(1, capacity, dtype=torch.int32)
 
     def _run(self, item: ParityInput, categories: NDArray[np.uint8] | None) -> tuple[Tensor, Tensor, Trace]:
         trace = Trace()
         forced = None if categories is None else torch.from_numpy(categories).int()
         with torch.no_grad():
-            sr, impure = self.twin(torch.from_numpy(item.lr), categories=forced, trace=trace)
+            sr, impure = self.twin(torch.from_numpy(item.lr), slots=self._slots(item), categories=forced, trace=trace)
         return sr, impure, trace
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
@@ -90,7 +100,9 @@ class TwinColumn:
             with torch.no_grad():
                 padded = self.twin.pad(torch.from_numpy(item.lr))
                 pure, labels = mask(padded), mask.labels(padded)
-        return replace(_sample(sr, trace, pure, labels), impure=int(impure))
+        slots = self._slots(item)
+        capacity = self.twin.capacity if slots is None else slots.shape[1]
+        return replace(_sample(sr, trace, pure, labels), impure=int(impure), capacity=capacity)
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Layers:
         """The output of every layer."""

@@ -162,7 +162,7 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1])
-    sources: list[Source] = [NetworkColumn(network), TwinColumn(twin), ArtifactColumn(runner)]
+    sources: list[Source] = [NetworkColumn(network), TwinColumn(twin, manifest.capacities), ArtifactColumn(runner)]
     columns = {source.name: compute(source, inputs, progress) for source in sources}
     report = ParityReport(manifest, folder)
     report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])

@@ -15,7 +15,7 @@ from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
 from ppexport.twin.layers import Shared, StaticBlock, image_of
 from ppexport.twin.pure_pass import StaticPurePass
-from ppexport.twin.routing import check_capacity
+from ppexport.twin.routing import check_capacity, plan_slots
 from ppexport.twin.window_bias import PositionIndex, ShiftMask
 
 MAX_TOKENS = 1 << 20
@@ -23,7 +23,7 @@ MAX_TOKENS = 1 << 20
 
 
 class StaticTwin(nn.Module):
-    """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots; `forward` returns (sr, impure_tokens)."""
+    """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots at most; gives (sr, impure_tokens)."""
 
     mean: Tensor
     rows: Tensor
@@ -43,9 +43,8 @@ class StaticTwin(nn.Module):
         self.shift_mask = ShiftMask(height, width, network.config.window, network.config.window // 2)
         self.conv_first = copy.deepcopy(network.conv_first)
         self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
-        slots = 0 if dense else capacity
         self.layers = nn.ModuleList(
-            StaticBlock(block, self.padded, slots) for block in network.layers if isinstance(block, Block)
+            StaticBlock(block, self.padded, dense) for block in network.layers if isinstance(block, Block)
         )
         self.norm = copy.deepcopy(network.norm)
         self.conv_after_body = copy.deepcopy(network.conv_after_body)
@@ -67,32 +66,49 @@ class StaticTwin(nn.Module):
             lr = lr.index_select(2, self.rows)
         return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
 
+    def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
+        """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        if (mask is not None or slots is not None) and self.pure_pass is None:
+            raise ValueError("a mask and slots are for pp_atd_light only")
+        if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
+            raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
+        if slots is not None:
+            if slots.dim() != 2 or slots.shape[0] != 1:
+                raise ValueError(f"slots are (1, C), not {tuple(slots.shape)}")
+            check_capacity(int(slots.shape[1]), self.capacity)
+
     def forward(
-        self, lr: Tensor, mask: Tensor | None = None, categories: Tensor | None = None, trace: Trace | None = None
+        self,
+        lr: Tensor,
+        mask: Tensor | None = None,
+        slots: Tensor | None = None,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """*lr* (1, 3, h, w) -> sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32.
 
-        Above the capacity, impure_tokens says that the picture is not the network's. *mask* (1, H', W') bool replaces
-        the computed one, *categories* (layers, n) int32 the routing of every layer; *trace* records every layer.
+        Above the capacity, impure_tokens says that the picture is not the network's. *mask* (1, 1, H', W') of 1 (pure)
+        and 0 replaces the computed one; the length of *slots* (1, C), whatever it holds, the capacity; *categories*
+        (layers, n) int32 the routing of every layer. *trace* records every layer.
         """
-        # Plain numbers, so none of this enters the graph.
-        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
-            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
-        if mask is not None and (self.pure_pass is None or tuple(mask.shape) != (1, *self.padded)):
-            raise ValueError(f"a mask is (1, H', W') = {(1, *self.padded)}, and for pp_atd_light only")
+        self.check(lr, mask, slots)
         padded = self.pad(lr)
-        pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1)
+        pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1) > 0.5
         if pure is None:
             impure = torch.full((1,), self.tokens, dtype=torch.int32)
         else:
             # Counted in fp32, exact below 2^24: integer sums leave the accelerators.
             impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
+        tokens = (self.high + self.low).view(-1)
+        capacity = self.capacity if slots is None else slots.shape[1]
         shared = Shared(
-            tokens=(self.high + self.low).view(-1),
+            tokens=tokens,
             index=self.position_index(),
             mask=self.shift_mask(),
             pure=pure,
-            impure=impure,
+            slots=None if pure is None else plan_slots(tokens, capacity, impure),
             forced=categories,
             trace=trace,
         )

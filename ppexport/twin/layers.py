@@ -18,7 +18,7 @@ from ppexport.networks.pp_atd import PPTransformerLayer
 from ppexport.networks.routing import GROUP_SIZE
 from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries
-from ppexport.twin.routing import Router
+from ppexport.twin.routing import Router, Slots
 from ppexport.twin.windows import merge, partition, roll
 
 
@@ -34,18 +34,21 @@ class Shared:
     """(windows, 1, 256, 256) fp32: mask of shifted windows."""
     pure: Tensor | None
     """(n,) bool, None for a network without Pure-Pass."""
-    impure: Tensor
-    """(1,) int32: number of tokens that are not pure."""
+    slots: Slots | None
+    """The slots of category attention, None for a network without Pure-Pass."""
     forced: Tensor | None = None
     """(layers, n) int32: categories to use in place of the token's own choice."""
     trace: Trace | None = None
     """Filled with what every layer chose and computed."""
 
 
-def heads_of(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(g, s, 3c) -> q, k, v of (g, heads, s, c / heads), by one rank-5 permutation."""
-    _, s, width = qkv.shape
-    q, k, v = qkv.view(-1, s, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+def heads_of(qkv: Tensor, size: int, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(groups * size, 3 * channels) -> q, k, v of (groups, heads, size, channels / heads), by one rank-5 permutation.
+
+    All lengths but the number of groups are plain numbers, so that a symbolic number of slots leaves no shape
+    arithmetic in the graph.
+    """
+    q, k, v = qkv.view(-1, size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
@@ -72,30 +75,29 @@ class StaticDictionaryAttention(nn.Module):
 class StaticCategoryAttention(nn.Module):
     """AC-MSA on a fixed number of slots: gather, attend in groups of 128, project, gather back."""
 
-    def __init__(self, source: CategoryAttention, tokens: int, categories: int, capacity: int, folded: float) -> None:
+    def __init__(self, source: CategoryAttention, tokens: int, categories: int, dense: bool, folded: float) -> None:
         super().__init__()
-        self.heads = source.heads
+        self.heads, self.channels = source.heads, source.proj.in_features
         self.scale = category_scale(source, folded)
-        self.dense = CountingSort(tokens, categories) if capacity == 0 else None
-        self.router = Router(tokens, categories, capacity) if capacity else None
+        self.dense = CountingSort(tokens, categories) if dense else None
+        self.router = None if dense else Router(tokens, categories)
         self.proj = copy.deepcopy(source.proj)
 
     def attend(self, slots: Tensor) -> Tensor:
         """qkv of the slots (C, 3c) -> mixed and projected (C, c)."""
-        width = slots.shape[1]
-        q, k, v = heads_of(slots.view(-1, GROUP_SIZE, width), self.heads)
+        q, k, v = heads_of(slots, GROUP_SIZE, self.heads, self.channels)
         weights = (q * self.scale @ k.transpose(2, 3)).softmax(dim=-1)
-        mixed = (weights @ v).transpose(1, 2).reshape(-1, width // 3)
+        mixed = (weights @ v).transpose(1, 2).reshape(-1, self.channels)
         out: Tensor = self.proj(mixed)
         return out
 
     def forward(self, qkv: Tensor, categories: Tensor, rest: Tensor | None, shared: Shared) -> Tensor:
         """*qkv* (n, 3c), *categories* (n,) int32, *rest* (n, c) or None for zeros -> branch output (n, c)."""
-        if self.router is None or shared.pure is None:
+        if self.router is None or shared.pure is None or shared.slots is None:
             assert self.dense is not None
             slot, source = self.dense(categories, shared.tokens)
             return self.attend(qkv.index_select(0, source)).index_select(0, slot)
-        routes = self.router(categories, shared.pure, shared.impure, shared.tokens)
+        routes = self.router(categories, shared.pure, shared.slots, shared.tokens)
         mixed = self.attend(qkv.index_select(0, routes.source)).index_select(0, routes.slot)
         return torch.where(routes.routed, mixed, torch.zeros(()) if rest is None else rest)
 
@@ -117,8 +119,8 @@ class StaticWindowAttention(nn.Module):
         image = qkv.view(h, w, -1)
         if self.shift:
             image = roll(image, -self.shift)
-        q, k, v = heads_of(partition(image, self.window), self.heads)
         area = self.window * self.window
+        q, k, v = heads_of(partition(image, self.window), area, self.heads, self.proj.in_features)
         bias = self.relative_position_bias_table.index_select(1, shared.index.view(-1)).view(1, self.heads, area, area)
         logits = q @ k.transpose(2, 3) + bias
         if self.shift:
@@ -136,7 +138,7 @@ class StaticLayer(nn.Module):
     s: Tensor
     rest: Tensor
 
-    def __init__(self, source: TransformerLayer, size: tuple[int, int], capacity: int) -> None:
+    def __init__(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
         attention = source.attn_win
         self.size = size
@@ -145,7 +147,7 @@ class StaticLayer(nn.Module):
         self.attn_win = StaticWindowAttention(attention, size, source.shift)
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
         self.attn_aca = StaticCategoryAttention(
-            source.attn_aca, size[0] * size[1], source.attn_atd.dictionary_tokens, capacity, attention.scale
+            source.attn_aca, size[0] * size[1], source.attn_atd.dictionary_tokens, dense, attention.scale
         )
         self.convffn: ConvFFN = copy.deepcopy(source.convffn)
         self.compensation = source.kind if isinstance(source, PPTransformerLayer) else "zero"
@@ -185,12 +187,12 @@ class StaticLayer(nn.Module):
 class StaticGroup(nn.Module):
     """The layers of one block and their dictionary."""
 
-    def __init__(self, source: Block, size: tuple[int, int], capacity: int) -> None:
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
         group = source.residual_group
         self.td = nn.Parameter(group.td.detach().clone())
         self.layers = nn.ModuleList(
-            StaticLayer(layer, size, capacity) for layer in group.layers if isinstance(layer, TransformerLayer)
+            StaticLayer(layer, size, dense) for layer in group.layers if isinstance(layer, TransformerLayer)
         )
 
     def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
@@ -204,10 +206,10 @@ class StaticGroup(nn.Module):
 class StaticBlock(nn.Module):
     """Six layers, a 3x3 convolution and a residual connection."""
 
-    def __init__(self, source: Block, size: tuple[int, int], capacity: int) -> None:
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
         self.size = size
-        self.residual_group = StaticGroup(source, size, capacity)
+        self.residual_group = StaticGroup(source, size, dense)
         self.conv = copy.deepcopy(source.conv)
 
     def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:

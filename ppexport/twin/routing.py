@@ -3,14 +3,15 @@
 Before (networks/routing.py): a boolean mask, a stable argsort, and index lists whose length is the number of impure
 tokens m.
 
-After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots, a number
-fixed when the twin is built, read
+After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots read
 
     source[p] = order[r(p)]           q = p mod 2m, r = q if q < m else 2m-1-q          (int32, from m)
     slot[i]   = destination[i]        where destination[i] < min(m, C); every other token is treated as pure
 
-Slots past the last group that holds an impure token are computed and never read. With C >= 128 * ceil(m / 128) this
-is the network's routing; with fewer slots the surplus tokens count as pure, which the output `impure_tokens` shows.
+C is fixed when the twin is built, or, in a capacity set, the length of the input `slots`: nothing else depends on it,
+and what that input holds is never read. Slots past the last group that holds an impure token are computed and never
+read. With C >= 128 * ceil(m / 128) this is the network's routing; with fewer slots the surplus tokens count as pure,
+which the output `impure_tokens` shows.
 """
 
 from __future__ import annotations
@@ -35,6 +36,26 @@ class StaticRoutes(NamedTuple):
     """(n, 1) bool: whether the token was mixed; the others take the compensation."""
 
 
+class Slots(NamedTuple):
+    """What the C slots are for one image, the same in all layers."""
+
+    ranks: Tensor
+    """(C,) int32: r(p), the rank among the sorted tokens that every slot reads."""
+    limit: Tensor
+    """(1,) int32: min(m, C), tokens of lower rank are mixed."""
+    last: Tensor
+    """(1,) int32: C - 1."""
+
+
+def plan_slots(tokens: Tensor, capacity: Tensor | int, impure: Tensor) -> Slots:
+    """The slots for *impure* (1,) int32 tokens; *tokens* = 0 ... n - 1, int32; *capacity* may be a traced length."""
+    positions = tokens[:capacity]
+    # Read off the positions, so that a traced capacity needs no arithmetic on shapes.
+    last = positions[-1:]
+    # Minimum instead of clamp: TensorRT's Clip is for floats.
+    return Slots(mirror_slots(positions, impure), torch.minimum(impure, last + 1), last)
+
+
 def mirror_slots(slots: Tensor, m: Tensor) -> Tensor:
     """r(p) for *slots* (C,) int32 over *m* (int32, scalar) sorted tokens; anything in range where m is 0."""
     m = torch.maximum(m, torch.ones_like(m))
@@ -52,21 +73,17 @@ def check_capacity(capacity: int, tokens: int) -> None:
 
 
 class Router(nn.Module):
-    """Routes n tokens into *capacity* slots by category, pure tokens left out."""
+    """Routes n tokens into slots by category, pure tokens left out."""
 
-    def __init__(self, tokens: int, categories: int, capacity: int) -> None:
+    def __init__(self, tokens: int, categories: int) -> None:
         super().__init__()
-        check_capacity(capacity, tokens)
         self.pure_key = categories
-        self.capacity = capacity
         self.sort = CountingSort(tokens, categories + 1)
 
-    def forward(self, categories: Tensor, pure: Tensor, impure: Tensor, tokens: Tensor) -> StaticRoutes:
-        """*categories* (n,) int32, *pure* (n,) bool, *impure* = its number of False, int32; *tokens* = 0 ... n - 1."""
+    def forward(self, categories: Tensor, pure: Tensor, slots: Slots, tokens: Tensor) -> StaticRoutes:
+        """*categories* (n,) int32, *pure* (n,) bool, *slots* for its number of False; *tokens* = 0 ... n - 1."""
         keys = torch.where(pure, torch.tensor(self.pure_key, dtype=torch.int32), categories)
         destination, order = self.sort(keys, tokens)
-        source = order.index_select(0, mirror_slots(tokens[: self.capacity], impure))
-        # Minimum instead of clamp: TensorRT's Clip is for floats.
-        capacity = torch.tensor(self.capacity, dtype=torch.int32)
-        routed = destination < torch.minimum(impure, capacity)
-        return StaticRoutes(source, torch.minimum(destination, capacity - 1), routed.unsqueeze(1))
+        source = order.index_select(0, slots.ranks)
+        routed = destination < slots.limit
+        return StaticRoutes(source, torch.minimum(destination, slots.last), routed.unsqueeze(1))

@@ -10,6 +10,7 @@ a user runs:
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ MASK = re.compile(r"^/pure_pass/Greater$")
 INJECTED = "categories"
 
 Categories = NDArray[np.int64]
+Inputs = Mapping[str, NDArray[Any]]
+"""`lr`, and `slots` and `mask` where the graph has them."""
 
 
 def _outputs(model: onnx.ModelProto, pattern: re.Pattern[str]) -> list[str]:
@@ -109,21 +112,21 @@ class DebugModel:
         graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT64, [len(layer_of), None]))
         return model
 
-    def run(self, lr: Image, categories: Categories | None = None) -> Inside:
-        """Run *lr* (1, 3, h, w); *categories* (layers, n) replace the tokens' own choices."""
-        session, feeds = self._session(lr, categories)
+    def run(self, inputs: Inputs, categories: Categories | None = None) -> Inside:
+        """Run the graph's own *inputs*; *categories* (layers, n) replace the tokens' own choices."""
+        session, feeds = self._session(inputs, categories)
         sr, impure, *rest = session.run(["sr", "impure_tokens", *self.choices, *self.mask], feeds)
         chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
         labels, pure = mask if mask else (None, None)
         return Inside(sr, int(impure[0]), np.stack(chosen), labels, pure)
 
-    def layers(self, lr: Image, categories: Categories | None = None) -> list[NDArray[np.float32]]:
+    def layers(self, inputs: Inputs, categories: Categories | None = None) -> list[NDArray[np.float32]]:
         """The output (n, c) of every layer."""
-        session, feeds = self._session(lr, categories)
+        session, feeds = self._session(inputs, categories)
         return list(session.run(self.tokens, feeds))
 
-    def _session(self, lr: Image, categories: Categories | None) -> tuple[Any, dict[str, NDArray[np.generic]]]:
+    def _session(self, inputs: Inputs, categories: Categories | None) -> tuple[Any, Inputs]:
         """The session and its inputs."""
         if categories is None:
-            return self._free, {"lr": lr}
-        return self._forced, {"lr": lr, INJECTED: categories.astype(np.int64)}
+            return self._free, inputs
+        return self._forced, {**inputs, INJECTED: categories.astype(np.int64)}

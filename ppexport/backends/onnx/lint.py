@@ -6,12 +6,15 @@ versions that this project supports. Needs the `export` extra (onnx); never torc
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from onnx import ModelProto
 
 from ppexport.backends.onnx.reading.build import build_view
 from ppexport.backends.onnx.reading.model_file import read_model
@@ -20,6 +23,8 @@ from ppexport.backends.onnx.rules import ALL_RUNTIMES, RULES, Finding, Runtime, 
 from ppexport.backends.onnx.rules.constants import large_constants
 from ppexport.errors import InputError
 
+CAPACITIES = re.compile(r"[1-9]\d{0,8}(,[1-9]\d{0,8})+")
+"""Several capacities, as the builder writes them."""
 _ORDER = {severity: number for number, severity in enumerate(Severity)}
 
 
@@ -94,8 +99,9 @@ def lint_model(
 ) -> LintReport:
     """Check the ONNX model at *path* against every rule that concerns *runtimes*.
 
-    *symbols* gives lengths to symbolic axes that are meant to be symbolic, e.g. {"slots": 4096} for a capacity set:
-    the model is then checked as if they were fixed. Reads the model and external data beside it, and nothing else.
+    *symbols* gives lengths to symbolic axes that are meant to be symbolic: the model is then checked as if they were
+    fixed. A capacity set of this project says so itself and is checked at its largest capacity. Reads the model and
+    external data beside it, and nothing else.
 
     Raises InputError for a file that is missing, too large, no ONNX model, damaged or lacking its external data, and
     for a symbol that no input has.
@@ -103,11 +109,20 @@ def lint_model(
     lengths = dict(symbols or {})
     if any(length < 1 for length in lengths.values()):
         raise InputError("the length of a symbolic axis is at least 1")
-    view = build_view(read_model(Path(path)), lengths)
+    source = read_model(Path(path))
+    view = build_view(source, {**_own_symbols(source.proto), **lengths})
     wanted = tuple(runtime for runtime in Runtime if runtime in runtimes)
     found = [finding for rule in RULES for finding in rule.check(view) if set(finding.runtimes) & set(wanted)]
     found.sort(key=lambda finding: _ORDER[finding.severity])
     return LintReport(tuple(found), _facts(view), wanted)
+
+
+def _own_symbols(model: ModelProto) -> dict[str, int]:
+    """The length of `slots` that the metadata of a capacity set gives, if *model* is one."""
+    said = {entry.key: entry.value for entry in model.metadata_props}.get("ppexport.capacities", "")
+    if not CAPACITIES.fullmatch(said):
+        return {}
+    return {"slots": max(int(number) for number in said.split(","))}
 
 
 def describe_rules() -> dict[str, str]:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from ppexport.artifact import Artifact
-from ppexport.backends.base import Image, Result, Runner
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.artifact import Artifact, Manifest
+from ppexport.backends.base import Prepared, Result, Runner
 from ppexport.backends.onnx.session import make_session
 from ppexport.errors import ArtifactError
+from ppexport.mask import padded_size
+
+
+def feeds(manifest: Manifest, prepared: Prepared) -> dict[str, NDArray[Any]]:
+    """The inputs of the graph: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
+    inputs: dict[str, NDArray[Any]] = {"lr": prepared.lr}
+    if len(manifest.capacities) > 1:
+        inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
+    if manifest.mask == "input":
+        assert prepared.pure is not None
+        inputs["mask"] = prepared.pure.astype(np.float32)[None, None]
+    return inputs
 
 
 class OnnxRunner(Runner):
@@ -20,18 +37,22 @@ class OnnxRunner(Runner):
         """Raise ArtifactError unless the model file is what the manifest says."""
         m = self.artifact.manifest
         (h, w), s = self.size, self.scale
-        expected = {"lr": [1, 3, h, w], "sr": [1, 3, h * s, w * s], "impure_tokens": [1]}
+        expected: dict[str, list[int | str]] = {"lr": [1, 3, h, w], "sr": [1, 3, h * s, w * s], "impure_tokens": [1]}
+        if len(m.capacities) > 1:
+            expected["slots"] = [1, "slots"]
+        if m.mask == "input":
+            expected["mask"] = [1, 1, *(padded_size(side) for side in self.size)]
         found = {port.name: port.shape for port in (*self.session.get_inputs(), *self.session.get_outputs())}
         if found != expected:
             raise ArtifactError(f"{self.artifact.model_file} has {found}, but the manifest says {expected}")
         facts = self.session.get_modelmeta().custom_metadata_map
-        said = {"ppexport.capacity": str(m.capacities[-1]), "ppexport.card_sha256": m.card_sha256}
+        said = {"ppexport.capacities": ",".join(map(str, m.capacities)), "ppexport.card_sha256": m.card_sha256}
         for key, value in said.items():
             if facts.get(key) != value:
                 raise ArtifactError(
                     f"{self.artifact.model_file}: {key} is {facts.get(key)!r}, the manifest says {value!r}"
                 )
 
-    def _run(self, lr: Image) -> Result:
-        sr, impure = self.session.run(["sr", "impure_tokens"], {"lr": lr})
-        return Result(sr, int(impure[0]), self.artifact.manifest.capacities[-1])
+    def _run(self, prepared: Prepared) -> Result:
+        sr, impure = self.session.run(["sr", "impure_tokens"], feeds(self.artifact.manifest, prepared))
+        return Result(sr, int(impure[0]), prepared.capacity)

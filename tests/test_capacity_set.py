@@ -1,0 +1,217 @@
+"""Capacity sets: one graph, weights once, exact at every sufficient number of slots; the runner picks."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from typer.testing import CliRunner
+
+import ppexport
+from ppexport.artifact import read_artifact
+from ppexport.backends.onnx.build import trace
+from ppexport.cli import app
+from ppexport.commands.options import parse_capacities
+from ppexport.errors import InputError
+from ppexport.exporting import capacity_set
+from ppexport.metrics import psnr
+from ppexport.parity.inputs import parity_inputs
+from ppexport.picture import to_input
+from ppexport.twin.counting_sort import count_up
+from ppexport.twin.layers import Shared, StaticCategoryAttention
+from ppexport.twin.routing import plan_slots
+
+SIZE = (32, 48)
+N = SIZE[0] * SIZE[1]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return ppexport.load_network("pp_atd_light_x2")
+
+
+@pytest.fixture(scope="module")
+def full(network, tmp_path_factory):
+    return ppexport.export(network, backend="onnx", size=SIZE, out=tmp_path_factory.mktemp("full") / "a")
+
+
+@pytest.fixture(scope="module")
+def chosen(network, tmp_path_factory):
+    out = tmp_path_factory.mktemp("set") / "a"
+    return ppexport.export(network, backend="onnx", size=SIZE, out=out, capacities=capacity_set(SIZE))
+
+
+@pytest.fixture(scope="module")
+def fed(network, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fed") / "a"
+    return ppexport.export(network, backend="onnx", size=SIZE, out=out, capacities=[128, 256], mask="input")
+
+
+def test_steps_of_a_set():
+    assert capacity_set((64, 64)) == [128 * i for i in range(1, 33)]
+    assert capacity_set((16, 16)) == [128, 256]
+    steps = capacity_set((256, 250), 4)
+    assert steps == [16384, 32768, 49152, 65536]
+    assert capacity_set((48, 16), 4) == [256, 384, 640, 768]
+
+
+def test_weights_are_stored_once(full, chosen):
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (full, chosen)]
+    assert sizes[1] < 1.02 * sizes[0]
+
+
+def test_the_runner_takes_the_smallest_sufficient_capacity(full, chosen):
+    picks = {}
+    runs = ppexport.open_artifact(full), ppexport.open_artifact(chosen)
+    for item in parity_inputs(SIZE, 2):
+        expected, result = (run(item.lr) for run in runs)
+        assert result.impure_tokens == expected.impure_tokens
+        assert result.capacity == max(128, -(-result.impure_tokens // 128) * 128)
+        assert psnr(expected.sr, result.sr, 1.0) > 90
+        picks[item.name] = result.capacity
+    assert picks["flat"] == 128
+    assert picks["noise"] == N
+    assert len(set(picks.values())) > 3
+
+
+def test_only_the_length_of_slots_counts(chosen):
+    session = onnxruntime.InferenceSession(str(chosen / "model.onnx"))
+    lr = to_input(photo(*SIZE))
+    rng = np.random.default_rng(1)
+    pictures = [
+        session.run(["sr"], {"lr": lr, "slots": slots})[0]
+        for slots in (np.zeros((1, N), np.int32), rng.integers(-(2**31), 2**31, (1, N)).astype(np.int32))
+    ]
+    assert np.array_equal(*pictures)
+
+
+def test_too_few_slots_are_reported_and_behave_as_the_twin(network, fed, tmp_path):
+    lr = to_input(photo(*SIZE, "chelsea.png", 30, 30))
+    result = ppexport.open_artifact(fed)(lr)
+    assert result.capacity == 256 < result.impure_tokens
+    sr, impure = ppexport.make_twin(network, size=SIZE, capacity=256)(torch.from_numpy(lr))
+    assert int(impure) == result.impure_tokens
+    assert psnr(sr.numpy(), result.sr, 1.0) > 90
+    from PIL import Image
+
+    Image.fromarray(photo(*SIZE, "chelsea.png", 30, 30)).save(tmp_path / "in.png")
+    done = CliRunner().invoke(app, ["upscale", str(fed), str(tmp_path / "in.png"), str(tmp_path / "out.png")])
+    assert done.exit_code == 1
+    assert f"at worst {result.impure_tokens} for 256" in " ".join(done.output.split())
+
+
+def test_a_mask_from_outside_is_the_mask_inside(full, fed):
+    picture = np.full((*SIZE, 3), (30, 160, 60), np.uint8)
+    picture[10:13, 10:13] = (220, 20, 200)
+    inside, outside = (ppexport.open_artifact(folder)(to_input(picture)) for folder in (full, fed))
+    assert inside.impure_tokens == outside.impure_tokens > 0
+    assert outside.capacity == 128
+    assert psnr(inside.sr, outside.sr, 1.0) > 90
+
+
+def test_parity_of_a_set_and_of_a_mask_input(network, chosen, fed, tmp_path):
+    for number, folder in enumerate((chosen, fed)):
+        done = CliRunner().invoke(app, ["parity", str(folder), "-o", str(tmp_path / str(number))])
+        assert done.exit_code == 0, done.output
+        report = json.loads((tmp_path / str(number) / "report.json").read_text())
+        used = {row["capacity"] for row in report["pairs"][1]["rows"]}
+        assert used <= set(read_artifact(folder).manifest.capacities)
+        assert len(used) > 1
+        assert bool(report["over_capacity"]) == (folder is fed)
+
+
+def test_a_set_lints_without_being_told_its_axis(chosen):
+    done = CliRunner().invoke(app, ["lint", str(chosen / "model.onnx")])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"capacities": []}, "ascending"),
+        ({"capacities": [100, 256]}, "multiples of 128"),
+        ({"capacities": [256, 128]}, "ascending"),
+        ({"capacities": [128, 512]}, "from 128 to 256"),
+        ({"mask": "nowhere"}, "mask is one of graph, input"),
+    ],
+)
+def test_impossible_sets(wish, message, network, tmp_path):
+    with pytest.raises(InputError, match=message):
+        ppexport.export(network, backend="onnx", size=(16, 16), out=tmp_path / "a", **wish)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ["half", "1,,2", "-128", "128;256", ""])
+def test_capacities_on_the_command_line(text):
+    with pytest.raises(InputError, match="a capacity is full, set"):
+        parse_capacities(text, SIZE)
+
+
+def test_named_capacities():
+    assert parse_capacities("full", SIZE) is None
+    assert parse_capacities("set", SIZE) == capacity_set(SIZE)
+    assert parse_capacities("128,1024", SIZE) == [128, 1024]
+
+
+class Branch(nn.Module):
+    """Category attention alone: given tokens, categories and mask, with a symbolic number of slots."""
+
+    def __init__(self, branch: StaticCategoryAttention) -> None:
+        super().__init__()
+        self.branch = branch
+        for name, value in zip(("high", "low"), count_up(N), strict=True):
+            self.register_buffer(name, value)
+
+    def forward(self, qkv, categories, mask, slots):
+        tokens = (self.high + self.low).view(-1)
+        pure = mask > 0.5
+        impure = (N - mask.sum(dim=0, keepdim=True)).to(torch.int32)
+        plan = plan_slots(tokens, slots.shape[1], impure)
+        empty = torch.zeros(0)
+        return self.branch(qkv, categories, qkv[:, 96:], Shared(tokens, empty, empty, pure, plan))
+
+
+@pytest.fixture(scope="module")
+def branch(network, tmp_path_factory):
+    """The exported branch in ONNX Runtime, and the network's own."""
+    source = network.layers[1].residual_group.layers[3].attn_aca
+    twin = Branch(StaticCategoryAttention(source, N, 64, False, folded=1.0))
+    path = tmp_path_factory.mktemp("branch") / "branch.onnx"
+    inputs = {
+        "qkv": torch.randn(N, 144), "categories": torch.randint(64, (N,)).int(),
+        "mask": torch.ones(N), "slots": torch.zeros(1, N, dtype=torch.int32),
+    }  # fmt: skip
+    trace(twin, inputs, ("out",), path)
+    return onnxruntime.InferenceSession(str(path)), source
+
+
+EDGES = sorted({m for k in range(N // 128 + 1) for m in (128 * k - 1, 128 * k, 128 * k + 1) if 0 <= m <= N} | {0, 1})
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_exported_branch_is_the_networks_at_every_sufficient_capacity(branch, data):
+    """Random and adversarial masks, every boundary of a group; tokens not finite among the pure ones stay there."""
+    session, source = branch
+    m = data.draw(st.sampled_from(EDGES) | st.integers(0, N))
+    capacity = 128 * data.draw(st.integers(max(1, -(-m // 128)), N // 128))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    order = data.draw(st.sampled_from(["random", "first", "last"]))
+    where = rng.permutation(N) if order == "random" else np.arange(N) if order == "first" else np.arange(N)[::-1]
+    pure = np.ones(N, bool)
+    pure[where[:m]] = False
+    categories = rng.integers(0, data.draw(st.sampled_from([1, 2, 64])), N).astype(np.int32)
+    qkv = rng.standard_normal((N, 144)).astype(np.float32)
+    with torch.no_grad():
+        x = torch.from_numpy(qkv)[None]
+        expected = source(x, torch.from_numpy(categories).long()[None], torch.from_numpy(pure)[None], x[..., 96:])[0]
+    feeds = {"qkv": qkv, "categories": categories, "mask": pure.astype(np.float32)}
+    (out,) = session.run(None, {**feeds, "slots": np.zeros((1, capacity), np.int32)})
+    assert np.abs(out - expected.numpy()).max() <= 2e-5
