@@ -11,7 +11,8 @@ Reading one needs the standard library only, so that it works on a device. Manif
     scale         2, 3 or 4
     size          [h, w] of the LR input, before padding
     precision     "fp32"
-    flavour       "portable": operators that every runtime has
+    flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
+                  arranged for ONNX Runtime's CPU kernels, one head at a time
     capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
                   are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
@@ -45,7 +46,7 @@ KNOWN: tuple[tuple[set[str], str], ...] = (
     (set(), "atd_light"),
 )
 """The options that each architecture has."""
-FLAVOURS = ("portable",)
+FLAVOURS = ("portable", "ort")
 MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
 """Where each architecture's mask may come from."""
 GROUP = 128

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ppexport.artifact import GROUP, MANIFEST, MASKS, Manifest, parse_manifest, write_manifest
+from ppexport.artifact import FLAVOURS, GROUP, MANIFEST, MASKS, Manifest, parse_manifest, write_manifest
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.cards import Card
 from ppexport.errors import ArtifactError, InputError
@@ -101,7 +101,7 @@ def describe(
         scale=twin.scale,
         size=list(twin.size),
         precision=precision,
-        flavour="portable",
+        flavour=twin.flavour,
         capacities=list(shape.capacities),
         mask=shape.mask,
         tokens=twin.tokens,
@@ -139,6 +139,7 @@ def export(
     precision: str = "fp32",
     capacities: Sequence[int] | None = None,
     mask: str | None = None,
+    flavour: str = "portable",
     keep: str | Path | None = None,
     step: Step = lambda stage: None,
 ) -> Path:
@@ -147,11 +148,13 @@ def export(
     *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; several,
     ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the runner takes the smallest that
     holds an image. Beyond the largest, surplus tokens are treated as pure. *mask* "graph" (the default) computes the
-    Pure-Pass mask inside, "input" makes it a second input. *keep* receives intermediate graphs, *step* is told every
+    Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" arranges the same operators for ONNX
+    Runtime on a CPU. *keep* receives intermediate graphs, *step* is told every
     stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
     """
     check_choice("backend", backend, BACKENDS)
     check_choice("precision", precision, PRECISIONS)
+    check_choice("flavour", flavour, FLAVOURS)
     height, width = (operator.index(side) for side in size)
     out = Path(os.path.abspath(out))
     if out == Path.cwd():
@@ -164,7 +167,7 @@ def export(
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
-    twin = make_twin(network, (height, width), shape.capacities[-1])
+    twin = make_twin(network, (height, width), shape.capacities[-1], flavour)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         folder = work / "artifact"

@@ -25,8 +25,9 @@ from ppexport.metrics import psnr
 from ppexport.parity.inputs import parity_inputs
 from ppexport.picture import to_input
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.layers import Shared, StaticCategoryAttention
+from ppexport.twin.layers import StaticCategoryAttention
 from ppexport.twin.routing import plan_slots
+from ppexport.twin.shared import Shared
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]
@@ -174,8 +175,7 @@ class Branch(nn.Module):
         pure = mask > 0.5
         impure = (N - mask.sum(dim=0, keepdim=True)).to(torch.int32)
         plan = plan_slots(tokens, slots.shape[1], impure)
-        empty = torch.zeros(0)
-        return self.branch(qkv, categories, qkv[:, 96:], Shared(tokens, empty, empty, pure, plan))
+        return self.branch(qkv, categories, qkv[:, 96:], Shared(tokens, {}, pure, plan))
 
 
 @pytest.fixture(scope="module")

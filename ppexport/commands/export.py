@@ -38,6 +38,9 @@ def export(
     mask: Annotated[
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
+    flavour: Annotated[
+        str, typer.Option(help="portable, or ort: the same operators arranged for ONNX Runtime on a CPU")
+    ] = "portable",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -71,6 +74,7 @@ def export(
             precision=precision,
             capacities=parse_capacities(capacity, pixels),
             mask=mask,
+            flavour=flavour,
             keep=keep,
             step=step,
         )

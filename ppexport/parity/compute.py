@@ -77,7 +77,7 @@ class TwinColumn:
 
     def _slots(self, item: ParityInput) -> Tensor | None:
         """Slots (1, C) for *item*, None where there is no choice."""
-        if len(self.capacities) == 1 or self.twin.pure_pass is None:
+        if len(self.capacities) < 2 or self.twin.pure_pass is None:
             return None
         with torch.no_grad():
             impure = int((~self.twin.pure_pass(self.twin.pad(torch.from_numpy(item.lr)))).sum())

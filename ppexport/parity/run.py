@@ -161,7 +161,7 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     folder.mkdir(parents=True, exist_ok=True)
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
-    twin = make_twin(network, artifact.size, manifest.capacities[-1])
+    twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
     sources: list[Source] = [NetworkColumn(network), TwinColumn(twin, manifest.capacities), ArtifactColumn(runner)]
     columns = {source.name: compute(source, inputs, progress) for source in sources}
     report = ParityReport(manifest, folder)

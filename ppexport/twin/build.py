@@ -9,17 +9,54 @@ from torch import Tensor, nn
 
 from ppexport.errors import TwinError
 from ppexport.mask import mirror_index, padded_size
-from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace
+from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace, TransformerLayer
 from ppexport.networks.pp_atd import PPATDLight
+from ppexport.twin.by_head import ByHeadLayer
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
-from ppexport.twin.layers import Shared, StaticBlock, image_of
+from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
 from ppexport.twin.pure_pass import StaticPurePass
 from ppexport.twin.routing import check_capacity, plan_slots
-from ppexport.twin.window_bias import PositionIndex, ShiftMask
+from ppexport.twin.shared import BlockCut, Shared
 
 MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
+
+
+FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": ByHeadLayer}
+"""The layers that a twin is made of."""
+
+
+class StaticGroup(nn.Module):
+    """The layers of one block and their dictionary."""
+
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
+        super().__init__()
+        group = source.residual_group
+        self.td = nn.Parameter(group.td.detach().clone())
+        self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
+
+    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c); *first* is the network-wide number of the first layer."""
+        dictionary: Tensor = self.td
+        for i, layer in enumerate(self.layers):
+            x, dictionary = layer(x, dictionary, shared, first + i)
+        return x
+
+
+class StaticBlock(nn.Module):
+    """Six layers, a 3x3 convolution and a residual connection."""
+
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
+        super().__init__()
+        self.size = size
+        self.residual_group = StaticGroup(source, size, dense, layer)
+        self.conv = copy.deepcopy(source.conv)
+
+    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c)."""
+        y = self.residual_group(x, shared, first)
+        return tokens_of(self.conv(image_of(y, self.size))) + x
 
 
 class StaticTwin(nn.Module):
@@ -31,20 +68,23 @@ class StaticTwin(nn.Module):
     high: Tensor
     low: Tensor
 
-    def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int) -> None:
+    def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int, flavour: str) -> None:
         super().__init__()
+        self.flavour = flavour
         self.size, self.scale, self.capacity = size, network.config.scale, capacity
         self.padded = height, width = padded_size(size[0]), padded_size(size[1])
         self.tokens = height * width
         self.depths = network.config.depths
         dense = not isinstance(network, PPATDLight)
         self.pure_pass = StaticPurePass(network.options, height, width) if isinstance(network, PPATDLight) else None
-        self.position_index = PositionIndex(network.config.window)
-        self.shift_mask = ShiftMask(height, width, network.config.window, network.config.window // 2)
+        window = network.config.window
+        self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
         self.conv_first = copy.deepcopy(network.conv_first)
         self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
         self.layers = nn.ModuleList(
-            StaticBlock(block, self.padded, dense) for block in network.layers if isinstance(block, Block)
+            StaticBlock(block, self.padded, dense, FLAVOURS[flavour])
+            for block in network.layers
+            if isinstance(block, Block)
         )
         self.norm = copy.deepcopy(network.norm)
         self.conv_after_body = copy.deepcopy(network.conv_after_body)
@@ -103,12 +143,14 @@ class StaticTwin(nn.Module):
             impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
         tokens = (self.high + self.low).view(-1)
         capacity = self.capacity if slots is None else slots.shape[1]
+        cuts = self.cut(tokens), self.shifted_cut(tokens)
+        slots_of = None if pure is None else plan_slots(tokens, capacity, impure)
         shared = Shared(
             tokens=tokens,
-            index=self.position_index(),
-            mask=self.shift_mask(),
+            cuts={cut.shift: cut for cut in cuts},
             pure=pure,
-            slots=None if pure is None else plan_slots(tokens, capacity, impure),
+            slots=slots_of,
+            rows={} if slots_of is None else {cut.shift: slots_of.last + 1 + cut.place for cut in cuts},
             forced=categories,
             trace=trace,
         )
@@ -123,12 +165,17 @@ class StaticTwin(nn.Module):
         return sr, impure
 
 
-def make_twin(network: nn.Module, size: tuple[int, int], capacity: int | None = None) -> StaticTwin:
+def make_twin(
+    network: nn.Module, size: tuple[int, int], capacity: int | None = None, flavour: str = "portable"
+) -> StaticTwin:
     """The static twin of *network* for LR images of *size* (h, w), before padding.
 
     *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
-    for every image. Raises TwinError for another network, size or capacity.
+    for every image. *flavour* is "portable", with all heads of attention at once, or "ort", one by one, which ONNX
+    Runtime's CPU kernels like better. Raises TwinError for another network, size, capacity or flavour.
     """
+    if flavour not in FLAVOURS:
+        raise TwinError(f"a flavour is one of {', '.join(FLAVOURS)}, not {flavour!r}")
     if not isinstance(network, ATDLight):
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
     h, w = size
@@ -144,4 +191,4 @@ def make_twin(network: nn.Module, size: tuple[int, int], capacity: int | None = 
             raise TwinError(str(error)) from None
         if capacity != tokens and not isinstance(network, PPATDLight):
             raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
-    return StaticTwin(network, (h, w), capacity or tokens).eval()
+    return StaticTwin(network, (h, w), capacity or tokens, flavour).eval()

@@ -30,6 +30,22 @@ def scale_queries(wqkv: nn.Linear, scale: float) -> nn.Linear:
     return folded
 
 
+def by_head(wqkv: nn.Linear, heads: int) -> tuple[list[Tensor], list[Tensor]]:
+    """*wqkv* as batches of products: for q, k and v weights (heads, c, d) and biases (heads, 1, d)."""
+    c = wqkv.in_features
+    weights = wqkv.weight.detach().view(3, heads, c // heads, c).transpose(2, 3).contiguous()
+    biases = wqkv.bias.detach().view(3, heads, 1, c // heads)
+    return [w.clone() for w in weights], [b.clone() for b in biases]
+
+
+def add_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
+    """A copy of *linear* whose bias also holds *bias*."""
+    folded = copy.deepcopy(linear)
+    with torch.no_grad():
+        folded.bias.add_(bias)
+    return folded
+
+
 def category_scale(attention: CategoryAttention, folded: float) -> float:
     """What is left to multiply the queries of category attention with after *folded* went into wqkv."""
     return math.exp(min(float(attention.logit_scale.detach()), math.log(100))) / folded

@@ -1,45 +1,29 @@
 """The layers of a twin: one image, tokens (n, c), the module names of the network so that node names tell the layer.
 
 Before (networks/atd.py): batched tokens, boolean masks, lists whose length depends on the data.
-After: the same sums with `routing`, `windows`, `window_bias` and `folded` in place of the dynamic parts.
+After: the same sums with `routing`, `blocks`, `window_bias` and `folded` in place of the dynamic parts. How window and
+category attention handle their heads is the flavour's: here all at once, as accelerators like it; in `by_head` one
+after the other, as CPUs do.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.networks.atd import Block, ConvFFN, Trace, TransformerLayer
+from ppexport.networks.atd import ConvFFN, TransformerLayer
 from ppexport.networks.attention import CategoryAttention, DictionaryAttention, WindowAttention
 from ppexport.networks.pp_atd import PPTransformerLayer
 from ppexport.networks.routing import GROUP_SIZE
+from ppexport.twin.blocks import from_blocks, to_blocks
 from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries
-from ppexport.twin.routing import Router, Slots
-from ppexport.twin.windows import merge, partition, roll
-
-
-@dataclass
-class Shared:
-    """Tensors that all layers of one run share."""
-
-    tokens: Tensor
-    """(n,) int32: 0 ... n - 1."""
-    index: Tensor
-    """(256, 256) int32: rows of the position bias tables."""
-    mask: Tensor
-    """(windows, 1, 256, 256) fp32: mask of shifted windows."""
-    pure: Tensor | None
-    """(n,) bool, None for a network without Pure-Pass."""
-    slots: Slots | None
-    """The slots of category attention, None for a network without Pure-Pass."""
-    forced: Tensor | None = None
-    """(layers, n) int32: categories to use in place of the token's own choice."""
-    trace: Trace | None = None
-    """Filled with what every layer chose and computed."""
+from ppexport.twin.routing import Router
+from ppexport.twin.shared import Shared
 
 
 def heads_of(qkv: Tensor, size: int, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,8 +36,18 @@ def heads_of(qkv: Tensor, size: int, heads: int, channels: int) -> tuple[Tensor,
     return q, k, v
 
 
+def image_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens (n, c) -> image (1, c, h, w)."""
+    return tokens.t().reshape(1, tokens.shape[1], *size)
+
+
+def tokens_of(image: Tensor) -> Tensor:
+    """Image (1, c, h, w) -> tokens (n, c)."""
+    return image.reshape(image.shape[1], -1).t()
+
+
 class StaticDictionaryAttention(nn.Module):
-    """ATD-CA for one image."""
+    """ATD-CA for one image; adds its output to the tokens, which is one operation with the product before it."""
 
     temperature: Tensor
 
@@ -62,14 +56,34 @@ class StaticDictionaryAttention(nn.Module):
         self.wq, self.wk, self.wv = (copy.deepcopy(m) for m in (source.wq, source.wk, source.wv))
         self.register_buffer("temperature", dictionary_temperature(source))
 
-    def forward(self, z: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (n, c), dictionary (t, c) -> output (n, c), similarity (n, t)."""
-        q = self.wq(z)
-        q = q / q.pow(2).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
-        k = self.wk(dictionary)
-        k = k / k.pow(2).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12) * self.temperature
+    def forward(self, x: Tensor, z: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens *x* and normed *z* (n, c), dictionary (t, c) -> x plus the output (n, c), similarity (n, t)."""
+        q = unit_rows(self.wq(z))
+        k = unit_rows(self.wk(dictionary)) * self.temperature
         similarity = (q @ k.t()).softmax(dim=1)
-        return similarity @ self.wv(dictionary), similarity
+        return torch.addmm(x, similarity, self.wv(dictionary)), similarity
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows of *x* divided by their length, as `F.normalize` does, whose clamp exports as a float64 constant."""
+    length = x.pow(2).sum(dim=1, keepdim=True).sqrt()
+    return x / torch.maximum(length, torch.tensor(1e-12))
+
+
+class StaticConvFFN(nn.Module):
+    """Linear, GELU, plus GELU(depthwise 7x7), Linear, on tokens of rank 2."""
+
+    def __init__(self, source: ConvFFN, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        self.fc1, self.fc2 = copy.deepcopy(source.fc1), copy.deepcopy(source.fc2)
+        self.dwconv = copy.deepcopy(source.dwconv.depthwise_conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c)."""
+        x = F.gelu(self.fc1(x))
+        out: Tensor = self.fc2(x + tokens_of(self.dwconv(image_of(x, self.size))))
+        return out
 
 
 class StaticCategoryAttention(nn.Module):
@@ -98,8 +112,9 @@ class StaticCategoryAttention(nn.Module):
             slot, source = self.dense(categories, shared.tokens)
             return self.attend(qkv.index_select(0, source)).index_select(0, slot)
         routes = self.router(categories, shared.pure, shared.slots, shared.tokens)
-        mixed = self.attend(qkv.index_select(0, routes.source)).index_select(0, routes.slot)
-        return torch.where(routes.routed, mixed, torch.zeros(()) if rest is None else rest)
+        slot = torch.minimum(routes.rank, shared.slots.last)
+        mixed = self.attend(qkv.index_select(0, routes.source)).index_select(0, slot)
+        return torch.where(routes.routed.unsqueeze(1), mixed, torch.zeros(()) if rest is None else rest)
 
 
 class StaticWindowAttention(nn.Module):
@@ -109,30 +124,32 @@ class StaticWindowAttention(nn.Module):
 
     def __init__(self, source: WindowAttention, size: tuple[int, int], shift: int) -> None:
         super().__init__()
-        self.window, self.heads, self.size, self.shift = source.window, source.heads, size, shift
+        self.heads, self.size, self.shift = source.heads, size, shift
         self.proj = copy.deepcopy(source.proj)
         self.register_buffer("relative_position_bias_table", position_table(source))
 
     def forward(self, qkv: Tensor, shared: Shared) -> Tensor:
         """*qkv* (n, 3c) -> branch output (n, c)."""
-        h, w = self.size
-        image = qkv.view(h, w, -1)
-        if self.shift:
-            image = roll(image, -self.shift)
-        area = self.window * self.window
-        q, k, v = heads_of(partition(image, self.window), area, self.heads, self.proj.in_features)
-        bias = self.relative_position_bias_table.index_select(1, shared.index.view(-1)).view(1, self.heads, area, area)
-        logits = q @ k.transpose(2, 3) + bias
-        if self.shift:
-            logits = logits + shared.mask
-        mixed = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(-1, area, qkv.shape[1] // 3)
-        out = merge(self.proj(mixed), self.window, h, w)
-        if self.shift:
-            out = roll(out, self.shift)
-        return out.reshape(h * w, -1)
+        channels = self.proj.in_features
+        image, cut, mixed = qkv.view(*self.size, 3 * channels), shared.cuts[self.shift], []
+        for kind, index in zip(cut.kinds, cut.indices, strict=True):
+            q, k, v = heads_of(to_blocks(image, kind), kind.area, self.heads, channels)
+            bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, kind.area, kind.area)
+            weights = (q @ k.transpose(2, 3) + bias).softmax(dim=-1)
+            mixed.append((weights @ v).transpose(1, 2).reshape(-1, kind.area, channels))
+        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, channels))
+        return out
 
 
-class StaticLayer(nn.Module):
+class Output(nn.Module):
+    """The sum that is a layer's output, in a module of its own so that its name is the same in every graph."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
+        return x + y
+
+
+class StaticLayer(nn.Module, ABC):
     """One transformer layer; `dictionary` is refined unless the layer is the last of its block."""
 
     s: Tensor
@@ -140,16 +157,10 @@ class StaticLayer(nn.Module):
 
     def __init__(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
-        attention = source.attn_win
-        self.size = size
         self.norm1, self.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
-        self.wqkv = scale_queries(source.wqkv, attention.scale)
-        self.attn_win = StaticWindowAttention(attention, size, source.shift)
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
-        self.attn_aca = StaticCategoryAttention(
-            source.attn_aca, size[0] * size[1], source.attn_atd.dictionary_tokens, dense, attention.scale
-        )
-        self.convffn: ConvFFN = copy.deepcopy(source.convffn)
+        self.convffn = StaticConvFFN(source.convffn, size)
+        self.output = Output()
         self.compensation = source.kind if isinstance(source, PPTransformerLayer) else "zero"
         self.refines = source.refines
         if source.refines:
@@ -157,24 +168,25 @@ class StaticLayer(nn.Module):
             s = source.sigma.detach().sigmoid()
             self.register_buffer("s", s)
             self.register_buffer("rest", 1 - s)
+        self.add_attention(source, size, dense)
 
-    def compensate(self, z: Tensor, qkv: Tensor) -> Tensor | None:
-        """What pure tokens take instead of category attention: (n, c), or None for zeros."""
-        if self.compensation == "value":
-            return qkv[:, 2 * z.shape[1] :]
-        return z if self.compensation == "normed" else None
+    @abstractmethod
+    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+        """Make the modules of window and category attention."""
+
+    @abstractmethod
+    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
 
     def forward(self, x: Tensor, dictionary: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
         """Tokens (n, c), dictionary (t, c) -> both, for the next layer."""
         z = self.norm1(x)
-        qkv = self.wqkv(z)
-        from_dictionary, similarity = self.attn_atd(z, dictionary)
+        x, similarity = self.attn_atd(x, z, dictionary)
         categories = own = similarity.argmax(dim=1).to(torch.int32)
         if shared.forced is not None:
             categories = shared.forced[layer]
-        from_category = self.attn_aca(qkv, categories, self.compensate(z, qkv), shared)
-        x = x + self.attn_win(qkv, shared) + from_dictionary + from_category
-        x = x + self.convffn(self.norm2(x).unsqueeze(0), self.size).squeeze(0)
+        x = self.mix(x, z, categories, shared)
+        x = self.output(x, self.convffn(self.norm2(x)))
         if self.refines:
             weights = self.norm3(similarity.t().unsqueeze(0)).squeeze(0).softmax(dim=1)
             dictionary = self.s * dictionary + self.rest * (weights @ x)
@@ -184,45 +196,23 @@ class StaticLayer(nn.Module):
         return x, dictionary
 
 
-class StaticGroup(nn.Module):
-    """The layers of one block and their dictionary."""
+class PortableLayer(StaticLayer):
+    """All heads at once, tokens in the order of the image."""
 
-    def __init__(self, source: Block, size: tuple[int, int], dense: bool) -> None:
-        super().__init__()
-        group = source.residual_group
-        self.td = nn.Parameter(group.td.detach().clone())
-        self.layers = nn.ModuleList(
-            StaticLayer(layer, size, dense) for layer in group.layers if isinstance(layer, TransformerLayer)
+    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+        """Make the modules of window and category attention."""
+        attention = source.attn_win
+        self.wqkv = scale_queries(source.wqkv, attention.scale)
+        self.attn_win = StaticWindowAttention(attention, size, source.shift)
+        categories = source.attn_atd.dictionary_tokens
+        self.attn_aca = StaticCategoryAttention(
+            source.attn_aca, size[0] * size[1], categories, dense, folded=attention.scale
         )
 
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c); *first* is the network-wide number of the first layer."""
-        dictionary: Tensor = self.td
-        for i, layer in enumerate(self.layers):
-            x, dictionary = layer(x, dictionary, shared, first + i)
-        return x
-
-
-class StaticBlock(nn.Module):
-    """Six layers, a 3x3 convolution and a residual connection."""
-
-    def __init__(self, source: Block, size: tuple[int, int], dense: bool) -> None:
-        super().__init__()
-        self.size = size
-        self.residual_group = StaticGroup(source, size, dense)
-        self.conv = copy.deepcopy(source.conv)
-
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c)."""
-        y = self.residual_group(x, shared, first)
-        return tokens_of(self.conv(image_of(y, self.size))) + x
-
-
-def image_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (n, c) -> image (1, c, h, w)."""
-    return tokens.t().reshape(1, tokens.shape[1], *size)
-
-
-def tokens_of(image: Tensor) -> Tensor:
-    """Image (1, c, h, w) -> tokens (n, c)."""
-    return image.reshape(image.shape[1], -1).t()
+    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
+        qkv = self.wqkv(z)
+        # What pure tokens take instead of category attention.
+        rest = {"value": qkv[:, 2 * z.shape[1] :], "normed": z, "zero": None}[self.compensation]
+        out: Tensor = x + self.attn_win(qkv, shared) + self.attn_aca(qkv, categories, rest, shared)
+        return out

@@ -6,7 +6,7 @@ tokens m.
 After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots read
 
     source[p] = order[r(p)]           q = p mod 2m, r = q if q < m else 2m-1-q          (int32, from m)
-    slot[i]   = destination[i]        where destination[i] < min(m, C); every other token is treated as pure
+    slot[i]   = rank[i]               where rank[i] < min(m, C); every other token is treated as pure
 
 C is fixed when the twin is built, or, in a capacity set, the length of the input `slots`: nothing else depends on it,
 and what that input holds is never read. Slots past the last group that holds an impure token are computed and never
@@ -30,10 +30,10 @@ class StaticRoutes(NamedTuple):
 
     source: Tensor
     """(C,) int32: token read by every slot."""
-    slot: Tensor
-    """(n,) int32: slot to read for every token, always inside the C slots."""
+    rank: Tensor
+    """(n,) int32: place of every token in the sorted order, which is its slot if it was mixed."""
     routed: Tensor
-    """(n, 1) bool: whether the token was mixed; the others take the compensation."""
+    """(n,) bool: whether the token was mixed; the others take the compensation."""
 
 
 class Slots(NamedTuple):
@@ -83,7 +83,5 @@ class Router(nn.Module):
     def forward(self, categories: Tensor, pure: Tensor, slots: Slots, tokens: Tensor) -> StaticRoutes:
         """*categories* (n,) int32, *pure* (n,) bool, *slots* for its number of False; *tokens* = 0 ... n - 1."""
         keys = torch.where(pure, torch.tensor(self.pure_key, dtype=torch.int32), categories)
-        destination, order = self.sort(keys, tokens)
-        source = order.index_select(0, slots.ranks)
-        routed = destination < slots.limit
-        return StaticRoutes(source, torch.minimum(destination, slots.last), routed.unsqueeze(1))
+        rank, order = self.sort(keys, tokens)
+        return StaticRoutes(order.index_select(0, slots.ranks), rank, rank < slots.limit)

@@ -25,8 +25,7 @@ from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import ArtifactError
 
 CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
-TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/Add_3$")
-"""The sum after the ConvFFN, which is the layer's output."""
+TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add$")
 LABELS = re.compile(r"^/pure_pass/ArgMax$")
 MASK = re.compile(r"^/pure_pass/Greater$")
 INJECTED = "categories"

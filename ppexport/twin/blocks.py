@@ -1,0 +1,106 @@
+"""The blocks that window attention works in, without a cyclic shift and without a mask.
+
+Before (networks/attention.py): the image is rolled by half a window, cut into windows of 16 x 16, and in the windows
+that hold pieces of opposite borders -100 is added to the logits between pieces (rank 6, and a mask for every window).
+
+After: what the mask keeps apart is cut apart. A shifted image is interior windows, and along its borders blocks of
+half a window:
+
+    +--+-----+-----+--+          8 x 8     four corners
+    +--+-----+-----+--+          8 x 16    top and bottom
+    |  |     |     |  |          16 x 8    left and right
+    +--+-----+-----+--+          16 x 16   interior
+    |  |     |     |  |
+    +--+-----+-----+--+
+    +--+-----+-----+--+
+
+Every block attends within itself, with the position bias of its own offsets. The weights that the mask leaves across
+the wrap, e^-100 of the others, are left out: they are below the resolution of fp32, as numbers they are denormals,
+which CPUs handle a hundred times as slowly. Tensors have rank 4 at most (Core ML takes 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Band = tuple[int, int]
+"""First and last + 1 row or column."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Blocks of one size: those of every band of rows crossed with every band of columns, row by row."""
+
+    height: int
+    width: int
+    rows: tuple[Band, ...]
+    columns: tuple[Band, ...]
+
+    @property
+    def area(self) -> int:
+        """Tokens of a block."""
+        return self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its blocks."""
+        return sum(b - a for a, b in self.rows) * sum(b - a for a, b in self.columns)
+
+
+def kinds_of(height: int, width: int, window: int, shift: int) -> list[Kind]:
+    """The kinds of blocks of an image; *height* and *width* are multiples of *window*, *shift* is 0 or half of it."""
+    if not shift:
+        return [Kind(window, window, ((0, height),), ((0, width),))]
+    rows, columns = ((shift, height - shift),), ((shift, width - shift),)
+    top_bottom, left_right = ((0, shift), (height - shift, height)), ((0, shift), (width - shift, width))
+    kinds = [
+        Kind(window, window, rows, columns),
+        Kind(shift, window, top_bottom, columns),
+        Kind(window, shift, rows, left_right),
+        Kind(shift, shift, top_bottom, left_right),
+    ]
+    return [kind for kind in kinds if kind.tokens]
+
+
+def partition(image: Tensor, height: int, width: int) -> Tensor:
+    """Image (h, w, c) -> blocks (h/height * w/width, height * width, c)."""
+    h, w, c = image.shape
+    x = image.reshape(h // height, height, w // width, width * c).permute(0, 2, 1, 3)
+    return x.reshape(-1, height * width, c)
+
+
+def merge(blocks: Tensor, height: int, width: int, size: tuple[int, int]) -> Tensor:
+    """Blocks (h/height * w/width, height * width, c) -> image (h, w, c) of *size*."""
+    h, w = size
+    c = blocks.shape[-1]
+    x = blocks.reshape(h // height, w // width, height, width * c).permute(0, 2, 1, 3)
+    return x.reshape(h, w, c)
+
+
+def to_blocks(image: Tensor, kind: Kind) -> Tensor:
+    """The blocks (count, area, c) of one *kind* of an image (h, w, c)."""
+    parts = [
+        partition(image[a:b, c:d], kind.height, kind.width)
+        for a, b in kind.rows
+        for c, d in kind.columns
+    ]  # fmt: skip
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def from_blocks(blocks: list[Tensor], kinds: list[Kind]) -> Tensor:
+    """The image (h, w, c) of the blocks of all *kinds*, the inverse of `to_blocks`."""
+    pieces: dict[int, dict[int, Tensor]] = {}
+    for part, kind in zip(blocks, kinds, strict=True):
+        first = 0
+        for a, b in kind.rows:
+            for c, d in kind.columns:
+                count = (b - a) * (d - c) // kind.area
+                whole = merge(part[first : first + count], kind.height, kind.width, (b - a, d - c))
+                pieces.setdefault(a, {})[c] = whole
+                first += count
+    bands = [[row[c] for c in sorted(row)] for _, row in sorted(pieces.items())]
+    joined = [torch.cat(band, dim=1) if len(band) > 1 else band[0] for band in bands]
+    return torch.cat(joined) if len(joined) > 1 else joined[0]
