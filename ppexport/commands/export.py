@@ -58,7 +58,10 @@ def export(
     """
     from ppexport.artifact import read_artifact
     from ppexport.exporting import export as run_export
+    from ppexport.memory import return_large_blocks
     from ppexport.networks.load import card_of
+
+    return_large_blocks()
 
     pixels = None if size is None else parse_size(size)
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}

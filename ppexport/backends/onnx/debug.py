@@ -10,8 +10,7 @@ a user runs:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +62,7 @@ class DebugModel:
 
     def __init__(self, path: Path) -> None:
         self.model, self.where = onnx.load(path), str(path)
+        self.sessions: dict[tuple[str, bool], Any] = {}
         self.choices = _outputs(self.model, CHOICE)
         self.tokens = _outputs(self.model, TOKENS)
         self.mask = [*_outputs(self.model, LABELS), *_outputs(self.model, MASK)]
@@ -70,30 +70,26 @@ class DebugModel:
         if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
 
-    @cached_property
-    def _free(self) -> Any:
-        """The session without injection."""
-        return make_frugal_session(self._with_outputs(self.model).SerializeToString(), self.where)
-
-    @cached_property
-    def _forced(self) -> Any:
-        """The session with injected categories."""
-        return make_frugal_session(self._with_input().SerializeToString(), self.where)
-
-    def _with_outputs(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """A copy of *model* whose outputs also are the categories and tokens of every layer."""
+    def _routing(self) -> onnx.ModelProto:
+        """A copy of the model whose outputs also are labels, mask and the categories of every layer."""
         copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+        copy.CopyFrom(self.model)
         kinds = dict.fromkeys([*self.choices, *self.mask[:1]], TensorProto.INT64)
         kinds.update(dict.fromkeys(self.mask[1:], TensorProto.BOOL))
-        kinds.update(dict.fromkeys(self.tokens, TensorProto.FLOAT))
         for name, kind in kinds.items():
             copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
         return copy
 
-    def _with_input(self) -> onnx.ModelProto:
-        """A copy whose layers take their categories from a new input (layers, n) int64."""
-        model = self._with_outputs(self.model)
+    def _tokens(self) -> onnx.ModelProto:
+        """A copy whose outputs also are the tokens of every layer, which a runtime then keeps to the end of the run."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        for name in self.tokens:
+            copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        return copy
+
+    def _inject(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Have the layers of *model* take their categories from a new input (layers, n) int64."""
         graph = model.graph
         layer_of = {name: layer for layer, name in enumerate(self.choices)}
         nodes = []
@@ -113,7 +109,7 @@ class DebugModel:
 
     def run(self, inputs: Inputs, categories: Categories | None = None) -> Inside:
         """Run the graph's own *inputs*; *categories* (layers, n) replace the tokens' own choices."""
-        session, feeds = self._session(inputs, categories)
+        session, feeds = self._session(self._routing, inputs, categories)
         sr, impure, *rest = session.run(["sr", "impure_tokens", *self.choices, *self.mask], feeds)
         chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
         labels, pure = mask if mask else (None, None)
@@ -121,11 +117,17 @@ class DebugModel:
 
     def layers(self, inputs: Inputs, categories: Categories | None = None) -> list[NDArray[np.float32]]:
         """The output (n, c) of every layer."""
-        session, feeds = self._session(inputs, categories)
+        session, feeds = self._session(self._tokens, inputs, categories)
         return list(session.run(self.tokens, feeds))
 
-    def _session(self, inputs: Inputs, categories: Categories | None) -> tuple[Any, Inputs]:
-        """The session and its inputs."""
+    def _session(
+        self, copy: Callable[[], onnx.ModelProto], inputs: Inputs, categories: Categories | None
+    ) -> tuple[Any, Inputs]:
+        """The session of a debug *copy*, opened when it is first needed, and its inputs."""
+        key = (copy.__name__, categories is not None)
+        if key not in self.sessions:
+            model = copy() if categories is None else self._inject(copy())
+            self.sessions[key] = make_frugal_session(model.SerializeToString(), self.where)
         if categories is None:
-            return self._free, inputs
-        return self._forced, {**inputs, INJECTED: categories.astype(np.int64)}
+            return self.sessions[key], inputs
+        return self.sessions[key], {**inputs, INJECTED: categories.astype(np.int64)}
