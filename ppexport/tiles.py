@@ -128,30 +128,58 @@ def cut(rgb: Pixels, origin: tuple[int, int], tile: tuple[int, int]) -> Pixels:
     return rgb
 
 
+class Blender:
+    """Blends the upscaled tiles of *grid*, added one at a time and in its order, into a picture.
+
+    Besides the picture only a band as high as a tile and as wide as the picture is held in float32.
+    """
+
+    def __init__(self, grid: Grid, scale: int) -> None:
+        height, width = (side * scale for side in grid.size)
+        tile_h, tile_w = (side * scale for side in grid.tile)
+        tops, self._lefts = (tuple(o * scale for o in origins) for origins in (grid.rows, grid.columns))
+        self._row_weights = axis_weights(tops, tile_h, height)
+        self._column_weights = axis_weights(self._lefts, tile_w, width)
+        self._edges = (*tops, height)
+        self._out = np.empty((height, width, 3), np.uint8)
+        # band[:, r] is row edges[i] + r of the picture; rows above the next tile's top are complete and leave it.
+        self._band = np.zeros((3, min(tile_h, height), width), np.float32)
+        self._tiles = len(grid)
+        self._added = 0
+
+    def add(self, sr: NDArray[np.float32]) -> None:
+        """Add the next tile, float32 (3, h * scale, w * scale). Raises ValueError if there was a last one already."""
+        if self._added == self._tiles:
+            raise ValueError(f"more than {self._tiles} tiles")
+        row, column = divmod(self._added, len(self._lefts))
+        wy, wx = self._row_weights[row], self._column_weights[column]
+        left = self._lefts[column]
+        self._band[:, : len(wy), left : left + len(wx)] += sr[:, : len(wy), : len(wx)] * (wy[:, None] * wx)
+        self._added += 1
+        if column == len(self._lefts) - 1:
+            self._complete(self._edges[row], self._edges[row + 1])
+
+    def _complete(self, top: int, bottom: int) -> None:
+        """Move the band's rows from *top* to *bottom* into the picture."""
+        band, done = self._band, bottom - top
+        self._out[top:bottom] = to_levels(band[:, :done]).transpose(1, 2, 0)
+        band[:, :-done] = band[:, done:]
+        band[:, -done:] = 0
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The blended picture (H * scale, W * scale, 3). Raises ValueError if tiles are missing."""
+        if self._added < self._tiles:
+            raise ValueError(f"fewer than {self._tiles} tiles")
+        return self._out
+
+
 def blend(grid: Grid, scale: int, tiles: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
     """Blend upscaled *tiles*, each float32 (3, h * scale, w * scale), given in the order of *grid*.
 
-    Returns uint8 (H * scale, W * scale, 3). Tiles are taken one at a time, and besides the result only a band as
-    high as a tile and as wide as the picture is held in float32. Raises ValueError for a wrong number of tiles.
+    Returns uint8 (H * scale, W * scale, 3). Tiles are taken one at a time. Raises ValueError for a wrong number of
+    them.
     """
-    height, width = (side * scale for side in grid.size)
-    tile_h, tile_w = (side * scale for side in grid.tile)
-    tops, lefts = (tuple(o * scale for o in origins) for origins in (grid.rows, grid.columns))
-    row_weights, column_weights = axis_weights(tops, tile_h, height), axis_weights(lefts, tile_w, width)
-    out = np.empty((height, width, 3), np.uint8)
-    # band[:, r] is row tops[i] + r of the picture; rows above the next tile's top are complete and leave it.
-    band = np.zeros((3, min(tile_h, height), width), np.float32)
-    source = iter(tiles)
-    for top, following, wy in zip(tops, (*tops[1:], height), row_weights, strict=True):
-        for left, wx in zip(lefts, column_weights, strict=True):
-            sr = next(source, None)
-            if sr is None:
-                raise ValueError(f"fewer than {len(grid)} tiles")
-            band[:, : len(wy), left : left + len(wx)] += sr[:, : len(wy), : len(wx)] * (wy[:, None] * wx)
-        done = following - top
-        out[top:following] = to_levels(band[:, :done]).transpose(1, 2, 0)
-        band[:, :-done] = band[:, done:]
-        band[:, -done:] = 0
-    if next(source, None) is not None:
-        raise ValueError(f"more than {len(grid)} tiles")
-    return out
+    blender = Blender(grid, scale)
+    for sr in tiles:
+        blender.add(sr)
+    return blender.picture()

@@ -8,36 +8,39 @@ blended so that no border shows; `ppexport.tiles` says how, and gives the figure
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppexport.backends.base import Runner
+from ppexport.backends.base import Prepared, Runner
 from ppexport.errors import ArtifactError, ImageError
 from ppexport.images import MAX_PIXELS, Picture, check_output, read_image, write_image
 from ppexport.picture import to_input
-from ppexport.tiles import Grid, Pixels, blend, cut, plan_grid
+from ppexport.pipeline import overlap
+from ppexport.tiles import Blender, Grid, Pixels, cut, plan_grid
 
+Origin: TypeAlias = tuple[int, int]
+"""(top, left) of a tile, LR pixels."""
 Progress = Callable[[int, int], None]
-"""Called with (tiles done, tiles in all), first with (0, all)."""
+"""Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
 
 
 class TileRun(NamedTuple):
     """One run of the artefact."""
 
-    origin: tuple[int, int]
-    """(top, left), LR pixels."""
+    origin: Origin
+    """Where the tile lies."""
     impure_tokens: int
     """Tokens that category attention had to mix."""
     capacity: int
     """Slots it had for them."""
     seconds: float
-    """Inside the runner."""
+    """Inside the runner's `run`."""
 
     @property
     def over_capacity(self) -> bool:
@@ -64,6 +67,11 @@ class Report:
     def seconds_runtime(self) -> float:
         """Seconds inside the runner."""
         return sum(run.seconds for run in self.tiles)
+
+    @property
+    def overhead(self) -> float:
+        """What everything but the runs added to the time, as a share of theirs: 0.05 is 5 %."""
+        return self.seconds_total / self.seconds_runtime - 1
 
     @property
     def over_capacity(self) -> tuple[TileRun, ...]:
@@ -104,38 +112,51 @@ def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None)
     start = time.perf_counter()
     height, width = rgb.shape[:2]
     grid = plan_grid((height, width), runner.size)
-    runs: list[TileRun] = []
     try:
-        sr = blend(grid, runner.scale, _run_tiles(runner, rgb, grid, runs, progress))
+        blender = Blender(grid, runner.scale)
+        runs = _run_tiles(runner, rgb, grid, blender, progress)
     except MemoryError:
         raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
+    sr = blender.picture()
     seconds = time.perf_counter() - start
     return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
 
 
-def _run_tiles(
-    runner: Runner, rgb: Pixels, grid: Grid, runs: list[TileRun], progress: Progress | None
-) -> Iterator[NDArray[np.float32]]:
-    """The upscaled tiles (3, h * scale, w * scale) of *grid*, one at a time; appends what each needed to *runs*."""
+def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress | None) -> list[TileRun]:
+    """Add the upscaled tiles of *grid* to *blender*; returns what each took.
+
+    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls.
+    """
     h, w = grid.tile
     expected = (1, 3, h * runner.scale, w * runner.scale)
-    if progress is not None:
-        progress(0, len(grid))
-    for origin in grid:
-        tile = cut(rgb, origin, grid.tile)
-        lr = to_input(tile)
+    runs: list[TileRun] = []
+
+    def prepare(origin: Origin) -> tuple[Origin, Prepared]:
+        return origin, runner.prepare(to_input(cut(rgb, origin, grid.tile)))
+
+    def run(tile: tuple[Origin, Prepared]) -> tuple[Origin, NDArray[np.float32]]:
+        origin, prepared = tile
         begin = time.perf_counter()
-        result = runner(lr)
+        sr, impure_tokens, capacity = runner.run(prepared)
         seconds = time.perf_counter() - begin
-        if result.sr.shape != expected:
-            raise ArtifactError(f"{runner.artifact.path} returned {result.sr.shape}, expected {expected}")
-        # Converted to 8 bits, NaN would become an ordinary colour.
-        if not np.isfinite(result.sr).all():
-            raise ArtifactError(f"{runner.artifact.path} returned NaN or infinite values for the tile at {origin}")
-        runs.append(TileRun(origin, int(result.impure_tokens), int(result.capacity), seconds))
-        yield result.sr[0]
+        if sr.shape != expected:
+            raise ArtifactError(f"{runner.artifact.path} returned {sr.shape}, expected {expected}")
+        runs.append(TileRun(origin, int(impure_tokens), int(capacity), seconds))
         if progress is not None:
             progress(len(runs), len(grid))
+        return origin, sr
+
+    def finish(tile: tuple[Origin, NDArray[np.float32]]) -> None:
+        origin, sr = tile
+        # Converted to 8 bits, NaN would become an ordinary colour.
+        if not np.isfinite(sr).all():
+            raise ArtifactError(f"{runner.artifact.path} returned NaN or infinite values for the tile at {origin}")
+        blender.add(sr[0])
+
+    if progress is not None:
+        progress(0, len(grid))
+    overlap(grid, prepare, run, finish)
+    return runs
 
 
 def upscale_file(

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from ppexport import tiles
 from ppexport.artifact import Artifact, Manifest
 from ppexport.backends.base import Image as Batch
-from ppexport.backends.base import Result, Runner
+from ppexport.backends.base import Prepared, Result, Runner
 from ppexport.errors import ArtifactError, ImageError, InputError
 from ppexport.images import read_image
-from ppexport.upscale import Report, Upscaled, upscale_array, upscale_file
+from ppexport.picture import to_input, to_levels
+from ppexport.tiles import Blender, Pixels, axis_weights, cut, plan_grid
+from ppexport.upscale import Report, TileRun, Upscaled, upscale_array, upscale_file
 
 rng = np.random.default_rng(3)
 
 
-def artifact(size: tuple[int, int], scale: int) -> Artifact:
-    tokens = tiles.MULTIPLE**2
+PURE_PASS = {"colors": 8, "window": 8, "csmf": True, "compensation": "value"}
+
+
+def artifact(size: tuple[int, int], scale: int, capacities: tuple[int, ...] = (256,)) -> Artifact:
     manifest = Manifest(
-        backend="fake", name="repeat", arch="pp_atd_light", options={}, scale=scale, size=list(size), precision="fp32",
-        capacities=[tokens], tokens=tokens, files={"model": ""}, weights={}, card_sha256="", licence="", created="",
+        backend="fake", name="repeat", arch="pp_atd_light", options=PURE_PASS, scale=scale, size=list(size),
+        precision="fp32", flavour="portable", capacities=list(capacities), mask="graph", tokens=capacities[-1],
+        files={"model": ""}, weights={}, card_sha256="", licence="", created="",
     )  # fmt: skip
     return Artifact(Path("repeat"), manifest)
 
@@ -39,7 +47,8 @@ class Repeat(Runner):
         self.seen: list[Batch] = []
         self.change: Callable[[int, Result], Result] = lambda run, result: result
 
-    def _run(self, lr: Batch) -> Result:
+    def _run(self, prepared: Prepared) -> Result:
+        lr = prepared.lr
         self.seen.append(lr)
         sr = lr.repeat(self.scale, axis=2).repeat(self.scale, axis=3)
         return self.change(len(self.seen) - 1, Result(sr, 100, 256))
@@ -51,6 +60,13 @@ def enlarged(rgb: np.ndarray, scale: int) -> np.ndarray:
 
 def noise(height: int, width: int) -> np.ndarray:
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
 
 
 # Arrays
@@ -118,10 +134,187 @@ def test_no_border_shows_where_tiles_disagree() -> None:
     assert np.abs(np.diff(sr, axis=1)).max() <= 2
 
 
-def test_progress_counts_finished_tiles() -> None:
-    calls: list[tuple[int, int]] = []
-    upscale_array(Repeat(), noise(112, 80), lambda done, total: calls.append((done, total)))
-    assert calls == [(n, 4) for n in range(5)]
+def test_progress_counts_tiles_in_order_in_the_callers_thread() -> None:
+    calls: list[tuple[int, int, int]] = []
+    upscale_array(Repeat(), noise(112, 80), lambda done, total: calls.append((done, total, threading.get_ident())))
+    assert calls == [(n, 4, threading.get_ident()) for n in range(5)]
+
+
+def test_an_error_of_progress_ends_the_run() -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyError("enough")
+
+    runner = Repeat()
+    with pytest.raises(KeyError, match="enough"):
+        upscale_array(runner, noise(112, 80), stop)
+    assert len(runner.seen) == 2
+
+
+# Overlapping
+
+
+class Uneven(Repeat):
+    """Tiles that disagree where they overlap, and that no two additions in another order would blend alike."""
+
+    def _run(self, prepared: Prepared) -> Result:
+        sr = super()._run(prepared).sr
+        slope = np.linspace(-0.3, 0.3, sr.shape[3], dtype=np.float32)
+        return Result(sr * 1.1 + slope * sr.mean(), int(sr.sum()), prepared.capacity)
+
+
+def one_after_the_other(runner: Runner, rgb: Pixels) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """What `upscale_array` computes, plainly: the whole picture in float32, no thread, no band."""
+    grid, s = plan_grid((rgb.shape[0], rgb.shape[1]), runner.size), runner.scale
+    height, width = (side * s for side in grid.size)
+    total = np.zeros((3, height, width), np.float32)
+    rows = axis_weights(tuple(y * s for y in grid.rows), grid.tile[0] * s, height)
+    columns = axis_weights(tuple(x * s for x in grid.columns), grid.tile[1] * s, width)
+    routing = []
+    for (y, x), (wy, wx) in zip(grid, ((wy, wx) for wy in rows for wx in columns), strict=True):
+        result = runner(to_input(cut(rgb, (y, x), grid.tile)))
+        routing.append((result.impure_tokens, result.capacity))
+        part = total[:, y * s : y * s + len(wy), x * s : x * s + len(wx)]
+        part += result.sr[0, :, : len(wy), : len(wx)] * (wy[:, None] * wx)
+    return to_levels(total).transpose(1, 2, 0), routing
+
+
+@given(
+    st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    st.tuples(st.integers(24, 70), st.integers(24, 70)),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_result_is_bit_for_bit_that_of_one_tile_after_the_other(
+    size: tuple[int, int], tile: tuple[int, int], scale: int, floats: bool, seed: int
+) -> None:
+    values = np.random.default_rng(seed).random((*size, 3), np.float32)
+    rgb = values if floats else to_levels(values)
+    expected, routing = one_after_the_other(Uneven(tile, scale), rgb)
+    sr, report = upscale_array(Uneven(tile, scale), rgb)
+    np.testing.assert_array_equal(sr, expected)
+    assert [(run.impure_tokens, run.capacity) for run in report.tiles] == routing
+    assert [run.origin for run in report.tiles] == list(plan_grid(size, tile))
+
+
+class Overlapping(Repeat):
+    """Each run ends only once the next tile is being prepared, which never happens where the two take turns."""
+
+    def __init__(self, tiles: int) -> None:
+        super().__init__()
+        self.artifact = artifact(self.size, self.scale, (128, 256, 1024, 3072))
+        self.prepared = [threading.Event() for _ in range(tiles)]
+        self.threads: set[int] = set()
+
+    def prepare(self, lr: Batch) -> Prepared:
+        self.threads.add(threading.get_ident())
+        next(event for event in self.prepared if not event.is_set()).set()
+        return super().prepare(lr)
+
+    def _run(self, prepared: Prepared) -> Result:
+        following = len(self.seen) + 1
+        assert following == len(self.prepared) or self.prepared[following].wait(60)
+        return super()._run(prepared)._replace(capacity=prepared.capacity)
+
+
+def test_tiles_are_masked_and_given_a_capacity_while_another_runs() -> None:
+    rgb = noise(112, 80)
+    rgb[48:, 32:] = 128
+    runner = Overlapping(4)
+    sr, report = upscale_array(runner, rgb)
+    np.testing.assert_array_equal(sr, enlarged(rgb, 2))
+    # Noise needs all slots, a flat tile the fewest.
+    assert [run.capacity for run in report.tiles] == [3072, 3072, 3072, 128]
+    assert len(runner.threads) == 1
+    assert threading.get_ident() not in runner.threads
+
+
+def test_tiles_are_blended_while_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    begun = [threading.Event() for _ in range(4)]
+    add = Blender.add
+
+    def noted(self: Blender, sr: np.ndarray) -> None:
+        begun[len(added)].set()
+        add(self, sr)
+        added.append(threading.get_ident())
+
+    def wait(run: int, result: Result) -> Result:
+        assert run == 0 or begun[run - 1].wait(60)
+        return result
+
+    monkeypatch.setattr(Blender, "add", noted)
+    runner = Repeat()
+    runner.change = wait
+    upscale_array(runner, noise(112, 80))
+    assert len(added) == 4
+    assert len({*added, threading.get_ident()}) == 2
+
+
+def test_an_error_of_cutting_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rgb: Pixels, origin: tuple[int, int], tile: tuple[int, int]) -> Pixels:
+        if origin == (48, 0):
+            raise ZeroDivisionError("cut")
+        return cut(rgb, origin, tile)
+
+    monkeypatch.setattr("ppexport.upscale.cut", broken)
+    runner = Repeat()
+    with pytest.raises(ZeroDivisionError, match="cut"):
+        upscale_array(runner, noise(112, 80))
+    assert len(runner.seen) == 2
+
+
+def test_a_picture_that_the_runner_refuses_is_an_error() -> None:
+    rgb = rng.random((112, 80, 3), np.float32)
+    rgb[111, 0, 0] = np.nan
+    runner = Repeat()
+    with pytest.raises(InputError, match="the image holds NaN"):
+        upscale_array(runner, rgb)
+    assert len(runner.seen) == 2
+
+
+@pytest.mark.parametrize("stage", ["cut", "Blender.add", "Blender.__init__"])
+def test_too_little_memory_anywhere_is_one_sentence(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"ppexport.upscale.{stage}", full)
+    with pytest.raises(ImageError, match="80x112 pixels times 2 do not fit into memory"):
+        upscale_array(Repeat(), noise(112, 80))
+
+
+def test_an_error_of_the_runtime_comes_out_as_it_was_raised() -> None:
+    error = RuntimeError("the device is gone")
+
+    def fail(run: int, result: Result) -> Result:
+        if run == 1:
+            raise error
+        return result
+
+    runner = Repeat()
+    runner.change = fail
+    with pytest.raises(RuntimeError) as caught:
+        upscale_array(runner, noise(112, 80))
+    assert caught.value is error
+    assert len(runner.seen) == 2
+
+
+def test_ctrl_c_ends_the_run() -> None:
+    def interrupt(run: int, result: Result) -> Result:
+        if run == 1:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    runner = Repeat()
+    runner.change = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        upscale_array(runner, noise(112, 80))
+    assert len(runner.seen) == 2
+
+
+# The report
 
 
 def test_every_tile_over_capacity_is_reported() -> None:
@@ -145,6 +338,13 @@ def test_seconds_in_the_runner_are_part_of_the_total() -> None:
     assert all(run.seconds > 0 for run in report.tiles)
     assert report.seconds_runtime == pytest.approx(sum(run.seconds for run in report.tiles))
     assert report.seconds_runtime < report.seconds_total
+    assert report.overhead > 0
+
+
+def test_the_overhead_is_a_share_of_the_inferences() -> None:
+    runs = tuple(TileRun((0, x), 1, 1, seconds) for x, seconds in ((0, 1.5), (16, 0.5)))
+    report = Report((64, 80), (128, 160), (64, 64), runs, 2.1)
+    assert report.overhead == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

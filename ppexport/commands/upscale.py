@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppexport.commands.options import ArtifactFolder, Json, MaxPixels
-from ppexport.console import emit_json, fail, people, progress_bar
+from ppexport.console import emit_json, fail, people, percent, progress_bar
 from ppexport.errors import EXIT_GATE_FAILED
 from ppexport.images import MAX_PIXELS
 
@@ -44,12 +44,13 @@ def upscale(
         "tiles_over_capacity": len(report.over_capacity),
         "seconds_runtime": report.seconds_runtime,
         "seconds_total": report.seconds_total,
+        "overhead": report.overhead,
     }
     emit_json(json, summary)
     h, w = report.sr_size
     people(json).print(
         f"{target}: {w}x{h} pixels, {tiles} tiles, {report.seconds_runtime:.1f} s in the runtime of "
-        f"{report.seconds_total:.1f} s in all"
+        f"{report.seconds_total:.1f} s in all, overhead {percent(report.overhead)}"
     )
     if report.warning:
         fail(report.warning)
