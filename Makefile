@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint wheel-test clean
+.PHONY: demo test test-slow lint numbers wheel-test clean
 
 demo: $(READY)
 	$(BIN)/ppexport demo -o demo
@@ -22,6 +22,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every measured figure again, into numerics.yaml and the models' READMEs: make numbers IMAGES=DIR.
+numbers: $(READY)
+	$(if $(IMAGES),,$(error make numbers IMAGES=DIR, a folder with the test sets set5 and set14))
+	$(BIN)/python tools/all_numbers.py "$(IMAGES)"
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

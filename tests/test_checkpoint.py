@@ -10,7 +10,7 @@ from conftest import GOLDEN, golden_network
 from safetensors.torch import save_file
 
 import ppexport
-from ppexport.errors import CardError, CheckpointError, InputError
+from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
 
 STATE = golden_network("atd_light_x2_trained", "atd_light").state_dict()
 
@@ -164,3 +164,11 @@ def test_a_card_notices_changed_weights(tmp_path):
     text = f"{{name: x, summary: s, arch: pp_atd_light, scale: 2, licence: MIT, weights: {weights}}}"
     with pytest.raises(CheckpointError, match="sha256"):
         ppexport.load_network(card_folder(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["atd_light_x2", "atd_light_x3", "atd_light_x4"])
+def test_a_card_without_weights_says_where_a_file_goes(name):
+    example = f"ppexport export {name} --checkpoint FILE.pth -o OUT"
+    with pytest.raises(UnavailableError, match=f"no weights are bundled for {name}: .*{example}") as failure:
+        ppexport.load_network(name)
+    assert "\n" not in str(failure.value)

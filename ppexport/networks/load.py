@@ -70,8 +70,8 @@ def load_network(
         if name is None:
             raise InputError("without a model name, a checkpoint is needed")
         raise UnavailableError(
-            f"{card.name} comes without weights: download its authors' checkpoint and name the file with --checkpoint "
-            f"(checkpoint= in Python)"
+            f"no weights are bundled for {card.name}: give the .pth file its authors publish, or a .safetensors, with "
+            f"--checkpoint FILE (checkpoint= in Python), such as: ppexport export {name} --checkpoint FILE.pth -o OUT"
         )
     else:
         path = folder / card.weights.file

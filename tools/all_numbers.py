@@ -1,0 +1,122 @@
+"""Measure again what numerics.yaml and the models' READMEs state: python tools/all_numbers.py --help.
+
+Not called numbers.py: that would hide Python's own module of this name from every program in this folder.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from ablating.report import BEGIN
+from rich.console import Console
+
+from ppexport.cards import Card, bundled_cards, read_card
+from ppexport.console import fail
+from ppexport.errors import InputError, PpexportError
+
+ROOT = Path(__file__).resolve().parents[1]
+SETS = ("set5", "set14")
+TRAINED_ON = ("bsds400_train", "kodak24")
+"""Folders that the bundled weights were trained on, in the order of the training runs."""
+HELD_OUT = 8
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def bundled_with_weights() -> list[tuple[Card, Path]]:
+    """Card and folder of every bundled model that has weights. Raises CardError."""
+    found = [(read_card(folder), folder) for folder in bundled_cards().values()]
+    return [(card, folder) for card, folder in found if card.weights is not None]
+
+
+def pictures(images: Path, data_set: str, scale: int) -> Path:
+    """The folder with HR and LR pictures of *data_set* at *scale*. Raises InputError where it is missing."""
+    folder = images / data_set / f"image_SRF_{scale}"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: it holds NAME_SRF_{scale}_HR.png and NAME_SRF_{scale}_LR.png")
+    return folder
+
+
+def evaluations(card: Card, images: Path) -> list[list[str]]:
+    """Arguments of `ppexport evaluate` for *card* on every data set. Raises InputError for a missing folder."""
+    folders = {name: str(pictures(images, name, card.scale)) for name in SETS}
+    return [["evaluate", card.name, "--hr", path, "--lr", path, "--record", name] for name, path in folders.items()]
+
+
+def has_ablation(folder: Path) -> bool:
+    """Whether the model in *folder* has a README with a place for the ablation's tables."""
+    readme = folder / "README.md"
+    return readme.is_file() and BEGIN in readme.read_text(encoding="utf-8")
+
+
+def held_out_arguments(images: Path) -> list[str]:
+    """Options for the pictures that training held out; none where *images* lacks a folder that was trained on."""
+    folders = [images / name for name in TRAINED_ON]
+    if not all(folder.is_dir() for folder in folders):
+        return []
+    return [*(part for folder in folders for part in ("--train-data", str(folder))), "--holdout", str(HELD_OUT)]
+
+
+def ablation(card: Card, folder: Path, images: Path, state: Path) -> list[str]:
+    """Arguments of tools/ablation.py for *card*. Raises InputError where a data set is missing."""
+    arguments = [card.name, "--state", str(state), "--out", str(folder / "README.md"), *held_out_arguments(images)]
+    arguments += ["--data", f"calibration={ROOT / 'calibration' / 'images'}"]
+    for name in SETS:
+        path = pictures(images, name, card.scale)
+        arguments += ["--data", f"{name}={path}:{path}"]
+    return arguments
+
+
+def plan(images: Path, state: Path) -> list[list[str]]:
+    """All commands, in the order they run. Raises InputError, before any work is done, for a missing folder."""
+    models = bundled_with_weights()
+    evaluate = [[sys.executable, "-m", "ppexport", *line] for card, _ in models for line in evaluations(card, images)]
+    ablate = [
+        [sys.executable, str(ROOT / "tools" / "ablation.py"), *ablation(card, folder, images, state)]
+        for card, folder in models
+        if has_ablation(folder)
+    ]
+    return evaluate + ablate
+
+
+@app.command(epilog="Example: make numbers IMAGES=DIR")
+def numbers(
+    images: Annotated[
+        Path,
+        typer.Argument(help="Folder with set5/image_SRF_2 and so on, set14; bsds400_train and kodak24 if at hand."),
+    ],
+    state: Annotated[
+        Path, typer.Option(help="Finished results of the ablation; delete it to measure all of them again.")
+    ] = ROOT / "runs" / "ablation.json",
+) -> None:
+    """Record PSNR-Y and SSIM-Y of every bundled model with weights on Set5 and Set14, and run the ablations.
+
+    `ppexport evaluate` writes numerics.yaml of each model; tools/ablation.py writes the tables of each README that has
+    a place for them, for the bundled photographs, the held-out pictures (where bsds400_train and kodak24 are at hand)
+    and both test sets. After a kill the ablation goes on where it was. Fails with the exit code of what failed first.
+    """
+    try:
+        # Commands run in the checkout, wherever this one was started.
+        images, state = images.resolve(), state.resolve()
+        commands = plan(images, state)
+        if not held_out_arguments(images):
+            console.print(f"no ablation on held-out pictures: {images} lacks {' or '.join(TRAINED_ON)}")
+        state.parent.mkdir(parents=True, exist_ok=True)
+    except PpexportError as error:
+        fail(str(error))
+        raise typer.Exit(error.exit_code) from None
+    for command in commands:
+        console.print(shlex.join(["python", *command[1:]]))
+        code = subprocess.run(command, check=False, cwd=ROOT).returncode
+        if code:
+            raise typer.Exit(code if code > 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    app()
