@@ -15,8 +15,8 @@ import ppexport
 ROOT = Path(ppexport.__file__).parent
 DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
 DEVICE_FILES = [
-    "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py", "pipeline.py",
-    "opening.py",
+    "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py",
+    "pipeline.py", "opening.py",
     "backends/__init__.py", "backends/base.py", "backends/onnx/__init__.py", "backends/onnx/session.py",
     "backends/onnx/runner.py",
 ]  # fmt: skip
