@@ -19,9 +19,9 @@ TILE = (64, 64)
 class NetworkRunner(Runner):
     """The PyTorch network as a runner of one size."""
 
-    def _run(self, lr):
+    def _run(self, prepared):
         network = golden_network("atd_light_x2_trained", "pp_atd_light")
-        return Result(network(torch.from_numpy(lr)).numpy(), 0, 4096)
+        return Result(network(torch.from_numpy(prepared.lr)).numpy(), 0, prepared.capacity)
 
 
 def steps(sr, borders, axis):
