@@ -125,7 +125,8 @@ def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None)
 def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress | None) -> list[TileRun]:
     """Add the upscaled tiles of *grid* to *blender*; returns what each took.
 
-    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls.
+    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
+    not write into a result it has returned: that is blended while the next tile runs.
     """
     h, w = grid.tile
     expected = (1, 3, h * runner.scale, w * runner.scale)
