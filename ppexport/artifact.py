@@ -12,7 +12,7 @@ Reading one needs the standard library only, so that it works on a device. Manif
     size          [h, w] of the LR input, before padding
     precision     "fp32"
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
-                  arranged for ONNX Runtime's CPU kernels, one head at a time
+                  arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23
     capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
                   are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
@@ -29,6 +29,7 @@ Reading one needs the standard library only, so that it works on a device. Manif
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
 """Where each architecture's mask may come from."""
 GROUP = 128
 """Capacities are multiples of the group of category attention."""
+
+
+def smallest_capacity(capacities: Sequence[int], impure: int) -> int:
+    """The first of the ascending *capacities* that holds *impure* tokens, or the last where none does."""
+    return next((c for c in capacities if c >= impure), capacities[-1])
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,6 @@ class Manifest:
     def needs_host_mask(self) -> bool:
         """Whether a runner computes the mask: to feed it, or to choose a capacity."""
         return self.mask == "input" or len(self.capacities) > 1
-
-    def capacity_for(self, impure: int) -> int:
-        """The smallest capacity that holds *impure* tokens, or the largest where none does."""
-        return next((c for c in self.capacities if c >= impure), self.capacities[-1])
 
     def to_json(self) -> str:
         """The manifest as indented JSON."""

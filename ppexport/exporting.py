@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.cards import Card
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
-from ppexport.mask import padded_size
+from ppexport.mask import padded_tokens
 from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
 from ppexport.twin.build import StaticTwin, make_twin
@@ -31,15 +32,18 @@ SET_STEPS = 32
 PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "numpy")
 
 
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of *packages* that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def package_versions() -> dict[str, str]:
     """Versions of what an export depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def check_target(out: Path) -> None:
@@ -66,7 +70,7 @@ def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def capacity_set(size: tuple[int, int], steps: int = SET_STEPS) -> list[int]:
     """At most *steps* even capacities for LR images of *size* (h, w), the last one full."""
-    tokens = padded_size(size[0]) * padded_size(size[1])
+    tokens = padded_tokens(size)
     return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
 
 
@@ -77,7 +81,7 @@ def choose_shape(
     pure_pass = isinstance(network, PPATDLight)
     mask = mask or ("graph" if pure_pass else "none")
     check_choice("mask", mask, MASKS["pp_atd_light" if pure_pass else "atd_light"])
-    tokens = padded_size(size[0]) * padded_size(size[1])
+    tokens = padded_tokens(size)
     if capacities is None:
         return Shape((tokens,), mask)
     chosen = [operator.index(c) for c in capacities]
@@ -148,9 +152,9 @@ def export(
     *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; several,
     ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the runner takes the smallest that
     holds an image. Beyond the largest, surplus tokens are treated as pure. *mask* "graph" (the default) computes the
-    Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" arranges the same operators for ONNX
-    Runtime on a CPU. *keep* receives intermediate graphs, *step* is told every
-    stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
+    Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or
+    newer. *keep* receives intermediate graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError
+    or ExportError; *out* is then as it was.
     """
     check_choice("backend", backend, BACKENDS)
     check_choice("precision", precision, PRECISIONS)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.images import read_image
-from ppexport.mask import mask_from_labels, padded_size, pixel_labels
+from ppexport.mask import mask_from_labels, padded_tokens, pixel_labels
 from ppexport.networks.atd import ATDLight
 from ppexport.networks.load import card_of
 from ppexport.networks.macs import Macs, count_macs
@@ -80,7 +80,7 @@ def options_of(network: ATDLight) -> dict[str, Any] | None:
 
 def cost(network: ATDLight, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
     """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
-    tokens = padded_size(size[0]) * padded_size(size[1])
+    tokens = padded_tokens(size)
     impure = tokens if pure is None else int((~pure).sum())
     options = options_of(network)
     scale = network.config.scale

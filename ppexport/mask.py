@@ -57,6 +57,11 @@ def padded_size(size: int) -> int:
     return -(-size // MULTIPLE) * MULTIPLE
 
 
+def padded_tokens(size: tuple[int, int]) -> int:
+    """Pixels of an image of *size* (h, w) after padding, which are the network's tokens."""
+    return padded_size(size[0]) * padded_size(size[1])
+
+
 def mirror_pad(image: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
     """Mirror *image* (H, W, ...) to the right and to the bottom up to *height* x *width*."""
     h, w = image.shape[:2]

@@ -25,7 +25,7 @@ shows faintly at its ends (1.201).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -171,15 +171,3 @@ class Blender:
         if self._added < self._tiles:
             raise ValueError(f"fewer than {self._tiles} tiles")
         return self._out
-
-
-def blend(grid: Grid, scale: int, tiles: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
-    """Blend upscaled *tiles*, each float32 (3, h * scale, w * scale), given in the order of *grid*.
-
-    Returns uint8 (H * scale, W * scale, 3). Tiles are taken one at a time. Raises ValueError for a wrong number of
-    them.
-    """
-    blender = Blender(grid, scale)
-    for sr in tiles:
-        blender.add(sr)
-    return blender.picture()

@@ -23,9 +23,10 @@ import ablation
 from ablating import measure as measuring
 from ablating.datasets import check_names, held_out, parse_data_set
 from ablating.measure import Figures, cost_at, made_fast, measure
-from ablating.report import BEGIN, END, Row, change, insert, insert_into, render, render_set
+from ablating.report import BEGIN, END, PLACE, Row, change, insert_into, render, render_set
 from ablating.store import Store, identity
 from ablating.variants import Variant, variants, with_options
+from places import insert
 from training.data import find_images, split_holdout
 
 import ppexport
@@ -254,9 +255,9 @@ def test_the_table_says_what_was_measured(pictures):
 
 def test_only_what_is_between_the_markers_is_replaced(tmp_path):
     text = f"# Model\n\n{BEGIN}\nold | table\n{END}\n\nConclusion.\n"
-    new = insert(text, "| new |", "x")
+    new = insert(text, PLACE, "| new |", "x")
     assert new == f"# Model\n\n{BEGIN}\n\n| new |\n\n{END}\n\nConclusion.\n"
-    assert insert(new, "| new |", "x") == new
+    assert insert(new, PLACE, "| new |", "x") == new
     path = tmp_path / "README.md"
     path.write_text(text)
     insert_into(path, "| new |")

@@ -38,9 +38,10 @@ from peers.pictures import busy_photo, pure_pixels, with_pure_share
 from peers.plain import export_plain
 from peers.plot import plot
 from peers.race import Heat, Reference, race, turn
-from peers.report import RACE, SIZES, Table, fresh, insert, markdown, read_speed, tables, write_speed
+from peers.report import RACE, SIZES, Table, fresh, markdown, read_speed, tables, write_speed
 from peers.result import Comparison
 from peers.saving import saving
+from places import insert
 
 from ppexport.artifact import FLAVOURS, read_artifact
 from ppexport.commands.options import parse_size

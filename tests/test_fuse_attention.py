@@ -50,6 +50,8 @@ def test_the_fused_operator_computes_the_same(bias, scale, tmp_path):
     onnx.checker.check_model(fused, full_check=True)
     assert operators(plain)["Softmax"] == 1
     assert set(operators(fused)) <= {"Attention", "Constant"}
+    read = {name for node in fused.graph.node for name in node.input}
+    assert {init.name for init in fused.graph.initializer} <= read
     feeds = {name: value.numpy() for name, value in inputs.items()}
     assert np.abs(run(plain, feeds) - run(fused, feeds)).max() < 1e-5
 

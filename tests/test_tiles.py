@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ppexport.errors import InputError
 from ppexport.mask import mirror_pad
 from ppexport.picture import to_levels
-from ppexport.tiles import OVERLAP, axis_weights, blend, cut, plan, plan_grid
+from ppexport.tiles import OVERLAP, Blender, axis_weights, cut, plan, plan_grid
 
 lengths = st.integers(1, 700)
 tiles = st.integers(24, 140)
@@ -24,6 +24,14 @@ def nearest(tile: np.ndarray, scale: int) -> np.ndarray:
     """A network that repeats pixels: uint8 (h, w, 3) -> float32 (3, h * scale, w * scale)."""
     lr = (tile.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)
     return lr.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def blend(grid, scale, tiles):
+    """Upscaled *tiles* in the order of *grid* -> picture."""
+    blender = Blender(grid, scale)
+    for sr in tiles:
+        blender.add(sr)
+    return blender.picture()
 
 
 def through_tiles(rgb: np.ndarray, tile: tuple[int, int], scale: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Artifact
+from ppexport.artifact import Artifact, smallest_capacity
 from ppexport.errors import InputError
 from ppexport.mask import pure_mask
 
@@ -73,7 +73,7 @@ class Runner(ABC):
         # A copy, because the mask reads pixel by pixel.
         rgb = np.ascontiguousarray(lr[0].transpose(1, 2, 0))
         pure = pure_mask(rgb, options["colors"], options["window"], options["csmf"])
-        return Prepared(lr, pure, manifest.capacity_for(int(pure.size - np.count_nonzero(pure))))
+        return Prepared(lr, pure, smallest_capacity(manifest.capacities, int(pure.size - np.count_nonzero(pure))))
 
     def run(self, prepared: Prepared) -> Result:
         """Super-resolve an image that `prepare` made ready."""

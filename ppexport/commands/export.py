@@ -39,7 +39,7 @@ def export(
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
     flavour: Annotated[
-        str, typer.Option(help="portable, or ort: the same operators arranged for ONNX Runtime on a CPU")
+        str, typer.Option(help="portable, or ort: for ONNX Runtime 1.23 or newer on a CPU")
     ] = "portable",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
     checkpoint: Checkpoint = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ppexport.mask import padded_size
+from ppexport.mask import padded_tokens
 from ppexport.networks.atd import AtdConfig
 from ppexport.networks.routing import group_size
 
@@ -49,7 +49,7 @@ def count_macs(scale: int, size: tuple[int, int], impure: int | None = None, col
     *colors* > 0 adds the mask's 3 multiply-adds per colour and pixel.
     """
     c = AtdConfig(scale)
-    n, d = padded_size(size[0]) * padded_size(size[1]), c.dim
+    n, d = padded_tokens(size), c.dim
     refining = c.layers - len(c.depths)
     group = group_size(n)
     m = n if impure is None else impure

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppexport.artifact import smallest_capacity
 from ppexport.networks.atd import ATDLight, Trace, mirror_pad
 from ppexport.networks.pp_atd import PPATDLight
 from ppexport.networks.pure_pass import pixel_labels
@@ -75,38 +76,37 @@ class TwinColumn:
         self.twin = twin
         self.capacities = tuple(capacities)
 
-    def _slots(self, item: ParityInput) -> Tensor | None:
-        """Slots (1, C) for *item*, None where there is no choice."""
-        if len(self.capacities) < 2 or self.twin.pure_pass is None:
-            return None
+    def _mask(self, item: ParityInput) -> tuple[Tensor | None, Tensor | None]:
+        """Pure tokens and labels of *item*, None without Pure-Pass."""
+        mask = self.twin.pure_pass
+        if mask is None:
+            return None, None
         with torch.no_grad():
-            impure = int((~self.twin.pure_pass(self.twin.pad(torch.from_numpy(item.lr)))).sum())
-        capacity = next((c for c in self.capacities if c >= impure), self.capacities[-1])
-        return torch.zeros(1, capacity, dtype=torch.int32)
+            padded = self.twin.pad(torch.from_numpy(item.lr))
+            return mask(padded), mask.labels(padded)
 
-    def _run(self, item: ParityInput, categories: NDArray[np.uint8] | None) -> tuple[Tensor, Tensor, Trace]:
-        trace = Trace()
+    def _run(
+        self, item: ParityInput, pure: Tensor | None, categories: NDArray[np.uint8] | None
+    ) -> tuple[Tensor, Tensor, int, Trace]:
+        """Picture, impure tokens, slots and trace of *item*, whose pure tokens are *pure*."""
+        trace, slots, capacity = Trace(), None, self.twin.capacity
         forced = None if categories is None else torch.from_numpy(categories).int()
+        if pure is not None and len(self.capacities) > 1:
+            capacity = smallest_capacity(self.capacities, int((~pure).sum()))
+            slots = torch.zeros(1, capacity, dtype=torch.int32)
         with torch.no_grad():
-            sr, impure = self.twin(torch.from_numpy(item.lr), slots=self._slots(item), categories=forced, trace=trace)
-        return sr, impure, trace
+            sr, impure = self.twin(torch.from_numpy(item.lr), slots=slots, categories=forced, trace=trace)
+        return sr, impure, capacity, trace
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*."""
-        sr, impure, trace = self._run(item, categories)
-        mask = self.twin.pure_pass
-        pure = labels = None
-        if mask is not None:
-            with torch.no_grad():
-                padded = self.twin.pad(torch.from_numpy(item.lr))
-                pure, labels = mask(padded), mask.labels(padded)
-        slots = self._slots(item)
-        capacity = self.twin.capacity if slots is None else slots.shape[1]
+        pure, labels = self._mask(item)
+        sr, impure, capacity, trace = self._run(item, pure, categories)
         return replace(_sample(sr, trace, pure, labels), impure=int(impure), capacity=capacity)
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Layers:
         """The output of every layer."""
-        return _layers(self._run(item, categories)[2])
+        return _layers(self._run(item, self._mask(item)[0], categories)[3])
 
 
 def first_bad_layer(

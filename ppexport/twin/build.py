@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppexport.errors import TwinError
-from ppexport.mask import mirror_index, padded_size
+from ppexport.mask import mirror_index, padded_size, padded_tokens
 from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace, TransformerLayer
 from ppexport.networks.pp_atd import PPATDLight
 from ppexport.twin.by_head import ByHeadLayer
@@ -144,13 +144,13 @@ class StaticTwin(nn.Module):
         tokens = (self.high + self.low).view(-1)
         capacity = self.capacity if slots is None else slots.shape[1]
         cuts = self.cut(tokens), self.shifted_cut(tokens)
-        slots_of = None if pure is None else plan_slots(tokens, capacity, impure)
+        plan = None if pure is None else plan_slots(tokens, capacity, impure)
         shared = Shared(
             tokens=tokens,
             cuts={cut.shift: cut for cut in cuts},
             pure=pure,
-            slots=slots_of,
-            rows={} if slots_of is None else {cut.shift: slots_of.last + 1 + cut.place for cut in cuts},
+            slots=plan,
+            rows={} if plan is None else {cut.shift: plan.last + 1 + cut.place for cut in cuts},
             forced=categories,
             trace=trace,
         )
@@ -171,8 +171,8 @@ def make_twin(
     """The static twin of *network* for LR images of *size* (h, w), before padding.
 
     *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
-    for every image. *flavour* is "portable", with all heads of attention at once, or "ort", one by one, which ONNX
-    Runtime's CPU kernels like better. Raises TwinError for another network, size, capacity or flavour.
+    for every image. *flavour* is "portable", or "ort", with heads outermost, which ONNX Runtime's CPU kernels like
+    better. Raises TwinError for another network, size, capacity or flavour.
     """
     if flavour not in FLAVOURS:
         raise TwinError(f"a flavour is one of {', '.join(FLAVOURS)}, not {flavour!r}")
@@ -181,7 +181,7 @@ def make_twin(
     h, w = size
     if h < 1 or w < 1:
         raise TwinError(f"the LR size is at least 1x1, not {h}x{w}")
-    tokens = padded_size(h) * padded_size(w)
+    tokens = padded_tokens(size)
     if tokens > MAX_TOKENS:
         raise TwinError(f"{h}x{w} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles")
     if capacity is not None:

@@ -119,8 +119,9 @@ class ByHeadLayer(StaticLayer):
         weights, biases = by_head(wqkv, attention.heads)
         for name, weight in zip("qkv", weights, strict=True):
             self.register_buffer(name, weight)
-        self.register_buffer("q_bias", biases[0])
-        value_bias = wqkv.bias[-wqkv.in_features :]
+        q_bias, _, v_bias = biases
+        self.register_buffer("q_bias", q_bias)
+        value_bias = v_bias.flatten()
         self.attn_win = HeadWindowAttention(attention)
         self.proj = nn.Parameter(attention.proj.weight.detach().t().contiguous())
         category = source.attn_aca

@@ -2,8 +2,8 @@
 
 Before (networks/atd.py): batched tokens, boolean masks, lists whose length depends on the data.
 After: the same sums with `routing`, `blocks`, `window_bias` and `folded` in place of the dynamic parts. How window and
-category attention handle their heads is the flavour's: here all at once, as accelerators like it; in `by_head` one
-after the other, as CPUs do.
+category attention lay out their heads is the flavour's: here within every window, as accelerators like it; in
+`by_head` outermost, as CPUs do.
 """
 
 from __future__ import annotations

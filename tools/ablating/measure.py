@@ -16,7 +16,7 @@ from ppexport.cards import Options
 from ppexport.errors import UnavailableError
 from ppexport.evaluate import evaluate, network_upscaler
 from ppexport.info import Cost, default_size
-from ppexport.mask import padded_size, pure_mask
+from ppexport.mask import padded_tokens, pure_mask
 from ppexport.networks.atd import ATDLight
 from ppexport.networks.macs import count_macs
 
@@ -74,7 +74,7 @@ def measure(
 def cost_at(scale: int, pure: float, options: Options | None) -> Cost:
     """Cost of 1280x720 output where the share *pure* of the padded LR pixels is pure; in the published counting."""
     size = default_size(scale)
-    tokens = padded_size(size[0]) * padded_size(size[1])
+    tokens = padded_tokens(size)
     impure = round(tokens * (1 - pure))
     colors = 0 if options is None else options.colors
     return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from places import insert, markers
 
 from ablating.datasets import DataSet
 from ablating.measure import Figures, cost_at
@@ -15,8 +16,8 @@ from ppexport.console import giga, percent
 from ppexport.errors import InputError
 from ppexport.files import write_text
 
-BEGIN = "<!-- ablation -->"
-END = "<!-- /ablation -->"
+PLACE = "ablation"
+BEGIN, END = markers(PLACE)
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,9 @@ def render(weights_sha256: str, scale: int, sections: Sequence[tuple[DataSet, Se
     return "\n\n".join([head, *(render_set(data, scale, rows) for data, rows in sections)])
 
 
-def insert(text: str, table: str, name: str) -> str:
-    """*text* with *table* in place of what is between the markers. Raises InputError unless they are there once."""
-    begin, end = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise InputError(f"{name} has no place for the table: it needs one {BEGIN} and after it one {END}")
-    return f"{text[: begin + len(BEGIN)]}\n\n{table}\n\n{text[end:]}"
-
-
 def insert_into(path: Path, table: str) -> None:
     """Write *table* between the markers of the file *path*, atomically. Raises InputError, also for no such file."""
-    write_text(path, insert(read_place(path), table, str(path)))
+    write_text(path, insert(read_place(path), PLACE, table, str(path)))
 
 
 def read_place(path: Path) -> str:
@@ -88,5 +81,5 @@ def read_place(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    insert(text, "", str(path))
+    insert(text, PLACE, "", str(path))
     return text

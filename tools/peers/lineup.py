@@ -17,7 +17,7 @@ from ppexport.artifact import FLAVOURS, GROUP
 from ppexport.backends.onnx.build import MODEL
 from ppexport.errors import InputError
 from ppexport.exporting import capacity_set
-from ppexport.mask import padded_size
+from ppexport.mask import padded_tokens
 from ppexport.networks.macs import count_macs
 
 PEERS = "peers"
@@ -77,7 +77,7 @@ class Lineup:
     @property
     def tokens(self) -> int:
         """Pixels of the padded picture."""
-        return padded_size(self.cache.size[0]) * padded_size(self.cache.size[1])
+        return padded_tokens(self.cache.size)
 
     def source(self, dense: bool) -> Source:
         """The network with or without Pure-Pass."""

@@ -6,8 +6,9 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ppexport.exporting import installed_versions
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "numpy", "onnx")
 
@@ -49,11 +50,6 @@ class Machine:
 
 def this_machine() -> Machine:
     """Where this runs, and when."""
-    versions = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {"Python": platform.python_version(), **installed_versions(PACKAGES)}
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Machine(cpu_model(), os.cpu_count() or 1, platform.system(), versions, moment)

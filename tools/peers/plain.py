@@ -14,14 +14,13 @@ The exporter folds constants, as it does by default, so bias and mask of a shift
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ppexport.backends.onnx.build import quiet_exporter
 from ppexport.errors import ExportError, InputError, first_line
 from ppexport.files import atomic_path
 from ppexport.mask import mirror_index, padded_size
@@ -127,13 +126,8 @@ class PlainNetwork(nn.Module):
 
 def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None:
     """Write the plain ONNX of dense *network* for *size* (h, w) to *target*, atomically. Raises ExportError."""
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), atomic_path(target) as temporary:
-            # The tracing exporter is deprecated and warns of shapes that it takes as constants, which is meant here.
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet_exporter(), atomic_path(target) as temporary:
             torch.onnx.export(
                 PlainNetwork(network, size).eval(),
                 (torch.rand(1, 3, *size),),
@@ -147,5 +141,3 @@ def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         # A file beyond the 2 GB of protobuf is a RuntimeError or a ValueError.
         raise ExportError(f"the plain network does not export at {size[0]}x{size[1]}: {first_line(error)}") from None
-    finally:
-        exporter_log.setLevel(level)

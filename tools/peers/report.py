@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from places import insert, markers
+
 from peers.figures import Interval, Spread
 from peers.lineup import PEERS
 from peers.result import Comparison
@@ -128,8 +130,9 @@ def head(result: Comparison) -> str:
         "All candidates take turns in one process, A B C C B A in every round. Ratios are taken per round, since the "
         "machine's speed changes by a third within seconds; the table has their median and a bootstrap 95 % interval. "
         "A time is that of one call, from the picture in host memory to the picture in host memory. *Plain ONNX* is "
-        "the network with the least change that makes it export (`tools/peers/plain.py`), with default options; "
-        "*dense* is ATD-light with the same weights, without Pure-Pass. Candidates that compute the dense network "
+        "the network with the least change that makes it export (`tools/peers/plain.py`), with default options but for "
+        "the number of threads and for threads that do not spin between runs; *dense* is ATD-light with the same "
+        "weights, without Pure-Pass. Candidates that compute the dense network "
         "do so whatever is pure. Below 90 dB two categories that are closer than rounding fell the other way.",
     ]
     rates = result.rates
@@ -151,11 +154,6 @@ def markdown(result: Comparison, picture: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def markers(name: str) -> tuple[str, str]:
-    """The comments around the place called *name*."""
-    return f"<!-- {name} -->", f"<!-- /{name} -->"
-
-
 def fresh(model: str) -> str:
     """A new SPEED.md."""
     places = "\n\n".join("\n".join(markers(name)) for name in (RACE, SIZES))
@@ -164,15 +162,6 @@ def fresh(model: str) -> str:
         f"Written by `python tools/compare_peers.py {model} --write`, and the part on sizes by the same with "
         f"`--scale-sizes`; everything between the comments is replaced.\n\n{places}\n"
     )
-
-
-def insert(text: str, name: str, content: str, where: str) -> str:
-    """*text* with *content* in the place called *name*. Raises InputError unless the place is there once."""
-    begin, end = markers(name)
-    first, last = text.find(begin), text.find(end)
-    if text.count(begin) != 1 or text.count(end) != 1 or last < first:
-        raise InputError(f"{where} has no place for the table: it needs one {begin} and after it one {end}")
-    return f"{text[: first + len(begin)]}\n\n{content}\n\n{text[last:]}"
 
 
 def read_speed(path: Path, model: str, name: str) -> str:

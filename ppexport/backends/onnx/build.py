@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import onnx
 import torch
 from torch import nn
 
+from ppexport.artifact import smallest_capacity
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.lint import lint_model
@@ -63,19 +65,29 @@ def example(twin: StaticTwin) -> torch.Tensor:
     return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
 
 
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep torch's exporter from warning that it is deprecated and that shapes become constants, which is meant."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter_log.setLevel(level)
+
+
 def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...], target: Path) -> None:
     """Write *module* as ONNX to *target*; *inputs* are its arguments by name, the first one positional.
 
     Node names keep the module path, weights their parameter names. The length of an input `slots` is symbolic.
     """
     first, *others = inputs.items()
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # The tracing exporter is deprecated, but it alone writes opset 17, which boards read.
-            warnings.simplefilter("ignore")
+        # The tracing exporter is deprecated, but it alone writes opset 17, which boards read.
+        with torch.no_grad(), quiet_exporter():
             torch.onnx.export(
                 module,
                 (first[1], dict(others)),
@@ -89,8 +101,6 @@ def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"the twin does not export: {first_line(error)}") from error
-    finally:
-        exporter_log.setLevel(level)
 
 
 def metadata(twin: StaticTwin, card: Card, shape: Shape) -> dict[str, str]:
@@ -154,7 +164,7 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
         expected, impure = twin(**inputs, trace=traced)
     categories = torch.stack(traced.categories).long().numpy()
     del traced
-    fitting = next((c for c in shape.capacities if c >= int(impure)), shape.capacities[-1])
+    fitting = smallest_capacity(shape.capacities, int(impure))
     for capacity in sorted({fitting, shape.capacities[-1]}):
         with torch.no_grad():
             inputs = graph_inputs(twin, shape, capacity)

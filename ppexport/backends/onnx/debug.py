@@ -70,23 +70,22 @@ class DebugModel:
         if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
 
-    def _routing(self) -> onnx.ModelProto:
-        """A copy of the model whose outputs also are labels, mask and the categories of every layer."""
+    def _with_outputs(self, kinds: Mapping[str, int]) -> onnx.ModelProto:
+        """A copy of the model with further outputs, each of its element type."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self.model)
-        kinds = dict.fromkeys([*self.choices, *self.mask[:1]], TensorProto.INT64)
-        kinds.update(dict.fromkeys(self.mask[1:], TensorProto.BOOL))
         for name, kind in kinds.items():
             copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
         return copy
 
+    def _routing(self) -> onnx.ModelProto:
+        """A copy of the model whose outputs also are labels, mask and the categories of every layer."""
+        kinds = dict.fromkeys([*self.choices, *self.mask[:1]], TensorProto.INT64)
+        return self._with_outputs({**kinds, **dict.fromkeys(self.mask[1:], TensorProto.BOOL)})
+
     def _tokens(self) -> onnx.ModelProto:
         """A copy whose outputs also are the tokens of every layer, which a runtime then keeps to the end of the run."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self.model)
-        for name in self.tokens:
-            copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        return copy
+        return self._with_outputs(dict.fromkeys(self.tokens, TensorProto.FLOAT))
 
     def _inject(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Have the layers of *model* take their categories from a new input (layers, n) int64."""

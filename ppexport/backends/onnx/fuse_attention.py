@@ -16,7 +16,7 @@ five operators (two threads). The logits never leave its caches.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import onnx
 from onnx import NodeProto, helper, numpy_helper, version_converter
@@ -25,7 +25,7 @@ from ppexport.errors import ExportError
 
 OPSET = 23
 IR_VERSION = 10
-"""The oldest that the onnx package allows with opset 23 is 11; runtimes that know the opset read 10."""
+"""ONNX Runtime 1.23, the first release with an Attention kernel, reads it."""
 
 
 class Graph:
@@ -33,13 +33,16 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.maker: dict[str, NodeProto] = {out: node for node in model.graph.node for out in node.output}
-        self.readers: dict[str, int] = Counter(name for node in model.graph.node for name in node.input)
+        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers[name].append(node)
         self.values = {init.name: init for init in model.graph.initializer}
 
     def made_by(self, name: str, op: str) -> NodeProto | None:
         """The node of type *op* that makes *name*, for nothing but the one reader that asks."""
         node = self.maker.get(name)
-        return node if node is not None and node.op_type == op and self.readers[name] == 1 else None
+        return node if node is not None and node.op_type == op and len(self.readers[name]) == 1 else None
 
     def number(self, name: str) -> float | None:
         """The value of a constant of one element."""
@@ -58,36 +61,49 @@ def _attribute(node: NodeProto, name: str) -> object:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
-def _match(graph: Graph, softmax: NodeProto, last: NodeProto) -> tuple[NodeProto, list[NodeProto]] | None:
-    """The Attention node for a *softmax* read by the product *last*, and the nodes it replaces; None for no match."""
-    replaced = [softmax, last]
-    if _attribute(softmax, "axis") not in (-1, 3):
+def _unscaled(graph: Graph, q: str) -> tuple[str, float, list[NodeProto]]:
+    """*q* before it is multiplied by a number, that number, and the multiplication; *q*, 1 and none without one."""
+    mul = graph.made_by(q, "Mul")
+    if mul is not None:
+        for i in (0, 1):
+            if (scale := graph.number(mul.input[i])) is not None:
+                return mul.input[1 - i], scale, [mul]
+    return q, 1.0, []
+
+
+def _match(graph: Graph, softmax: NodeProto) -> tuple[NodeProto, list[NodeProto]] | None:
+    """The Attention node for *softmax* and the nodes it replaces; None where the pattern does not fit."""
+    readers = graph.readers[softmax.output[0]]
+    if len(readers) != 1 or _attribute(softmax, "axis") not in (-1, 3):
         return None
-    logits, bias = softmax.input[0], ""
+    last = readers[0]
+    if last.op_type != "MatMul" or last.input[0] != softmax.output[0]:
+        return None
+    replaced = [softmax, last]
+    logits, bias = softmax.input[0], []
     if (add := graph.made_by(logits, "Add")) is not None:
         product = next((i for i in (0, 1) if graph.made_by(add.input[i], "MatMul")), None)
         if product is None:
             return None
-        logits, bias = add.input[product], add.input[1 - product]
+        logits, bias = add.input[product], [add.input[1 - product]]
         replaced.append(add)
-    product_node = graph.made_by(logits, "MatMul")
-    if product_node is None:
+    matmul = graph.made_by(logits, "MatMul")
+    transpose = None if matmul is None else graph.made_by(matmul.input[1], "Transpose")
+    if matmul is None or transpose is None or _attribute(transpose, "perm") != [0, 1, 3, 2]:
         return None
-    q, turned = product_node.input
-    transpose = graph.made_by(turned, "Transpose")
-    if transpose is None or _attribute(transpose, "perm") != [0, 1, 3, 2]:
-        return None
-    replaced += [product_node, transpose]
-    scale = 1.0
-    if (mul := graph.made_by(q, "Mul")) is not None:
-        number = next((i for i in (0, 1) if graph.number(mul.input[i]) is not None), None)
-        if number is not None:
-            scale = float(graph.number(mul.input[number]) or 0.0)
-            q = mul.input[1 - number]
-            replaced.append(mul)
-    inputs = [q, transpose.input[0], last.input[1], *([bias] if bias else [])]
+    q, scale, mul = _unscaled(graph, matmul.input[0])
+    replaced += [matmul, transpose, *mul]
+    inputs = [q, transpose.input[0], last.input[1], *bias]
     name = softmax.name.removesuffix("Softmax") + "Attention"
     return helper.make_node("Attention", inputs, [last.output[0]], name=name, scale=scale), replaced
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove stored constants that nothing reads any more, which ONNX Runtime would warn of, one by one."""
+    read = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+    kept = [init for init in model.graph.initializer if init.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def fuse_attention(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -95,32 +111,18 @@ def fuse_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     model = version_converter.convert_version(model, OPSET)
     model.ir_version = IR_VERSION
     graph = Graph(model)
-    readers: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name].append(node)
     fused: dict[str, NodeProto] = {}
     gone: set[str] = set()
-    for softmax in model.graph.node:
-        if softmax.op_type != "Softmax" or len(readers[softmax.output[0]]) != 1:
-            continue
-        last = readers[softmax.output[0]][0]
-        if last.op_type != "MatMul" or last.input[0] != softmax.output[0]:
-            continue
-        if found := _match(graph, softmax, last):
-            fused[last.output[0]] = found[0]
-            gone.update(node.output[0] for node in found[1])
+    for node in model.graph.node:
+        if node.op_type == "Softmax" and (found := _match(graph, node)):
+            attention, replaced = found
+            fused[attention.output[0]] = attention
+            gone.update(old.output[0] for old in replaced)
     if not fused:
         raise ExportError("the graph holds no attention of the pattern that the flavour is made for")
-    nodes = []
-    for node in model.graph.node:
-        if node.output[0] in fused:
-            nodes.append(fused[node.output[0]])
-        elif node.output[0] not in gone:
-            nodes.append(node)
+    # Each takes the place of the last node it replaces, whose output it makes.
+    nodes = [fused.get(n.output[0], n) for n in model.graph.node if n.output[0] in fused or n.output[0] not in gone]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    _drop_unread(model)
     return model
-
-
-__all__ = ["fuse_attention"]
