@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 import ppexport
 from ppexport.artifact import read_artifact
-from ppexport.backends.onnx.build import trace
+from ppexport.backends.onnx.build import fuse, trace
 from ppexport.cli import app
 from ppexport.commands.options import parse_capacities
 from ppexport.errors import InputError
@@ -26,8 +27,9 @@ from ppexport.parity.inputs import parity_inputs
 from ppexport.picture import to_input
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.layers import StaticCategoryAttention
+from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer
 from ppexport.twin.routing import plan_slots
-from ppexport.twin.shared import Shared
+from ppexport.twin.shared import BlockCut, Shared
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]
@@ -164,32 +166,56 @@ def test_named_capacities():
 class Branch(nn.Module):
     """Category attention alone: given tokens, categories and mask, with a symbolic number of slots."""
 
-    def __init__(self, branch: StaticCategoryAttention) -> None:
+    def __init__(self, source) -> None:
         super().__init__()
-        self.branch = branch
+        self.branch = self.make(source)
         for name, value in zip(("high", "low"), count_up(N), strict=True):
             self.register_buffer(name, value)
 
+    def make(self, source) -> nn.Module:
+        """The branch of one flavour."""
+        return StaticCategoryAttention(source, N, 64, False, folded=1.0)
+
+    def attend(self, qkv, categories, shared, capacity, impure):
+        """The branch's output (n, c)."""
+        shared.slots = plan_slots(shared.tokens, capacity, impure)
+        return self.branch(qkv, categories, qkv[:, 96:], shared)
+
     def forward(self, qkv, categories, mask, slots):
         tokens = (self.high + self.low).view(-1)
-        pure = mask > 0.5
         impure = (N - mask.sum(dim=0, keepdim=True)).to(torch.int32)
-        plan = plan_slots(tokens, slots.shape[1], impure)
-        return self.branch(qkv, categories, qkv[:, 96:], Shared(tokens, {}, pure, plan))
+        return self.attend(qkv, categories, Shared(tokens, {}, mask > 0.5), slots.shape[1], impure)
 
 
-@pytest.fixture(scope="module")
-def branch(network, tmp_path_factory):
+class RowBranch(Branch):
+    """The same in the flavour `ort`."""
+
+    def make(self, source) -> nn.Module:
+        self.cut = BlockCut(SIZE, 16, 8)
+        return RowCategoryAttention(source, folded=1.0, bias=torch.zeros(48))
+
+    def attend(self, qkv, categories, shared, capacity, impure):
+        cut = self.cut(shared.tokens)
+        shared.cuts = {8: cut}
+        RowLayer.prepare(shared, capacity, impure, 64)
+        q, k, v = (x.index_select(0, cut.order) for x in torch.split(qkv, 48, dim=1))
+        return self.branch((q, k, v), categories, v, cut, shared).index_select(0, cut.place)
+
+
+@pytest.fixture(scope="module", params=[Branch, RowBranch])
+def branch(request, network, tmp_path_factory):
     """The exported branch in ONNX Runtime, and the network's own."""
     source = network.layers[1].residual_group.layers[3].attn_aca
-    twin = Branch(StaticCategoryAttention(source, N, 64, False, folded=1.0))
     path = tmp_path_factory.mktemp("branch") / "branch.onnx"
     inputs = {
         "qkv": torch.randn(N, 144), "categories": torch.randint(64, (N,)).int(),
         "mask": torch.ones(N), "slots": torch.zeros(1, N, dtype=torch.int32),
     }  # fmt: skip
-    trace(twin, inputs, ("out",), path)
-    return onnxruntime.InferenceSession(str(path)), source
+    trace(request.param(source), inputs, ("out",), path)
+    model = onnx.load(path)
+    # As it ships: with the operators that one flavour has fused.
+    session = (fuse(model) if request.param is RowBranch else model).SerializeToString()
+    return onnxruntime.InferenceSession(session), source
 
 
 EDGES = sorted({m for k in range(N // 128 + 1) for m in (128 * k - 1, 128 * k, 128 * k + 1) if 0 <= m <= N} | {0, 1})

@@ -157,6 +157,11 @@ def test_turns_go_forth_and_back():
     assert "".join(key for key, _ in turn(candidates, 1)) == "bcaacb"
 
 
+def test_the_run_after_another_candidate_is_not_timed():
+    first, second = Fake("a", (9.0, 1.0)), Fake("b", (7.0, 2.0))
+    assert turn([first, second], 0) == [("a", 1.0), ("b", 2.0), ("b", 2.0), ("a", 1.0)]
+
+
 def test_drift_cancels_within_a_round():
     class Slowing(Fake):
         clock = 0.0
@@ -389,7 +394,7 @@ def result(artifact):
     fixed.prepare, fixed.run, fixed.time, fixed.capacity = silent, lambda: LR, lambda: 0.8, 512
     dense, busy = Fake(f"{flavour}-dense"), Fake(f"{flavour}-auto-busy", (1.03,))
     heats = [
-        Heat("peers", (Fake("plain", (4.0, 5.0)), dense, Fake("openvino-plain", failure="not installed"))),
+        Heat("peers", (Fake("plain", (5.0, 9.0, 4.0, 9.0)), dense, Fake("openvino-plain", failure="not installed"))),
         Heat(flavour, (dense, fixed, auto, busy)),
     ]
     outcome = race(heats, [], 4, 60, silent, silent)

@@ -18,10 +18,11 @@ from ppexport.networks.atd import Trace
 from ppexport.networks.routing import route
 from ppexport.picture import to_input
 from ppexport.twin.blocks import from_blocks, kinds_of, to_blocks
-from ppexport.twin.by_head import HeadCategoryAttention, join_heads
 from ppexport.twin.counting_sort import CountingSort, count_up, prefix
-from ppexport.twin.folded import add_mean, dictionary_temperature, position_table, scale_queries
+from ppexport.twin.folded import add_mean, dictionary_temperature, fold_norm, position_table, scale_queries
 from ppexport.twin.layers import StaticCategoryAttention, StaticDictionaryAttention, StaticWindowAttention
+from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer, RowWindowAttention, Standardise
+from ppexport.twin.ort_routing import sort_grid, sorted_places
 from ppexport.twin.routing import Router, plan_slots
 from ppexport.twin.shared import BlockCut, Shared
 from ppexport.twin.window_bias import PositionIndex
@@ -203,25 +204,99 @@ def test_window_branch(size, shift):
     assert (out - expected).abs().max() <= 2e-5
 
 
-@given(routed(), st.sampled_from(["value", "zero", "normed"]), st.sampled_from([0, 8]))
-@settings(max_examples=80, deadline=None)
-def test_category_branch_by_head_is_exact_at_every_sufficient_capacity(drawn, kind, shift):
-    """The same as all heads at once, with tokens in the order of the blocks."""
-    categories, pure, capacity = drawn
-    common = shared(pure, capacity)
-    cut = BlockCut((N // 16, 16), 16, shift)(common.tokens)
-    common.rows[shift] = common.slots.last + 1 + cut.place
+@given(st.integers(0, 2**32), st.sampled_from([128, 256, 768, 4096]), st.sampled_from([1, 2, 65]))
+@settings(max_examples=40, deadline=None)
+def test_sorted_places_are_a_stable_sort(seed, n, keys):
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(rng.integers(0, keys, n) if seed % 2 else rng.geometric(0.3, n) % keys)
+    place = sorted_places(values.int(), sort_grid(tokens_to(n), keys))
+    assert torch.equal(place[values.argsort(stable=True)], torch.arange(n))
+
+
+def shared_rows(pure, capacity, shift=0):
+    """What layers of the flavour `ort` share for N tokens, 16 wide."""
+    tokens = tokens_to(N)
+    common = Shared(tokens, {shift: BlockCut((N // 16, 16), 16, shift)(tokens)}, pure)
+    impure = torch.tensor([N] if pure is None else [int((~pure).sum())], dtype=torch.int32)
+    RowLayer.prepare(common, capacity, impure, 64)
+    return common
+
+
+def row_branch(z, categories, rest, common, shift):
+    """Category attention of the flavour `ort` on tokens *z* in the order of the picture."""
+    cut = common.cuts[shift]
     order = cut.order.long()
+    rows = tuple(x[order] for x in LAYER.wqkv(z).split(48, dim=1))
+    twin = RowCategoryAttention(LAYER.attn_aca, folded=1.0, bias=torch.zeros(48))
+    return twin(rows, categories, None if rest is None else rest[order], cut, common)[cut.place.long()]
+
+
+@given(routed(), st.sampled_from(["value", "zero", "normed"]), st.sampled_from([0, 8]))
+@settings(max_examples=120, deadline=None)
+def test_category_branch_on_rows_is_exact_at_every_sufficient_capacity(drawn, kind, shift):
+    categories, pure, capacity = drawn
     with torch.no_grad():
         z = torch.randn(N, 48, generator=torch.Generator().manual_seed(int((~pure).sum())))
         qkv = LAYER.wqkv(z)
         rest = {"value": qkv[:, 96:], "zero": torch.zeros(N, 48), "normed": z}[kind]
         expected = LAYER.attn_aca(qkv[None], categories.long()[None], pure[None], rest[None])[0]
-        heads = tuple(x.view(N, 4, 12)[order].transpose(0, 1) for x in qkv.split(48, dim=1))
-        twin = HeadCategoryAttention(LAYER.attn_aca, N, 64, False, folded=1.0, bias=torch.zeros(48))
-        out = twin(heads, categories, torch.zeros(1, 48) if kind == "zero" else rest[order], cut, common)
-        assert (out - expected[order]).abs().max() <= 2e-5
-    assert torch.equal(join_heads(heads[0], 48), qkv[order, :48])
+        out = row_branch(z, categories, rest, shared_rows(pure, capacity, shift), shift)
+        assert (out - expected).abs().max() <= 2e-5
+
+
+@given(masks(), st.sampled_from([128, 256, 384]))
+@settings(max_examples=60, deadline=None)
+def test_beyond_the_capacity_the_last_impure_tokens_count_as_pure_on_rows(pure, capacity):
+    with torch.no_grad():
+        categories = torch.randint(0, 64, (N,)).int()
+        z = torch.randn(N, 48)
+        qkv = LAYER.wqkv(z)
+        kept = torch.ones(N, dtype=torch.bool)
+        kept[(~pure).nonzero().flatten()[:capacity]] = False
+        expected = LAYER.attn_aca(qkv[None], categories.long()[None], kept[None], qkv[None, :, 96:])[0]
+        out = row_branch(z, categories, qkv[:, 96:], shared_rows(pure, capacity), 0)
+        assert (out - expected).abs().max() <= 2e-5
+
+
+def test_category_branch_on_rows_without_a_mask():
+    with torch.no_grad():
+        z, categories = torch.randn(N, 48), torch.randint(0, 64, (N,)).int()
+        expected = LAYER.attn_aca(LAYER.wqkv(z)[None], categories.long()[None])[0]
+        assert (row_branch(z, categories, None, shared_rows(None, N, 8), 8) - expected).abs().max() <= 2e-5
+
+
+def test_slots_past_the_last_impure_token_repeat_one_of_its_group():
+    """They write what it writes, so the order in which a runtime writes rows cannot matter."""
+    pure = torch.ones(N, dtype=torch.bool)
+    pure[100:230] = False
+    common = shared_rows(pure, 384)
+    slots = common.row_slots
+    assert slots.asks[130:].unique().tolist() == [128]
+    assert torch.equal(slots.reads[256:], slots.reads[128:256])
+    assert torch.equal(slots.tokens[:130], torch.arange(100, 230, dtype=torch.int32))
+    assert slots.tokens.unique().numel() == 384
+
+
+@pytest.mark.parametrize("shift", [0, 8])
+@pytest.mark.parametrize("size", [(32, 48), (16, 16)])
+def test_window_branch_on_rows(size, shift):
+    n = size[0] * size[1]
+    qkv, index = torch.randn(n, 144), reference.relative_position_index(16)
+    expected = LAYER.attn_win(qkv[None], size, shift, index)[0]
+    folded = qkv.clone()
+    folded[:, :48] *= LAYER.attn_win.scale
+    cut = BlockCut(size, 16, shift)(tokens_to(n))
+    mixed = RowWindowAttention(LAYER.attn_win)(folded[cut.order.long()].split(48, dim=1), cut)
+    assert (LAYER.attn_win.proj(mixed[cut.place.long()]) - expected).abs().max() <= 2e-5
+
+
+def test_standardised_rows_and_the_folded_norm():
+    x, norm, linear = torch.randn(256, 48) * 3 + 1, torch.nn.LayerNorm(48), torch.nn.Linear(48, 8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    rows = Standardise(norm)(x, torch.ones(256), torch.zeros(256))
+    assert (rows * norm.weight + norm.bias - norm(x)).abs().max() <= 1e-5
+    assert (fold_norm(linear, norm)(rows) - linear(norm(x))).abs().max() <= 1e-5
 
 
 def test_dictionary_branch():

@@ -71,7 +71,7 @@ def compare_peers(
     model: Annotated[str, typer.Argument(help="A bundled PP-ATD-light, or a folder with a card.yaml and its weights.")],
     size: Annotated[str, typer.Option(help="LR size HxW; with --scale-sizes several, separated by commas.")] = "",
     work: Annotated[Path, typer.Option(help="Folder of exported graphs, used again.")] = ROOT / "runs" / "peers",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every candidate runs twice in each.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every candidate is timed twice in each.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="After so many seconds no further round begins.")] = 600.0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of every candidate.")] = 2,
     only: Annotated[str | None, typer.Option(help="Candidates, separated by commas; the baseline always runs.")] = None,
@@ -89,9 +89,10 @@ def compare_peers(
 ) -> None:
     """Time a model's artefacts beside PyTorch, a plain ONNX export, OpenVINO, and the arithmetic alone.
 
-    All candidates take turns, A B C C B A, with *threads* threads each, on one picture. Ratios are taken per round and
-    given as a median with a bootstrap 95 % interval. What cannot run here has a row that says why. The first run
-    exports about ten graphs and compiles (several minutes); --rounds 1 does only that much.
+    All candidates take turns, A B C C B A, with *threads* threads each, on one picture; each time a candidate runs
+    twice, and the second run, with warm caches, is timed. Ratios are taken per round and given as a median with a
+    bootstrap 95 % interval. What cannot run here has a row that says why. The first run exports about ten graphs and
+    compiles (several minutes); --rounds 1 does only that much.
 
     For clean numbers nothing else may run. OpenVINO is optional: pip install openvino.
     """

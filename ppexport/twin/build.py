@@ -11,19 +11,19 @@ from ppexport.errors import TwinError
 from ppexport.mask import mirror_index, padded_size, padded_tokens
 from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace, TransformerLayer
 from ppexport.networks.pp_atd import PPATDLight
-from ppexport.twin.by_head import ByHeadLayer
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
 from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
+from ppexport.twin.ort_layers import RowLayer
 from ppexport.twin.pure_pass import StaticPurePass
-from ppexport.twin.routing import check_capacity, plan_slots
+from ppexport.twin.routing import check_capacity
 from ppexport.twin.shared import BlockCut, Shared
 
 MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
 
 
-FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": ByHeadLayer}
+FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": RowLayer}
 """The layers that a twin is made of."""
 
 
@@ -74,7 +74,7 @@ class StaticTwin(nn.Module):
         self.size, self.scale, self.capacity = size, network.config.scale, capacity
         self.padded = height, width = padded_size(size[0]), padded_size(size[1])
         self.tokens = height * width
-        self.depths = network.config.depths
+        self.depths, self.categories = network.config.depths, network.config.dictionary_tokens
         dense = not isinstance(network, PPATDLight)
         self.pure_pass = StaticPurePass(network.options, height, width) if isinstance(network, PPATDLight) else None
         window = network.config.window
@@ -144,16 +144,8 @@ class StaticTwin(nn.Module):
         tokens = (self.high + self.low).view(-1)
         capacity = self.capacity if slots is None else slots.shape[1]
         cuts = self.cut(tokens), self.shifted_cut(tokens)
-        plan = None if pure is None else plan_slots(tokens, capacity, impure)
-        shared = Shared(
-            tokens=tokens,
-            cuts={cut.shift: cut for cut in cuts},
-            pure=pure,
-            slots=plan,
-            rows={} if plan is None else {cut.shift: plan.last + 1 + cut.place for cut in cuts},
-            forced=categories,
-            trace=trace,
-        )
+        shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=categories, trace=trace)
+        FLAVOURS[self.flavour].prepare(shared, capacity, impure, self.categories)
         first = self.conv_first(padded - self.mean)
         x = self.patch_embed(first).squeeze(0)
         done = 0
@@ -171,8 +163,8 @@ def make_twin(
     """The static twin of *network* for LR images of *size* (h, w), before padding.
 
     *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
-    for every image. *flavour* is "portable", or "ort", with heads outermost, which ONNX Runtime's CPU kernels like
-    better. Raises TwinError for another network, size, capacity or flavour.
+    for every image. *flavour* is "portable", or "ort", made for ONNX Runtime's CPU kernels.
+    Raises TwinError for another network, size, capacity or flavour.
     """
     if flavour not in FLAVOURS:
         raise TwinError(f"a flavour is one of {', '.join(FLAVOURS)}, not {flavour!r}")

@@ -6,6 +6,7 @@ Before (networks/attention.py, networks/atd.py)                      After
     similarity * (1 + clamp(scale, 0, 1) * ln 64)   (n, 64)              on the normalised keys (64, 8)
     s = sigmoid(sigma), 1 - s                                            two stored vectors
     bias_table[index].permute(2, 0, 1)                                   the table stored transposed
+    linear(x * weight + bias)         (after a LayerNorm, flavour ort)   in the weight and the bias of linear
     upsample(x) + mean                                                   in the bias of the last convolution
 """
 
@@ -30,12 +31,13 @@ def scale_queries(wqkv: nn.Linear, scale: float) -> nn.Linear:
     return folded
 
 
-def by_head(wqkv: nn.Linear, heads: int) -> tuple[list[Tensor], list[Tensor]]:
-    """*wqkv* as batches of products: for q, k and v weights (heads, c, d) and biases (heads, 1, d)."""
-    c = wqkv.in_features
-    weights = wqkv.weight.detach().view(3, heads, c // heads, c).transpose(2, 3).contiguous()
-    biases = wqkv.bias.detach().view(3, heads, 1, c // heads)
-    return [w.clone() for w in weights], [b.clone() for b in biases]
+def fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+    """A copy of *linear* that takes what *norm* computes before its weight and bias."""
+    folded = copy.deepcopy(linear)
+    with torch.no_grad():
+        folded.bias.add_(linear.weight @ norm.bias)
+        folded.weight.mul_(norm.weight)
+    return folded
 
 
 def add_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:

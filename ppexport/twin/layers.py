@@ -3,7 +3,7 @@
 Before (networks/atd.py): batched tokens, boolean masks, lists whose length depends on the data.
 After: the same sums with `routing`, `blocks`, `window_bias` and `folded` in place of the dynamic parts. How window and
 category attention lay out their heads is the flavour's: here within every window, as accelerators like it; in
-`by_head` outermost, as CPUs do.
+`ort_layers` inside the rows of the tokens, as a CPU kernel does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ppexport.networks.routing import GROUP_SIZE
 from ppexport.twin.blocks import from_blocks, to_blocks
 from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries
-from ppexport.twin.routing import Router
+from ppexport.twin.routing import Router, plan_slots
 from ppexport.twin.shared import Shared
 
 
@@ -157,7 +157,8 @@ class StaticLayer(nn.Module, ABC):
 
     def __init__(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
+        self.norm1: nn.Module = copy.deepcopy(source.norm1)
+        self.norm2: nn.Module = copy.deepcopy(source.norm2)
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
         self.convffn = StaticConvFFN(source.convffn, size)
         self.output = Output()
@@ -174,19 +175,28 @@ class StaticLayer(nn.Module, ABC):
     def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         """Make the modules of window and category attention."""
 
+    @classmethod
+    @abstractmethod
+    def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
+        """Put into *shared* what all layers of a run share, for *capacity* slots and *impure* (1,) int32 tokens."""
+
+    @abstractmethod
+    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
+        """*norm* of the tokens *x* (n, c)."""
+
     @abstractmethod
     def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
 
     def forward(self, x: Tensor, dictionary: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
         """Tokens (n, c), dictionary (t, c) -> both, for the next layer."""
-        z = self.norm1(x)
+        z = self.normalise(self.norm1, x, shared)
         x, similarity = self.attn_atd(x, z, dictionary)
         categories = own = similarity.argmax(dim=1).to(torch.int32)
         if shared.forced is not None:
             categories = shared.forced[layer]
         x = self.mix(x, z, categories, shared)
-        x = self.output(x, self.convffn(self.norm2(x)))
+        x = self.output(x, self.convffn(self.normalise(self.norm2, x, shared)))
         if self.refines:
             weights = self.norm3(similarity.t().unsqueeze(0)).squeeze(0).softmax(dim=1)
             dictionary = self.s * dictionary + self.rest * (weights @ x)
@@ -208,6 +218,17 @@ class PortableLayer(StaticLayer):
         self.attn_aca = StaticCategoryAttention(
             source.attn_aca, size[0] * size[1], categories, dense, folded=attention.scale
         )
+
+    @classmethod
+    def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
+        """Put the slots into *shared*."""
+        if shared.pure is not None:
+            shared.slots = plan_slots(shared.tokens, capacity, impure)
+
+    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
+        """*norm* of the tokens *x* (n, c)."""
+        out: Tensor = norm(x)
+        return out
 
     def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppexport.networks.atd import Trace
+from ppexport.twin import ort_routing
 from ppexport.twin.blocks import Kind, from_blocks, kinds_of, to_blocks
 from ppexport.twin.routing import Slots
 from ppexport.twin.window_bias import PositionIndex
@@ -57,10 +58,16 @@ class Shared:
     """By shift, 0 and half a window."""
     pure: Tensor | None
     """(n,) bool, None for a network without Pure-Pass."""
-    slots: Slots | None
-    """The slots of category attention, None for a network without Pure-Pass."""
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    """By shift (n,) int32: the row of every token behind the C rows of the slots, in the order of the blocks."""
+    slots: Slots | None = None
+    """The slots of category attention in the portable flavour, None for a network without Pure-Pass."""
+    row_slots: ort_routing.Slots | None = None
+    """The flavour `ort`: its slots, None for a network without Pure-Pass."""
+    grid: ort_routing.SortGrid | None = None
+    """The flavour `ort`: for sorting the categories."""
+    places: dict[int, Tensor] = field(default_factory=dict)
+    """The flavour `ort`, by shift (C,) int32: where the tokens of the list stand in the order of the blocks."""
+    norm: tuple[Tensor, Tensor] | None = None
+    """The flavour `ort`: (n,) ones and (n,) zeros."""
     forced: Tensor | None = None
     """(layers, n) int32: categories to use in place of the token's own choice."""
     trace: Trace | None = None

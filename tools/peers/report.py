@@ -127,7 +127,8 @@ def head(result: Comparison) -> str:
         f"Measured on {result.machine.sentence(result.threads)}. LR {h}x{w}, {result.outcome.done} rounds; "
         f"{percent(result.pure_share)} of the picture is pure.",
         "",
-        "All candidates take turns in one process, A B C C B A in every round. Ratios are taken per round, since the "
+        "All candidates take turns in one process, A B C C B A in every round, each time with one untimed run "
+        "before the timed one, so that the caches hold its own weights. Ratios are taken per round, since the "
         "machine's speed changes by a third within seconds; the table has their median and a bootstrap 95 % interval. "
         "A time is that of one call, from the picture in host memory to the picture in host memory. *Plain ONNX* is "
         "the network with the least change that makes it export (`tools/peers/plain.py`), with default options but for "

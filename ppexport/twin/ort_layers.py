@@ -1,0 +1,189 @@
+"""The layer of the flavour `ort`: tokens are rows from end to end, in the order of the blocks while they attend.
+
+Before (layers.py): q, k, v of all heads from one projection, cut into windows, permuted to (blocks, heads, area, 12)
+and back: permutations of runs of 12 numbers are half of what a CPU does between the products.
+
+After: the normed tokens are put in the order of the blocks once, by a gather of whole rows, and projected to q, k and
+v (n, 48), three tensors of rows:
+
+    window:    view (blocks, area, 48): blocks are consecutive rows
+    category:  gather rows -> view (groups, 128, 48)
+
+What is left of attention, heads included, is the pattern that `backends/onnx/fuse_attention.py` turns into one
+operator, whose kernel finds its heads inside the rows.
+
+    LayerNorm          = mean and deviation of every row by InstanceNormalization, which ONNX Runtime computes in half
+                         the time; weight and bias go into the linear layer that follows
+    bias of k          adds the same to all logits of a row, which softmax ignores
+    bias of v          adds itself to every output, so it goes into the biases after the projections, and for pure
+                         tokens into the one sum that every token passes
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppexport.networks.atd import TransformerLayer
+from ppexport.networks.attention import CategoryAttention, WindowAttention
+from ppexport.networks.routing import GROUP_SIZE
+from ppexport.twin.folded import add_bias, category_scale, fold_norm, position_table, scale_queries
+from ppexport.twin.layers import StaticLayer
+from ppexport.twin.ort_routing import plan_slots, sort_grid, sorted_places
+from ppexport.twin.shared import Cut, Shared
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""q, k, v (n, c), tokens in the order of the blocks."""
+
+
+def attend(rows: Rows, size: int, heads: int, width: int, scale: float = 1.0, bias: Tensor | None = None) -> Tensor:
+    """Attention among every *size* consecutive rows, with *heads* of *width*.
+
+    q, k, v (groups * size, heads * width), bias (1, heads, size, size). All lengths but the number of groups are plain
+    numbers, so that a symbolic number of slots leaves no shape arithmetic in the graph.
+    """
+    q, k, v = (x.view(-1, size, heads, width) for x in rows)
+    logits = (q.transpose(1, 2) * scale) @ k.permute(0, 2, 3, 1)
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(-1, heads * width)
+
+
+class Standardise(nn.Module):
+    """LayerNorm without weight and bias, by InstanceNormalization with the tokens as its channels."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor, ones: Tensor, zeros: Tensor) -> Tensor:
+        """(n, c) -> (n, c); *ones* and *zeros* (n,)."""
+        return F.instance_norm(x.unsqueeze(0), weight=ones, bias=zeros, use_input_stats=True, eps=self.eps).squeeze(0)
+
+
+class RowWindowAttention(nn.Module):
+    """SW-MSA on rows, without the output projection."""
+
+    relative_position_bias_table: Tensor
+
+    def __init__(self, source: WindowAttention) -> None:
+        super().__init__()
+        self.heads, self.width = source.heads, source.proj.in_features // source.heads
+        self.register_buffer("relative_position_bias_table", position_table(source))
+
+    def forward(self, rows: Rows, cut: Cut) -> Tensor:
+        """q, k, v (n, c) -> (n, c)."""
+        sizes = [kind.tokens for kind in cut.kinds]
+        parts = zip(*(torch.split(x, sizes) if len(sizes) > 1 else (x,) for x in rows), strict=True)
+        mixed = []
+        for kind, index, part in zip(cut.kinds, cut.indices, parts, strict=True):
+            bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, kind.area, kind.area)
+            mixed.append(attend(part, kind.area, self.heads, self.width, bias=bias))
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+class RowCategoryAttention(nn.Module):
+    """AC-MSA on rows."""
+
+    def __init__(self, source: CategoryAttention, folded: float, bias: Tensor) -> None:
+        """*bias* (c,) is added to the output of the projection."""
+        super().__init__()
+        self.heads, self.width = source.heads, source.proj.in_features // source.heads
+        self.scale = category_scale(source, folded)
+        self.proj = add_bias(source.proj, bias)
+
+    def attend(self, rows: Rows) -> Tensor:
+        """q, k, v (C, c) of the slots -> mixed and projected (C, c)."""
+        out: Tensor = self.proj(attend(rows, GROUP_SIZE, self.heads, self.width, scale=self.scale))
+        return out
+
+    def forward(self, rows: Rows, categories: Tensor, rest: Tensor | None, cut: Cut, shared: Shared) -> Tensor:
+        """*rows* and *rest* in the order of the blocks, *categories* (n,) int32 by token -> (n, c), as *rows*.
+
+        *rest* (n, c) is what pure tokens take; None where no token is.
+        """
+        q, k, v = rows
+        slots, grid = shared.row_slots, shared.grid
+        assert grid is not None
+        if slots is None or rest is None:
+            place = sorted_places(categories, grid)
+            source = cut.place.scatter(0, place, cut.place)
+            mixed = self.attend((q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)))
+            return mixed.index_select(0, place.index_select(0, cut.order))
+        place = sorted_places(torch.maximum(categories.index_select(0, slots.tokens), slots.past), grid)
+        listed = shared.places[cut.shift]
+        ordered = listed.scatter(0, place, listed)
+        source, target = ordered.index_select(0, slots.reads), ordered.index_select(0, slots.asks)
+        mixed = self.attend((q.index_select(0, target), k.index_select(0, source), v.index_select(0, source)))
+        first = target[:1]
+        row = torch.where(slots.some.unsqueeze(1), mixed[:1], rest.index_select(0, first))
+        return rest.index_put((target.long(),), mixed).index_put((first.long(),), row)
+
+
+class RowLayer(StaticLayer):
+    """A transformer layer for ONNX Runtime on CPUs."""
+
+    k: Tensor
+    v: Tensor
+
+    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+        """Make the modules of window and category attention, and move weights and biases of the norms."""
+        attention, category, c = source.attn_win, source.attn_aca, source.attn_win.proj.in_features
+        self.shift, self.dense = source.shift, dense
+        self.affine = nn.ParameterList(p.detach().clone() for p in (source.norm1.weight, source.norm1.bias))
+        self.attn_atd.wq = fold_norm(self.attn_atd.wq, source.norm1)
+        self.convffn.fc1 = fold_norm(self.convffn.fc1, source.norm2)
+        self.norm1, self.norm2 = Standardise(source.norm1), Standardise(source.norm2)
+        wqkv = fold_norm(scale_queries(source.wqkv, attention.scale), source.norm1)
+        self.q = nn.Linear(c, c)
+        weights, biases = torch.split(wqkv.weight.detach(), c), torch.split(wqkv.bias.detach(), c)
+        self.q.weight, self.q.bias = (nn.Parameter(p[0].clone()) for p in (weights, biases))
+        for name, weight in zip("kv", weights[1:], strict=True):
+            self.register_buffer(name, weight.t().contiguous())
+        value_bias = biases[2]
+        self.attn_win = RowWindowAttention(attention)
+        self.proj = nn.Parameter(attention.proj.weight.detach().t().contiguous())
+        # What pure tokens take lacks the bias of v: every token gets it later, and mixed tokens lose it here.
+        later = torch.zeros_like(value_bias) if dense or self.compensation != "value" else value_bias
+        # Similarities sum to 1, so the dictionary's values can carry what is added to every token.
+        self.attn_atd.wv = add_bias(self.attn_atd.wv, attention.proj.bias + attention.proj.weight @ value_bias + later)
+        bias = category.proj.weight @ value_bias - later
+        self.attn_aca = RowCategoryAttention(category, folded=attention.scale, bias=bias)
+
+    @classmethod
+    def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
+        """Put into *shared* what all layers of a run share."""
+        ones = torch.ones(1).expand(shared.tokens.shape[0])
+        shared.norm = ones, torch.zeros(1).expand(shared.tokens.shape[0])
+        if shared.pure is None:
+            shared.grid = sort_grid(shared.tokens, categories)
+            return
+        positions = shared.tokens[:capacity]
+        shared.row_slots = plan_slots(shared.tokens, positions, shared.pure, impure, categories)
+        shared.grid = sort_grid(positions, categories + 1)
+        shared.places = {s: cut.place.index_select(0, shared.row_slots.tokens) for s, cut in shared.cuts.items()}
+
+    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
+        """*x* (n, c) with mean 0 and deviation 1 in every row."""
+        assert shared.norm is not None
+        out: Tensor = norm(x, *shared.norm)
+        return out
+
+    def for_pure(self, z: Tensor, v: Tensor) -> Tensor | None:
+        """What pure tokens take (n, c), of the standardised *z* and *v* (n, c)."""
+        if self.dense:
+            return None
+        if self.compensation == "value":
+            return v
+        return z * self.affine[0] + self.affine[1] if self.compensation == "normed" else torch.zeros_like(v)
+
+    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
+        cut = shared.cuts[self.shift]
+        z = z.index_select(0, cut.order)
+        rows = self.q(z), z @ self.k, z @ self.v
+        # First, so that the last reader of v is what overwrites it.
+        windows = self.attn_win(rows, cut)
+        from_category = self.attn_aca(rows, categories, self.for_pure(z, rows[2]), cut, shared)
+        mixed = torch.addmm(from_category, windows, self.proj)
+        return x + mixed.index_select(0, cut.place)

@@ -1,0 +1,146 @@
+"""Several operators become one, and compute the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+import ppexport
+from ppexport.backends.onnx.build import fuse, trace
+from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
+from ppexport.cli import app
+from ppexport.errors import ExportError
+
+
+def operators(model):
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def run(model, feeds):
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)[0]
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, bias, scale):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("bias", bias)
+
+    def forward(self, q, k, v):
+        q, k, v = (x.view(-1, 128, 4, 12) for x in (q, k, v))
+        q = q.transpose(1, 2)
+        logits = (q if self.scale is None else q * self.scale) @ k.permute(0, 2, 3, 1)
+        mixed = (logits if self.bias is None else logits + self.bias).softmax(-1) @ v.transpose(1, 2)
+        return mixed.transpose(1, 2).reshape(-1, 48)
+
+
+@pytest.mark.parametrize("scale", [None, 3.7])
+@pytest.mark.parametrize("bias", [None, (1, 4, 128, 128), (6, 4, 128, 128)])
+def test_the_fused_operator_computes_the_same(bias, scale, tmp_path):
+    rng = torch.Generator().manual_seed(3)
+    module = Attention(None if bias is None else torch.randn(bias, generator=rng), scale)
+    inputs = {name: torch.randn(6 * 128, 48, generator=rng) for name in "qkv"}
+    trace(module, inputs, ("out",), tmp_path / "plain.onnx")
+    plain = onnx.load(tmp_path / "plain.onnx")
+    fused = fuse(plain)
+    onnx.checker.check_model(fused, full_check=True)
+    assert operators(plain)["Softmax"] == 1
+    assert set(operators(fused)) <= {"Attention", "Constant", "Reshape"}
+    read = {name for node in fused.graph.node for name in node.input}
+    assert {init.name for init in fused.graph.initializer} <= read
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    assert np.abs(run(plain, feeds) - run(fused, feeds)).max() < 1e-5
+
+
+def chain(axis=-1, perm=(0, 2, 3, 1), width=12, extra=False):
+    """Attention, with something that must stop the pass."""
+    nodes = []
+    for name, order in (("q", (0, 2, 1, 3)), ("k", perm), ("v", (0, 2, 1, 3))):
+        nodes.append(helper.make_node("Reshape", [name, f"shape_{name}"], [f"{name}4"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}4"], [f"{name}h"], perm=order))
+    nodes += [
+        helper.make_node("MatMul", ["qh", "kh"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["weights"], axis=axis),
+        helper.make_node("MatMul", ["weights", "vh"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["rows"], perm=(0, 2, 1, 3)),
+        helper.make_node("Reshape", ["rows", "flat"], ["out"]),
+    ]
+    outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)]
+    if extra:
+        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, None))
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2 * 16, 48]) for n in "qkv"]
+    shapes = {"shape_q": (-1, 16, 4, 12), "shape_k": (-1, 16, 4, 12), "shape_v": (-1, 16, 48 // width, width)}
+    stored = [numpy_helper.from_array(np.array(value), key) for key, value in {**shapes, "flat": (-1, 48)}.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("other", [{"axis": 2}, {"perm": (2, 0, 3, 1)}, {"width": 24}, {"extra": True}])
+def test_what_is_not_attention_is_left_alone(other):
+    assert operators(fuse(chain()))["Attention"] == 1
+    with pytest.raises(ExportError, match="no attention"):
+        fuse(chain(**other))
+
+
+class UnitRows(torch.nn.Module):
+    def __init__(self, least, power=2.0):
+        super().__init__()
+        self.least, self.power = least, power
+
+    def forward(self, x):
+        length = x.pow(self.power).sum(dim=1, keepdim=True).sqrt()
+        return x / torch.maximum(length, torch.tensor(self.least))
+
+
+def test_unit_rows_become_one_operator(tmp_path):
+    x = torch.randn(256, 8, generator=torch.Generator().manual_seed(5))
+    x[3] = 0
+    trace(UnitRows(1e-12), {"x": x}, ("out",), tmp_path / "plain.onnx")
+    plain = onnx.load(tmp_path / "plain.onnx")
+    fused = onnx.load(tmp_path / "plain.onnx")
+    fuse_unit_rows(fused)
+    assert set(operators(fused)) <= {"LpNormalization", "Constant"}
+    feeds = {"x": x.numpy()}
+    expected, out = run(plain, feeds), run(fused, feeds)
+    assert np.abs(expected - out).max() < 1e-6
+    assert not out[3].any()
+
+
+@pytest.mark.parametrize("other", [{"least": 1e-3}, {"least": 1e-12, "power": 4.0}])
+def test_what_is_not_a_length_is_left_alone(other, tmp_path):
+    trace(UnitRows(**other), {"x": torch.randn(4, 8)}, ("out",), tmp_path / "plain.onnx")
+    model = onnx.load(tmp_path / "plain.onnx")
+    before = operators(model)
+    fuse_unit_rows(model)
+    assert operators(model) == before
+
+
+@pytest.fixture(scope="module")
+def ort(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ort") / "a"
+    network = ppexport.load_network("pp_atd_light_x2")
+    return ppexport.export(
+        network, backend="onnx", size=(40, 52), out=out, flavour="ort", capacities=[1024, 2048, 3072]
+    )
+
+
+def test_an_artefact_for_onnx_runtime_has_nothing_but_fused_attention(ort):
+    found = operators(onnx.load(ort / "model.onnx"))
+    # 12 plain layers with one kind of block, 12 shifted with four, and category attention in each.
+    assert found["Attention"] == 12 * 1 + 12 * 4 + 24
+    # The softmax of 24 dictionaries and of their 20 refinements is left.
+    assert found["Softmax"] == 44
+    assert (ort / "model.onnx").stat().st_size < 5_000_000
+
+
+def test_an_artefact_for_onnx_runtime_is_the_network(ort, tmp_path):
+    """By parity, which tells near ties from errors."""
+    done = CliRunner().invoke(app, ["parity", str(ort), "-o", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
