@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import compare_peers
 from peers import cache as caching
 from peers import in_openvino, sizes
-from peers.alone import Alone, run_alone
 from peers.arithmetic import Arithmetic, bound_seconds, flop
 from peers.cache import Cache
 from peers.candidate import Candidate
@@ -354,28 +353,42 @@ def test_a_child_that_fails_is_a_sentence():
         in_child(bytes, 4 * 10**9, memory=10**9)
 
 
-def test_running_alone_keeps_to_its_budget():
-    found = run_alone(Fake("x"), 3, 60)
-    assert found.seconds == (1.0, 1.0, 1.0)
-    assert found.peak >= found.loaded > 0
-    assert run_alone(Fake("x"), 100, 0).seconds == (1.0,)
+class Linear(Fake):
+    """Takes 1 ms per pixel at the smallest size and 10 % more at others."""
+
+    def __init__(self, key, lr, folder, threads, runs):
+        pixels = lr.shape[2] * lr.shape[3]
+        super().__init__(key, (1e-3 * pixels * (1 if pixels == 256 else 1.1),))
+        self.runs = runs
 
 
-def test_sizes_that_cannot_be_exported_are_rows(monkeypatch, tmp_path):
+def test_time_and_memory_by_size(monkeypatch, tmp_path):
     def export_alone(folder, model, flavour, size):
-        if size == (32, 32):
+        if size == (64, 64):
             raise UnavailableError("needs more than is free")
         return tmp_path
 
     monkeypatch.setattr(sizes, "export_alone", export_alone)
-    monkeypatch.setattr(sizes, "in_child", lambda *_: Alone((0.256, 0.256), 10**6, 2 * 10**6))
-    rows = sizes.measure_sizes(tmp_path, MODEL, [(16, 16), (32, 32)], [LR, LR], 1, silent)
-    assert [row.failure is None for row in rows] == [True] * len(FLAVOURS) + [False] * len(FLAVOURS)
+    monkeypatch.setattr(sizes, "in_child", lambda *_: 2 * 10**6)
+    monkeypatch.setattr(sizes, "Repeated", Linear)
+    sides = [(16, 16), (32, 32), (64, 64)]
+    pictures = [np.zeros((1, 3, *side), np.float32) for side in sides]
+    rows = sizes.measure_sizes(tmp_path, MODEL, sides, pictures, 1, 3, 60, silent, silent)
+    assert [row.failure is None for row in rows] == [True] * 2 * len(FLAVOURS) + [False] * len(FLAVOURS)
     text = sizes.sizes_table(rows).markdown()
-    assert f"| {FLAVOURS[0]}, 16x16 | 256 | 256 to 256 | 1000.0 | 2 |" in text
-    assert f"| {FLAVOURS[0]}, 32x32 | export: needs more than is free |  |  |  |" in text
-    assert rows[0].to_dict()["us_per_pixel"] == pytest.approx(1000)
+    assert f"| {FLAVOURS[0]}, 16x16 | 256 | 256 to 256 | 1000.0 | 1.00 (1.00 to 1.00) | 2 |" in text
+    assert f"| {FLAVOURS[0]}, 64x64 | export: needs more than is free |  |  |  |  |" in text
+    second = rows[len(FLAVOURS)]
+    assert second.relative.middle == pytest.approx(1.1)
+    assert second.to_dict()["us_per_pixel"] == pytest.approx(1100)
     assert rows[-1].to_dict()["failure"] == "export: needs more than is free"
+
+
+def test_a_small_picture_runs_several_times(artifact, monkeypatch):
+    taken = iter([1.0, 2.0, 3.0])
+    candidate = sizes.Repeated("small", LR, artifact, 1, 3)
+    monkeypatch.setattr(OurArtifact, "time", lambda self: next(taken))
+    assert candidate.time() == 2.0
 
 
 # The report

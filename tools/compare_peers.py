@@ -21,7 +21,7 @@ from peers.result import Comparison
 from peers.sizes import SIZES, measure_sizes, sizes_markdown, sizes_table
 
 from ppexport.commands.options import parse_size
-from ppexport.console import check_json, emit_json, fail, people, table
+from ppexport.console import check_json, emit_json, fail, people, progress_bar, table
 from ppexport.errors import InputError, PpexportError
 from ppexport.picture import to_input
 
@@ -37,14 +37,24 @@ def split_keys(text: str | None) -> list[str]:
 
 
 def run_sizes(
-    model: str, sizes: list[tuple[int, int]], work: Path, threads: int, speed: Path | None, json: str | None
+    model: str,
+    sizes: list[tuple[int, int]],
+    work: Path,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    speed: Path | None,
+    json: str | None,
 ) -> None:
     """`--scale-sizes`: measure, print, write."""
     console = people(json)
     card, _ = open_card(model)
     assert card.options is not None
     pictures = [to_input(busy_photo(size, card.options.model_dump())) for size in sizes]
-    rows = measure_sizes(work, model, sizes, pictures, threads, lambda line: console.print(line))
+    with progress_bar("rounds") as progress:
+        rows = measure_sizes(
+            work, model, sizes, pictures, threads, rounds, seconds, lambda line: console.print(line), progress
+        )
     machine = this_machine()
     made = sizes_table(rows)
     console.print(table(made.title, made.columns, made.rows))
@@ -107,7 +117,7 @@ def compare_peers(
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((work / "inductor").absolute()))
         sizes = [parse_size(part) for part in split_keys(size)]
         if scale_sizes:
-            run_sizes(model, sizes or list(SIZES), work, threads, speed, json)
+            run_sizes(model, sorted(sizes or SIZES), work, threads, rounds, seconds, speed, json)
             return
         if len(sizes) > 1:
             raise InputError("one --size only, but with --scale-sizes")

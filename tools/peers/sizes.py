@@ -1,30 +1,28 @@
-"""How time and memory grow with the size of the picture: every size and flavour in processes of its own."""
+"""How time and memory grow with the size of the picture: sizes of one flavour in turns, memory in processes apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from peers.alone import Alone, run_alone
+from peers.alone import peak_of_one_run
 from peers.cache import Cache, Say
 from peers.candidate import Image
 from peers.child import free_bytes, in_child
-from peers.figures import spread
+from peers.figures import Interval, spread
 from peers.in_onnxruntime import OurArtifact
 from peers.in_torch import Source
 from peers.machine import Machine
-from peers.report import Table, milliseconds, range_of
+from peers.race import Heat, race
+from peers.report import Table, milliseconds, range_of, times
 from ppexport.artifact import FLAVOURS
 from ppexport.errors import PpexportError
 
 SIZES = ((64, 64), (128, 128), (256, 256), (512, 512))
-RUNS = 5
-BUDGET = 15.0
-"""Seconds after which a process ends, whatever it has left to do."""
+MOST = 4
+"""Runs of a small picture for one of the largest, at most."""
 SHARE_OF_FREE = 0.8
 """Of the free memory an export may take; beyond that it fails instead of making the system end other processes."""
 
@@ -36,41 +34,53 @@ class SizeRow:
     flavour: str
     size: tuple[int, int]
     """(h, w) of the LR picture."""
-    passes: list[Alone] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
+    """Seconds of a run, by round."""
+    relative: Interval | None = None
+    """Time per pixel divided by that of the smallest size, by round."""
+    peak: int | None = None
+    """Peak bytes of a process that loads the artefact and runs once."""
     failure: str | None = None
 
     @property
-    def seconds(self) -> list[list[float]]:
-        """Seconds of all runs, by process."""
-        return [list(alone.seconds) for alone in self.passes]
+    def pixels(self) -> int:
+        """LR pixels."""
+        return self.size[0] * self.size[1]
 
     @property
     def median_ms(self) -> float:
         """Median of all runs."""
-        return spread(self.seconds).median
+        return spread(self.rounds).median
 
     @property
     def us_per_pixel(self) -> float:
         """Microseconds per LR pixel."""
-        return 1e3 * self.median_ms / (self.size[0] * self.size[1])
-
-    @property
-    def peak(self) -> int:
-        """Median over the processes of the peak bytes of loading and all runs."""
-        return int(np.median([alone.peak for alone in self.passes]))
+        return 1e3 * self.median_ms / self.pixels
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         row: dict[str, Any] = {"flavour": self.flavour, "lr_size": list(self.size), "failure": self.failure}
         if self.failure is None:
             row |= {
-                "seconds": self.seconds,
+                "seconds": self.rounds,
                 "median_ms": self.median_ms,
                 "us_per_pixel": self.us_per_pixel,
+                "per_pixel_to_smallest": None if self.relative is None else asdict(self.relative),
                 "peak_bytes": self.peak,
-                "loaded_bytes": [alone.loaded for alone in self.passes],
             }
         return row
+
+
+class Repeated(OurArtifact):
+    """An artefact whose time is the mean of several runs, so that small pictures see longer stretches too."""
+
+    def __init__(self, key: str, lr: Image, folder: Path, threads: int, runs: int) -> None:
+        super().__init__(key, key, lr, folder, threads, None)
+        self.runs = runs
+
+    def time(self) -> float:
+        """Mean seconds of a run."""
+        return sum(super(Repeated, self).time() for _ in range(self.runs)) / self.runs
 
 
 def export_alone(folder: Path, model: str, flavour: str, size: tuple[int, int]) -> Path:
@@ -83,31 +93,57 @@ def export_alone(folder: Path, model: str, flavour: str, size: tuple[int, int]) 
     return in_child(Cache(folder, model, size).artifact, Source(model, False), flavour, None, print, memory=limit)
 
 
+def prepare(
+    row: SizeRow, folder: Path, model: str, picture: Image, threads: int, largest: int, say: Say
+) -> Repeated | None:
+    """Export what *row* is about, measure its memory, make its candidate; None where that fails, as *row* then says."""
+    name = f"{row.flavour} {row.size[0]}x{row.size[1]}"
+    say(f"export of {name}, unless it is there")
+    try:
+        artifact = export_alone(folder, model, row.flavour, row.size)
+    except PpexportError as error:
+        row.failure = f"export: {error}"
+        return None
+    candidate = Repeated(name, picture, artifact, threads, min(MOST, max(1, largest // row.pixels)))
+    say(f"memory of {name}")
+    try:
+        row.peak = in_child(peak_of_one_run, candidate)
+    except PpexportError as error:
+        row.failure = str(error)
+        return None
+    return candidate
+
+
 def measure_sizes(
-    folder: Path, model: str, sizes: Sequence[tuple[int, int]], pictures: Sequence[Image], threads: int, say: Say
+    folder: Path,
+    model: str,
+    sizes: Sequence[tuple[int, int]],
+    pictures: Sequence[Image],
+    threads: int,
+    rounds: int,
+    seconds: float,
+    say: Say,
+    progress: Callable[[int, int], None],
 ) -> list[SizeRow]:
-    """Every flavour at all *sizes*, on *pictures*: small to large, and once more from large to small."""
-    jobs: list[tuple[SizeRow, OurArtifact]] = []
-    rows = []
-    for size, picture in zip(sizes, pictures, strict=True):
-        for flavour in FLAVOURS:
-            row = SizeRow(flavour, size)
-            rows.append(row)
-            what = f"{flavour} {size[0]}x{size[1]}"
-            say(f"export of {what}, unless it is there")
-            try:
-                artifact = export_alone(folder, model, flavour, size)
-            except PpexportError as error:
-                row.failure = f"export: {error}"
-            else:
-                jobs.append((row, OurArtifact(what, what, picture, artifact, threads, None)))
-    for row, candidate in (*jobs, *reversed(jobs)):
-        if row.failure is None:
-            say(f"running {candidate.name}")
-            try:
-                row.passes.append(in_child(run_alone, candidate, RUNS, BUDGET))
-            except PpexportError as error:
-                row.failure = str(error)
+    """Every flavour at all *sizes*, on *pictures*, in turns: small to large and back in every round.
+
+    Flavours take *seconds* in equal parts; in its part no further round begins after that.
+    """
+    rows = [SizeRow(flavour, size) for size in sizes for flavour in FLAVOURS]
+    of = dict(zip(sizes, pictures, strict=True))
+    largest = max(h * w for h, w in sizes)
+    made = {id(row): prepare(row, folder, model, of[row.size], threads, largest, say) for row in rows}
+    for flavour in FLAVOURS:
+        running = [(row, c) for row in rows if row.flavour == flavour and (c := made[id(row)]) is not None]
+        if not running:
+            continue
+        heat = Heat(flavour, tuple(c for _, c in running))
+        outcome = race([heat], [], rounds, seconds / len(FLAVOURS), say, progress)
+        first = running[0][0]
+        for row, candidate in running:
+            row.rounds = outcome.times[flavour][candidate.key]
+            relative = outcome.relative(flavour, candidate.key)
+            row.relative = None if relative is None else relative.map(first.pixels / row.pixels)
     return rows
 
 
@@ -116,22 +152,23 @@ def sizes_table(rows: Sequence[SizeRow]) -> Table:
     cells = []
     for row in rows:
         name = f"{row.flavour}, {row.size[0]}x{row.size[1]}"
-        if row.failure is not None:
-            cells.append([name, row.failure, "", "", ""])
+        if row.failure is not None or row.peak is None:
+            cells.append([name, row.failure or "", "", "", "", ""])
             continue
-        times = [milliseconds(row.median_ms), range_of(spread(row.seconds)), f"{row.us_per_pixel:.1f}"]
-        cells.append([name, *times, f"{row.peak / 1e6:.0f}"])
-    return Table(
-        "Pure-Pass at full capacity, by size",
-        ["flavour, LR size", "ms, median", "p10 to p90", "µs per LR pixel", "peak MB"],
-        cells,
-    )
+        spent = [milliseconds(row.median_ms), range_of(spread(row.rounds)), f"{row.us_per_pixel:.1f}"]
+        relative = "" if row.relative is None else times(row.relative)
+        cells.append([name, *spent, relative, f"{row.peak / 1e6:.0f}"])
+    columns = ["ms, median", "p10 to p90", "µs per LR pixel", "per pixel, to the smallest (95 %)", "peak MB"]
+    return Table("Pure-Pass at full capacity, by size", ["flavour, LR size", *columns], cells)
 
 
 def sizes_markdown(rows: Sequence[SizeRow], machine: Machine, threads: int) -> str:
     """The table and what it was measured on."""
+    count = max((len(row.rounds) for row in rows), default=0)
     head = (
-        f"Measured on {machine.sentence(threads)}. Every size and flavour runs in two processes of its own, without "
-        f"torch, up to {RUNS} times each; the peak is the whole process's, Python and ONNX Runtime included."
+        f"Measured on {machine.sentence(threads)}. The sizes of a flavour take turns in one process, {count} rounds, "
+        f"up to {MOST} runs of a small one for one of the largest, each time after as many untimed; time per pixel is "
+        "compared by round. The peak is that of a process of its own that loads the artefact and runs once, without "
+        "torch, Python and ONNX Runtime included."
     )
     return f"{head}\n\n{sizes_table(rows).markdown()}"
