@@ -265,16 +265,14 @@ def test_category_branch_on_rows_without_a_mask():
         assert (row_branch(z, categories, None, shared_rows(None, N, 8), 8) - expected).abs().max() <= 2e-5
 
 
-def test_slots_past_the_last_impure_token_repeat_one_of_its_group():
-    """They write what it writes, so the order in which a runtime writes rows cannot matter."""
+def test_slots_hold_the_impure_tokens_first():
     pure = torch.ones(N, dtype=torch.bool)
     pure[100:230] = False
-    common = shared_rows(pure, 384)
-    slots = common.row_slots
-    assert slots.asks[130:].unique().tolist() == [128]
-    assert torch.equal(slots.reads[256:], slots.reads[128:256])
+    slots = shared_rows(pure, 384).row_slots
     assert torch.equal(slots.tokens[:130], torch.arange(100, 230, dtype=torch.int32))
     assert slots.tokens.unique().numel() == 384
+    assert int(slots.mixed.sum()) == 130
+    assert slots.past.unique().tolist() == [0, 64]
 
 
 @pytest.mark.parametrize("shift", [0, 8])

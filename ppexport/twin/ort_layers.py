@@ -30,7 +30,7 @@ from ppexport.networks.attention import CategoryAttention, WindowAttention
 from ppexport.networks.routing import GROUP_SIZE
 from ppexport.twin.folded import add_bias, category_scale, fold_norm, position_table, scale_queries
 from ppexport.twin.layers import StaticLayer
-from ppexport.twin.ort_routing import plan_slots, sort_grid, sorted_places
+from ppexport.twin.ort_routing import plan_places, plan_slots, sort_grid, sorted_places
 from ppexport.twin.shared import Cut, Shared
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -112,12 +112,10 @@ class RowCategoryAttention(nn.Module):
             return mixed.index_select(0, place.index_select(0, cut.order))
         place = sorted_places(torch.maximum(categories.index_select(0, slots.tokens), slots.past), grid)
         listed = shared.places[cut.shift]
-        ordered = listed.scatter(0, place, listed)
-        source, target = ordered.index_select(0, slots.reads), ordered.index_select(0, slots.asks)
-        mixed = self.attend((q.index_select(0, target), k.index_select(0, source), v.index_select(0, source)))
-        first = target[:1]
-        row = torch.where(slots.some.unsqueeze(1), mixed[:1], rest.index_select(0, first))
-        return rest.index_put((target.long(),), mixed).index_put((first.long(),), row)
+        source = listed.place.scatter(0, place, listed.place).index_select(0, slots.reads)
+        mixed = self.attend((q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)))
+        row = slots.rest.scatter(0, listed.target, torch.maximum(place.to(torch.int32), listed.least))
+        return torch.cat((mixed, rest)).index_select(0, row)
 
 
 class RowLayer(StaticLayer):
@@ -161,7 +159,7 @@ class RowLayer(StaticLayer):
         positions = shared.tokens[:capacity]
         shared.row_slots = plan_slots(shared.tokens, positions, shared.pure, impure, categories)
         shared.grid = sort_grid(positions, categories + 1)
-        shared.places = {s: cut.place.index_select(0, shared.row_slots.tokens) for s, cut in shared.cuts.items()}
+        shared.places = {shift: plan_places(shared.row_slots, cut.place) for shift, cut in shared.cuts.items()}
 
     def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
         """*x* (n, c) with mean 0 and deviation 1 in every row."""
@@ -182,8 +180,6 @@ class RowLayer(StaticLayer):
         cut = shared.cuts[self.shift]
         z = z.index_select(0, cut.order)
         rows = self.q(z), z @ self.k, z @ self.v
-        # First, so that the last reader of v is what overwrites it.
-        windows = self.attn_win(rows, cut)
         from_category = self.attn_aca(rows, categories, self.for_pure(z, rows[2]), cut, shared)
-        mixed = torch.addmm(from_category, windows, self.proj)
+        mixed = torch.addmm(from_category, self.attn_win(rows, cut), self.proj)
         return x + mixed.index_select(0, cut.place)

@@ -1,21 +1,15 @@
-"""Routing in the flavour `ort`: only the impure tokens are sorted, and only their results are written back.
+"""Routing in the flavour `ort`: only the impure tokens are sorted, and no select runs over all channels.
 
-Before (routing.py): all n tokens are sorted in every layer, pure ones behind the last category, and a gather over n
-rows brings results, or what pure tokens take, to the tokens.
+Before (routing.py): all n tokens are sorted in every layer, pure ones behind the last category, and results are brought
+to the tokens by a gather and a select over n rows.
 
 After: which tokens are impure is the same in all layers, so they are listed once,
 
     tokens[i] = the i-th impure token, then pure ones, C in all
 
-and every layer sorts the C categories of that list. Slot p of C, with m' = min(m, C) and g the first slot of the last
-group that holds an impure token,
-
-    q of             order[p]                                  past m': order[g]
-    k and v of       order[r(p)], mirrored at m'               past the last group: as in the last group
-    writes its result to the token that its q is of, in place, over what pure tokens take.
-
-Slots past m' so have the q, k and v of slot g and write the same row once more: no slot writes what is not a result,
-and none needs a place to be thrown away. Where no token is impure, the one row that is written is put back.
+and every layer sorts the C categories of that list. Results and what pure tokens take lie in one table of C + n rows,
+and the row of a token is C + its own place, but the place of its slot where it was mixed: a scatter of numbers, not
+of rows.
 
 With C >= 128 * ceil(m / 128) this is the network's routing. With fewer slots the impure tokens past the first C of the
 picture count as pure, the same ones in all layers.
@@ -28,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppexport.networks.routing import GROUP_SIZE
 from ppexport.twin.counting_sort import BLOCK
 from ppexport.twin.routing import mirror_slots
 
@@ -68,6 +61,7 @@ def sorted_places(keys: Tensor, grid: SortGrid) -> Tensor:
     same = (parts.unsqueeze(2) == parts.unsqueeze(1)) & grid.earlier
     inside = same.float().sum(dim=2).view(-1)
     cell = (keys * grid.blocks + grid.block).long()
+    # Not index_put: the ScatterND that it becomes loses counts in ONNX Runtime, which adds in parallel.
     counts = grid.empty.scatter_add(0, cell, grid.ones)
     begin = counts.cumsum(dim=0) - counts
     return (begin.index_select(0, cell) + inside).long()
@@ -78,14 +72,14 @@ class Slots(NamedTuple):
 
     tokens: Tensor
     """(C,) int32: the impure tokens in their order, then pure ones."""
+    mixed: Tensor
+    """(C,) bool: whether the token is impure."""
     past: Tensor
     """(C,) int32: 0 for impure ones, the key behind the last category for the others."""
-    asks: Tensor
-    """(C,) int32: the rank among the sorted tokens whose q a slot has, and where its result goes."""
     reads: Tensor
-    """(C,) int32: the rank whose k and v it has."""
-    some: Tensor
-    """(1,) bool: whether any token is impure."""
+    """(C,) int32: the rank among the sorted tokens that every slot reads."""
+    rest: Tensor
+    """(n,) int32: the row behind those of the slots, of every token in the order of the blocks."""
 
 
 def plan_slots(tokens: Tensor, positions: Tensor, pure: Tensor, impure: Tensor, categories: int) -> Slots:
@@ -95,17 +89,32 @@ def plan_slots(tokens: Tensor, positions: Tensor, pure: Tensor, impure: Tensor, 
     """
     before = (~pure).float().cumsum(dim=0).to(torch.int32)
     place = torch.where(pure, impure + tokens - before, before - 1)
-    listed = tokens.scatter(0, place.long(), tokens).index_select(0, positions)
-    limit = torch.minimum(impure, positions[-1:] + 1)
-    one = torch.ones_like(impure)
-    group = torch.div(torch.maximum(limit, one) - 1, GROUP_SIZE, rounding_mode="trunc") * GROUP_SIZE
-    lane = positions - torch.div(positions, GROUP_SIZE, rounding_mode="trunc") * GROUP_SIZE
+    capacity = positions[-1:] + 1
+    limit = torch.minimum(impure, capacity)
     mixed = positions < limit
     zero = torch.zeros_like(impure)
     return Slots(
-        tokens=listed,
+        tokens=tokens.scatter(0, place.long(), tokens).index_select(0, positions),
+        mixed=mixed,
         past=torch.where(mixed, zero, zero + categories),
-        asks=torch.where(mixed, positions, group),
-        reads=mirror_slots(torch.minimum(positions, group + lane), limit),
-        some=impure > 0,
+        reads=mirror_slots(positions, limit),
+        rest=tokens + capacity,
     )
+
+
+class Places(NamedTuple):
+    """Where the tokens of the list stand in the order of the blocks of one shift."""
+
+    place: Tensor
+    """(C,) int32."""
+    target: Tensor
+    """(C,) int64: the same, for a scatter."""
+    least: Tensor
+    """(C,) int32: 0 for impure tokens; for the others their row behind those of the slots, past every slot's."""
+
+
+def plan_places(slots: Slots, place: Tensor) -> Places:
+    """For *place* (n,) int32, the position of every token in the order of the blocks."""
+    listed = place.index_select(0, slots.tokens)
+    zero = torch.zeros_like(slots.past)
+    return Places(listed, listed.long(), torch.where(slots.mixed, zero, slots.rest.index_select(0, listed)))

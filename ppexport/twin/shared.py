@@ -64,8 +64,8 @@ class Shared:
     """The flavour `ort`: its slots, None for a network without Pure-Pass."""
     grid: ort_routing.SortGrid | None = None
     """The flavour `ort`: for sorting the categories."""
-    places: dict[int, Tensor] = field(default_factory=dict)
-    """The flavour `ort`, by shift (C,) int32: where the tokens of the list stand in the order of the blocks."""
+    places: dict[int, ort_routing.Places] = field(default_factory=dict)
+    """The flavour `ort`, by shift: where the tokens of its slots stand in the order of the blocks."""
     norm: tuple[Tensor, Tensor] | None = None
     """The flavour `ort`: (n,) ones and (n,) zeros."""
     forced: Tensor | None = None
