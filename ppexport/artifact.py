@@ -1,33 +1,39 @@
 """The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
 
-Reading one needs the standard library only, so that it works on a device. Manifest version 2:
+Reading one needs the standard library only, so that it works on a device. Manifest version 3:
 
     format        "ppexport-artifact"
-    version       2
-    backend       "onnx"
+    version       3; version 2, which lacks `engine`, is read as well
+    backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml"
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          "pp_atd_light" or "atd_light"
     options       Pure-Pass options: colors, window, csmf, compensation (empty for atd_light)
     scale         2, 3 or 4
     size          [h, w] of the LR input, before padding
-    precision     "fp32"
+    precision     "fp32", or "fp16": half precision written into the graph by casts; "w8": of a Core ML package, fp16
+                  with weights of 8 bits
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
-                  arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23
+                  arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
+                  the portable one with heads padded to 16 channels
     capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
                   are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
                   (1, 1, H', W') of the padded size, 1 = pure; "none": atd_light has none
     tokens        n, the pixels of the padded input
-    files         {plain file name: sha256}; the first is the model
+    files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole
     weights       {"file": name, "sha256": of the weights file}
     card_sha256   hash of the effective model card
     licence       of the weights
     created       UTC, ISO 8601
     versions      {package: version} that made it
+    engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/facts.py`); of an ONNX
+                  file meant for TensorRT: {"activation_bytes": what a run takes, estimated}; of a Core ML package:
+                  {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; else empty
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -38,7 +44,8 @@ from ppexport.errors import ArtifactError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
 FORMAT = "ppexport-artifact"
-VERSION = 2
+VERSION = 3
+READABLE = (2, 3)
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
@@ -47,7 +54,9 @@ KNOWN: tuple[tuple[set[str], str], ...] = (
     (set(), "atd_light"),
 )
 """The options that each architecture has."""
-FLAVOURS = ("portable", "ort")
+ONNX_FLAVOURS = ("portable", "ort")
+"""Flavours that are made for ONNX Runtime."""
+FLAVOURS = (*ONNX_FLAVOURS, "tensorrt")
 MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
 """Where each architecture's mask may come from."""
 GROUP = 128
@@ -80,6 +89,7 @@ class Manifest:
     licence: str
     created: str
     versions: dict[str, str] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
 
     @property
     def needs_host_mask(self) -> bool:
@@ -137,8 +147,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise ArtifactError(f"{where} is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
-    if data.get("version") != VERSION:
+    if data.get("version") not in READABLE:
         raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
+    if data["version"] < VERSION:
+        data["engine"] = {}
     known = {f.name: str(f.type) for f in fields(Manifest)}
     for name, kind in known.items():
         if name not in data or not _is(data[name], kind):
@@ -165,6 +177,21 @@ def parse_manifest(text: str, where: str) -> Manifest:
     return manifest
 
 
+def sha256_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: of the names in it and the hashes of what they name.
+
+    Raises ArtifactError for a folder that holds anything but files and folders.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    listed = hashlib.sha256()
+    for entry in sorted(path.iterdir()):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise ArtifactError(f"{entry} is not a plain file")
+        listed.update(f"{entry.name}\0{sha256_path(entry)}\n".encode())
+    return listed.hexdigest()
+
+
 def read_artifact(path: Path) -> Artifact:
     """Open the artefact folder *path* and check every file against its hash. Raises ArtifactError."""
     path = Path(path)
@@ -178,9 +205,9 @@ def read_artifact(path: Path) -> Artifact:
     manifest = parse_manifest(text, str(source))
     for name, expected in manifest.files.items():
         file = path / name
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
             raise ArtifactError(f"{path} is not complete: {name} is missing or is not a plain file")
-        if sha256_file(file) != expected:
+        if sha256_path(file) != expected:
             raise ArtifactError(
                 f"{file} does not match its hash in {MANIFEST}: it was changed or damaged, export again"
             )

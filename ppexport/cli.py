@@ -16,7 +16,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, upscale
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -24,6 +24,7 @@ EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
 """What the `export` extra brings and a device may lack."""
 COMMANDS: dict[str, ModuleType] = {
     "export": export,
+    "build": build,
     "parity": parity,
     "upscale": upscale,
     "evaluate": evaluate,

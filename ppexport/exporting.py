@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import operator
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from ppexport.artifact import FLAVOURS, GROUP, MANIFEST, MASKS, Manifest, parse_manifest, write_manifest
+from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
+from ppexport.backends.coreml.build import Options, build_for_coreml
 from ppexport.backends.onnx.build import Shape, Step, build
+from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
 from ppexport.cards import Card
-from ppexport.errors import ArtifactError, InputError
-from ppexport.files import sha256_file
+from ppexport.errors import InputError
+from ppexport.folders import artifact_target, new_folder
 from ppexport.mask import padded_tokens
 from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
 from ppexport.twin.build import StaticTwin, make_twin
 
-BACKENDS = ("onnx",)
-PRECISIONS = ("fp32",)
-SET_STEPS = 32
-"""Steps of a capacity set: of ATD-light's multiply-adds a step is 0.7 %, and on one symbolic axis it costs nothing."""
-PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "numpy")
+BACKENDS = ("onnx", "tensorrt", "coreml")
+PRECISIONS = ("fp32", "fp16")
+SET_STEPS = {"onnx": 32, "tensorrt": 4, "coreml": 4}
+"""Steps of a capacity set. Of ATD-light's multiply-adds a step of 32 is 0.7 %, and on one symbolic axis it costs
+nothing; in a TensorRT engine every step is a profile, which is built, stored and loaded like an engine of its own, and
+in a Core ML package a function."""
+PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "numpy")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -46,29 +48,13 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
-def check_target(out: Path) -> None:
-    """Raise InputError unless *out* is new, empty or an older artefact, and can be written."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"{out} exists and is not a folder")
-    if out.is_dir() and any(out.iterdir()):
-        try:
-            manifest = parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
-        except (OSError, UnicodeDecodeError, ArtifactError):
-            raise InputError(f"{out} is not empty and holds no artefact: name another folder") from None
-        foreign = sorted({p.name for p in out.iterdir()} - {MANIFEST, *manifest.files})
-        if foreign:
-            raise InputError(f"{out} holds {foreign[0]}, which no export wrote: move it away or name another folder")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder")
-
-
 def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
     """Raise InputError unless *value* is one of *known*."""
     if value not in known:
         raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
 
 
-def capacity_set(size: tuple[int, int], steps: int = SET_STEPS) -> list[int]:
+def capacity_set(size: tuple[int, int], steps: int = SET_STEPS["onnx"]) -> list[int]:
     """At most *steps* even capacities for LR images of *size* (h, w), the last one full."""
     tokens = padded_tokens(size)
     return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
@@ -92,13 +78,31 @@ def choose_shape(
     return Shape(tuple(chosen), mask)
 
 
+def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads: bool) -> str:
+    """The flavour of the graph to make. Raises InputError for an impossible wish."""
+    check_choice("backend", backend, BACKENDS)
+    if backend == "coreml":
+        if flavour not in (None, "portable"):
+            raise InputError("flavours are for --backend onnx: leave it out")
+        return "portable"
+    check_choice("precision", precision, PRECISIONS)
+    if backend == "tensorrt":
+        if flavour not in (None, "tensorrt"):
+            raise InputError("flavours are for --backend onnx: leave it out, and say --no-pad-heads for plain heads")
+        return "tensorrt" if pad_heads else "portable"
+    if precision != "fp32":
+        raise InputError(f"{precision} is for --backend tensorrt; ONNX Runtime on a CPU computes fp32 anyway")
+    check_choice("flavour", flavour or "portable", ONNX_FLAVOURS)
+    return flavour or "portable"
+
+
 def describe(
-    twin: StaticTwin, card: Card, backend: str, precision: str, shape: Shape, files: dict[str, str]
+    twin: StaticTwin, card: Card, precision: str, shape: Shape, files: dict[str, str], engine: dict[str, Any]
 ) -> Manifest:
-    """The manifest of an artefact made from *twin*."""
+    """The manifest of an artefact made from *twin*: an ONNX file, or a Core ML package."""
     assert card.weights is not None
     return Manifest(
-        backend=backend,
+        backend="coreml" if "interface" in engine else "onnx",
         name=card.name,
         arch=card.arch,
         options=card.options.model_dump() if card.options else {},
@@ -115,23 +119,8 @@ def describe(
         licence=card.licence,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=package_versions(),
+        engine=engine,
     )
-
-
-def replace_folder(new: Path, out: Path) -> None:
-    """Put the finished folder *new* in the place of *out*; an older artefact there goes only when *new* is in place."""
-    if not out.exists():
-        os.rename(new, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    os.rename(out, old / out.name)
-    try:
-        os.rename(new, out)
-    except OSError:
-        os.rename(old / out.name, out)
-        old.rmdir()
-        raise
-    shutil.rmtree(old)
 
 
 def export(
@@ -143,42 +132,48 @@ def export(
     precision: str = "fp32",
     capacities: Sequence[int] | None = None,
     mask: str | None = None,
-    flavour: str = "portable",
+    flavour: str | None = None,
+    pad_heads: bool = True,
+    target: str = Options.target,
+    interface: str = Options.interface,
     keep: str | Path | None = None,
     step: Step = lambda stage: None,
 ) -> Path:
     """Export *network* for LR images of *size* (h, w), before padding, into the artefact folder *out*.
 
-    *backend* is "onnx", *precision* "fp32". *capacities* None is full capacity, exact for every image; several,
-    ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the runner takes the smallest that
-    holds an image. Beyond the largest, surplus tokens are treated as pure. *mask* "graph" (the default) computes the
-    Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or
-    newer. *keep* receives intermediate graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError
-    or ExportError; *out* is then as it was.
+    *backend* is "onnx", or "tensorrt": ONNX as well, from which `ppexport build` makes an engine, with *precision*
+    "fp32" or "fp16", and heads padded to 16 channels unless *pad_heads* is False. *capacities* None is full capacity,
+    exact for every image; several, ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the
+    runner takes the smallest that holds an image. Beyond the largest, surplus tokens are treated as pure. *mask*
+    "graph" (the default) computes the Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" is for
+    ONNX Runtime on a CPU, 1.23 or newer, else "portable". *backend* "coreml" is a package for *target* "iOS16" to
+    "iOS18", with *precision* "fp32", "fp16" or "w8", whose *interface* is of "tensor"s or "image"s. *keep*
+    receives intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
+    ExportError; *out* is then as it was.
     """
-    check_choice("backend", backend, BACKENDS)
-    check_choice("precision", precision, PRECISIONS)
-    check_choice("flavour", flavour, FLAVOURS)
+    flavour = choose_flavour(backend, precision, flavour, pad_heads)
     height, width = (operator.index(side) for side in size)
-    out = Path(os.path.abspath(out))
-    if out == Path.cwd():
-        raise InputError("the artefact folder cannot be the current folder: name a new one")
+    out = artifact_target(out)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
-    check_target(out)
     card = card_of(network)
     shape = choose_shape(network, (height, width), capacities, mask)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
     twin = make_twin(network, (height, width), shape.capacities[-1], flavour)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = work / "artifact"
-        folder.mkdir()
-        name = build(twin, card, folder, shape, Path(keep) if keep else None, step)
-        write_manifest(folder, describe(twin, card, backend, precision, shape, {name: sha256_file(folder / name)}))
-        replace_folder(folder, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    kept = Path(keep) if keep else None
+    with new_folder(out) as folder:
+        engine: dict[str, Any] = {}
+        if backend == "tensorrt":
+            name = build_for_tensorrt(twin, card, folder, shape, kept, step, precision)
+            engine = {"activation_bytes": activation_bytes(folder / name, shape)}
+        elif backend == "coreml":
+            options = Options(precision, target, interface, shape.mask)
+            name = build_for_coreml(twin, card, folder, shape.capacities, options, step)
+            engine = {"target": target, "interface": interface}
+        else:
+            name = build(twin, card, folder, shape, kept, step)
+        files = {name: sha256_path(folder / name)}
+        write_manifest(folder, describe(twin, card, precision, shape, files, engine))
     return out

@@ -9,15 +9,25 @@ from ppexport.backends.base import Runner
 from ppexport.errors import ArtifactError
 
 
-def open_artifact(path: str | Path, *, threads: int | None = None) -> Runner:
+def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool = False) -> Runner:
     """A runner for the artefact folder *path*, called with float32 (1, 3, h, w) in [0, 1].
 
     It returns `(sr, impure_tokens, capacity)`, sr float32 and not clipped. *threads* None lets the runtime choose.
-    Raises ArtifactError where the folder is damaged, UnavailableError where its runtime is not installed.
+    Loading a TensorRT engine runs the code in it: one that this user did not build takes *trust*.
+    Raises ArtifactError where the folder is damaged, or holds an engine of another machine, UnavailableError where its
+    runtime or GPU is missing, InputError for an engine that is not trusted.
     """
     artifact = read_artifact(Path(path))
     if artifact.manifest.backend == "onnx":
         from ppexport.backends.onnx.runner import OnnxRunner
 
         return OnnxRunner(artifact, threads)
+    if artifact.manifest.backend == "tensorrt":
+        from ppexport.backends.tensorrt.runner import TensorRTRunner
+
+        return TensorRTRunner(artifact, trust)
+    if artifact.manifest.backend == "coreml":
+        from ppexport.backends.coreml.runner import CoreMLRunner
+
+        return CoreMLRunner(artifact)
     raise ArtifactError(f"{path} is for backend {artifact.manifest.backend!r}, which this ppexport cannot run")

@@ -28,7 +28,7 @@ from peers.cache import Cache
 from peers.candidate import Candidate
 from peers.child import in_child, peak_bytes
 from peers.figures import Interval, median_interval, round_ratios, spread
-from peers.in_onnxruntime import FixedCapacity, OurArtifact, PlainOnnx
+from peers.in_onnxruntime import FixedCapacity, OurArtifact, PlainOnnx, Repeated
 from peers.in_openvino import OpenVino
 from peers.in_torch import Source
 from peers.lineup import KEYS, check_keys, slots_for
@@ -42,7 +42,7 @@ from peers.result import Comparison
 from peers.saving import saving
 from places import insert
 
-from ppexport.artifact import FLAVOURS, read_artifact
+from ppexport.artifact import ONNX_FLAVOURS, read_artifact
 from ppexport.commands.options import parse_size
 from ppexport.errors import ExportError, InputError, PpexportError, UnavailableError
 from ppexport.metrics import psnr
@@ -374,11 +374,11 @@ def test_time_and_memory_by_size(monkeypatch, tmp_path):
     sides = [(16, 16), (32, 32), (64, 64)]
     pictures = [np.zeros((1, 3, *side), np.float32) for side in sides]
     rows = sizes.measure_sizes(tmp_path, MODEL, sides, pictures, 1, 3, 60, silent, silent)
-    assert [row.failure is None for row in rows] == [True] * 2 * len(FLAVOURS) + [False] * len(FLAVOURS)
+    assert [row.failure is None for row in rows] == [True] * 2 * len(ONNX_FLAVOURS) + [False] * len(ONNX_FLAVOURS)
     text = sizes.sizes_table(rows).markdown()
-    assert f"| {FLAVOURS[0]}, 16x16 | 256 | 256 to 256 | 1000.0 | 1.00 (1.00 to 1.00) | 2 |" in text
-    assert f"| {FLAVOURS[0]}, 64x64 | export: needs more than is free |  |  |  |  |" in text
-    second = rows[len(FLAVOURS)]
+    assert f"| {ONNX_FLAVOURS[0]}, 16x16 | 256 | 256 to 256 | 1000.0 | 1.00 (1.00 to 1.00) | 2 |" in text
+    assert f"| {ONNX_FLAVOURS[0]}, 64x64 | export: needs more than is free |  |  |  |  |" in text
+    second = rows[len(ONNX_FLAVOURS)]
     assert second.relative.middle == pytest.approx(1.1)
     assert second.to_dict()["us_per_pixel"] == pytest.approx(1100)
     assert rows[-1].to_dict()["failure"] == "export: needs more than is free"
@@ -386,7 +386,7 @@ def test_time_and_memory_by_size(monkeypatch, tmp_path):
 
 def test_a_small_picture_runs_several_times(artifact, monkeypatch):
     taken = iter([1.0, 2.0, 3.0])
-    candidate = sizes.Repeated("small", LR, artifact, 1, 3)
+    candidate = Repeated("small", LR, artifact, 1, 3)
     monkeypatch.setattr(OurArtifact, "time", lambda self: next(taken))
     assert candidate.time() == 2.0
 
@@ -397,7 +397,7 @@ def test_a_small_picture_runs_several_times(artifact, monkeypatch):
 @pytest.fixture
 def result(artifact):
     """A comparison of candidates that never ran."""
-    flavour = FLAVOURS[0]
+    flavour = ONNX_FLAVOURS[0]
     auto, fixed = (OurArtifact(f"{flavour}-auto-pure", "auto", LR, artifact, 1, None) for _ in range(2))
     auto = type("Auto", (OurArtifact,), {"time": lambda self: 0.9})(
         f"{flavour}-auto-pure", "auto", LR, artifact, 1, None
@@ -434,7 +434,7 @@ def test_tables_say_what_was_measured(result):
     assert peers.rows[1][3] == "4.50 (4.50 to 4.50)"
     assert peers.rows[2][:2] == ["the openvino-plain", "not installed"]
     assert [row[0] for row in capacities.rows][1] == "512 slots"
-    assert pure_pass.rows[0][:3] == [FLAVOURS[0], "40.00 %", "640"]
+    assert pure_pass.rows[0][:3] == [ONNX_FLAVOURS[0], "40.00 %", "640"]
     assert pure_pass.rows[0][3] == "10.0 % (10.0 to 10.0)"
     assert all(len(row) == len(table.columns) for table in (peers, capacities, pure_pass) for row in table.rows)
 
@@ -446,7 +446,7 @@ def test_json_holds_every_time(result):
     plain = data["heats"]["peers"]["candidates"]["plain"]
     assert np.shape(plain["seconds"]) == (4, 2)
     assert plain["peak_bytes"] == 10**7
-    assert data["heats"][FLAVOURS[0]]["baseline"] == f"{FLAVOURS[0]}-dense"
+    assert data["heats"][ONNX_FLAVOURS[0]]["baseline"] == f"{ONNX_FLAVOURS[0]}-dense"
     assert data["pure_pass"][0]["realised"]["middle"] == pytest.approx(1.25)
 
 

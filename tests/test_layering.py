@@ -18,9 +18,14 @@ DEVICE_FILES = [
     "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py",
     "pipeline.py", "opening.py",
     "backends/__init__.py", "backends/base.py", "backends/onnx/__init__.py", "backends/onnx/session.py",
-    "backends/onnx/runner.py",
+    "backends/onnx/runner.py", "folders.py",
+    *(f"backends/tensorrt/{name}.py" for name in (
+        "__init__", "cuda", "engine_artifact", "engine_builder", "facts", "parser_report", "runner", "session", "trust",
+        "remote", "remote_collect", "remote_output", "trtexec",
+    )),
+    *(f"devices/{path.name}" for path in sorted((ROOT / "devices").glob("*.py"))),
 ]  # fmt: skip
-ROOMS = ["cards", "networks", "twin", "backends", "parity"]
+ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity"]
 """In the order of the way through the house."""
 
 

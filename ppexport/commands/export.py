@@ -29,9 +29,9 @@ EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
 def export(
     model: Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artefact folder to make")] = Path("artifact"),
-    backend: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    backend: Annotated[str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), or coreml")] = "onnx",
     size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
-    precision: Annotated[str, typer.Option(help="fp32")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; for tensorrt and coreml also fp16; for coreml w8")] = "fp32",
     capacity: Annotated[
         str, typer.Option(help="slots of category attention: full, set (chosen for every image), or 1024,2048,...")
     ] = "full",
@@ -39,8 +39,13 @@ def export(
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
     flavour: Annotated[
-        str, typer.Option(help="portable, or ort: for ONNX Runtime 1.23 or newer on a CPU")
-    ] = "portable",
+        str | None, typer.Option(help="portable (the default), or ort: for ONNX Runtime 1.23 or newer on a CPU")
+    ] = None,
+    pad_heads: Annotated[
+        bool, typer.Option("--pad-heads/--no-pad-heads", help="for tensorrt: attention heads of 16 channels, not 12")
+    ] = True,
+    target: Annotated[str, typer.Option(help="for coreml: iOS16, iOS17 or iOS18")] = "iOS18",
+    interface: Annotated[str, typer.Option(help="for coreml: tensor, or image for an app's pictures")] = "tensor",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -75,14 +80,17 @@ def export(
             size=pixels,
             out=out,
             precision=precision,
-            capacities=parse_capacities(capacity, pixels),
+            capacities=parse_capacities(capacity, pixels, backend),
             mask=mask,
             flavour=flavour,
+            pad_heads=pad_heads,
+            target=target,
+            interface=interface,
             keep=keep,
             step=step,
         )
     artifact = read_artifact(out)
-    folder_bytes = sum(f.stat().st_size for f in out.iterdir())
+    folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
     m = artifact.manifest
     slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"

@@ -27,6 +27,9 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", callback=check_json, help="write the result as JSON; - is stdout"),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="load a TensorRT engine that this user did not build: engines hold code")
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")
@@ -40,14 +43,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_capacities(text: str, size: tuple[int, int]) -> list[int] | None:
+def parse_capacities(text: str, size: tuple[int, int], backend: str = "onnx") -> list[int] | None:
     """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity."""
-    from ppexport.exporting import capacity_set
+    from ppexport.exporting import SET_STEPS, capacity_set
 
     if text == "full":
         return None
     if text == "set":
-        return capacity_set(size)
+        return capacity_set(size, SET_STEPS.get(backend, SET_STEPS["onnx"]))
     if not CAPACITIES.fullmatch(text):
         raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")
     return [int(number) for number in text.split(",")]

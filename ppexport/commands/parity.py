@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppexport.commands.options import ArtifactFolder, Checkpoint, Json
+from ppexport.commands.options import ArtifactFolder, Checkpoint, Json, Trust
 from ppexport.console import decibel, emit_json, people, progress_bars, table
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
@@ -40,6 +40,7 @@ def parity(
     ] = None,
     checkpoint: Checkpoint = None,
     against: Annotated[Path | None, typer.Option(help="compare with this saved run instead; needs no torch")] = None,
+    trust: Trust = False,
     json: Json = None,
 ) -> None:
     """Prove that network, static twin and artefact compute the same picture."""
@@ -50,7 +51,7 @@ def parity(
         raise InputError(
             "--against compares with a saved run and writes into its folder: leave --out and --checkpoint out"
         )
-    runner = open_artifact(artifact)
+    runner = open_artifact(artifact, trust=trust)
     with progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppexport.commands.options import ArtifactFolder, Json, MaxPixels
+from ppexport.commands.options import ArtifactFolder, Json, MaxPixels, Trust
 from ppexport.console import emit_json, fail, people, percent, progress_bar
 from ppexport.errors import EXIT_GATE_FAILED
 from ppexport.images import MAX_PIXELS
@@ -21,6 +21,7 @@ def upscale(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="the picture to write: .png, .jpg or .webp")],
     max_pixels: MaxPixels = MAX_PIXELS,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of the runtime; its choice if left out")] = None,
+    trust: Trust = False,
     json: Json = None,
 ) -> None:
     """Super-resolve a picture, in blended tiles of the artefact's size.
@@ -31,7 +32,7 @@ def upscale(
     from ppexport.opening import open_artifact
     from ppexport.upscale import upscale_file
 
-    runner = open_artifact(artifact, threads=threads)
+    runner = open_artifact(artifact, threads=threads, trust=trust)
     with progress_bar("tiles") as progress:
         report = upscale_file(runner, source, target, max_pixels=max_pixels, progress=progress)
     tiles = len(report.tiles)

@@ -1,4 +1,9 @@
-"""The artefact's column of a parity run: the picture from the shipped file, the routing from a debug copy of it."""
+"""The artefact's column of a parity run.
+
+Of an fp32 ONNX artefact the picture comes from the shipped file and the routing from a debug copy of it; of one in fp16
+both come from a debug copy that rounds to fp16, since ONNX Runtime's CPU kernels would compute it in fp32. An engine
+cannot be opened: its column is the picture and the number of impure tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared, Runner
-from ppexport.errors import ArtifactError
+from ppexport.backends.base import Prepared, Result, Runner
 from ppexport.mask import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput
@@ -19,18 +23,19 @@ class ArtifactColumn:
 
     def __init__(self, runner: Runner) -> None:
         from ppexport.backends.onnx.debug import DebugModel
+        from ppexport.backends.onnx.rounding import RoundedModel
 
-        if runner.artifact.manifest.backend != "onnx":
-            raise ArtifactError(f"parity cannot look into a {runner.artifact.manifest.backend} artefact")
         self.runner, self.manifest = runner, runner.artifact.manifest
-        self.name = f"{self.manifest.backend}-{self.manifest.precision}"
-        self.debug = DebugModel(runner.artifact.model_file)
+        self.name = f"onnx-{self.manifest.precision}"
+        self.rounds = self.manifest.precision == "fp16"
+        self.debug = (RoundedModel if self.rounds else DebugModel)(runner.artifact.model_file)
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
-        """The column's entry for *item*; with injected *categories* the picture is the debug copy's."""
+        """The column's entry for *item*; with injected *categories*, or in fp16, the picture is the debug copy's."""
         prepared = self.runner.prepare(item.lr)
         inside = self.debug.run(self._inputs(prepared), None if categories is None else categories.astype(np.int64))
-        result = self.runner.run(prepared)
+        rounded = Result(inside.sr, inside.impure_tokens, prepared.capacity)
+        result = rounded if self.rounds else self.runner.run(prepared)
         pure, labels = inside.pure, inside.labels
         if self.manifest.mask == "input":
             # The graph is given the mask, so labels and mask are the host's.
@@ -56,3 +61,22 @@ class ArtifactColumn:
         from ppexport.backends.onnx.runner import feeds
 
         return feeds(self.manifest, prepared)
+
+
+class EngineColumn:
+    """An opened engine."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.name = f"{runner.artifact.manifest.backend}-{runner.artifact.manifest.precision}"
+
+    def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
+        """The column's entry for *item*."""
+        assert categories is None, "categories cannot be injected into an engine"
+        result = self.runner(item.lr)
+        return Sample(sr=result.sr, impure=result.impure_tokens, capacity=result.capacity)
+
+
+def artifact_column(runner: Runner) -> ArtifactColumn | EngineColumn:
+    """The column of whatever *runner* runs."""
+    return ArtifactColumn(runner) if runner.artifact.manifest.backend == "onnx" else EngineColumn(runner)

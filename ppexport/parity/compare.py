@@ -18,6 +18,9 @@ from ppexport.picture import to_uint8
 
 NEAR_TIE = 1e-6
 """Two categories closer than this may fall either way in fp32."""
+HALF_TIE = 1e-3
+"""The same in fp16, whose roundings reach the similarities through the tokens. Measured for the bundled x2 at 32x32, on
+all inputs: of the flips that no earlier flip explains, the surest led by 2.1e-4."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,15 @@ class Gate:
     """Largest absolute error."""
     task_change: float = math.inf
     """Largest change of the mean PSNR-Y against ground truth, in dB."""
+    near_tie: float = NEAR_TIE
+    """Two categories closer than this may fall either way."""
 
 
 TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
-ARTIFACT_GATES = {"fp32": Gate(psnr=90.0, task_change=0.001)}
+ARTIFACT_GATES = {
+    "fp32": Gate(psnr=90.0, task_change=0.001),
+    "fp16": Gate(psnr=55.0, task_change=0.02, near_tie=HALF_TIE),
+}
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,12 @@ def _judge_flips(
     largest = float(reference.gaps[:, impure][unexplained].max()) if unexplained.any() else 0.0
     row.injected = measure(reference.sr, again.sr)
     row.injected_sr = again.sr
-    row.passed = largest < NEAR_TIE and row.injected.within(gate)
+    row.passed = largest < gate.near_tie and row.injected.within(gate)
     if row.passed:
         row.reason = (
-            f"{int(unexplained.sum())} near ties (gap below {NEAR_TIE:g}) regrouped tokens; equal once injected"
+            f"{int(unexplained.sum())} near ties (gap below {gate.near_tie:g}) regrouped tokens; equal once injected"
         )
-    elif largest >= NEAR_TIE:
+    elif largest >= gate.near_tie:
         row.reason = f"a category flipped although the reference was sure of it by {largest:.1e}"
     else:
         row.reason = "the picture differs even with the reference's categories"

@@ -15,6 +15,7 @@ from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
 from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
 from ppexport.twin.ort_layers import RowLayer
+from ppexport.twin.padded_heads import PaddedLayer
 from ppexport.twin.pure_pass import StaticPurePass
 from ppexport.twin.routing import check_capacity
 from ppexport.twin.shared import BlockCut, Shared
@@ -23,7 +24,11 @@ MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
 
 
-FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": RowLayer}
+FLAVOURS: dict[str, type[StaticLayer]] = {
+    "portable": PortableLayer,
+    "ort": RowLayer,
+    "tensorrt": PaddedLayer,
+}
 """The layers that a twin is made of."""
 
 

@@ -21,7 +21,7 @@ from peers.pictures import busy_photo, pure_pixels, with_pure_share
 from peers.race import Outcome, Reference, race
 from peers.result import Comparison
 from peers.saving import saving
-from ppexport.artifact import FLAVOURS
+from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.cards import Card, find_card
 from ppexport.console import percent, progress_bar
 from ppexport.errors import InputError
@@ -101,7 +101,7 @@ def compare(wish: Wish, say: Say) -> Comparison:
         outcome = race(heats, pictures, wish.rounds, wish.seconds, say, progress)
     by_key = {candidate.key: candidate for candidate in candidates}
     macs_saved = cost(Source(wish.model, dense=False).load(), wish.size, mask).saving
-    savings = [saving(flavour, outcome, by_key, shares[0], macs_saved) for flavour in FLAVOURS]
+    savings = [saving(flavour, outcome, by_key, shares[0], macs_saved) for flavour in ONNX_FLAVOURS]
     return Comparison(
         model=card.name,
         scale=card.scale,

@@ -13,7 +13,7 @@ from peers.in_onnxruntime import FixedCapacity, OurArtifact, PlainOnnx
 from peers.in_openvino import OpenVino
 from peers.in_torch import Source, TorchCompiled, TorchEager
 from peers.race import BASELINE, Heat
-from ppexport.artifact import FLAVOURS, GROUP
+from ppexport.artifact import GROUP, ONNX_FLAVOURS
 from ppexport.backends.onnx.build import MODEL
 from ppexport.errors import InputError
 from ppexport.exporting import capacity_set
@@ -43,12 +43,12 @@ KEYS = (
     "torch-eager",
     "torch-pure-pass",
     "torch-compile",
-    *(f"{flavour}-{kind}" for flavour in FLAVOURS for kind in ("dense", "full")),
+    *(f"{flavour}-{kind}" for flavour in ONNX_FLAVOURS for kind in ("dense", "full")),
     "openvino-plain",
     "openvino-portable",
     BOUND,
-    *(set_key(flavour, share) for flavour in FLAVOURS for share in SHARES),
-    *(f"{flavour}-{kind}" for flavour in FLAVOURS for kind in ("auto-pure", "auto-busy")),
+    *(set_key(flavour, share) for flavour in ONNX_FLAVOURS for share in SHARES),
+    *(f"{flavour}-{kind}" for flavour in ONNX_FLAVOURS for kind in ("auto-pure", "auto-busy")),
 )
 """All candidates; `--only` and `--without` take these."""
 
@@ -139,7 +139,7 @@ class Lineup:
                 threads,
             ),
         }
-        for flavour in FLAVOURS:
+        for flavour in ONNX_FLAVOURS:
             makers[f"{flavour}-dense"] = full(f"ours, {flavour}: dense", flavour, dense=True)
             makers[f"{flavour}-full"] = full(f"ours, {flavour}: Pure-Pass, full capacity", flavour, dense=False)
             makers |= {set_key(flavour, share): fixed(flavour, share) for share in SHARES}
@@ -162,7 +162,7 @@ class Lineup:
                 for key in KEYS
                 if key.startswith(f"{flavour}-") and key not in (f"{flavour}-dense",) and key in wanted
             ]
-            for flavour in FLAVOURS
+            for flavour in ONNX_FLAVOURS
         }
         everyone = [key for key in KEYS[: KEYS.index(BOUND) + 1] if key in wanted]
         heats = [Heat(PEERS, tuple(make(key) for key in everyone))]

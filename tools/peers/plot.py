@@ -9,13 +9,13 @@ from typing import Any
 from peers.lineup import BOUND, PEERS
 from peers.report import milliseconds
 from peers.result import Comparison
-from ppexport.artifact import FLAVOURS
+from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.errors import UnavailableError
 from ppexport.files import atomic_path
 from ppexport.networks.macs import count_macs
 
 COLORS = {"ours": "#1f77b4", "plain": "#7f7f7f", "torch": "#d9822b", "openvino": "#6a51a3", BOUND: "#2ca02c"}
-FLAVOUR_COLORS = dict(zip(FLAVOURS, ("#6baed6", "#08519c"), strict=False))
+FLAVOUR_COLORS = dict(zip(ONNX_FLAVOURS, ("#6baed6", "#08519c"), strict=False))
 
 
 def require_matplotlib() -> None:
@@ -27,7 +27,7 @@ def require_matplotlib() -> None:
 def color_of(key: str) -> str:
     """The colour of a bar."""
     family = key.partition("-")[0]
-    return COLORS.get("ours" if family in FLAVOURS else family, "#333333")
+    return COLORS.get("ours" if family in ONNX_FLAVOURS else family, "#333333")
 
 
 def draw_bars(axes: Any, result: Comparison) -> None:
@@ -52,7 +52,7 @@ def draw_bars(axes: Any, result: Comparison) -> None:
 def draw_capacities(axes: Any, result: Comparison) -> None:
     """Time over slots, as a share of the dense artefact's, beside the multiply-adds."""
     scale, slots = result.scale, []
-    for flavour in FLAVOURS:
+    for flavour in ONNX_FLAVOURS:
         points = result.capacities(flavour)
         slots += [count for count, _ in points]
         intervals = [result.outcome.relative(flavour, key) for _, key in points]
@@ -87,7 +87,7 @@ def plot(result: Comparison, target: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    with_sets = any(result.capacities(flavour) for flavour in FLAVOURS)
+    with_sets = any(result.capacities(flavour) for flavour in ONNX_FLAVOURS)
     height = 1.6 + 0.36 * len(result.peers())
     figure = Figure(figsize=(14 if with_sets else 9, max(height, 4.5)), layout="constrained", facecolor="white")
     if with_sets:

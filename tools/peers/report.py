@@ -11,14 +11,15 @@ from places import insert, markers
 from peers.figures import Interval, Spread
 from peers.lineup import PEERS
 from peers.result import Comparison
-from ppexport.artifact import FLAVOURS
+from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.console import decibel, percent
 from ppexport.errors import InputError
 from ppexport.files import write_text
 
 RACE = "peers"
 SIZES = "peers sizes"
-"""Names of the two places in SPEED.md: <!-- NAME --> and <!-- /NAME -->."""
+FLOORS = "kernel floors"
+"""Names of the places in SPEED.md: <!-- NAME --> and <!-- /NAME -->."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def pure_pass_table(result: Comparison) -> Table:
 def tables(result: Comparison) -> list[Table]:
     """All tables of a comparison."""
     made = [heat_table(result, PEERS, result.peers(), "All programs", "plain ONNX")]
-    for flavour in FLAVOURS:
+    for flavour in ONNX_FLAVOURS:
         keys = list(result.outcome.times.get(flavour, {}))
         if keys:
             title = f"Capacities of flavour {flavour}; with too few slots the surplus counts as pure"
@@ -157,11 +158,12 @@ def markdown(result: Comparison, picture: str | None) -> str:
 
 def fresh(model: str) -> str:
     """A new SPEED.md."""
-    places = "\n\n".join("\n".join(markers(name)) for name in (RACE, SIZES))
+    places = "\n\n".join("\n".join(markers(name)) for name in (RACE, SIZES, FLOORS))
     return (
         f"# Speed of {model}\n\n"
         f"Written by `python tools/compare_peers.py {model} --write`, and the part on sizes by the same with "
-        f"`--scale-sizes`; everything between the comments is replaced.\n\n{places}\n"
+        f"`--scale-sizes`; the part on kernels by `python tools/kernel_floors.py {model} --write`; everything between "
+        f"the comments is replaced.\n\n{places}\n"
     )
 
 

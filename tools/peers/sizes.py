@@ -12,12 +12,12 @@ from peers.cache import Cache, Say
 from peers.candidate import Image
 from peers.child import free_bytes, in_child
 from peers.figures import Interval, spread
-from peers.in_onnxruntime import OurArtifact
+from peers.in_onnxruntime import Repeated
 from peers.in_torch import Source
 from peers.machine import Machine
 from peers.race import Heat, race
 from peers.report import Table, milliseconds, range_of, times
-from ppexport.artifact import FLAVOURS
+from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.errors import PpexportError
 
 SIZES = ((64, 64), (128, 128), (256, 256), (512, 512))
@@ -71,18 +71,6 @@ class SizeRow:
         return row
 
 
-class Repeated(OurArtifact):
-    """An artefact whose time is the mean of several runs, so that small pictures see longer stretches too."""
-
-    def __init__(self, key: str, lr: Image, folder: Path, threads: int, runs: int) -> None:
-        super().__init__(key, key, lr, folder, threads, None)
-        self.runs = runs
-
-    def time(self) -> float:
-        """Mean seconds of a run."""
-        return sum(super(Repeated, self).time() for _ in range(self.runs)) / self.runs
-
-
 def export_alone(folder: Path, model: str, flavour: str, size: tuple[int, int]) -> Path:
     """The full-capacity artefact of *flavour* for *size*, exported in a process of limited memory unless it is there.
 
@@ -129,16 +117,16 @@ def measure_sizes(
 
     Flavours take *seconds* in equal parts; in its part no further round begins after that.
     """
-    rows = [SizeRow(flavour, size) for size in sizes for flavour in FLAVOURS]
+    rows = [SizeRow(flavour, size) for size in sizes for flavour in ONNX_FLAVOURS]
     of = dict(zip(sizes, pictures, strict=True))
     largest = max(h * w for h, w in sizes)
     made = {id(row): prepare(row, folder, model, of[row.size], threads, largest, say) for row in rows}
-    for flavour in FLAVOURS:
+    for flavour in ONNX_FLAVOURS:
         running = [(row, c) for row in rows if row.flavour == flavour and (c := made[id(row)]) is not None]
         if not running:
             continue
         heat = Heat(flavour, tuple(c for _, c in running))
-        outcome = race([heat], [], rounds, seconds / len(FLAVOURS), say, progress)
+        outcome = race([heat], [], rounds, seconds / len(ONNX_FLAVOURS), say, progress)
         first = running[0][0]
         for row, candidate in running:
             row.rounds = outcome.times[flavour][candidate.key]

@@ -70,6 +70,10 @@ class DebugModel:
         if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{path}: its node names do not tell the layers, so it cannot be looked into")
 
+    def open(self, model: onnx.ModelProto) -> Any:
+        """A session of a debug copy."""
+        return make_frugal_session(model.SerializeToString(), self.where)
+
     def _with_outputs(self, kinds: Mapping[str, int]) -> onnx.ModelProto:
         """A copy of the model with further outputs, each of its element type."""
         copy = onnx.ModelProto()
@@ -126,7 +130,7 @@ class DebugModel:
         key = (copy.__name__, categories is not None)
         if key not in self.sessions:
             model = copy() if categories is None else self._inject(copy())
-            self.sessions[key] = make_frugal_session(model.SerializeToString(), self.where)
+            self.sessions[key] = self.open(model)
         if categories is None:
             return self.sessions[key], inputs
         return self.sessions[key], {**inputs, INJECTED: categories.astype(np.int64)}

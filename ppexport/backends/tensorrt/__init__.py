@@ -1,0 +1,1 @@
+"""TensorRT: builder, engine artefacts and their runner."""

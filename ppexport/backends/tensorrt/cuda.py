@@ -1,0 +1,106 @@
+"""The few functions of the CUDA runtime that running an engine takes, by ctypes: no torch, no cuda-python.
+
+Not tested on hardware: the machines of this project have no GPU. Tests run the session on a stand-in with the same
+methods. Everything that calls CUDA is in this file, so that the first run on a board has one place to look at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ppexport.errors import ArtifactError, UnavailableError
+
+NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so")
+TO_DEVICE, TO_HOST = 1, 2
+"""cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost."""
+RELAXED = 2
+"""cudaStreamCaptureModeRelaxed: other threads, which prepare the next image, may do as they like meanwhile."""
+NO_GPU = "this machine has no NVIDIA GPU that CUDA can use, and a TensorRT engine runs on nothing else"
+
+
+def _load() -> Any:
+    """The CUDA runtime library. Raises UnavailableError."""
+    found = ctypes.util.find_library("cudart")
+    for name in (*NAMES, found):
+        if name:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+    raise UnavailableError(f"{NO_GPU} (the CUDA runtime, libcudart, is not installed)")
+
+
+class Cuda:
+    """The CUDA runtime on the first GPU. Handles and device addresses are plain numbers."""
+
+    def __init__(self) -> None:
+        self._library = _load()
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+        count = ctypes.c_int()
+        if self._library.cudaGetDeviceCount(ctypes.byref(count)) != 0 or count.value < 1:
+            raise UnavailableError(NO_GPU)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Call a function; raises ArtifactError with CUDA's own words."""
+        code = getattr(self._library, name)(*arguments)
+        if code != 0:
+            text = self._library.cudaGetErrorString(code).decode(errors="replace")
+            raise ArtifactError(f"{name} failed: {text} (CUDA error {code})")
+
+    def _new(self, name: str, *arguments: Any) -> int:
+        """Call a function whose first argument receives a handle."""
+        handle = ctypes.c_void_p()
+        self._call(name, ctypes.byref(handle), *arguments)
+        return handle.value or 0
+
+    def device_array(self, size: int) -> int:
+        """The address of *size* new bytes on the GPU."""
+        return self._new("cudaMalloc", ctypes.c_size_t(size))
+
+    def host_array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A new array in pinned host memory, which is copied to and from without a detour. It lives to the end."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        address = self._new("cudaHostAlloc", ctypes.c_size_t(size), ctypes.c_uint(0))
+        raw = np.ctypeslib.as_array((ctypes.c_byte * size).from_address(address))
+        return raw.view(dtype).reshape(shape)
+
+    def stream(self) -> int:
+        """A new stream."""
+        return self._new("cudaStreamCreate")
+
+    def upload(self, target: int, source: NDArray[Any], stream: int) -> None:
+        """Copy the pinned *source* to the device address *target*, in *stream*."""
+        self._copy(target, source.ctypes.data, source.nbytes, TO_DEVICE, stream)
+
+    def download(self, target: NDArray[Any], source: int, stream: int) -> None:
+        """Copy from the device address *source* to the pinned *target*, in *stream*."""
+        self._copy(target.ctypes.data, source, target.nbytes, TO_HOST, stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        pointers = (ctypes.c_void_p(target), ctypes.c_void_p(source))
+        self._call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
+
+    def wait(self, stream: int) -> None:
+        """Return when *stream* has done everything."""
+        self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def begin_capture(self, stream: int) -> None:
+        """Record what is put into *stream* from now on instead of running it."""
+        self._call("cudaStreamBeginCapture", ctypes.c_void_p(stream), ctypes.c_int(RELAXED))
+
+    def end_capture(self, stream: int) -> int:
+        """The recorded work, as a graph that `launch` runs."""
+        graph = ctypes.c_void_p()
+        self._call("cudaStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+        executable = self._new("cudaGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
+        self._call("cudaGraphDestroy", graph)
+        return executable
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Put a recorded graph into *stream*."""
+        self._call("cudaGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))

@@ -1,0 +1,220 @@
+"""Builds an engine on a device, this machine or one behind ssh, in a job that outlives the connection.
+
+The job's folder is named after the model and the request. The same call again therefore finds it: it waits for a build
+that runs, collects one that is done, and starts one that failed anew. The folder is removed once the artefact is
+whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppexport.artifact import Artifact
+from ppexport.backends.tensorrt import engine_builder, trtexec
+from ppexport.backends.tensorrt.engine_artifact import engine_artifact
+from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
+from ppexport.backends.tensorrt.remote_collect import LIMITS, collect
+from ppexport.backends.tensorrt.remote_output import TAIL, BuildOutput
+from ppexport.devices import scripts
+from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
+from ppexport.devices.job import OUTPUT, Job, Pace, State, remove_jobs
+from ppexport.devices.transport import Transport
+from ppexport.devices.untrusted import printable
+from ppexport.errors import UnavailableError
+from ppexport.files import sha256_file, write_text
+
+BUILDER = "engine_builder.py"
+REQUEST = "request.json"
+FULL_KB = 1024
+"""With less room than this a build that ended without a word is taken for one whose disk was full."""
+NO_SPACE = "No space left on device"
+PROBE_SECONDS = 120
+"""Importing TensorRT from a memory card takes a while."""
+PROBE = (
+    scripts.PRELUDE
+    + r"""
+python=$1
+shift
+if command -v "$python" > /dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))'; then
+    for module in "$@"; do
+        if "$python" -c 'import importlib, sys; importlib.import_module(sys.argv[1]).Builder' "$module" \
+            > /dev/null 2>&1; then
+            echo python; exit 0
+        fi
+    done
+fi
+PATH=$PATH:/usr/src/tensorrt/bin
+if command -v trtexec > /dev/null; then echo trtexec; else echo none; fi
+"""
+)
+"""How the device can build: `python`, `trtexec` or `none`. `$1` is its Python, `$2`… the modules that would do."""
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Who is told what happens."""
+
+    notice: Callable[[str], object]
+    """Gets sentences and lines of logs."""
+    stage: Callable[[str], object]
+    """Gets what is being done now, many times a second."""
+
+
+def job_prefix(request: dict[str, Any]) -> str:
+    """What the names of all jobs of a model begin with."""
+    return f"build-{request['onnx_sha256'][:16]}-"
+
+
+def job_name(request: dict[str, Any]) -> str:
+    """The job folder of *request* with this version of the builder."""
+    text = json.dumps(request, sort_keys=True) + sha256_file(Path(engine_builder.__file__))
+    return job_prefix(request) + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def clean(transport: Transport, request: dict[str, Any]) -> list[str]:
+    """Stop and remove every build of the request's model on the device; returns what was done."""
+    return remove_jobs(transport, job_prefix(request))
+
+
+class RemoteBuild:
+    """The build of one request on one device."""
+
+    def __init__(
+        self, transport: Transport, source: Artifact, request: dict[str, Any], telling: Telling,
+        pace: Pace | None = None,
+    ) -> None:  # fmt: skip
+        self.source = source
+        self.request = request
+        self.telling = telling
+        self.transport = transport
+        self.job = Job(transport, job_name(request), pace, telling.notice)
+        self.running = False
+        """Whether something goes on, on the device, when this program ends now."""
+
+    def run(self, out: Path, timeout: float | None = None) -> Path:
+        """Build, or go on with an earlier build, and make the engine artefact *out*; returns it.
+
+        Raises BuildFailed after telling the log, whose whole is then in the file `OUT-build.log`; UnavailableError
+        for a device without TensorRT; DeviceError, among them StillRunning after *timeout* seconds.
+        """
+        self.telling.stage(f"asking {self.transport.name}")
+        state = self.job.state()
+        try:
+            return self._go_on(state, out, timeout)
+        except ConnectionLost as error:
+            goes_on = "the build goes on there: " if self.running else ""
+            again = f"{goes_on}run the same command again to {'collect it' if self.running else 'go on'}"
+            raise ConnectionLost(f"{error}; {again}") from None
+
+    def _go_on(self, state: State, out: Path, timeout: float | None) -> Path:
+        """The rest of `run`, from *state* on."""
+        if state.failed:
+            self.telling.notice(f"the last build on {self.transport.name} failed, its log ends with:")
+            self._tell(self._log(out))
+            self.telling.notice("starting it again")
+        if state.kind == "running":
+            self.telling.notice(f"a build of this model runs on {self.transport.name}: waiting for it")
+        elif not state.succeeded:
+            self._start()
+        self.running = True
+        output, state = self._follow(timeout)
+        self.running = False
+        if not state.succeeded:
+            raise self._failure(output, state, out)
+        return self._finish(out)
+
+    def _start(self) -> None:
+        self.telling.stage(f"looking for TensorRT on {self.transport.name}")
+        tool = self.transport.checked(PROBE, (self.transport.python, *engine_builder.RUNTIMES), PROBE_SECONDS)
+        outputs = ("engine", "log", "device", "result")
+        self.job.discard([*(self.request[part] for part in outputs), trtexec.ARGUMENTS, trtexec.LAYERS])
+        with tempfile.TemporaryDirectory() as folder:
+            request = Path(folder) / REQUEST
+            write_text(request, json.dumps(self.request, indent=2) + "\n")
+            if tool.strip() == b"python":
+                files = {REQUEST: request, BUILDER: Path(engine_builder.__file__)}
+                command = [self.transport.python, "-u", BUILDER, REQUEST]
+            elif tool.strip() == b"trtexec":
+                arguments = Path(folder) / trtexec.ARGUMENTS
+                write_text(arguments, "\n".join(trtexec.arguments(self.request)) + "\n")
+                files, command = {trtexec.ARGUMENTS: arguments}, trtexec.command(self.request)
+            else:
+                raise UnavailableError(
+                    f"{self.transport.name} has no TensorRT: neither its {self.transport.python} imports one, nor is "
+                    "there a trtexec; on a Jetson it comes with JetPack"
+                )
+            model = self.source.model_file
+            for name, file in {**files, self.request["onnx"]: model}.items():
+                self.telling.stage(f"sending {name}")
+                self.job.put(file, name)
+        self.telling.stage("starting")
+        # From here on: the job may run even if the answer gets lost.
+        self.running = True
+        self.job.start(command)
+
+    def _follow(self, timeout: float | None) -> tuple[BuildOutput, State]:
+        self.telling.stage("building")
+        output = BuildOutput(lambda doing: self.telling.stage(f"building: {doing}"))
+        state = self.job.follow(output.feed, timeout)
+        output.finish()
+        return output, state
+
+    def _finish(self, out: Path) -> Path:
+        self.telling.stage("collecting")
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
+            try:
+                collect(self.job, self.request, Path(folder))
+            except BuildFailed:
+                self._tell(self._log(out))
+                raise
+            made = engine_artifact(self.source.path, Path(folder), out)
+        try:
+            self.job.remove()
+        except DeviceError as error:
+            self.telling.notice(f"the artefact is whole, but its folder on the device is left, see --clean: {error}")
+        return made
+
+    def _log(self, out: Path) -> list[str]:
+        """The lines of the job's log, all of which go into the file `OUT-build.log`; empty where there is none."""
+        target = out.with_name(out.name + "-build.log")
+        for name in (OUTPUT,) if self.job.has(trtexec.ARGUMENTS) else (self.request["log"], OUTPUT):
+            if self.job.has(name):
+                self.job.get(name, target, LIMITS["log"])
+                text = printable(target.read_bytes())
+                write_text(target, text)
+                if text.strip():
+                    self.telling.notice(f"the whole log is in {target}")
+                    return text.rstrip().splitlines()
+        return []
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines[-TAIL:]:
+            self.telling.notice(f"    {line[:1000]}")
+
+    def _failure(self, output: BuildOutput, state: State, out: Path) -> Exception:
+        """The error of a build that ended badly, after its log was told."""
+        name = self.transport.name
+        if output.failure is None or output.failure["kind"] != "no-tensorrt":
+            self._tell(self._log(out))
+        full = DiskFullError(f"the disk of {name} is full: make room there, then run the same command again")
+        if output.failure is not None:
+            return full if NO_SPACE in output.failure["message"] else failure(output.failure)
+        if any(NO_SPACE in line for line in output.tail):
+            return full
+        said = trtexec.read_log("\n".join(output.tail)).errors
+        if state.kind == "exited" and said:
+            return BuildFailed(f"trtexec on {name} built no engine: {said[0]}")
+        free = self.transport.describe().get("free_kb", "")
+        if free.isdecimal() and int(free) < FULL_KB:
+            return full
+        if state.kind == "died":
+            return BuildFailed(
+                f"the build on {name} was ended from outside: {name} was restarted, or ran out of memory"
+            )
+        return BuildFailed(f"the build on {name} ended with exit code {state.code} and gave no reason")

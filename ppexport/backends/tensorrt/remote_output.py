@@ -1,0 +1,56 @@
+"""What a build prints while it runs: events of `engine_builder`, or the plain log of trtexec."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ppexport.devices.untrusted import parse_object, printable
+
+MAX_LINE = 1 << 16
+"""Bytes of a line; what is longer is cut."""
+TAIL = 40
+"""Lines that are shown when a build fails."""
+STAMP = re.compile(r"^\[[0-9/:-]+\] ")
+
+
+class BuildOutput:
+    """Takes the output in pieces; *stage* is told what the build is doing, for people."""
+
+    def __init__(self, stage: Callable[[str], object]) -> None:
+        self.stage = stage
+        self.failure: dict[str, Any] | None = None
+        """The event `failed`, if there was one."""
+        self.tail: deque[str] = deque(maxlen=TAIL)
+        """The last lines that are no events."""
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Read the next piece of output."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:MAX_LINE]
+        for line in lines:
+            self._line(line[:MAX_LINE])
+
+    def finish(self) -> None:
+        """The output has ended."""
+        self.feed(b"\n")
+
+    def _line(self, line: bytes) -> None:
+        event = parse_object(line) if line.startswith(b"{") else None
+        match event:
+            case None:
+                text = printable(line).strip()
+                if text:
+                    self.tail.append(text)
+                    self.stage(STAMP.sub("", text)[:100])
+            case {"event": "progress", "phase": str(phase), "step": int(step), "steps": int(steps)}:
+                self.stage(f"{phase[:80]} {step}/{steps}")
+            case {"event": "log", "severity": str(severity), "text": str(text)}:
+                self.tail.append(f"{severity[:20]}: {text[:2000]}")
+            case {"event": "failed", "kind": str(), "message": str()}:
+                self.failure = event
+            case _:
+                pass

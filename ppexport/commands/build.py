@@ -1,0 +1,86 @@
+"""`ppexport build`: ONNX artefact -> TensorRT engine, on this machine or on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ppexport.commands.options import ArtifactFolder, Json
+from ppexport.console import emit_json, people
+
+EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
+EXIT_INTERRUPTED = 130
+"""What shells take Ctrl-C for."""
+
+
+def build(
+    artifact: ArtifactFolder,
+    on: Annotated[str, typer.Option(help="where: local, or ssh://[user@]host[:port]")] = "local",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="artefact folder to make; ARTIFACT-engine if left out")
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="MB", help="memory that TensorRT may use for a layer; its choice if left out"),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting; the build goes on")
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="stop and remove this model's builds there, build nothing")
+    ] = False,
+    identity: Annotated[Path | None, typer.Option(metavar="FILE", help="private key for ssh")] = None,
+    ssh_config: Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")] = None,
+    accept_new_host_key: Annotated[
+        bool, typer.Option("--accept-new-host-key", help="take the key of a host that ssh does not know yet")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Build a TensorRT engine from an ONNX artefact, on the machine that is to run it.
+
+    A build outlives this command: after Ctrl-C, or when the connection was lost, the same command again waits for it
+    and collects it. A device needs sh, and TensorRT with its Python API or trtexec; ssh must log in without a password.
+    """
+    from ppexport.artifact import read_artifact
+    from ppexport.backends.tensorrt.engine_artifact import make_request, read_source
+    from ppexport.backends.tensorrt.remote import RemoteBuild, Telling
+    from ppexport.backends.tensorrt.remote import clean as clean_device
+    from ppexport.devices.opening import open_device
+    from ppexport.devices.ssh import SshOptions
+    from ppexport.folders import artifact_target
+
+    source = read_source(artifact)
+    request = make_request(source, workspace_mb=workspace)
+    options = SshOptions(identity, ssh_config, accept_new_host_key)
+    if clean:
+        with open_device(on, options) as device:
+            done = clean_device(device, request)
+        emit_json(json, {"done": done})
+        people(json).print("\n".join(done) or f"no build of {artifact} is on {on}")
+        return
+    whole = artifact.resolve()
+    target = artifact_target(out or whole.with_name(whole.name + "-engine"))
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    with open_device(on, options) as device, console.status("build") as status:
+        telling = Telling(console.print, lambda doing: status.update(escape(f"build: {doing}")))
+        work = RemoteBuild(device, source, request, telling)
+        try:
+            work.run(target, timeout)
+        except KeyboardInterrupt:
+            status.stop()
+            goes_on = f"the build goes on {'here' if on == 'local' else f'at {device.name}'}; " if work.running else ""
+            console.print(f"interrupted: {goes_on}the same command again takes it up, --clean ends and removes it")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    manifest = read_artifact(target).manifest
+    facts = manifest.engine
+    engine = next(iter(manifest.files))
+    size = (target / engine).stat().st_size
+    emit_json(json, {"artifact": str(target), "device": on, "engine_bytes": size, "manifest": vars(manifest)})
+    people(json).print(
+        f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {facts['gpu'] or 'any supported GPU'}, "
+        f"{facts['runtime']} {facts['tensorrt']}, {size / 1e6:.2f} MB, built in {facts['seconds']:.1f} s"
+    )

@@ -1,0 +1,72 @@
+"""The portable layer with heads of 16 channels in place of 12, for runtimes whose fused attention wants multiples of 8.
+
+Before (layers.py): q, k, v (groups, 4, area, 12) from wqkv (144, 48), output projections (48, 48).
+
+After: zero rows in wqkv and zero columns in the projections pad every head:
+
+    wqkv (192, 48) -> q, k, v (groups, 4, area, 16) -> attention -> (n, 64) -> proj (48, 64)
+
+q . k gains products of zeros, v gains channels that are zero and that the projection does not read: the result is
+exact. A runtime that pads on its own (TensorRT-RTX 1.7 does, for fp16) copies q, k and v once more in every layer: at
+32x32 it builds 1100 kernels for heads of 12 and 1028 for these.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ppexport.networks.atd import TransformerLayer
+from ppexport.twin.layers import PortableLayer
+from ppexport.twin.shared import Shared
+
+WIDTH = 16
+"""Channels of a padded head."""
+
+
+def pad_rows(linear: nn.Linear, groups: int) -> nn.Linear:
+    """A copy of *linear* whose output is *groups* heads, each padded with zeros to WIDTH channels."""
+    width = linear.out_features // groups
+    padded = nn.Linear(linear.in_features, groups * WIDTH)
+    with torch.no_grad():
+        padded.weight.zero_().view(groups, WIDTH, -1)[:, :width] = linear.weight.view(groups, width, -1)
+        padded.bias.zero_().view(groups, WIDTH)[:, :width] = linear.bias.view(groups, width)
+    return padded
+
+
+def pad_columns(linear: nn.Linear, heads: int) -> nn.Linear:
+    """A copy of *linear* that reads *heads* heads padded to WIDTH channels, and ignores the padding."""
+    width = linear.in_features // heads
+    padded = nn.Linear(heads * WIDTH, linear.out_features)
+    with torch.no_grad():
+        rows = linear.out_features
+        padded.weight.zero_().view(rows, heads, WIDTH)[:, :, :width] = linear.weight.view(rows, heads, width)
+        padded.bias.copy_(linear.bias)
+    return padded
+
+
+class PaddedLayer(PortableLayer):
+    """A layer for TensorRT."""
+
+    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+        """Make the modules of window and category attention, with padded heads."""
+        padded = copy.deepcopy(source)
+        self.heads = source.attn_win.heads
+        padded.wqkv = pad_rows(source.wqkv, 3 * self.heads)
+        for attention in (padded.attn_win, padded.attn_aca):
+            attention.proj = pad_columns(attention.proj, self.heads)
+        super().add_attention(padded, size, dense)
+
+    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
+        qkv = self.wqkv(z)
+        rest = {"value": self.values(qkv, z.shape[1]), "normed": z, "zero": None}[self.compensation]
+        out: Tensor = x + self.attn_win(qkv, shared) + self.attn_aca(qkv, categories, rest, shared)
+        return out
+
+    def values(self, qkv: Tensor, channels: int) -> Tensor:
+        """v of all heads (n, c) without its padding."""
+        v = qkv[:, 2 * self.heads * WIDTH :].view(-1, self.heads, WIDTH)
+        return v[:, :, : channels // self.heads].reshape(-1, channels)
