@@ -1,0 +1,83 @@
+"""A formulation in ONNX Runtime, as a candidate that takes its turn."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from peers.candidate import Candidate, Image
+from peers.in_onnxruntime import stop_spinning
+
+from floors.graph import copy_name, make_model, outputs_of
+from floors.part import Arrays, Formulation, Part
+from ppexport.errors import UnavailableError, first_line, require
+
+NO_PICTURE: Image = np.zeros((1, 3, 1, 1), np.float32)
+
+
+class Kernel(Candidate):
+    """*copies* of one formulation in a session of its own, with inputs and outputs that stay where they are."""
+
+    flush = True
+
+    def __init__(self, part: Part, formulation: Formulation, threads: int, copies: int) -> None:
+        super().__init__(f"{part.key}: {formulation.name}", f"{part.name}: {formulation.name}", NO_PICTURE)
+        self.part, self.formulation, self.threads, self.copies = part, formulation, threads, copies
+        self._session: Any = None
+        self._binding: Any = None
+        self._inputs: list[Any] = []
+        self._outputs: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        """Open the session, unless it is open. Raises UnavailableError where ONNX Runtime refuses it."""
+        if self._session is not None:
+            return
+        require("onnxruntime", "onnx")
+        import onnxruntime
+
+        options = stop_spinning(onnxruntime.SessionOptions())
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        model = make_model(self.part, self.formulation, self.copies).SerializeToString()
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._bind(session, onnxruntime.OrtValue.ortvalue_from_numpy)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise UnavailableError(f"ONNX Runtime cannot run it: {first_line(error)}") from None
+        self._session = session
+
+    def _bind(self, session: Any, value_of: Any) -> None:
+        """Bind all copies to one set of inputs and one of outputs, which so stay in the caches."""
+        self._binding = session.io_binding()
+        for name, array in self.formulation.take(self.part.inputs).items():
+            value = value_of(array)
+            # The memory is NumPy's, and has to outlive the binding.
+            self._inputs += [array, value]
+            for i in range(self.copies):
+                self._binding.bind_ortvalue_input(copy_name(i, name), value)
+        for output in session.get_outputs():
+            self._binding.bind_output(output.name, "cpu")
+        session.run_with_iobinding(self._binding)
+        # Outputs are in the order of the copies. From now on all write what the first one wrote.
+        names = list(outputs_of(self.part, self.formulation))
+        self._outputs = dict(zip(names, self._binding.get_outputs(), strict=False))
+        for name, value in self._outputs.items():
+            for i in range(self.copies):
+                self._binding.bind_ortvalue_output(copy_name(i, name), value)
+
+    def run(self) -> Image:
+        """All copies once; the picture is not touched."""
+        self._session.run_with_iobinding(self._binding)
+        return self.lr
+
+    def time(self) -> float:
+        """Seconds of one copy."""
+        begin = time.perf_counter()
+        self._session.run_with_iobinding(self._binding)
+        return (time.perf_counter() - begin) / self.copies
+
+    def results(self) -> Arrays:
+        """What was computed last, in rows."""
+        return self.formulation.give({name: value.numpy() for name, value in self._outputs.items()})
