@@ -1,0 +1,77 @@
+"""The first operation whose result differs: between two packages of one twin, or between a package and itself with
+more bits.
+
+Operations are matched by name, in the order of the program. Casts have no counterpart in an fp32 package and are
+skipped; so is what one of the two programs lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.backends.coreml.evaluator.evaluate import Evaluator
+from ppexport.backends.coreml.scopes import decode
+
+CHUNK = 400
+"""Results that are kept at a time: all at once would not fit into memory."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One result that differs."""
+
+    name: str
+    operation: str
+    module: str | None
+    """Dotted path of the PyTorch module, None where the name does not tell."""
+    decibel: float
+    """Power of the reference's result over the power of the difference; -inf where values are not finite."""
+
+
+def agreement(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """How well *other* agrees, in dB; inf where it is equal."""
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return -math.inf
+    kept = np.isfinite(a)
+    error, power = float(np.square(a - b)[kept].sum()), float(np.square(a)[kept].sum())
+    return math.inf if not error else -math.inf if not power else 10 * math.log10(power / error)
+
+
+def divergences(
+    reference: Evaluator,
+    other: Evaluator,
+    inputs: Mapping[str, NDArray[Any]],
+    replace: Mapping[str, NDArray[Any]] | None = None,
+) -> Iterator[Divergence]:
+    """Every result that both compute, in order, and how well they agree. *replace* stands in for results of both."""
+    shapes = {port.name: port.type for op in reference.steps for port in op.outputs}
+    common = [
+        (port.name, op.type)
+        for op in other.steps
+        if op.type != "cast"
+        for port in op.outputs
+        if port.name in shapes and port.type is not None and port.type.shape == getattr(shapes[port.name], "shape", ())
+    ]
+    for first in range(0, len(common), CHUNK):
+        names = [name for name, _ in common[first : first + CHUNK]]
+        a, b = (evaluator.run(inputs, keep=names, replace=replace) for evaluator in (reference, other))
+        for name, operation in common[first : first + CHUNK]:
+            yield Divergence(name, operation, decode(name), agreement(a[name], b[name]))
+
+
+def first_divergence(
+    reference: Evaluator,
+    other: Evaluator,
+    inputs: Mapping[str, NDArray[Any]],
+    decibel: float,
+    replace: Mapping[str, NDArray[Any]] | None = None,
+) -> Divergence | None:
+    """The first result that agrees by less than *decibel*, None where all agree better."""
+    return next((d for d in divergences(reference, other, inputs, replace) if d.decibel < decibel), None)

@@ -1,0 +1,165 @@
+"""Which operations of a package leave the Neural Engine, as far as that is known without a device.
+
+Apple documents no list. What is used here is what developers measured, and it errs on the side of leaving:
+
+    fp32          the Neural Engine computes fp16 only
+    integer       arithmetic, comparisons and selections of whole numbers; a place of the largest is one
+    gather        at indices that depend on the input; at constant ones it stays
+    no kernel     scatter, cumsum, sort, top-k and their like
+
+What depends on constants alone is computed when the model is loaded, and a cast runs on either side. The number of
+crossings is that of a schedule that stays on one side as long as anything there can run: Core ML, which also weighs
+the cost of a crossing, may keep more on one side. Read it as a comparison of two packages, not as a promise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ppexport.backends.coreml.reading.program import Function, Operation, Package
+from ppexport.backends.coreml.scopes import module_of
+from ppexport.errors import InputError
+
+NO_KERNEL = frozenset(
+    (
+        "argsort", "cumsum", "gather_nd", "non_maximum_suppression", "non_zero", "one_hot", "range_1d", "scatter",
+        "scatter_along_axis", "scatter_nd", "topk",
+    )
+)  # fmt: skip
+GATHERS = frozenset({"gather", "gather_along_axis"})
+FREE = frozenset({"cast", "identity"})
+"""Run on whichever side their data is."""
+
+
+class Reason(str, Enum):
+    """Why an operation leaves the Neural Engine."""
+
+    FP32 = "fp32"
+    INTEGER = "integer"
+    GATHER = "data-dependent gather"
+    NO_KERNEL = "no kernel"
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """An operation that leaves the Neural Engine."""
+
+    name: str
+    operation: str
+    module: str | None
+    """Dotted path of the PyTorch module, None where the name does not tell."""
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class PlacementReport:
+    """Where the operations of one function may run."""
+
+    function: str
+    operations: int
+    """Those that depend on the input."""
+    constant: int
+    """Those that depend on constants alone."""
+    leaving: tuple[Leaving, ...]
+    crossings: int
+    """Times that a run goes from the Neural Engine to the CPU or GPU, or back."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Operations by reason, the most frequent first."""
+        return dict(Counter(item.reason.value for item in self.leaving).most_common())
+
+    @property
+    def modules(self) -> dict[str, int]:
+        """Operations that leave, by module, the most first."""
+        return dict(Counter("unknown" if i.module is None else i.module for i in self.leaving).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        leaving = [{**vars(item), "reason": item.reason.value} for item in self.leaving]
+        return {**vars(self), "leaving": leaving, "reasons": self.reasons, "modules": self.modules}
+
+
+def reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reason | None:
+    """Why *op* leaves, None if it stays. *kinds* are the element types of all results, *constant* those known."""
+    if op.type in NO_KERNEL:
+        return Reason.NO_KERNEL
+    if op.type in GATHERS and any(name not in constant for name in _reads(op, "indices")):
+        return Reason.GATHER
+    # Indices are integers without being computed with; constants as parameters are no data.
+    data = [kinds.get(n, "") for key in op.inputs if key != "indices" for n in _reads(op, key) if n not in constant]
+    results = [port.type.element.name for port in op.outputs if port.type is not None]
+    touched = {*data, *results}
+    if "fp32" in touched:
+        return Reason.FP32
+    return Reason.INTEGER if any("int" in kind for kind in touched) else None
+
+
+def _reads(op: Operation, parameter: str) -> list[str]:
+    """The results that one parameter is bound to."""
+    only = Operation(op.type, op.name, {parameter: op.inputs[parameter]}, op.outputs)
+    return only.reads()
+
+
+def count_crossings(steps: list[Operation], leaving: set[str]) -> int:
+    """Changes of side in a schedule of *steps* that changes only where nothing more can run on its side."""
+    makers = {port.name: op.name for op in steps for port in op.outputs}
+    needs = {op.name: {makers[n] for n in op.reads() if n in makers} for op in steps}
+    pending, done, crossings, away = list(steps), set[str](), -1, False
+    while pending:
+        crossings += 1
+        before = len(pending)
+        progress = True
+        while progress:
+            rest = []
+            for op in pending:
+                side = op.type in FREE or (op.name in leaving) == away
+                if side and needs[op.name] <= done:
+                    done.add(op.name)
+                else:
+                    rest.append(op)
+            progress = len(rest) < len(pending)
+            pending = rest
+        if len(pending) == before and crossings > 1:
+            raise InputError("the program reads results that nothing computes")
+        if len(pending) == before:
+            # Nothing could run on the side it started from.
+            crossings -= 1
+        away = not away
+    return max(crossings, 0)
+
+
+def place(function: Function) -> PlacementReport:
+    """Where the operations of *function* may run."""
+    kinds = {p.name: p.type.element.name for p in function.inputs if p.type is not None}
+    constant: set[str] = set()
+    steps: list[Operation] = []
+    leaving: list[Leaving] = []
+    known = 0
+    for op in function.operations:
+        names = [port.name for port in op.outputs]
+        kinds.update({port.name: port.type.element.name for port in op.outputs if port.type is not None})
+        if all(name in constant for name in op.reads()):
+            constant.update(names)
+            known += op.type != "const"
+            continue
+        steps.append(op)
+        reason = None if op.type in FREE else reason_of(op, kinds, constant)
+        if reason is not None:
+            leaving.append(Leaving(op.name, op.type, module_of(op.name, op.reads()), reason))
+    crossings = count_crossings(steps, {item.name for item in leaving})
+    return PlacementReport(function.name, len(steps), known, tuple(leaving), crossings)
+
+
+def place_package(package: Package, function: str | None = None) -> PlacementReport:
+    """Where the operations of one function of *package* may run; None is its default.
+
+    Raises InputError for a function that it lacks.
+    """
+    name = package.default if function is None else function
+    if name not in package.functions:
+        raise InputError(f"the package has functions {', '.join(package.functions)}, not {name!r}")
+    return place(package.functions[name])

@@ -1,0 +1,1 @@
+"""Reads a saved .mlpackage, as it ships, with NumPy and the standard library alone."""

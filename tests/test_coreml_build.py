@@ -1,0 +1,435 @@
+"""The Core ML builder: packages of a small twin, their names, metadata, functions, and the faults it refuses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("coremltools")
+
+from conftest import golden_network
+
+import ppexport
+from ppexport.backends.coreml.build import MODEL, Options, build_for_coreml
+from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.backends.coreml.evaluator.evaluate import Evaluator
+from ppexport.backends.coreml.frontend import coremltools
+from ppexport.backends.coreml.placement import Reason, place_package
+from ppexport.backends.coreml.precision import computes_half, computes_half_widely
+from ppexport.backends.coreml.reading.package import read_package
+from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
+from ppexport.backends.coreml.session import Session
+from ppexport.errors import ArtifactError, ExportError, InputError
+from ppexport.metrics import psnr, psnr_y
+from ppexport.networks.atd import Trace
+from ppexport.networks.load import card_of
+from ppexport.parity.compare import HALF_TIE
+from ppexport.parity.inputs import parity_inputs
+from ppexport.picture import to_uint8
+from ppexport.twin.build import make_twin
+
+SIZE = (16, 16)
+
+
+def small_network(scale=2, layers=1):
+    """The bundled network's first *layers* layers: not a good network, but every part of one."""
+    return shortened(ppexport.load_network(f"pp_atd_light_x{scale}"), layers)
+
+
+def shortened(network, layers):
+    network.layers = nn.ModuleList([network.layers[0]])
+    group = network.layers[0].residual_group
+    group.layers = nn.ModuleList(list(group.layers)[:layers])
+    network.config = dataclasses.replace(network.config, depths=(layers,))
+    return network
+
+
+def weight_bytes(path):
+    return sum(f.stat().st_size for f in path.rglob("weights/*"))
+
+
+def build(folder, options, capacities=(256,), network=None, size=SIZE):
+    network = network or small_network()
+    twin = make_twin(network, size, capacities[-1])
+    folder.mkdir(exist_ok=True)
+    steps = []
+    name = build_for_coreml(twin, card_of(network), folder, list(capacities), options, steps.append)
+    assert steps[-1] == "comparing with the twin"
+    return twin, folder / name
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("half"), Options("fp16"), network=small_network(layers=2))
+
+
+@pytest.fixture(scope="module")
+def capacity_set(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("set"), Options("fp32"), (128, 256))
+
+
+def reference(twin, lr):
+    trace = Trace()
+    sr, impure = twin(torch.from_numpy(lr), trace=trace)
+    return sr.numpy(), int(impure), torch.stack([c.reshape(-1) for c in trace.categories]).numpy()
+
+
+def test_half_precision_is_near_the_twin_on_all_inputs(half):
+    twin, path = half
+    debug = DebugPackage(path)
+    for item in parity_inputs(SIZE, 2):
+        sr, impure, categories = reference(twin, item.lr)
+        inside = debug.run({"lr": item.lr}, categories)
+        assert psnr(sr, inside.sr, 1.0) > 60, item.name
+        assert inside.impure_tokens == impure
+        assert inside.categories.shape == categories.shape == (2, 256)
+        labels = twin.pure_pass.labels(twin.pad(torch.from_numpy(item.lr))).numpy()
+        np.testing.assert_array_equal(inside.labels, labels)
+        np.testing.assert_array_equal(inside.pure, twin.pure_pass(twin.pad(torch.from_numpy(item.lr))).numpy())
+    layers = debug.layers({"lr": item.lr}, categories)
+    trace = Trace()
+    twin(torch.from_numpy(item.lr), trace=trace)
+    for ours, theirs in zip(layers, trace.tokens, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=0.05)
+
+
+def test_half_precision_is_where_it_is_safe(half):
+    function = read_package(half[1]).functions["main"]
+    seen = set()
+    for op in function.operations:
+        module = decode(op.outputs[0].name)
+        if op.type in ("const", "cast") or module is None:
+            continue
+        kinds = {port.type.element.name for port in op.outputs}
+        assert ("fp16" in kinds) <= computes_half(module, op.type), op.name
+        assert ("fp32" in kinds) <= (not computes_half(module, op.type)), op.name
+        seen |= kinds
+    assert {"fp16", "fp32", "int32", "bool"} <= seen
+
+
+@pytest.mark.slow
+def test_another_selector(half, tmp_path):
+    network = small_network(layers=2)
+    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
+    wide, careful = (place_package(read_package(p)) for p in (path, half[1]))
+    assert wide.crossings < careful.crossings
+    assert wide.reasons["fp32"] < careful.reasons["fp32"]
+
+
+def test_names_tell_the_module(half):
+    twin, path = half
+    function = read_package(path).functions["main"]
+    modules = {name for name, _ in twin.named_modules()}
+    for op in function.operations:
+        name = op.outputs[0].name
+        assert name.isidentifier()
+        if op.type == "const" or name in function.outputs:
+            continue
+        assert decode(name) in modules, name
+        assert op.name == name
+    assert len({p.name for op in function.operations for p in op.outputs}) == sum(
+        len(op.outputs) for op in function.operations
+    )
+
+
+def test_a_package_says_what_it_is(half):
+    package = read_package(half[1])
+    card = card_of(half[0].__dict__["network"])
+    assert (package.author, package.licence, package.specification) == ("ppexport", card.licence, 9)
+    assert "super-resolution x2 of 16x16 images" in package.description
+    assert package.facts["ppexport.capacities"] == "256"
+    assert package.facts["ppexport.card_sha256"] == card.hash()
+    interface = package.interfaces["main"]
+    assert [f.name for f in interface.inputs] == ["lr"]
+    assert [f.name for f in interface.outputs] == ["sr", "impure_tokens"]
+    assert all(f.description for f in (*interface.inputs, *interface.outputs))
+    port = package.functions["main"].inputs[0]
+    assert str(port.type) == "fp32 (1, 3, 16, 16)"
+
+
+def test_coremltools_reads_what_was_finished(half):
+    ct = coremltools()
+    model = ct.models.MLModel(str(half[1]), skip_model_load=True)
+    assert model.author == "ppexport"
+    assert model.get_spec().specificationVersion == 9
+
+
+def test_a_capacity_set_shares_its_weights_and_is_exact(capacity_set, tmp_path):
+    twin, path = capacity_set
+    package = read_package(path)
+    assert set(package.functions) == {"capacity_128", "capacity_256"}
+    assert package.default == "capacity_256"
+    _, single = build(tmp_path / "one", Options("fp32"))
+    assert weight_bytes(path) < 1.1 * weight_bytes(single)
+    assert all(f.description for i in package.interfaces.values() for f in (*i.inputs, *i.outputs))
+    debug, tested = DebugPackage(path), 0
+    for item in parity_inputs(SIZE, 2):
+        sr, impure, categories = reference(twin, item.lr)
+        if impure <= 128:
+            tested += 1
+            inside = debug.run({"lr": item.lr, "slots": np.zeros((1, 128), np.int32)}, categories)
+            assert psnr(sr, inside.sr, 1.0) > 100, item.name
+            assert inside.impure_tokens == impure
+    assert tested >= 3
+    with pytest.raises(InputError, match="the package has functions capacity_.*, not 'capacity_64'"):
+        debug.session.run({"lr": item.lr, "slots": np.zeros((1, 64), np.int32)})
+
+
+@pytest.mark.parametrize("target", ["iOS16", pytest.param("iOS17", marks=pytest.mark.slow)])
+def test_older_targets_and_odd_sizes(target, tmp_path):
+    size = (13, 20)
+    twin, path = build(tmp_path, Options("fp32", target), (512,), size=size)
+    assert read_package(path).specification == {"iOS16": 7, "iOS17": 8}[target]
+    item = parity_inputs(size, 2)[0]
+    sr, impure, categories = reference(twin, item.lr)
+    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    assert inside.sr.shape == (1, 3, 26, 40)
+    assert psnr(sr, inside.sr, 1.0) > 100
+    assert inside.impure_tokens == impure
+
+
+def test_pictures_instead_of_tensors(tmp_path):
+    twin, path = build(tmp_path, Options("fp16", interface="image"))
+    package = read_package(path)
+    (lr,), (sr, impure) = package.interfaces["main"].inputs, package.interfaces["main"].outputs
+    assert (lr.image, lr.color, sr.image, sr.color) == ((16, 16), "RGB", (32, 32), "RGB")
+    assert impure.image is None
+    item = parity_inputs(SIZE, 2)[0]
+    expected, count, categories = reference(twin, item.lr)
+    debug = DebugPackage(path)
+    inside = debug.run({"lr": item.lr}, categories)
+    assert inside.impure_tokens == count
+    assert np.abs(expected.clip(0, 1) - inside.sr).max() < 1.5 / 255
+    raw = Evaluator(package).run({"lr": np.rint(item.lr * 255).astype(np.float32)})["sr"]
+    assert np.array_equal(raw, np.rint(raw))
+    assert 0 <= raw.min() <= raw.max() <= 255
+
+
+def test_a_network_without_masks(tmp_path):
+    network = shortened(copy.deepcopy(golden_network("atd_light_x2_trained", "atd_light")), 1)
+    twin, path = build(tmp_path, Options("fp32"), network=network)
+    item = parity_inputs(SIZE, 2)[0]
+    sr, impure, categories = reference(twin, item.lr)
+    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    assert psnr(sr, inside.sr, 1.0) > 100
+    assert inside.impure_tokens == impure == 256
+    assert inside.pure is None
+    assert inside.labels is None
+
+
+def test_the_mask_as_an_input(tmp_path):
+    twin, path = build(tmp_path, Options("fp32", mask="input"))
+    item = parity_inputs(SIZE, 2)[1]
+    mask = np.zeros((1, 1, 16, 16), np.float32)
+    mask[..., :8, :] = 1
+    sr, impure = twin(torch.from_numpy(item.lr), torch.from_numpy(mask))
+    found = Session(path).run({"lr": item.lr, "mask": mask})
+    assert psnr(sr.numpy(), found["sr"], 1.0) > 100
+    assert found["impure_tokens"].item() == int(impure) == 128
+
+
+def test_weights_of_8_bits_are_smaller(half, tmp_path):
+    twin, path = build(tmp_path, Options("w8"), network=small_network(layers=2))
+    assert weight_bytes(path) < 0.75 * weight_bytes(half[1])
+    item = parity_inputs(SIZE, 2)[0]
+    sr, _, categories = reference(twin, item.lr)
+    assert psnr(sr, DebugPackage(path).run({"lr": item.lr}, categories).sr, 1.0) > 35
+
+
+def test_a_query_of_length_zero_stays_finite(tmp_path):
+    # Its guard, 1e-12, is 0 in fp16.
+    network = small_network()
+    attention = network.layers[0].residual_group.layers[0].attn_atd
+    attention.wq.weight.zero_()
+    attention.wq.bias.zero_()
+    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
+    found = Session(path).run({"lr": parity_inputs(SIZE, 2)[0].lr})
+    assert np.isfinite(found["sr"]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "capacities", "message"),
+    [
+        (Options("fp64"), [256], "a Core ML precision is one of fp32, fp16, w8, not 'fp64'"),
+        (Options(target="iOS15"), [256], "a deployment target is one of iOS16, iOS17, iOS18, not 'iOS15'"),
+        (Options(interface="video"), [256], "an interface is one of tensor, image, not 'video'"),
+        (Options(target="iOS17"), [128, 256], "a capacity set is a package of several functions, which needs iOS18"),
+    ],
+)
+def test_impossible_wishes(options, capacities, message, tmp_path):
+    twin = make_twin(small_network(), SIZE)
+    with pytest.raises(InputError, match=message):
+        build_for_coreml(twin, card_of(twin.network), tmp_path, capacities, options, lambda stage: None)
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_flavours_are_refused(tmp_path):
+    twin = make_twin(small_network(), SIZE, flavour="ort")
+    with pytest.raises(ExportError, match="takes the portable flavour"):
+        build_for_coreml(twin, card_of(twin.network), tmp_path, [256], Options(), lambda stage: None)
+
+
+def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
+    from coreml_programs import saved
+
+    path = saved(nn.Conv2d(3, 3, 3), [torch.rand(1, 3, 8, 8)], tmp_path)
+    with pytest.raises(ArtifactError, match="names do not tell the layers"):
+        DebugPackage(path)
+    assert place_package(read_package(path)).operations > 0
+
+
+def test_a_changed_weight_fails_the_comparison(half, tmp_path):
+    from ppexport.backends.coreml.self_check import self_check
+
+    twin, path = half
+    copied = shutil.copytree(path, tmp_path / MODEL)
+    self_check(copied, twin, [256], "fp16")
+    (weights,) = copied.rglob("weight.bin")
+    data = bytearray(weights.read_bytes())
+    for at in range(len(data) // 2, len(data) // 2 + 6000, 2):
+        data[at + 1] ^= 0x40
+    weights.write_bytes(data)
+    with pytest.raises((ExportError, ArtifactError)):
+        self_check(copied, twin, [256], "fp16")
+
+
+def test_placement_names_operations_and_modules(half, tmp_path):
+    report = place_package(read_package(half[1]))
+    assert 0 < len(report.leaving) < report.operations
+    reasons = {item.reason for item in report.leaving}
+    assert reasons == set(Reason)
+    scatter = next(item for item in report.leaving if item.operation == "scatter_along_axis")
+    assert scatter.module == "layers.0.residual_group.layers.0.attn_aca.router.sort"
+    assert scatter.reason is Reason.NO_KERNEL
+    assert report.crossings > 4
+    everything = report.to_dict()
+    assert sum(everything["reasons"].values()) == sum(everything["modules"].values()) == len(report.leaving)
+    with pytest.raises(InputError, match="has functions main, not 'other'"):
+        place_package(read_package(half[1]), "other")
+
+
+def test_scopes_and_names():
+    twin = make_twin(small_network(layers=2), SIZE)
+    assert path_of_scope(twin, ["0", "residual_group", "1", "attn_aca", "router"]) == (
+        "layers.0.residual_group.layers.1.attn_aca.router"
+    )
+    assert path_of_scope(twin, ["layers.0", "conv"]) == "layers.0.conv"
+    assert path_of_scope(twin, ["upsample", "0"]) == "upsample.0"
+    assert path_of_scope(twin, []) == ""
+    assert path_of_scope(twin, ["pure_pass", "nonsense", "0"]) == "pure_pass"
+    namer = Namer()
+    names = [namer.name(p, "reduce_sum") for p in ("", "a.b_1.0", "a.b_1.0")]
+    assert names == ["___reduce_sum", "a__b_1__0___reduce_sum", "a__b_1__0___reduce_sum_1"]
+    assert [decode(name) for name in names] == ["", "a.b_1.0", "a.b_1.0"]
+    assert decode(encode("norm", "layer_norm", 12)) == "norm"
+    assert decode("var_17") is None
+
+
+LAYER = "layers.0.residual_group.layers.3"
+
+
+@pytest.mark.parametrize(
+    ("module", "operation", "careful", "widely"),
+    [
+        ("pure_pass", "mul", False, False),
+        ("picture", "mul", False, False),
+        (f"{LAYER}.attn_aca.router.sort", "matmul", False, False),
+        (f"{LAYER}.attn_aca.dense", "add", False, False),
+        (f"{LAYER}.attn_aca", "matmul", True, True),
+        (f"{LAYER}.attn_win.proj", "linear", True, True),
+        (f"{LAYER}.convffn.dwconv.0", "conv", True, True),
+        (f"{LAYER}.attn_atd", "softmax", False, True),
+        (f"{LAYER}.attn_atd.wv", "linear", True, True),
+        (f"{LAYER}.norm1", "layer_norm", False, True),
+        (LAYER, "add", False, True),
+        ("layers.0.conv", "conv", True, True),
+        ("upsample.0", "conv", False, True),
+        ("", "reduce_sum", False, False),
+        ("", "add", False, True),
+    ],
+)
+def test_the_selectors(module, operation, careful, widely):
+    assert computes_half(module, operation) is careful
+    assert computes_half_widely(module, operation) is widely
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "x2_16"
+    return ppexport.export(
+        small_network(), backend="coreml", size=SIZE, out=out, precision="fp32", capacities=[128, 256]
+    )
+
+
+def test_export_and_open(exported):
+    runner = ppexport.open_artifact(exported)
+    m = runner.artifact.manifest
+    assert (m.backend, m.precision, m.capacities, m.flavour) == ("coreml", "fp32", [128, 256], "portable")
+    assert m.engine == {"target": "iOS18", "interface": "tensor"}
+    assert "coremltools" in m.versions
+    twin = make_twin(small_network(), SIZE)
+    used = set()
+    for item in parity_inputs(SIZE, 2):
+        sr, impure = twin(torch.from_numpy(item.lr))
+        found = runner(item.lr)
+        assert psnr(sr.numpy(), found.sr, 1.0) > 90
+        assert found.impure_tokens == int(impure) <= found.capacity
+        used.add(found.capacity)
+    assert used == {128, 256}
+
+
+def test_a_damaged_artefact_is_refused(exported, tmp_path):
+    copied = shutil.copytree(exported, tmp_path / "copy")
+    (weights,) = copied.rglob("weight.bin")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="does not match its hash"):
+        ppexport.open_artifact(copied)
+    shutil.rmtree(copied / MODEL)
+    with pytest.raises(ArtifactError, match=r"model\.mlpackage is missing"):
+        ppexport.open_artifact(copied)
+
+
+def test_a_package_of_another_export_is_refused(exported, tmp_path):
+    copied = shutil.copytree(exported, tmp_path / "copy")
+    text = (copied / "manifest.json").read_text()
+    (copied / "manifest.json").write_text(text.replace(card_of(small_network()).hash(), "0" * 64))
+    with pytest.raises(ArtifactError, match=r"ppexport\.card_sha256 is .* the manifest says '0000"):
+        ppexport.open_artifact(copied)
+
+
+def test_flavours_are_not_for_coreml(tmp_path):
+    with pytest.raises(InputError, match="flavours are for --backend onnx"):
+        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", flavour="ort")
+    with pytest.raises(InputError, match="a Core ML precision is one of"):
+        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", precision="int4")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_whole_network_meets_the_gate_of_half_precision(scale, tmp_path):
+    network = ppexport.load_network(f"pp_atd_light_x{scale}")
+    twin, path = build(tmp_path, Options("fp16"), (1024,), network=network, size=(32, 32))
+    assert sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) < 5e6
+    debug, change = DebugPackage(path), []
+    for item in parity_inputs((32, 32), scale):
+        trace = Trace()
+        sr, impure = twin(torch.from_numpy(item.lr), trace=trace)
+        categories = torch.stack([c.reshape(-1) for c in trace.categories]).numpy()
+        gaps = torch.stack([g.reshape(-1) for g in trace.gaps]).numpy()
+        inside = debug.run({"lr": item.lr}, categories)
+        assert psnr(sr.numpy(), inside.sr, 1.0) > 70, item.name
+        assert inside.impure_tokens == int(impure)
+        flipped = (inside.categories != categories)[:, ~inside.pure]
+        assert not flipped.any() or gaps[:, ~inside.pure][flipped].max() < HALF_TIE, item.name
+        if item.hr is not None:
+            pictures = (to_uint8(picture) for picture in (sr.numpy(), debug.run({"lr": item.lr}).sr))
+            first, second = (psnr_y(picture, item.hr, scale) for picture in pictures)
+            change.append(second - first)
+    assert abs(np.mean(change)) < 0.02
