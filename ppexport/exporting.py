@@ -96,6 +96,19 @@ def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads:
     return flavour or "portable"
 
 
+def check_options(backend: str, pad_heads: bool, target: str, interface: str, keep: str | Path | None) -> None:
+    """Raise InputError for an option that *backend* would not heed."""
+    wrong = {
+        "--no-pad-heads is for --backend tensorrt": backend != "tensorrt" and not pad_heads,
+        "--target is for --backend coreml": backend != "coreml" and target != Options.target,
+        "--interface is for --backend coreml": backend != "coreml" and interface != Options.interface,
+        "--keep is for ONNX graphs: --backend onnx or tensorrt": backend == "coreml" and keep is not None,
+    }
+    for message, given in wrong.items():
+        if given:
+            raise InputError(message)
+
+
 def describe(
     twin: StaticTwin, card: Card, precision: str, shape: Shape, files: dict[str, str], engine: dict[str, Any]
 ) -> Manifest:
@@ -152,6 +165,7 @@ def export(
     ExportError; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
+    check_options(backend, pad_heads, target, interface, keep)
     height, width = (operator.index(side) for side in size)
     out = artifact_target(out)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):

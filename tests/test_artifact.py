@@ -275,3 +275,20 @@ def test_changed_weights_do_not_keep_the_files_hash():
     assert card_of(network).weights.file == "weights.safetensors"
     network.norm.bias += 1
     assert card_of(network).weights.file == "memory"
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"backend": "onnx", "pad_heads": False}, "--no-pad-heads is for --backend tensorrt"),
+        ({"backend": "onnx", "target": "iOS16"}, "--target is for --backend coreml"),
+        ({"backend": "tensorrt", "interface": "image"}, "--interface is for --backend coreml"),
+        ({"backend": "coreml", "keep": "graphs"}, "--keep is for ONNX graphs"),
+        ({"backend": "onnx", "precision": "fp16"}, "fp16 is for --backend tensorrt"),
+        ({"backend": "onnx", "flavour": "tensorrt"}, "flavour is one of portable, ort"),
+    ],
+)
+def test_options_of_another_backend_are_refused(wish, message, x2, tmp_path):
+    with pytest.raises(InputError, match=message):
+        ppexport.export(x2, size=(16, 16), out=tmp_path / "a", **wish)
+    assert not list(tmp_path.iterdir())
