@@ -110,12 +110,18 @@ def check_options(backend: str, pad_heads: bool, target: str, interface: str, ke
 
 
 def describe(
-    twin: StaticTwin, card: Card, precision: str, shape: Shape, files: dict[str, str], engine: dict[str, Any]
+    twin: StaticTwin,
+    card: Card,
+    backend: str,
+    precision: str,
+    shape: Shape,
+    files: dict[str, str],
+    engine: dict[str, Any],
 ) -> Manifest:
-    """The manifest of an artefact made from *twin*: an ONNX file, or a Core ML package."""
+    """The manifest of an artefact made from *twin*, whose *backend* is "onnx" or "coreml"."""
     assert card.weights is not None
     return Manifest(
-        backend="coreml" if "interface" in engine else "onnx",
+        backend=backend,
         name=card.name,
         arch=card.arch,
         options=card.options.model_dump() if card.options else {},
@@ -189,5 +195,7 @@ def export(
         else:
             name = build(twin, card, folder, shape, kept, step)
         files = {name: sha256_path(folder / name)}
-        write_manifest(folder, describe(twin, card, precision, shape, files, engine))
+        # What TensorRT builds engines from is ONNX.
+        kind = "coreml" if backend == "coreml" else "onnx"
+        write_manifest(folder, describe(twin, card, kind, precision, shape, files, engine))
     return out

@@ -6,13 +6,14 @@ Imports the standard library and NumPy only: this file runs on devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Artifact, smallest_capacity
-from ppexport.errors import InputError
+from ppexport.artifact import Artifact, Manifest, smallest_capacity
+from ppexport.errors import ArtifactError, InputError
 from ppexport.mask import pure_mask
 
 Image = NDArray[np.float32]
@@ -40,6 +41,17 @@ class Prepared(NamedTuple):
     """Slots to run with."""
 
 
+def feeds(manifest: Manifest, prepared: Prepared) -> dict[str, NDArray[Any]]:
+    """What a model takes: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
+    inputs: dict[str, NDArray[Any]] = {"lr": prepared.lr}
+    if len(manifest.capacities) > 1:
+        inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
+    if manifest.mask == "input":
+        assert prepared.pure is not None
+        inputs["mask"] = prepared.pure.astype(np.float32)[None, None]
+    return inputs
+
+
 class Runner(ABC):
     """An opened artefact: `runner(lr)` super-resolves one image of exactly `runner.size`.
 
@@ -50,6 +62,16 @@ class Runner(ABC):
         self.artifact = artifact
         self.size: tuple[int, int] = artifact.size
         self.scale: int = artifact.scale
+
+    def check_facts(self, facts: Mapping[str, str]) -> None:
+        """Raise ArtifactError unless *facts*, what the model file says of itself, are the manifest's."""
+        m = self.artifact.manifest
+        said = {"ppexport.capacities": ",".join(map(str, m.capacities)), "ppexport.card_sha256": m.card_sha256}
+        for key, value in said.items():
+            if facts.get(key) != value:
+                raise ArtifactError(
+                    f"{self.artifact.model_file}: {key} is {facts.get(key)!r}, the manifest says {value!r}"
+                )
 
     def __call__(self, lr: Image) -> Result:
         """Super-resolve *lr*, float32 (1, 3, h, w) in [0, 1].

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared, Result, Runner
+from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.mask import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput
@@ -58,8 +58,6 @@ class ArtifactColumn:
 
     def _inputs(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
         """The graph's inputs."""
-        from ppexport.backends.onnx.runner import feeds
-
         return feeds(self.manifest, prepared)
 
 

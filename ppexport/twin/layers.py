@@ -234,6 +234,10 @@ class PortableLayer(StaticLayer):
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
         qkv = self.wqkv(z)
         # What pure tokens take instead of category attention.
-        rest = {"value": qkv[:, 2 * z.shape[1] :], "normed": z, "zero": None}[self.compensation]
+        rest = {"value": self.values(qkv, z.shape[1]), "normed": z, "zero": None}[self.compensation]
         out: Tensor = x + self.attn_win(qkv, shared) + self.attn_aca(qkv, categories, rest, shared)
         return out
+
+    def values(self, qkv: Tensor, channels: int) -> Tensor:
+        """v of all heads (n, c)."""
+        return qkv[:, 2 * channels :]

@@ -92,9 +92,11 @@ class RowCategoryAttention(nn.Module):
         self.scale = category_scale(source, folded)
         self.proj = add_bias(source.proj, bias)
 
-    def attend(self, rows: Rows) -> Tensor:
-        """q, k, v (C, c) of the slots -> mixed and projected (C, c)."""
-        out: Tensor = self.proj(attend(rows, GROUP_SIZE, self.heads, self.width, scale=self.scale))
+    def attend(self, rows: Rows, source: Tensor) -> Tensor:
+        """q, k, v (n, c) and the row (C,) of every slot -> mixed and projected (C, c)."""
+        q, k, v = rows
+        slots = q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)
+        out: Tensor = self.proj(attend(slots, GROUP_SIZE, self.heads, self.width, scale=self.scale))
         return out
 
     def forward(self, rows: Rows, categories: Tensor, rest: Tensor | None, cut: Cut, shared: Shared) -> Tensor:
@@ -102,18 +104,15 @@ class RowCategoryAttention(nn.Module):
 
         *rest* (n, c) is what pure tokens take; None where no token is.
         """
-        q, k, v = rows
         slots, grid = shared.row_slots, shared.grid
         assert grid is not None
         if slots is None or rest is None:
             place = sorted_places(categories, grid)
-            source = cut.place.scatter(0, place, cut.place)
-            mixed = self.attend((q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)))
+            mixed = self.attend(rows, cut.place.scatter(0, place, cut.place))
             return mixed.index_select(0, place.index_select(0, cut.order))
         place = sorted_places(torch.maximum(categories.index_select(0, slots.tokens), slots.past), grid)
         listed = shared.places[cut.shift]
-        source = listed.place.scatter(0, place, listed.place).index_select(0, slots.reads)
-        mixed = self.attend((q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)))
+        mixed = self.attend(rows, listed.place.scatter(0, place, listed.place).index_select(0, slots.reads))
         row = slots.rest.scatter(0, listed.target, torch.maximum(place.to(torch.int32), listed.least))
         return torch.cat((mixed, rest)).index_select(0, row)
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ppexport.networks.atd import TransformerLayer
 from ppexport.twin.layers import PortableLayer
-from ppexport.twin.shared import Shared
 
 WIDTH = 16
 """Channels of a padded head."""
@@ -58,13 +57,6 @@ class PaddedLayer(PortableLayer):
         for attention in (padded.attn_win, padded.attn_aca):
             attention.proj = pad_columns(attention.proj, self.heads)
         super().add_attention(padded, size, dense)
-
-    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
-        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
-        qkv = self.wqkv(z)
-        rest = {"value": self.values(qkv, z.shape[1]), "normed": z, "zero": None}[self.compensation]
-        out: Tensor = x + self.attn_win(qkv, shared) + self.attn_aca(qkv, categories, rest, shared)
-        return out
 
     def values(self, qkv: Tensor, channels: int) -> Tensor:
         """v of all heads (n, c) without its padding."""

@@ -193,26 +193,31 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     return fused
 
 
+def simplified(twin: StaticTwin, shape: Shape, scratch: Path, keep: bool, step: Step) -> onnx.ModelProto:
+    """The graph of *twin*, traced and simplified; *keep* leaves both stages in *scratch*."""
+    stages = scratch / "1-traced.onnx", scratch / "2-simplified.onnx"
+    step("tracing")
+    trace(twin, graph_inputs(twin, shape, twin.capacity), OUTPUTS, stages[0])
+    step("simplifying")
+    simplify_file(*stages)
+    model = onnx.load(stages[1])
+    model.ir_version = IR_VERSION
+    if not keep:
+        for path in stages:
+            path.unlink()
+    return model
+
+
 def build(twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step) -> str:
     """Write `model.onnx` into *folder* and return its name; *keep* receives the intermediate graphs.
 
     Raises ExportError when a stage or a check fails.
     """
-    scratch = folder if keep is None else keep
-    traced, simplified = scratch / "1-traced.onnx", scratch / "2-simplified.onnx"
     target = folder / MODEL
-    step("tracing")
-    trace(twin, graph_inputs(twin, shape, twin.capacity), OUTPUTS, traced)
-    step("simplifying")
-    simplify_file(traced, simplified)
-    model = onnx.load(simplified)
-    model.ir_version = IR_VERSION
+    model = simplified(twin, shape, keep or folder, keep is not None, step)
     if twin.flavour == "ort":
         step("fusing operators")
         model = fuse(model)
-    if keep is None:
-        traced.unlink()
-        simplified.unlink()
     step("checking")
     finish(model, target, metadata(twin, card, shape), card.name)
     check_lint(target, twin.flavour)

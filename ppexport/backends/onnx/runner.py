@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from ppexport.artifact import Artifact, Manifest
-from ppexport.backends.base import Prepared, Result, Runner
+from ppexport.artifact import Artifact
+from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.backends.onnx.session import make_session
 from ppexport.errors import ArtifactError
 from ppexport.mask import padded_size
-
-
-def feeds(manifest: Manifest, prepared: Prepared) -> dict[str, NDArray[Any]]:
-    """The inputs of the graph: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
-    inputs: dict[str, NDArray[Any]] = {"lr": prepared.lr}
-    if len(manifest.capacities) > 1:
-        inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
-    if manifest.mask == "input":
-        assert prepared.pure is not None
-        inputs["mask"] = prepared.pure.astype(np.float32)[None, None]
-    return inputs
 
 
 class OnnxRunner(Runner):
@@ -45,13 +29,7 @@ class OnnxRunner(Runner):
         found = {port.name: port.shape for port in (*self.session.get_inputs(), *self.session.get_outputs())}
         if found != expected:
             raise ArtifactError(f"{self.artifact.model_file} has {found}, but the manifest says {expected}")
-        facts = self.session.get_modelmeta().custom_metadata_map
-        said = {"ppexport.capacities": ",".join(map(str, m.capacities)), "ppexport.card_sha256": m.card_sha256}
-        for key, value in said.items():
-            if facts.get(key) != value:
-                raise ArtifactError(
-                    f"{self.artifact.model_file}: {key} is {facts.get(key)!r}, the manifest says {value!r}"
-                )
+        self.check_facts(self.session.get_modelmeta().custom_metadata_map)
 
     def _run(self, prepared: Prepared) -> Result:
         sr, impure = self.session.run(["sr", "impure_tokens"], feeds(self.artifact.manifest, prepared))

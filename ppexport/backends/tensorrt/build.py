@@ -14,9 +14,7 @@ import onnx
 import torch
 
 from ppexport.backends.onnx.build import (
-    IR_VERSION,
     MODEL,
-    OUTPUTS,
     SLOTS,
     Shape,
     Step,
@@ -25,14 +23,13 @@ from ppexport.backends.onnx.build import (
     graph_inputs,
     metadata,
     self_check,
-    trace,
+    simplified,
 )
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.reading.build import build_view
 from ppexport.backends.onnx.reading.model_file import read_model
 from ppexport.backends.onnx.reading.view import GraphView, Origin
 from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
 from ppexport.errors import ExportError
@@ -67,16 +64,9 @@ def build_for_tensorrt(
 
     Raises ExportError when a stage or a check fails.
     """
-    scratch = folder if keep is None else keep
-    stages = [scratch / f"{name}.onnx" for name in ("1-traced", "2-simplified", "3-fp32")]
-    traced, simplified, single = stages
-    target = folder / MODEL
-    step("tracing")
-    trace(twin, graph_inputs(twin, shape, twin.capacity), OUTPUTS, traced)
-    step("simplifying")
-    simplify_file(traced, simplified)
-    model = onnx.load(simplified)
-    model.ir_version = IR_VERSION
+    scratch = keep or folder
+    single, target = scratch / "3-fp32.onnx", folder / MODEL
+    model = simplified(twin, shape, scratch, keep is not None, step)
     facts = metadata(twin, card, shape)
     first = target if precision == "fp32" else single
     half = write_half(model) if precision == "fp16" else None
@@ -90,8 +80,7 @@ def build_for_tensorrt(
         half_check(single, target, twin, shape)
     check_lint(target, twin.flavour)
     if keep is None:
-        for path in stages:
-            path.unlink(missing_ok=True)
+        single.unlink(missing_ok=True)
     return MODEL
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ppexport.artifact import Artifact
-from ppexport.backends.base import Prepared, Result, Runner
+from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.backends.tensorrt.session import open_session
 
 
@@ -17,9 +15,8 @@ class TensorRTRunner(Runner):
         self.session = open_session(artifact, trust)
 
     def _run(self, prepared: Prepared) -> Result:
-        inputs = {"lr": prepared.lr}
-        if self.artifact.manifest.mask == "input":
-            assert prepared.pure is not None
-            inputs["mask"] = prepared.pure.astype(np.float32)[None, None]
+        inputs = feeds(self.artifact.manifest, prepared)
+        # The engine's profile stands for the slots, whose content nothing reads.
+        inputs.pop("slots", None)
         out = self.session.run(inputs, prepared.capacity)
         return Result(out["sr"], int(out["impure_tokens"][0]), prepared.capacity)
