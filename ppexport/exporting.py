@@ -61,11 +61,13 @@ def capacity_set(size: tuple[int, int], steps: int = SET_STEPS["onnx"]) -> list[
 
 
 def choose_shape(
-    network: nn.Module, size: tuple[int, int], capacities: Sequence[int] | None, mask: str | None
+    network: nn.Module, size: tuple[int, int], capacities: Sequence[int] | None, mask: str | None, flavour: str
 ) -> Shape:
     """The inputs of the graph to make. Raises InputError for an impossible wish."""
     pure_pass = isinstance(network, PPATDLight)
-    mask = mask or ("graph" if pure_pass else "none")
+    # Who chooses a capacity knows the mask: the flavour made for speed does not compute it again.
+    from_host = flavour == "ort" and capacities is not None and len(capacities) > 1
+    mask = mask or (("input" if from_host else "graph") if pure_pass else "none")
     check_choice("mask", mask, MASKS["pp_atd_light" if pure_pass else "atd_light"])
     tokens = padded_tokens(size)
     if capacities is None:
@@ -164,11 +166,11 @@ def export(
     "fp32" or "fp16", and heads padded to 16 channels unless *pad_heads* is False. *capacities* None is full capacity,
     exact for every image; several, ascending multiples of 128 such as `capacity_set(size)`, are a capacity set: the
     runner takes the smallest that holds an image. Beyond the largest, surplus tokens are treated as pure. *mask*
-    "graph" (the default) computes the Pure-Pass mask inside, "input" makes it a second input. *flavour* "ort" is for
-    ONNX Runtime on a CPU, 1.23 or newer, else "portable". *backend* "coreml" is a package for *target* "iOS16" to
-    "iOS18", with *precision* "fp32", "fp16" or "w8", whose *interface* is of "tensor"s or "image"s. *keep*
-    receives intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
-    ExportError; *out* is then as it was.
+    "graph" computes the Pure-Pass mask inside, "input" makes it a second input; None is "input" for a capacity set of
+    the flavour "ort", else "graph". *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or newer, else "portable".
+    *backend* "coreml" is a package for *target* "iOS16" to "iOS18", with *precision* "fp32", "fp16" or "w8", whose
+    *interface* is of "tensor"s or "image"s. *keep* receives intermediate ONNX graphs, *step* is told every stage.
+    Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
@@ -177,7 +179,7 @@ def export(
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     card = card_of(network)
-    shape = choose_shape(network, (height, width), capacities, mask)
+    shape = choose_shape(network, (height, width), capacities, mask, flavour)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")

@@ -373,7 +373,7 @@ def test_time_and_memory_by_size(monkeypatch, tmp_path):
     monkeypatch.setattr(sizes, "Repeated", Linear)
     sides = [(16, 16), (32, 32), (64, 64)]
     pictures = [np.zeros((1, 3, *side), np.float32) for side in sides]
-    rows = sizes.measure_sizes(tmp_path, MODEL, sides, pictures, 1, 3, 60, silent, silent)
+    rows = sizes.measure_sizes(tmp_path, MODEL, sides, ONNX_FLAVOURS, pictures, 1, 3, 60, silent, silent)
     assert [row.failure is None for row in rows] == [True] * 2 * len(ONNX_FLAVOURS) + [False] * len(ONNX_FLAVOURS)
     text = sizes.sizes_table(rows).markdown()
     assert f"| {ONNX_FLAVOURS[0]}, 16x16 | 256 | 256 to 256 | 1000.0 | 1.00 (1.00 to 1.00) | 2 |" in text

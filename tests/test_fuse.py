@@ -13,14 +13,18 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import ppexport
+from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.build import fuse, trace
+from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.cli import app
 from ppexport.errors import ExportError
 
 
 def operators(model):
-    return Counter(node.op_type for node in model.graph.node)
+    """How many nodes of each type, those of branches included."""
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return Counter(node.op_type for graph in (model.graph, *bodies) for node in graph.node)
 
 
 def run(model, feeds):
@@ -122,6 +126,73 @@ def test_what_is_not_a_length_is_left_alone(other, tmp_path):
     assert operators(model) == before
 
 
+class Choice(torch.nn.Module):
+    """A where between what two matrices of weights make, both of which are used elsewhere as told."""
+
+    def __init__(self, over=(0, 1), shared=False, one_row=False):
+        super().__init__()
+        self.over, self.shared, self.one_row = over, shared, one_row
+        self.a, self.b, self.last = (torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        y = x.exp()
+        a, b = self.a(y).relu(), self.b(y.sum(dim=0, keepdim=True) if self.one_row else y)
+        out = self.last(torch.where(x.amax(dim=self.over, keepdim=True) > 0, a, b))
+        return out + a if self.shared else out
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_choice_computes_one_side(sign, tmp_path):
+    x = sign * torch.rand(6, 4, generator=torch.Generator().manual_seed(2))
+    trace(Choice(), {"x": x}, ("out",), tmp_path / "plain.onnx")
+    plain, branched = (onnx.load(tmp_path / "plain.onnx") for _ in range(2))
+    branch_where(branched)
+    onnx.checker.check_model(branched, full_check=True)
+    (choice,) = [node for node in branched.graph.node if node.op_type == "If"]
+    then, other = ({node.op_type for node in helper.get_node_attr_value(choice, f"{side}_branch").node}
+                   for side in ("then", "else"))  # fmt: skip
+    assert then - {"Constant"} == {"Gemm", "Relu"}
+    assert other - {"Constant"} == {"Gemm"}
+    # What both sides read, and the weights of both, stay outside.
+    assert Counter(node.op_type for node in branched.graph.node)["Exp"] == 1
+    assert {i.name for i in branched.graph.initializer} == {i.name for i in plain.graph.initializer}
+    assert np.array_equal(run(plain, {"x": x.numpy()}), run(branched, {"x": x.numpy()}))
+
+
+@pytest.mark.parametrize("other", [{"over": (0,)}, {"shared": True}, {"one_row": True}])
+def test_a_choice_that_saves_nothing_or_broadcasts_is_left_alone(other, tmp_path):
+    trace(Choice(**other), {"x": torch.randn(6, 4)}, ("out",), tmp_path / "plain.onnx")
+    model = onnx.load(tmp_path / "plain.onnx")
+    before = operators(model)
+    branch_where(model)
+    assert operators(model) == before
+
+
+class Histogram(torch.nn.Module):
+    """Adds values at the places of a symbolic number of indices."""
+
+    def __init__(self, fewer=0):
+        super().__init__()
+        self.fewer = fewer
+
+    def forward(self, x, slots):
+        cells = slots.squeeze(0).long()
+        values = (slots.squeeze(0) >= 0).float()
+        return x.scatter_add(0, cells[self.fewer :], values)
+
+
+@pytest.mark.parametrize("fewer", [0, 2])
+def test_a_slice_goes_if_it_takes_everything(fewer, tmp_path):
+    inputs = {"x": torch.zeros(8), "slots": torch.tensor([[3, 1, 3, 3, 7]], dtype=torch.int32)}
+    trace(Histogram(fewer), inputs, ("out",), tmp_path / "plain.onnx")
+    plain, dropped = (onnx.load(tmp_path / "plain.onnx") for _ in range(2))
+    drop_whole_slices(dropped)
+    onnx.checker.check_model(dropped, full_check=True)
+    assert operators(plain)["Slice"] - operators(dropped)["Slice"] == (0 if fewer else 1)
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    assert np.array_equal(run(plain, feeds), run(dropped, feeds))
+
+
 @pytest.fixture(scope="module")
 def ort(tmp_path_factory):
     out = tmp_path_factory.mktemp("ort") / "a"
@@ -134,7 +205,9 @@ def ort(tmp_path_factory):
 def test_an_artefact_for_onnx_runtime_has_nothing_but_fused_attention(ort):
     found = operators(onnx.load(ort / "model.onnx"))
     # 12 plain layers with one kind of block, 12 shifted with four, and category attention in each.
-    assert found["Attention"] == 12 * 1 + 12 * 4 + 24
+    # Of the latter there are two: a picture without pure tokens takes the branch that has no slots.
+    assert found["If"] == 24
+    assert found["Attention"] == 12 * 1 + 12 * 4 + 24 * 2
     # The softmax of 24 dictionaries and of their 20 refinements is left.
     assert found["Softmax"] == 44
     assert (ort / "model.onnx").stat().st_size < 5_000_000

@@ -20,9 +20,11 @@ from peers.plot import plot, require_matplotlib
 from peers.result import Comparison
 from peers.sizes import SIZES, measure_sizes, sizes_markdown, sizes_table
 
+from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.commands.options import parse_size
 from ppexport.console import check_json, emit_json, fail, people, progress_bar, table
 from ppexport.errors import InputError, PpexportError
+from ppexport.exporting import check_choice
 from ppexport.picture import to_input
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +41,7 @@ def split_keys(text: str | None) -> list[str]:
 def run_sizes(
     model: str,
     sizes: list[tuple[int, int]],
+    flavours: list[str],
     work: Path,
     threads: int,
     rounds: int,
@@ -53,7 +56,7 @@ def run_sizes(
     pictures = [to_input(busy_photo(size, card.options.model_dump())) for size in sizes]
     with progress_bar("rounds") as progress:
         rows = measure_sizes(
-            work, model, sizes, pictures, threads, rounds, seconds, lambda line: console.print(line), progress
+            work, model, sizes, flavours, pictures, threads, rounds, seconds, lambda line: console.print(line), progress
         )
     machine = this_machine()
     made = sizes_table(rows)
@@ -91,6 +94,9 @@ def compare_peers(
     scale_sizes: Annotated[
         bool, typer.Option("--scale-sizes", help="Instead: time and memory of our artefacts by size.")
     ] = False,
+    flavours: Annotated[
+        str, typer.Option(help="With --scale-sizes: flavours to measure, separated by commas.")
+    ] = ",".join(ONNX_FLAVOURS),
     write: Annotated[bool, typer.Option("--write", help=f"Write {SPEED} and {PICTURE} beside the card.")] = False,
     json: Annotated[
         str | None,
@@ -117,7 +123,10 @@ def compare_peers(
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((work / "inductor").absolute()))
         sizes = [parse_size(part) for part in split_keys(size)]
         if scale_sizes:
-            run_sizes(model, sorted(sizes or SIZES), work, threads, rounds, seconds, speed, json)
+            named = split_keys(flavours) or list(ONNX_FLAVOURS)
+            for flavour in named:
+                check_choice("flavour", flavour, ONNX_FLAVOURS)
+            run_sizes(model, sorted(sizes or SIZES), named, work, threads, rounds, seconds, speed, json)
             return
         if len(sizes) > 1:
             raise InputError("one --size only, but with --scale-sizes")

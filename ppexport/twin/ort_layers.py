@@ -104,12 +104,26 @@ class RowCategoryAttention(nn.Module):
 
         *rest* (n, c) is what pure tokens take; None where no token is.
         """
-        slots, grid = shared.row_slots, shared.grid
+        if rest is None or shared.row_slots is None:
+            return self.mix_every(rows, categories, cut, shared)
+        mixed = self.mix_impure(rows, categories, rest, cut, shared)
+        if shared.slots_for_all is None:
+            return mixed
+        # In the graph a branch (backends/onnx/branch_where.py): a picture without pure tokens pays nothing for slots.
+        return torch.where(shared.slots_for_all, self.mix_every(rows, categories, cut, shared), mixed)
+
+    def mix_every(self, rows: Rows, categories: Tensor, cut: Cut, shared: Shared) -> Tensor:
+        """As `forward` where no token is pure."""
+        assert shared.grid is not None
+        place = sorted_places(categories, shared.grid)
+        mixed = self.attend(rows, cut.place.scatter(0, place, cut.place))
+        return mixed.index_select(0, place.index_select(0, cut.order))
+
+    def mix_impure(self, rows: Rows, categories: Tensor, rest: Tensor, cut: Cut, shared: Shared) -> Tensor:
+        """As `forward` with slots."""
+        slots, grid = shared.row_slots, shared.slot_grid
+        assert slots is not None
         assert grid is not None
-        if slots is None or rest is None:
-            place = sorted_places(categories, grid)
-            mixed = self.attend(rows, cut.place.scatter(0, place, cut.place))
-            return mixed.index_select(0, place.index_select(0, cut.order))
         place = sorted_places(torch.maximum(categories.index_select(0, slots.tokens), slots.past), grid)
         listed = shared.places[cut.shift]
         mixed = self.attend(rows, listed.place.scatter(0, place, listed.place).index_select(0, slots.reads))
@@ -152,12 +166,14 @@ class RowLayer(StaticLayer):
         """Put into *shared* what all layers of a run share."""
         ones = torch.ones(1).expand(shared.tokens.shape[0])
         shared.norm = ones, torch.zeros(1).expand(shared.tokens.shape[0])
+        shared.grid = sort_grid(shared.tokens, categories)
         if shared.pure is None:
-            shared.grid = sort_grid(shared.tokens, categories)
             return
         positions = shared.tokens[:capacity]
         shared.row_slots = plan_slots(shared.tokens, positions, shared.pure, impure, categories)
-        shared.grid = sort_grid(positions, categories + 1)
+        shared.slot_grid = sort_grid(positions, categories + 1)
+        if not isinstance(capacity, int) or capacity == len(shared.tokens):
+            shared.slots_for_all = torch.minimum(impure, shared.row_slots.capacity) == shared.tokens.shape[0]
         shared.places = {shift: plan_places(shared.row_slots, cut.place) for shift, cut in shared.cuts.items()}
 
     def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:

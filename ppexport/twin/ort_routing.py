@@ -48,7 +48,7 @@ def sort_grid(positions: Tensor, keys: int) -> SortGrid:
     # Made from the positions, so that a traced C leaves no arithmetic on shapes.
     ones = (positions >= 0).float()
     empty = torch.zeros(keys, 1) * ones.view(-1, BLOCK)[:, 0]
-    return SortGrid(block, block[-1:] + 1, row.unsqueeze(1) > row, empty.view(-1), ones)
+    return SortGrid(block, block.amax(dim=0, keepdim=True) + 1, row.unsqueeze(1) > row, empty.view(-1), ones)
 
 
 def sorted_places(keys: Tensor, grid: SortGrid) -> Tensor:
@@ -78,6 +78,8 @@ class Slots(NamedTuple):
     """(C,) int32: 0 for impure ones, the key behind the last category for the others."""
     reads: Tensor
     """(C,) int32: the rank among the sorted tokens that every slot reads."""
+    capacity: Tensor
+    """(1,) int32: C."""
     rest: Tensor
     """(n,) int32: the row behind those of the slots, of every token in the order of the blocks."""
 
@@ -89,7 +91,9 @@ def plan_slots(tokens: Tensor, positions: Tensor, pure: Tensor, impure: Tensor, 
     """
     before = (~pure).float().cumsum(dim=0).to(torch.int32)
     place = torch.where(pure, impure + tokens - before, before - 1)
-    capacity = positions[-1:] + 1
+    # The maximum, not the last element: its length 1 is plain in the graph, so that C does not hide the length n of all
+    # that the capacity is added to, and ONNX Runtime plans the memory of the whole network as without slots.
+    capacity = positions.amax(dim=0, keepdim=True) + 1
     limit = torch.minimum(impure, capacity)
     mixed = positions < limit
     zero = torch.zeros_like(impure)
@@ -98,6 +102,7 @@ def plan_slots(tokens: Tensor, positions: Tensor, pure: Tensor, impure: Tensor, 
         mixed=mixed,
         past=torch.where(mixed, zero, zero + categories),
         reads=mirror_slots(positions, limit),
+        capacity=capacity,
         rest=tokens + capacity,
     )
 
@@ -116,5 +121,6 @@ class Places(NamedTuple):
 def plan_places(slots: Slots, place: Tensor) -> Places:
     """For *place* (n,) int32, the position of every token in the order of the blocks."""
     listed = place.index_select(0, slots.tokens)
-    zero = torch.zeros_like(slots.past)
+    # A scalar: zeros of a known length would be stored one by one.
+    zero = torch.zeros((), dtype=torch.int32)
     return Places(listed, listed.long(), torch.where(slots.mixed, zero, slots.rest.index_select(0, listed)))

@@ -40,7 +40,8 @@ class BlockCut(nn.Module):
     def forward(self, tokens: Tensor) -> Cut:
         """*tokens* = 0 ... n - 1, int32."""
         image = tokens.view(*self.size, 1)
-        order = [to_blocks(image, kind).view(-1) for kind in self.kinds]
+        # Lengths in plain numbers: shape inference does not follow the slices of every kind.
+        order = [to_blocks(image, kind).view(kind.tokens) for kind in self.kinds]
         positions = torch.split(tokens, [kind.tokens for kind in self.kinds]) if len(self.kinds) > 1 else (tokens,)
         parts = [part.view(-1, kind.area, 1) for part, kind in zip(positions, self.kinds, strict=True)]
         place = from_blocks(parts, self.kinds).reshape(-1)
@@ -63,7 +64,11 @@ class Shared:
     row_slots: ort_routing.Slots | None = None
     """The flavour `ort`: its slots, None for a network without Pure-Pass."""
     grid: ort_routing.SortGrid | None = None
-    """The flavour `ort`: for sorting the categories."""
+    """The flavour `ort`: for sorting the categories of all tokens."""
+    slot_grid: ort_routing.SortGrid | None = None
+    """The flavour `ort`: for sorting those of its slots, None for a network without Pure-Pass."""
+    slots_for_all: Tensor | None = None
+    """The flavour `ort`: (1,) bool, whether no token is pure and each has a slot; None where that cannot be."""
     places: dict[int, ort_routing.Places] = field(default_factory=dict)
     """The flavour `ort`, by shift: where the tokens of its slots stand in the order of the blocks."""
     norm: tuple[Tensor, Tensor] | None = None

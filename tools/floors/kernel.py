@@ -17,7 +17,7 @@ NO_PICTURE: Image = np.zeros((1, 3, 1, 1), np.float32)
 
 
 class Kernel(Candidate):
-    """*copies* of one formulation in a session of its own, with inputs and outputs that stay where they are."""
+    """*copies* of one formulation in a session of its own, each with inputs and outputs of its own."""
 
     flush = True
 
@@ -49,23 +49,27 @@ class Kernel(Candidate):
         self._session = session
 
     def _bind(self, session: Any, value_of: Any) -> None:
-        """Bind all copies to one set of inputs and one of outputs, which so stay in the caches."""
+        """Bind every copy to memory of its own, as in a network, where no kernel finds what it needs where it left it.
+
+        With all copies on the same memory, in their caches, the sum of the parts would be one that no network reaches.
+        """
         self._binding = session.io_binding()
-        for name, array in self.formulation.take(self.part.inputs).items():
-            value = value_of(array)
-            # The memory is NumPy's, and has to outlive the binding.
-            self._inputs += [array, value]
-            for i in range(self.copies):
+        for i in range(self.copies):
+            for name, array in self.formulation.take(self.part.inputs).items():
+                own = array.copy()
+                value = value_of(own)
+                # The memory is NumPy's, and has to outlive the binding.
+                self._inputs += [own, value]
                 self._binding.bind_ortvalue_input(copy_name(i, name), value)
         for output in session.get_outputs():
             self._binding.bind_output(output.name, "cpu")
         session.run_with_iobinding(self._binding)
-        # Outputs are in the order of the copies. From now on all write what the first one wrote.
-        names = list(outputs_of(self.part, self.formulation))
-        self._outputs = dict(zip(names, self._binding.get_outputs(), strict=False))
-        for name, value in self._outputs.items():
-            for i in range(self.copies):
-                self._binding.bind_ortvalue_output(copy_name(i, name), value)
+        values = self._binding.get_outputs()
+        # From now on every run writes where the first one wrote.
+        for output, value in zip(session.get_outputs(), values, strict=True):
+            self._binding.bind_ortvalue_output(output.name, value)
+        # Outputs are in the order of the copies, the first one's in front.
+        self._outputs = dict(zip(outputs_of(self.part, self.formulation), values, strict=False))
 
     def run(self) -> Image:
         """All copies once; the picture is not touched."""

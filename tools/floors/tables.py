@@ -117,9 +117,10 @@ def markdown(floors: Floors) -> str:
     head = (
         f"Measured on {floors.machine.sentence(floors.threads)}. LR {height}x{width}, {floors.outcome.done} rounds; "
         f"sgemm of 1024x1024 reached {floors.rate / 1e9:.0f} GFLOP/s (best {max(floors.rates) / 1e9:.0f}).\n\n"
-        "The *floor* of a part is the time of the fastest way to write it with operators that ONNX Runtime has, alone, "
-        f"with warm caches. Each formulation stands {floors.copies} times in a graph of its own, so that the call and "
-        "the waking of threads count little; its weights are constants, and its results agree with those of the "
+        "The *floor* of a part is the time of the fastest way to write it with operators that ONNX Runtime has, alone. "
+        f"Each formulation stands {floors.copies} times in a graph of its own, so that the call and the waking of "
+        "threads count little; every copy has inputs and outputs of its own, as in a network, where no kernel finds "
+        "them in its caches because it used them last. Weights are constants, and results agree with those of the "
         "others (*apart*: the largest absolute difference). All take turns with the artefact and with sgemm, forth and "
         "back, each time with one untimed run before the timed one. Formulations in another layout than rows would "
         "need their neighbours in it too; what that costs is not counted, so the floor is a lower bound. Ratios are "

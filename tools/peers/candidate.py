@@ -29,6 +29,10 @@ class Candidate(ABC):
     def prepare(self) -> None:
         """Load whatever a run needs. Raises UnavailableError with one sentence where it cannot run here."""
 
+    def close(self) -> bool:
+        """Let go of what `prepare` loaded; False where there is nothing whose place in memory matters."""
+        return False
+
     @abstractmethod
     def run(self) -> Image:
         """Super-resolve the picture: float32 (1, 3, h * scale, w * scale), not clipped."""

@@ -50,6 +50,11 @@ class PlainOnnx(Candidate):
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise UnavailableError(f"ONNX Runtime cannot load it: {first_line(error)}") from None
 
+    def close(self) -> bool:
+        """Close the session."""
+        self._session = None
+        return True
+
     def run(self) -> Image:
         """Run the session."""
         sr: Image = self._session.run(["sr"], {"lr": self.lr})[0]
@@ -93,6 +98,12 @@ class OurArtifact(Candidate):
         """Open the artefact."""
         self._runner = open_quietly(self.folder, self.threads)
 
+    def close(self) -> bool:
+        """Close the artefact, for all candidates that share it."""
+        self._runner = None
+        open_quietly.cache_clear()
+        return True
+
     def run(self) -> Image:
         """One call of the runner, the host's part clocked apart."""
         assert self._runner is not None
@@ -110,11 +121,19 @@ class FixedCapacity(OurArtifact):
     def __init__(self, key: str, name: str, lr: Image, folder: Path, threads: int, capacity: int) -> None:
         super().__init__(key, name, lr, folder, threads, None)
         self.slots = capacity
+        self._prepared: Prepared | None = None
+
+    def prepare(self) -> None:
+        """Open the artefact and compute the mask."""
+        super().prepare()
+        assert self._runner is not None
+        self._prepared = self._runner.prepare(self.lr)._replace(capacity=self.slots)
 
     def run(self) -> Image:
-        """One run without the host's mask."""
+        """One run, without the host's part."""
         assert self._runner is not None
-        result = self._runner.run(Prepared(self.lr, None, self.slots))
+        assert self._prepared is not None
+        result = self._runner.run(self._prepared)
         self.capacity = result.capacity
         return np.asarray(result.sr, np.float32)
 

@@ -17,7 +17,6 @@ from peers.in_torch import Source
 from peers.machine import Machine
 from peers.race import Heat, race
 from peers.report import Table, milliseconds, range_of, times
-from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.errors import PpexportError
 
 SIZES = ((64, 64), (128, 128), (256, 256), (512, 512))
@@ -106,6 +105,7 @@ def measure_sizes(
     folder: Path,
     model: str,
     sizes: Sequence[tuple[int, int]],
+    flavours: Sequence[str],
     pictures: Sequence[Image],
     threads: int,
     rounds: int,
@@ -113,20 +113,20 @@ def measure_sizes(
     say: Say,
     progress: Callable[[int, int], None],
 ) -> list[SizeRow]:
-    """Every flavour at all *sizes*, on *pictures*, in turns: small to large and back in every round.
+    """Every one of *flavours* at all *sizes*, on *pictures*, in turns: small to large and back in every round.
 
     Flavours take *seconds* in equal parts; in its part no further round begins after that.
     """
-    rows = [SizeRow(flavour, size) for size in sizes for flavour in ONNX_FLAVOURS]
+    rows = [SizeRow(flavour, size) for size in sizes for flavour in flavours]
     of = dict(zip(sizes, pictures, strict=True))
     largest = max(h * w for h, w in sizes)
     made = {id(row): prepare(row, folder, model, of[row.size], threads, largest, say) for row in rows}
-    for flavour in ONNX_FLAVOURS:
+    for flavour in flavours:
         running = [(row, c) for row in rows if row.flavour == flavour and (c := made[id(row)]) is not None]
         if not running:
             continue
         heat = Heat(flavour, tuple(c for _, c in running))
-        outcome = race([heat], [], rounds, seconds / len(ONNX_FLAVOURS), say, progress)
+        outcome = race([heat], [], rounds, seconds / len(flavours), say, progress)
         first = running[0][0]
         for row, candidate in running:
             row.rounds = outcome.times[flavour][candidate.key]

@@ -20,7 +20,9 @@ from onnx import version_converter
 from torch import nn
 
 from ppexport.artifact import smallest_capacity
+from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.lint import lint_model
@@ -185,11 +187,13 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
 
 
 def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of *model* in opset 23 with the operators that ONNX Runtime has one kernel for."""
+    """A copy of *model* in opset 23, with the operators that ONNX Runtime has one kernel for and without idle work."""
     fused = version_converter.convert_version(model, ORT_OPSET)
     fused.ir_version = ORT_IR_VERSION
     fuse_attention(fused)
     fuse_unit_rows(fused)
+    drop_whole_slices(fused)
+    branch_where(fused)
     return fused
 
 

@@ -56,6 +56,12 @@ class Graph:
         return float(value.item()) if value is not None and value.size == 1 else None
 
 
+def names_read(node: NodeProto) -> set[str]:
+    """What *node* reads, its branches included, whose own names hide no others."""
+    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {*node.input, *(name for body in bodies for inner in body.node for name in names_read(inner))}
+
+
 def replace(model: onnx.ModelProto, made: Mapping[str, list[NodeProto]], gone: Iterable[NodeProto]) -> None:
     """Put the nodes of *made* in the place of the nodes that make their keys, and remove those of *gone*.
 
@@ -71,7 +77,7 @@ def replace(model: onnx.ModelProto, made: Mapping[str, list[NodeProto]], gone: I
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input} | {out.name for out in model.graph.output}
+    read = {name for node in nodes for name in names_read(node)} | {out.name for out in model.graph.output}
     kept = [init for init in model.graph.initializer if init.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
