@@ -16,7 +16,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, profile, upscale
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "build": build,
     "parity": parity,
+    "profile": profile,
     "upscale": upscale,
     "evaluate": evaluate,
     "info": info,
