@@ -24,7 +24,8 @@ DEVICE_FILES = [
         "remote", "remote_collect", "remote_output", "trtexec",
     )),
     *(f"backends/openvino/{name}.py" for name in ("__init__", "runner", "session")), "parity/inputs.py",
-    *(f"profile/{path.name}" for path in sorted((ROOT / "profile").glob("*.py"))),
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "profile").rglob("*.py"))), "backends/onnx/modules.py",
+    "backends/coreml/mac.py",
     *(f"devices/{path.name}" for path in sorted((ROOT / "devices").glob("*.py"))),
 ]  # fmt: skip
 ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity", "profile", "report"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ppexport.commands.options import ArtifactFolder, Json, Trust
-from ppexport.console import emit_json, people, progress_bar, table
+from ppexport.console import emit_json, people, progress_bar, stages, table
 from ppexport.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def profile(
     frames: Annotated[
         Path | None, typer.Option(help="afterwards: frames per second on this folder of video frames")
     ] = None,
+    layer_times: Annotated[
+        Path | None, typer.Option(help="for --layers of a TensorRT engine: what trtexec --exportProfile wrote")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of the runtime; its choice if left out")] = None,
     trust: Trust = False,
     json: Json = None,
@@ -60,10 +63,16 @@ def profile(
     host memory. A run that is interrupted goes on with the same command; a machine that changes its clocks, runs other
     programs or holds queries up leaves a mark beside the figures.
     """
+    from ppexport.profile.further import profile_frames, profile_layers, profile_routing
+    from ppexport.profile.pictures import pictures_in
     from ppexport.profile.run import measure, plan_of, prepare
     from ppexport.profile.runtimes import choose
 
     check_device(on)
+    if frames is not None:
+        pictures_in(frames)
+    if layer_times is not None and not layers:
+        raise InputError("--layer-times is for --layers")
     targets = choose(artifact, runtime, threads, trust)
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
     console = people(json)
@@ -72,7 +81,58 @@ def profile(
         result = measure(job, progress, lambda line: console.print(line))
     show(result, console)
     summary = {key: value for key, value in result.data.items() if key not in ("samples", "sensors")}
+    if layers:
+        with stages("time by layer"):
+            found = profile_layers(job, result, layer_times)
+        summary["layers"] = [{k: v for k, v in data.items() if k != "operations"} for data in found]
+        show_layers(found, console)
+    if routing:
+        with stages("time against pure share"):
+            summary["routing"] = profile_routing(job, result, images)
+        show_routing(summary["routing"], console)
+    if frames is not None:
+        with stages("frames"):
+            summary["frames"] = profile_frames(job, result, frames)
+        for data in summary["frames"]:
+            show_frames(data, console)
     emit_json(json, summary)
+
+
+def show_layers(found: list[dict[str, Any]], console: Console) -> None:
+    """Print time by branch of every runtime."""
+    from ppexport.profile.layers.spans import BRANCHES
+
+    rows = [
+        [b, *(f"{d['branches'].get(b, 0):.2f} ({100 * d['branches'].get(b, 0) / d['total_ms']:.0f} %)" for d in found)]
+        for b in BRANCHES
+        if any(b in d["branches"] for d in found)
+    ]
+    rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])
+    console.print(table("time by branch, ms", ["branch", *(d["subject"]["name"] for d in found)], rows))
+
+
+def show_routing(found: list[dict[str, Any]], console: Console) -> None:
+    """Print what pure pixels save."""
+    for data in found:
+        line, images = data["line"], data["images"]
+        shares = [image["pure_share"] for image in images]
+        name = data["subject"]["name"]
+        if line is None:
+            console.print(f"{name}: the pictures' pure shares hardly differ, so no line was drawn")
+            continue
+        saving = line["saving"]
+        console.print(
+            f"{name}: {line['at_zero_ms']['middle']:.1f} ms without pure pixels; a wholly pure picture saves "
+            f"{100 * saving['middle']:.1f} % (95 %: {100 * saving['low']:.1f} to {100 * saving['high']:.1f}), from "
+            f"{len(images)} pictures with {100 * min(shares):.0f} to {100 * max(shares):.0f} % pure pixels"
+        )
+
+
+def show_frames(data: dict[str, Any], console: Console) -> None:
+    """Print the answer, and how often each deadline is met."""
+    console.print(f"{data['subject']['name']}: {data['sentence']}")
+    for rate, deadline in data["deadlines"].items():
+        console.print(f"  {rate} fps: {100 * deadline['hit_rate']:.1f} % of the frames ready in time")
 
 
 def show(result: Profile, console: Console) -> None:

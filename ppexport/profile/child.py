@@ -1,4 +1,4 @@
-"""A process that does nothing but measure: `python -m ppexport.profile.child measure|memory`, the job on its input.
+"""A process that does nothing but measure: `python -m ppexport.profile.child ACTION`, the job on its input.
 
 Its own, so that neither a command line's libraries nor another runtime's threads disturb it, and so that its peak
 memory is the runtime's. An expected failure is one sentence on standard error and its exit code.
@@ -6,6 +6,7 @@ memory is the runtime's. An expected failure is one sentence on standard error a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -61,9 +62,32 @@ def memory(job: Job) -> None:
     print(before or 0, peak_memory() or 0)
 
 
+def layers(job: Job) -> None:
+    """Print the operations of the only target as JSON."""
+    from ppexport.profile.layers.collect import collect
+
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps([vars(operation) for operation in collect(job.targets[0], images)]))
+
+
+def routing(job: Job) -> None:
+    """Print time against pure share and capacity as JSON."""
+    from ppexport.profile.routing import measure_routing
+
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps(measure_routing(job.targets[0], images, job.plan)))
+
+
+def frames(job: Job) -> None:
+    """Print the times of a sequence of frames, whose folder `images` is, as JSON."""
+    from ppexport.profile.frames import measure_frames
+
+    print(json.dumps(measure_frames(job.targets[0], job.images, job.plan)))
+
+
 def main() -> int:
     """Do what the first argument says; returns the exit code."""
-    work = {"measure": measure, "memory": memory}[sys.argv[1]]
+    work = {"measure": measure, "memory": memory, "layers": layers, "routing": routing, "frames": frames}[sys.argv[1]]
     try:
         work(job_from(sys.stdin.read()))
     except PpexportError as error:

@@ -119,20 +119,23 @@ def end(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
-def memory_of(job: Job) -> tuple[int, int]:
-    """Peak bytes of a process that opens the only target of *job* and runs it once: before opening it, and in all.
-
-    Raises PpexportError as the child does.
-    """
+def ask(action: str, job: Job) -> str:
+    """What the child prints for *action*. Raises PpexportError as the child does."""
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors"
-        child = _start("memory", job, errors, subprocess.PIPE)
+        child = _start(action, job, errors, subprocess.PIPE)
         try:
             assert child.stdout is not None
-            words = child.stdout.read().split()
+            answer = child.stdout.read()
             child.wait()
         finally:
             end(child)
-        if child.returncode or len(words) != 2:
+        if child.returncode or not answer.strip():
             raise _explain(child.returncode, errors)
-    return int(words[0]), int(words[1])
+    return answer.decode()
+
+
+def memory_of(job: Job) -> tuple[int, int]:
+    """Peak bytes of a process that opens the only target of *job* and runs it once: before opening it, and in all."""
+    before, peak = ask("memory", job).split()
+    return int(before), int(peak)

@@ -35,7 +35,7 @@ class CoreMLMacRunner(Runner):
             )
         require("coremltools", "coreml")
         self._tools = import_module("coremltools")
-        self._units = getattr(self._tools.ComputeUnit, units)
+        self.units = getattr(self._tools.ComputeUnit, units)
         self._images = artifact.manifest.engine.get("interface") == "image"
         self._models: dict[int, Any] = {}
         self._model(artifact.manifest.capacities[-1])
@@ -46,12 +46,16 @@ class CoreMLMacRunner(Runner):
             named = {"function_name": f"capacity_{capacity}"} if len(self.artifact.manifest.capacities) > 1 else {}
             try:
                 model = self._tools.models.MLModel(
-                    str(self.artifact.model_file), compute_units=self._units, **named
+                    str(self.artifact.model_file), compute_units=self.units, **named
                 )  # fmt: skip
             except Exception as error:  # Core ML's errors arrive as RuntimeError
                 raise ArtifactError(f"Core ML cannot load {self.artifact.model_file}: {first_line(error)}") from None
             self._models[capacity] = model
         return self._models[capacity]
+
+    def compiled_path(self) -> str:
+        """Folder of the compiled model of the largest capacity, which Core ML's plan is read from."""
+        return str(self._model(self.artifact.manifest.capacities[-1]).get_compiled_model_path())
 
     def _run(self, prepared: Prepared) -> Result:
         inputs: dict[str, Any] = feeds(self.artifact.manifest, prepared)
