@@ -16,7 +16,20 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, profile, upscale
+from ppexport.commands import (
+    build,
+    compare,
+    demo,
+    evaluate,
+    export,
+    info,
+    lint,
+    models,
+    parity,
+    profile,
+    report,
+    upscale,
+)
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -27,6 +40,8 @@ COMMANDS: dict[str, ModuleType] = {
     "build": build,
     "parity": parity,
     "profile": profile,
+    "compare": compare,
+    "report": report,
     "upscale": upscale,
     "evaluate": evaluate,
     "info": info,

@@ -137,13 +137,16 @@ def show_frames(data: dict[str, Any], console: Console) -> None:
 
 def show(result: Profile, console: Console) -> None:
     """Print the figures and the marks."""
-    rows = []
+    names = (
+        "p90, ms", "95 % interval", "p50, ms", "p99, ms", "p90, ms per output megapixel", "queries", "loading, ms",
+        "first run, ms", "peak memory, MB",
+    )  # fmt: skip
+    figures = []
     for subject in result.subjects:
         s, memory = subject["summary"], subject["memory"]
         low, high = s["p90_interval_ms"]
-        rows.append(
-            [
-                subject["name"],
+        figures.append(
+            (
                 f"{s['p90_ms']:.1f}",
                 f"{low:.1f} to {high:.1f}",
                 f"{s['p50_ms']:.1f}",
@@ -153,11 +156,10 @@ def show(result: Profile, console: Console) -> None:
                 f"{subject['load_ms']:.0f}",
                 f"{subject['first_ms']:.0f}",
                 "" if memory is None else f"{memory['peak'] / 1e6:.0f}",
-            ]
+            )
         )
-    columns = [
-        "latency in ms", "p90", "95 %", "p50", "p99", "p90 per megapixel", "queries", "load", "first run", "peak MB"
-    ]  # fmt: skip
+    rows = [[name, *values] for name, values in zip(names, zip(*figures, strict=True), strict=True)]
+    columns = ["latency", *(subject["name"] for subject in result.subjects)]
     console.print(table(result.data["machine"]["cpu"], columns, rows))
     for subject in result.subjects:
         droop = subject["summary"]["droop"]
