@@ -140,7 +140,8 @@ def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dic
         if not settled:
             marks.append(mark("warm-up", f"{facts['name']}: the median still moved by over 2 % when warm-up ended"))
         marks += list(sample_marks(facts["name"], columns))
-        measured = summary(columns["t_ns"], columns["ns"], columns["host_ns"], len(header["images"]), megapixels)
+        sustained = header["plan"]["name"] == "sustained"
+        measured = summary(columns, len(header["images"]), megapixels, sustained=sustained)
         spent = memory[index]
         subjects.append(
             {

@@ -75,11 +75,16 @@ def short(name: str, length: int = 44) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def visible(ms: Sequence[Any]) -> float:
+    """Milliseconds up to which a plot goes: one query that was held up for minutes would hide all others."""
+    return max(min(float(np.percentile(values, 99)), 4 * float(np.median(values))) for values in ms) * 1.1
+
+
 def distributions(profile: Profile) -> str:
     """Histograms of the latencies of every subject, with p50 and p90."""
     plot = Plot()
     ms = [columns["ns"] / 1e6 for columns in profile.samples]
-    top = max(float(np.percentile(values, 99)) for values in ms) * 1.05
+    top = visible(ms)
     low = min(float(values.min()) for values in ms) * 0.95
     edges = np.linspace(low, max(top, low + 1e-6), BINS)
     for index, (subject, values) in enumerate(zip(profile.subjects, ms, strict=True)):
@@ -87,7 +92,7 @@ def distributions(profile: Profile) -> str:
         plot.axes.hist(np.minimum(values, edges[-1]), edges, color=color, alpha=0.55, label=short(subject["name"]))
         for figure, style in (("p50_ms", "-"), ("p90_ms", "--")):
             plot.axes.axvline(subject["summary"][figure], color=color, linestyle=style, linewidth=1.4)
-    plot.axes.set_xlabel("ms a query: p50 solid, p90 dashed; the last bar holds all above p99")
+    plot.axes.set_xlabel("ms a query: p50 solid, p90 dashed; the last bar holds all above")
     plot.axes.set_ylabel("queries")
     plot.axes.legend(fontsize=8)
     return plot.svg()
@@ -96,22 +101,22 @@ def distributions(profile: Profile) -> str:
 def time_series(profile: Profile) -> str:
     """Latency over time, and temperature where the machine shows it."""
     plot = Plot()
+    top = visible([columns["ns"] / 1e6 for columns in profile.samples])
+    begin = min(int(columns["t_ns"][0]) for columns in profile.samples)
     for index, (subject, columns) in enumerate(zip(profile.subjects, profile.samples, strict=True)):
         step = -(-len(columns["ns"]) // POINTS)
-        t, ms = columns["t_ns"][::step] / 1e9, columns["ns"][::step] / 1e6
+        t, ms = (columns["t_ns"][::step] - begin) / 1e9, np.minimum(columns["ns"][::step] / 1e6, top)
         plot.axes.plot(t, ms, ".", markersize=2.5, color=COLORS[index % len(COLORS)], label=short(subject["name"]))
-    plot.axes.set_xlabel("s")
+    plot.axes.set_xlabel("s; what lies on the upper edge took longer")
     plot.axes.set_ylabel("ms a query")
-    # One query that was held up for seconds would hide all others; the table has it as the maximum.
-    highest = max(float(np.percentile(c["ns"], 99)) for c in profile.samples) / 1e6
-    plot.axes.set_ylim(0, highest * 1.25)
+    plot.axes.set_ylim(0, top * 1.05)
     plot.axes.legend(fontsize=8, loc="lower right")
     sensors = profile.data["sensors"]
     zones = [name for name in sensors if name.startswith("celsius.")]
     if zones:
         right = plot.twin()
         for zone in zones[:4]:
-            pairs = [(t / 1e9, c) for t, c in zip(sensors["t"], sensors[zone], strict=False) if c is not None]
+            pairs = [((t - begin) / 1e9, c) for t, c in zip(sensors["t"], sensors[zone], strict=False) if c is not None]
             right.plot(*zip(*pairs, strict=True), color="#c0504d", linewidth=1, alpha=0.8)
         right.set_ylabel("°C (lines)")
     return plot.svg()
