@@ -284,6 +284,19 @@ def test_this_machine_and_its_secrets():
     assert peak_memory() > 10 << 20
 
 
+def test_clocks_are_read_together_even_when_the_process_is_interrupted():
+    class Interrupted(Hands):
+        waits = (300_000_000, 0)
+
+        def wall(self):
+            wait, *self.waits = self.waits
+            self.time += wait
+            return self.time + 7
+
+    found = Interrupted().reading()
+    assert found["wall"] - found["now"] == 7
+
+
 def test_the_real_clock_is_monotonic():
     clock = Clock()
     first, begin = clock.reading(), time.perf_counter_ns()

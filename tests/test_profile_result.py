@@ -20,6 +20,11 @@ from ppexport.profile.statistics import percentile, percentile_interval, ratio_i
 invoke = CliRunner().invoke
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+
+
 def made(folder, times, memory=None, **more):
     folder.mkdir(exist_ok=True)
     journal = write_journal(folder / "latency.jsonl", times, **more)

@@ -21,6 +21,7 @@ from ppexport.errors import InputError
 from ppexport.parity.columns import Sample, save_column, save_inputs
 from ppexport.parity.inputs import ParityInput
 from ppexport.picture import to_input
+from ppexport.profile import statistics
 from ppexport.profile.layers.result import layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
@@ -65,6 +66,13 @@ def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 50)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ DRIFT = 0.05
 """Change of the median between the first and the last tenth of a run."""
 WAITED = 3.0
 """A query of more than so many medians that used no more processor time than usual did not run, it waited."""
-SET, SLEPT = 0.5, 0.1
+SET, SLEPT = 0.5, 0.5
 """Seconds that the time of day, or the clock that counts sleep, may move against the monotonic one."""
 WARMER = 10.0
 """Kelvin."""

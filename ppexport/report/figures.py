@@ -54,9 +54,10 @@ class Plot:
             for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
                 label.set_color(TEXT)
                 label.set_fontsize(9)
-            if axes.get_legend() is not None:
-                axes.get_legend().get_frame().set_alpha(0)
-                for text in axes.get_legend().get_texts():
+            legend = axes.get_legend()
+            if legend is not None:
+                legend.get_frame().set_alpha(0)
+                for text in legend.get_texts():
                     text.set_color(TEXT)
         out = io.StringIO()
         self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -86,7 +87,7 @@ def distributions(profile: Profile) -> str:
     ms = [columns["ns"] / 1e6 for columns in profile.samples]
     top = visible(ms)
     low = min(float(values.min()) for values in ms) * 0.95
-    edges = np.linspace(low, max(top, low + 1e-6), BINS)
+    edges = np.linspace(low, max(top, low + 1e-6), BINS).tolist()
     for index, (subject, values) in enumerate(zip(profile.subjects, ms, strict=True)):
         color = COLORS[index % len(COLORS)]
         plot.axes.hist(np.minimum(values, edges[-1]), edges, color=color, alpha=0.55, label=short(subject["name"]))

@@ -64,7 +64,7 @@ def slides(parity: Parity) -> list[Slide]:
     inputs = {item.name: item for item in load_inputs(files[0], (h, w))}
     reference, other = load_column(files[1]), load_column(files[2])
     rows = sorted(pair["rows"], key=lambda row: (not row.get("task"), row["name"] != pair.get("worst")))
-    found = []
+    found: list[Slide] = []
     for row in rows:
         name = row["name"]
         if len(found) == MOST or name not in inputs or name not in reference or name not in other:

@@ -93,8 +93,10 @@ class Loop:
 
     def _read_sensors(self) -> None:
         reading = read_all(self.sensors)
-        now = self.clock.now()
-        clocks = {"own": self.clock.cpu() / SECOND, "wall": self.clock.wall(), "boot": self.clock.boot()}
+        moment = self.clock.reading()
+        now = moment["now"]
+        assert now is not None
+        clocks = {"own": self.clock.cpu() / SECOND, "wall": moment["wall"], "boot": moment["boot"]}
         self.journal.write("c", self._t(now), {**reading, **clocks})
         self.journal.sync()
         self._next_reading = now + int(self.plan.sensor_seconds * SECOND)
