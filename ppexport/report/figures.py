@@ -57,8 +57,8 @@ class Plot:
             legend = axes.get_legend()
             if legend is not None:
                 legend.get_frame().set_alpha(0)
-                for text in legend.get_texts():
-                    text.set_color(TEXT)
+                for entry in legend.get_texts():
+                    entry.set_color(TEXT)
         out = io.StringIO()
         self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         self._context.__exit__(None, None, None)

@@ -48,7 +48,7 @@ class Operation:
     ms: float
     """Median of the runs."""
     names: tuple[str, ...] = ()
-    """Further names that tell where it comes from: what it was fused from."""
+    """What it was fused from, which tells where it comes from, in place of its own name."""
     module: str | None = None
     """Where it comes from, in a format that says so itself."""
 
@@ -88,7 +88,7 @@ def named_module(operation: Operation, known: Collection[str]) -> str | None:
     """The module that the names of *operation* tell: the innermost that holds all it was fused from."""
     if operation.module is not None:
         return operation.module
-    modules = [m for name in (operation.name, *operation.names) if (m := module_of_name(name, known)) is not None]
+    modules = [m for name in operation.names or (operation.name,) if (m := module_of_name(name, known)) is not None]
     return list(accumulate(modules, common))[-1] if modules else None
 
 

@@ -25,13 +25,19 @@ MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")
 
 
+def paths_in(name: str) -> list[str]:
+    """The names of nodes of the ONNX file in the name of a layer."""
+    # Between the first and the last node of a foreign subgraph stand three dots.
+    return PATH.findall(name.replace("...", " "))
+
+
 def layer_kind(name: str) -> str:
     """What a layer is, as far as its name tells."""
     if "ForeignNode" in name or name.startswith("{"):
         return "fused subgraph"
     if "Reformat" in name:
         return "copy"
-    last = PATH.findall(name)
+    last = paths_in(name)
     return re.sub(r"_\d+$", "", last[-1].rpartition("/")[2]) if last else "layer"
 
 
@@ -45,7 +51,7 @@ def parse_profile(data: Any) -> list[Operation]:
             ms = float(entry.get("medianMs", entry["averageMs"]))
             if not 0 <= ms < 1e7:
                 raise ValueError
-            found.append(Operation(name, layer_kind(name), ms, tuple(PATH.findall(name))))
+            found.append(Operation(name, layer_kind(name), ms, tuple(paths_in(name))))
     except (TypeError, KeyError, ValueError, AttributeError):
         raise InputError("not a profile as trtexec exports it") from None
     if not found:
