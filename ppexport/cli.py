@@ -16,7 +16,20 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.commands import (
+    build,
+    compare,
+    demo,
+    evaluate,
+    export,
+    info,
+    lint,
+    models,
+    parity,
+    profile,
+    report,
+    upscale,
+)
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -26,6 +39,9 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "build": build,
     "parity": parity,
+    "profile": profile,
+    "compare": compare,
+    "report": report,
     "upscale": upscale,
     "evaluate": evaluate,
     "info": info,
@@ -51,7 +67,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
     ] = False,
 ) -> None:
-    """Exports PP-ATD-light to edge runtimes and proves that each export computes the same picture."""
+    """Exports PP-ATD-light to edge runtimes, proves that each export computes the same picture, and times it."""
 
 
 def run() -> None:

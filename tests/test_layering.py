@@ -16,16 +16,20 @@ ROOT = Path(ppexport.__file__).parent
 DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
 DEVICE_FILES = [
     "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py",
-    "pipeline.py", "opening.py",
+    "pipeline.py", "opening.py", "bicubic.py",
     "backends/__init__.py", "backends/base.py", "backends/onnx/__init__.py", "backends/onnx/session.py",
     "backends/onnx/runner.py", "folders.py",
     *(f"backends/tensorrt/{name}.py" for name in (
         "__init__", "cuda", "engine_artifact", "engine_builder", "facts", "parser_report", "runner", "session", "trust",
         "remote", "remote_collect", "remote_output", "trtexec",
     )),
+    *(f"backends/openvino/{name}.py" for name in ("__init__", "runner", "session")), "parity/inputs.py",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "profile").rglob("*.py"))), "backends/onnx/modules.py",
+    "backends/coreml/mac.py",
     *(f"devices/{path.name}" for path in sorted((ROOT / "devices").glob("*.py"))),
 ]  # fmt: skip
-ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity"]
+ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity", "profile", "report"]
+AGENT = sorted((ROOT / "profile" / "agent").glob("*.py"))
 """In the order of the way through the house."""
 
 
@@ -52,8 +56,17 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", DEVICE_FILES)
 def test_device_code_imports_what_a_device_has(name):
-    runtimes = {"onnxruntime"} if name.endswith("session.py") else set()
+    runtimes = {"onnxruntime"} if name.endswith(("session.py", "runtimes.py")) else set()
     assert {module.partition(".")[0] for module in imported(ROOT / name)} <= DEVICE | runtimes
+
+
+@pytest.mark.parametrize("path", AGENT, ids=lambda p: p.name)
+def test_the_agent_imports_itself_and_the_standard_library(path):
+    own = {m for m in imported(path) if m.startswith("ppexport")}
+    assert all(m.startswith("ppexport.profile.agent.") for m in own)
+    assert {m.partition(".")[0] for m in imported(path)} <= {"numpy", "ppexport", *sys.stdlib_module_names}
+    # Devices run it with Python 3.8.
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_runners_import_artifact_mask_and_their_base_only():

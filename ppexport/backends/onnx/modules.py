@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
-from onnx import NodeProto
+if TYPE_CHECKING:
+    # Names alone need no onnx, so that a device without it can map its profile.
+    from onnx import NodeProto
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from ppexport.artifact import Artifact
 from ppexport.backends.base import Prepared, Result, Runner, feeds
-from ppexport.backends.onnx.session import make_session
+from ppexport.backends.onnx.session import CPU, make_session
 from ppexport.errors import ArtifactError
 from ppexport.mask import padded_size
 
 
 class OnnxRunner(Runner):
-    """An ONNX artefact on ONNX Runtime's CPU provider."""
+    """An ONNX artefact in ONNX Runtime, on its CPU provider unless another is named."""
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
         super().__init__(artifact)
-        self.session = make_session(artifact.model_file, threads)
+        self.session = make_session(artifact.model_file, threads, provider)
         self._check()
 
     def _check(self) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ppexport.errors import ArtifactError, first_line, require
+from ppexport.errors import ArtifactError, UnavailableError, first_line, require
+
+CPU = "CPU"
 
 
-def load(model: bytes, where: str, **settings: Any) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU for the bytes *model*; *where* names it in errors.
+def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
+    """An `onnxruntime.InferenceSession` for the bytes *model*; *where* names it in errors.
 
-    *settings* are attributes of `onnxruntime.SessionOptions`. Raises ArtifactError where ONNX Runtime cannot load it.
+    *provider* is an execution provider without that suffix, such as CUDA; *settings* are attributes of
+    `onnxruntime.SessionOptions`. Raises ArtifactError where ONNX Runtime cannot load the model, UnavailableError where
+    it lacks the provider or cannot start it.
     """
     require("onnxruntime", "onnx")
     import onnxruntime
@@ -22,20 +26,27 @@ def load(model: bytes, where: str, **settings: Any) -> Any:
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     for name, value in settings.items():
         setattr(options, name, value)
+    wanted = f"{provider}ExecutionProvider"
+    if wanted not in onnxruntime.get_available_providers():
+        raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} as installed here has no provider {provider}")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ArtifactError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {first_line(error)}"
         ) from None
+    # A provider that does not start is replaced by the CPU, with no more than a line in the log.
+    if session.get_providers()[0] != wanted:
+        raise UnavailableError(f"ONNX Runtime cannot start its provider {provider} on this machine")
+    return session
 
 
-def make_session(path: Path, threads: int | None = None) -> Any:
+def make_session(path: Path, threads: int | None = None, provider: str = CPU) -> Any:
     """A session for running the model file *path*; *threads* None lets ONNX Runtime choose.
 
     The file is read as bytes: external files that a graph names are never opened.
     """
-    return load(path.read_bytes(), str(path), intra_op_num_threads=threads or 0)
+    return load(path.read_bytes(), str(path), provider, intra_op_num_threads=threads or 0)
 
 
 def make_frugal_session(model: bytes, where: str) -> Any:

@@ -1,0 +1,1 @@
+"""OpenVINO: runs ONNX artefacts, which need no conversion."""

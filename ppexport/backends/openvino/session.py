@@ -1,0 +1,50 @@
+"""An ONNX file compiled by OpenVINO. Imports openvino when it is opened."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.errors import ArtifactError, UnavailableError, first_line, require
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Session:
+    """A compiled model and one request."""
+
+    def __init__(self, path: Path, device: str = "CPU", threads: int | None = None, *, counters: bool = False) -> None:
+        """*counters* True times every operation, which costs time. Raises UnavailableError without OpenVINO or the
+        device, ArtifactError where OpenVINO refuses the graph.
+        """
+        require("openvino", "openvino")
+        # Imported by name: type checkers would ask for a package that few have.
+        openvino = import_module("openvino")
+        core = openvino.Core()
+        devices = list(core.available_devices)
+        if device not in devices:
+            raise UnavailableError(f"OpenVINO sees {', '.join(devices) or 'no device'} here, not {device}")
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": counters}
+        if device == "CPU":
+            # A matmul in bfloat16 would be faster, and another network.
+            settings |= {"INFERENCE_PRECISION_HINT": "f32", "CPU_DENORMALS_OPTIMIZATION": True}
+            # A pinned thread would be the caller's, which other runtimes of the same process need.
+            settings |= {"ENABLE_CPU_PINNING": False}
+            if threads is not None:
+                settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            # As bytes: external files that a graph names are never opened.
+            self.compiled = core.compile_model(core.read_model(path.read_bytes(), b""), device, settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and its own
+            raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {path}: {first_line(error)}") from None
+        self.request = self.compiled.create_infer_request()
+        self.inputs = [port.get_any_name() for port in self.compiled.inputs]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """`sr` and `impure_tokens` of *inputs*, copied out."""
+        self.request.infer(inputs)
+        return {name: np.array(self.request.get_tensor(name).data) for name in ("sr", "impure_tokens")}

@@ -1,0 +1,109 @@
+"""A process that does nothing but measure: `python -m ppexport.profile.child ACTION`, the job on its input.
+
+Its own, so that neither a command line's libraries nor another runtime's threads disturb it, and so that its peak
+memory is the runtime's. An expected failure is one sentence on standard error and its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+# Before NumPy loads a BLAS: waiting threads that spin would be measured too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
+from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError
+from ppexport.profile.agent.journal import Journal, JournalError, read_header, read_past
+from ppexport.profile.agent.machine import peak_memory
+from ppexport.profile.agent.measure import Loop
+from ppexport.profile.agent.sensors import local_sensors
+from ppexport.profile.job import Job, job_from
+from ppexport.profile.subject import ArtifactSubject
+
+INTERRUPTED = 130
+
+
+def subjects_of(job: Job) -> list[ArtifactSubject]:
+    """What the job measures, not loaded yet."""
+    images = np.load(job.images, allow_pickle=False)
+    return [ArtifactSubject(target, images) for target in job.targets]
+
+
+def measure(job: Job) -> None:
+    """Measure what the journal lacks. Raises PpexportError."""
+    path = str(job.journal)
+    subjects = subjects_of(job)
+    journal = Journal(path)
+    try:
+        header = read_header(path)
+        if header is None:
+            journal.write("header", job.header)
+        elif header.get("identity") != job.header["identity"]:
+            raise InputError(f"{path} is of another measurement")
+        past = read_past(path, len(subjects))
+        if not past.complete:
+            Loop(subjects, len(subjects[0].inputs), job.plan, journal, local_sensors()).run(past)
+    except JournalError as error:
+        raise InputError(str(error)) from None
+    finally:
+        journal.close()
+
+
+def memory(job: Job) -> None:
+    """Load the only target, run once, and print this process's peak in bytes before and after."""
+    (subject,) = subjects_of(job)
+    before = peak_memory()
+    subject.load()
+    subject.query(0)
+    print(before or 0, peak_memory() or 0)
+
+
+def layers(job: Job) -> None:
+    """Print the operations of the only target as JSON."""
+    from ppexport.profile.layers.collect import collect
+
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps([vars(operation) for operation in collect(job.targets[0], images)]))
+
+
+def routing(job: Job) -> None:
+    """Print time against pure share and capacity as JSON."""
+    from ppexport.profile.routing import measure_routing
+
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps(measure_routing(job.targets[0], images, job.plan)))
+
+
+def frames(job: Job) -> None:
+    """Print the times of a sequence of frames, whose folder `images` is, as JSON."""
+    from ppexport.profile.frames import measure_frames
+
+    print(json.dumps(measure_frames(job.targets[0], job.images, job.plan)))
+
+
+def main() -> int:
+    """Do what the first argument says; returns the exit code."""
+    work = {"measure": measure, "memory": memory, "layers": layers, "routing": routing, "frames": frames}[sys.argv[1]]
+    try:
+        work(job_from(sys.stdin.read()))
+    except PpexportError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(
+            f"{error.filename or 'the journal'}: {error.strerror or error}; what was measured is kept", file=sys.stderr
+        )
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    # Ctrl-C is for the process that started this one, which ends it with SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

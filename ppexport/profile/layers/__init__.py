@@ -1,0 +1,1 @@
+"""Time by layer: what every runtime tells of its operations, mapped to PyTorch modules and summed."""

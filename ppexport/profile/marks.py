@@ -1,0 +1,127 @@
+"""What disturbed a run: every mark is a kind and one sentence. Marks are for readers; no sample is removed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLOCK_CHANGE = 0.05
+"""Share of a core's highest clock that it may differ by."""
+OTHERS = 0.10
+"""Cores that other programs may use on average."""
+STOLEN = 0.01
+"""Share of the cores that other virtual machines may take."""
+SPREAD = 0.10
+"""Distance between the quartiles of the latency, each image against its own median."""
+DRIFT = 0.05
+"""Change of the median between the first and the last tenth of a run."""
+WAITED = 3.0
+"""A query of more than so many medians that used no more processor time than usual did not run, it waited."""
+SET, SLEPT = 0.5, 0.5
+"""Seconds that the time of day, or the clock that counts sleep, may move against the monotonic one."""
+WARMER = 10.0
+"""Kelvin."""
+
+Columns = Mapping[str, NDArray[np.int64]]
+Sensors = Mapping[str, Sequence[float | None]]
+
+
+def mark(kind: str, text: str) -> dict[str, str]:
+    """One mark."""
+    return {"kind": kind, "text": text}
+
+
+def _known(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.asarray([v for v in values if v is not None], np.float64)
+
+
+def sensor_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
+    """What the sensors tell."""
+    clocks = {n: _known(v) for n, v in sensors.items() if n.startswith("mhz.")}
+    moved = [v for v in clocks.values() if len(v) > 1 and v.max() - v.min() > CLOCK_CHANGE * v.max()]
+    if moved:
+        low, high = min(v.min() for v in moved), max(v.max() for v in moved)
+        yield mark("clock", f"clocks changed during the run, from {low:.0f} to {high:.0f} MHz")
+    throttled = [_known(v) for n, v in sensors.items() if n.startswith("throttled.")]
+    times = sum(float(v[-1] - v[0]) for v in throttled if len(v) > 1)
+    if times > 0:
+        yield mark("throttled", f"cores were throttled {times:.0f} times for their heat")
+    heat = {n: _known(v) for n, v in sensors.items() if n.startswith("celsius.")}
+    risen = {n: float(v.max() - v[0]) for n, v in heat.items() if len(v)}
+    if risen and max(risen.values()) > WARMER:
+        zone = max(risen, key=lambda n: risen[n])
+        yield mark("heat", f"{zone.partition('.')[2]} rose by {risen[zone]:.0f} K to {heat[zone].max():.0f} °C")
+    if not clocks or not heat:
+        hidden = " and ".join(name for name, seen in (("clocks", clocks), ("temperatures", heat)) if not seen)
+        yield mark("blind", f"this machine shows no {hidden}: throttling would not be seen")
+    yield from _load_marks(sensors, cores)
+
+
+def _load_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
+    """What others did on the machine, of readings that have all of t, busy, own and stolen."""
+    names = ("t", "busy", "own", "stolen")
+    rows = [row for row in zip(*(sensors.get(n, ()) for n in names), strict=False) if None not in row]
+    table = np.asarray(rows, np.float64).reshape(-1, 4)
+    if len(table) < 2:
+        return
+    step = np.diff(table, axis=0)
+    # A process that took over after an interruption counts its own time from zero.
+    step = step[(step[:, 0] > 0) & (step[:, 2] >= 0)]
+    seconds = step[:, 0].sum() / 1e9
+    if seconds <= 0:
+        return
+    others = (step[:, 1].sum() - step[:, 2].sum()) / seconds
+    if others > OTHERS:
+        yield mark("others", f"other programs used {others:.2f} of {cores} cores")
+    stolen = step[:, 3].sum() / seconds / cores
+    if stolen > STOLEN:
+        yield mark("stolen", f"other virtual machines took {100 * stolen:.1f} % of the processor")
+
+
+def clock_marks(sessions: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, str]]:
+    """What the clocks tell; a session is the readings {"now" or "t", "wall", "boot"} of one process, in ns."""
+    largest, slept = 0.0, 0.0
+    for readings in sessions:
+        for first, second in pairwise(readings):
+            step = second["t"] - first["t"]
+            if first["wall"] is not None and second["wall"] is not None:
+                largest = max(largest, abs(second["wall"] - first["wall"] - step) / 1e9)
+            if first["boot"] is not None and second["boot"] is not None:
+                slept += max(0.0, (second["boot"] - first["boot"] - step) / 1e9)
+    if slept > SLEPT:
+        yield mark("slept", f"the machine slept for {slept:.1f} s during the run")
+    if largest > SET + slept:
+        yield mark("time set", f"the time of day jumped by {largest:.1f} s; durations come from the monotonic clock")
+    if len(sessions) > 1:
+        yield mark("resumed", f"the run was interrupted {len(sessions) - 1} times and went on in another process")
+
+
+def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
+    """What the samples of the subject *name* tell."""
+    ns, cpu, image = (columns[key].astype(np.float64) for key in ("ns", "cpu_ns", "image"))
+    waited = (ns > WAITED * np.median(ns)) & (cpu < 1.5 * np.median(cpu))
+    if waited.any():
+        longest = ns[waited].max() / 1e9
+        yield mark(
+            "waited", f"{name}: {int(waited.sum())} queries were held up without computing, up to {longest:.1f} s"
+        )
+    relative = ns.copy()
+    for number in np.unique(image):
+        relative[image == number] /= np.median(ns[image == number])
+    low, high = np.percentile(relative, (25, 75))
+    if high - low > SPREAD:
+        yield mark(
+            "noise", f"{name}: the quartiles of the latency are {100 * (high - low):.0f} % apart on the same image"
+        )
+    tenth = len(ns) // 10
+    if tenth >= 8:
+        change = float(np.median(relative[-tenth:]) / np.median(relative[:tenth]) - 1)
+        if abs(change) > DRIFT:
+            yield mark("drift", f"{name}: the median of the last tenth is {100 * change:+.0f} % from that of the first")
+    over = int(np.count_nonzero(columns["impure"] > columns["capacity"]))
+    if over:
+        yield mark("capacity", f"{name}: {over} queries had more impure tokens than slots, so their pictures are wrong")

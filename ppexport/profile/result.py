@@ -1,0 +1,268 @@
+"""`profile.json`: what a measurement found, from its journal. Version 1:
+
+    format, version   "ppexport-profile", 1
+    created           UTC, ISO 8601: when the measurement began
+    machine           address, host_name, cpu, architecture, cores, usable_cores, memory_bytes, board, system, kernel,
+                      governors, virtual, python, environment (variables that change a runtime's speed)
+    versions          of ppexport, Python, NumPy
+    protocol          plan (queries, seconds, warm_change, warm_windows, sensor_seconds), order ("single" or
+                      "A B B A"), batch 1, inside_the_clock
+    images            [{name, sha256 of the pixels, pure_share}]
+    subjects          [{name, artifact, model, arch, scale, size, backend, precision, flavour, mask, capacities, tokens,
+                      files (hashes), weights_sha256, card_sha256, bytes, made_with, runtime, runtime_device,
+                      runtime_versions, threads, load_ms, first_ms, warm_up {queries, settled}, memory {before, peak} in
+                      bytes of a process of its own or null, summary}]
+    summary           count, seconds, p50_ms, p90_ms (the headline), p99_ms, min_ms, max_ms, mean_ms, p50_interval_ms,
+                      p90_interval_ms (95 %), p50_ms_per_megapixel, p90_ms_per_megapixel (of output), host_p50_ms,
+                      droop (sustained runs: first_minute_ms, last_minute_ms, ratio) or null
+    marks             [{kind, text}]: what disturbed the run
+    sensors           {name: [number or null]}; "t" is when, in ns
+    samples           one object of columns for every subject: image, t_ns, ns, cpu_ns, host_ns, capacity (0: none),
+                      impure (-1: not told); integers, in the order of measurement
+
+Standard library and NumPy only.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.devices.untrusted import printable
+from ppexport.errors import InputError
+from ppexport.files import atomic_path, finite
+from ppexport.profile.agent.journal import FORMAT as JOURNAL
+from ppexport.profile.agent.journal import JournalError, lines_of
+from ppexport.profile.marks import clock_marks, mark, sample_marks, sensor_marks
+from ppexport.profile.statistics import summary
+
+FORMAT = "ppexport-profile"
+VERSION = 1
+PROFILE = "profile.json"
+COLUMNS = ("image", "t_ns", "ns", "cpu_ns", "host_ns", "capacity", "impure")
+MAX_BYTES = 1 << 29
+"""A million samples are about 60 MB."""
+CHUNK = 4096
+READINGS = 20_000
+"""Sensor readings that are kept: five hours of one a second."""
+
+
+class Collected:
+    """What a journal holds: integers in arrays, so that 100,000 samples take some megabytes."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a journal that is damaged or not complete."""
+        self.header: dict[str, Any] = {}
+        self.columns: list[dict[str, array[int]]] = []
+        self.load: dict[int, int] = {}
+        self.first: dict[int, int] = {}
+        self.warm: dict[int, tuple[int, bool]] = {}
+        self.readings: list[dict[str, Any]] = []
+        self.sessions: list[list[dict[str, Any]]] = []
+        self.complete = False
+        try:
+            with path.open("rb") as stream:
+                for record in lines_of(stream, str(path)):
+                    self._take(record, path)
+        except JournalError as error:
+            raise InputError(str(error)) from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        if not self.complete or any(not len(c["ns"]) for c in self.columns):
+            raise InputError(f"{path} is not complete: run the same `ppexport profile` command again, it goes on there")
+
+    def _take(self, record: list[Any], path: Path) -> None:
+        kind = record[0]
+        if not self.columns:
+            if kind != "header" or record[1].get("format") != JOURNAL:
+                raise InputError(f"{path} is not a journal of latencies")
+            self.header = record[1]
+            subjects = self.header.get("subjects")
+            if not isinstance(subjects, list) or not subjects:
+                raise InputError(f"{path}: its header names no subjects")
+            self.columns = [{name: array("q") for name in COLUMNS} for _ in subjects]
+        elif kind == "q":
+            if not 0 <= record[1] < len(self.columns) or record[4] < 1:
+                raise InputError(f"{path}: a query of subject {record[1]} that took {record[4]} ns")
+            _, subject, image, t, ns, cpu, host, capacity, impure = record
+            for name, value in zip(COLUMNS, (image, t, ns, cpu, host, capacity, impure), strict=True):
+                self.columns[subject][name].append(value)
+        elif kind == "c":
+            if len(self.readings) < READINGS:
+                self.readings.append({"t": record[1], **record[2]})
+            if self.sessions:
+                clocks = {"t": record[1], "wall": record[2].get("wall"), "boot": record[2].get("boot")}
+                self.sessions[-1].append(clocks)
+        elif kind == "begin":
+            self.sessions.append([])
+        elif kind == "load":
+            self.load[record[1]] = record[2]
+        elif kind == "first":
+            self.first[record[1]] = record[2]
+        elif kind == "warm":
+            self.warm[record[1]] = (record[2], bool(record[3]))
+        elif kind == "end":
+            self.complete = True
+
+    def arrays(self, subject: int) -> dict[str, NDArray[np.int64]]:
+        """The columns of one subject."""
+        return {name: np.frombuffer(values, np.int64) for name, values in self.columns[subject].items()}
+
+    def sensors(self) -> dict[str, list[float | None]]:
+        """The readings as columns; what one reading lacks is None."""
+        names = dict.fromkeys(name for reading in self.readings for name in reading)
+        kept = [n for n in names if n not in ("wall", "boot")]
+        return {n: [_number(reading.get(n)) for reading in self.readings] for n in kept}
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
+    """Everything of `profile.json` but the samples."""
+    header = found.header
+    subjects, marks = [], []
+    sensors = found.sensors()
+    marks += list(sensor_marks(sensors, int(header["machine"].get("usable_cores") or 1)))
+    marks += list(clock_marks(found.sessions))
+    for index, facts in enumerate(header["subjects"]):
+        columns = found.arrays(index)
+        (h, w), scale = facts["size"], facts["scale"]
+        megapixels = h * w * scale**2 / 1e6
+        warm, settled = found.warm.get(index, (0, False))
+        if not settled:
+            marks.append(mark("warm-up", f"{facts['name']}: the median still moved by over 2 % when warm-up ended"))
+        marks += list(sample_marks(facts["name"], columns))
+        sustained = header["plan"]["name"] == "sustained"
+        measured = summary(columns, len(header["images"]), megapixels, sustained=sustained)
+        spent = memory[index]
+        subjects.append(
+            {
+                **facts,
+                "load_ms": found.load.get(index, 0) / 1e6,
+                "first_ms": found.first.get(index, 0) / 1e6,
+                "warm_up": {"queries": warm, "settled": settled},
+                "memory": None if spent is None else {"before": spent[0], "peak": spent[1]},
+                "summary": measured,
+            }
+        )
+    order = "single" if len(subjects) == 1 else "A B B A"
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": header["created"],
+        "identity": header["identity"],
+        "machine": header["machine"],
+        "versions": header["versions"],
+        "protocol": {
+            "plan": header["plan"],
+            "order": order,
+            "batch": 1,
+            "inside_the_clock": header["inside_the_clock"],
+        },
+        "images": header["images"],
+        "subjects": subjects,
+        "marks": marks,
+        "sensors": sensors,
+    }
+
+
+def _column_text(values: Sequence[int]) -> Iterator[str]:
+    """A JSON list of *values*, in pieces."""
+    yield "["
+    for start in range(0, len(values), CHUNK):
+        yield ("," if start else "") + ",".join(map(str, values[start : start + CHUNK]))
+    yield "]"
+
+
+def _write(stream: IO[str], data: Mapping[str, Any], columns: Sequence[Mapping[str, Sequence[int]]]) -> None:
+    text = json.dumps(finite(dict(data)), indent=1, allow_nan=False, ensure_ascii=False)
+    stream.write(text[: text.rindex("}")].rstrip() + ',\n "samples": [')
+    for index, subject in enumerate(columns):
+        stream.write(",\n  {" if index else "\n  {")
+        for number, (name, values) in enumerate(subject.items()):
+            stream.write((",\n   " if number else "\n   ") + json.dumps(name) + ": ")
+            stream.writelines(_column_text(values))
+        stream.write("\n  }")
+    stream.write("\n ]\n}\n")
+
+
+def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] | None]) -> Path:
+    """Write `profile.json` into *folder*, atomically, from a complete *journal*; *memory* as `memory_of` gives it.
+
+    Raises InputError.
+    """
+    found = Collected(journal)
+    data = summarise(found, memory)
+    target = folder / PROFILE
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        _write(stream, data, found.columns)
+    return target
+
+
+class Profile:
+    """A `profile.json` that was read and checked."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a file that is none, is damaged, too large, or of another version."""
+        self.path = path
+        self.data = read_json(path, FORMAT, VERSION)
+        try:
+            self.subjects: list[dict[str, Any]] = self.data["subjects"]
+            self.samples = [_arrays(entry) for entry in self.data["samples"]]
+            self.images = len(self.data["images"])
+            valid = 0 < len(self.subjects) == len(self.samples) and self.images > 0
+            for subject in self.subjects:
+                checked = [subject["summary"][f"{n}_ms"] for n in ("p50", "p90", "p99", "min", "max")]
+                valid &= all(isinstance(ms, (int, float)) and ms > 0 for ms in checked)
+                valid &= isinstance(subject["name"], str) and isinstance(self.data["machine"]["cpu"], str)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            valid = False
+        if not valid:
+            raise InputError(f"{path} does not hold what a profile holds")
+
+
+def _arrays(entry: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
+    columns = {name: np.asarray(entry[name], np.int64) for name in COLUMNS}
+    lengths = {column.shape for column in columns.values()}
+    if len(lengths) != 1 or len(next(iter(lengths))) != 1 or not len(columns["ns"]) or columns["ns"].min() < 1:
+        raise ValueError("columns of different lengths")
+    return columns
+
+
+def read_json(path: Path, expected: str, version: int) -> dict[str, Any]:
+    """The JSON object of the format *expected* in *path*, texts made printable. Raises InputError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(data, dict) or data.get("format") != expected:
+        raise InputError(f"{path} is not a {expected} file")
+    if data.get("version") != version:
+        raise InputError(f"{path} has version {data.get('version')!r}; this ppexport reads {version}")
+    cleaned: dict[str, Any] = {key: value if key == "samples" else _clean(value) for key, value in data.items()}
+    return cleaned
+
+
+def _clean(value: Any) -> Any:
+    """*value* with every text in it printable: files from devices are not trusted."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): _clean(item) for key, item in value.items()}
+    return value
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")

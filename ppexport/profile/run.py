@@ -1,0 +1,63 @@
+"""A latency run in its folder:
+
+images.npy      pixels that queries cycle over
+latency.jsonl   the journal
+profile.json    the result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ppexport.artifact import read_artifact
+from ppexport.errors import InputError
+from ppexport.profile.agent.plan import PLANS, Plan
+from ppexport.profile.job import Job, header_of
+from ppexport.profile.launch import Progress, known_part, memory_of, run
+from ppexport.profile.pictures import Picture, pictures, save_pictures
+from ppexport.profile.result import PROFILE, Profile, write_profile
+from ppexport.profile.runtimes import Target
+
+IMAGES, JOURNAL = "images.npy", "latency.jsonl"
+
+
+def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
+    """The plan of the options. Raises InputError for two of them, or a sustained run of several runtimes."""
+    if quick and sustained:
+        raise InputError("--quick and --sustained are different protocols: name one")
+    if sustained and len(targets) > 1:
+        raise InputError("a sustained run heats the machine with one runtime: name one --runtime")
+    return PLANS["quick" if quick else "sustained" if sustained else "full"]
+
+
+def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None, address: str = "local") -> Job:
+    """The job of a run in *folder*, which is made; everything that can be refused is refused here.
+
+    All targets get the same pictures, so their artefacts have one size. Raises PpexportError.
+    """
+    manifests = [read_artifact(Path(target.artifact)).manifest for target in targets]
+    sizes = {(*m.size, m.scale) for m in manifests}
+    if len(sizes) > 1:
+        raise InputError("artefacts that are timed in turns have one size and scale, so that they do the same work")
+    with_pure_pass = next((m for m in manifests if m.options), manifests[0])
+    made: list[Picture] = pictures(with_pure_pass, images)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, made, plan, address))
+    if known_part(job.journal, job) is None:
+        save_pictures(job.images, made)
+    return job
+
+
+def measure(job: Job, progress: Progress, say: Callable[[str], object]) -> Profile:
+    """Measure *job*, or what is missing of it, and write its result. Raises PpexportError."""
+    folder = job.journal.parent
+    again = run(job, progress)
+    if not again and (folder / PROFILE).is_file():
+        say(f"{folder} holds this run already, complete: nothing was measured again")
+        return Profile(folder / PROFILE)
+    memory = [memory_of(replace(job, targets=(target,))) for target in job.targets]
+    return Profile(write_profile(folder, job.journal, memory))

@@ -1,0 +1,135 @@
+"""Which runtime an artefact is timed in, and how it is opened there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ppexport.artifact import Artifact, read_artifact
+from ppexport.backends.base import Runner
+from ppexport.errors import InputError
+from ppexport.profile.agent.machine import versions
+
+RUNTIMES = {
+    "onnxruntime": ("onnx", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")),
+    "openvino": ("onnx", ("openvino",)),
+    "tensorrt": ("tensorrt", ("tensorrt", "tensorrt_rtx_cu12")),
+    "coreml": ("coreml", ("coremltools",)),
+}
+"""Runtime -> backend of the artefacts it runs, packages whose versions matter."""
+DEVICES = {"onnxruntime": "CPU", "openvino": "CPU", "tensorrt": "GPU", "coreml": "ALL"}
+"""Where a runtime computes unless told otherwise: an execution provider, a device, compute units."""
+NAME = re.compile(r"([a-z]+)(?::([A-Za-z0-9_.]{1,40}))?")
+SILENT = ("Azure",)
+"""Providers that are always listed and compute nothing here."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An artefact in a runtime."""
+
+    artifact: str
+    """Path of the artefact folder."""
+    runtime: str
+    device: str
+    threads: int | None = None
+    """None lets the runtime choose."""
+    trust: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people: "onnxruntime" or, where it is not the usual device, "onnxruntime:CUDA"."""
+        return self.runtime if self.device == DEVICES[self.runtime] else f"{self.runtime}:{self.device}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def installed(backend: str) -> list[str]:
+    """Every runtime on this machine that runs artefacts of *backend*, as `--runtime` takes them."""
+    if backend != "onnx":
+        return [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
+    found = []
+    if find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+        # The CPU first: it is what the others are read against.
+        found += ["onnxruntime", *(f"onnxruntime:{name}" for name in providers if name not in ("CPU", *SILENT))]
+    if find_spec("openvino") is not None:
+        found.append("openvino")
+    return found
+
+
+def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
+    """The targets that `--runtime` *wanted* means for the artefact *path*: None its own, "all", or a list.
+
+    Raises ArtifactError for a damaged artefact, InputError for a runtime that is not known or runs no such artefact.
+    """
+    backend = read_artifact(path).manifest.backend
+    own = [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
+    names = own[:1] if wanted is None else installed(backend) if wanted == "all" else wanted.split(",")
+    targets = []
+    for name in names:
+        match = NAME.fullmatch(name.strip())
+        if match is None or match[1] not in RUNTIMES:
+            raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, or such as onnxruntime:CUDA, not {name!r}")
+        if match[1] not in own:
+            raise InputError(f"{path} is for backend {backend}, which {match[1]} does not run: {', '.join(own)}")
+        targets.append(Target(str(path.resolve()), match[1], match[2] or DEVICES[match[1]], threads, trust))
+    if len(set(targets)) < len(targets):
+        raise InputError("--runtime names the same runtime twice")
+    return targets
+
+
+def open_target(target: Target) -> Runner:
+    """The runner of *target*. Raises PpexportError as `open_artifact`, UnavailableError for a missing runtime."""
+    artifact = read_artifact(Path(target.artifact))
+    if target.runtime == "onnxruntime":
+        from ppexport.backends.onnx.runner import OnnxRunner
+
+        return OnnxRunner(artifact, target.threads, target.device)
+    if target.runtime == "openvino":
+        from ppexport.backends.openvino.runner import OpenVinoRunner
+
+        return OpenVinoRunner(artifact, target.device, target.threads)
+    if target.runtime == "tensorrt":
+        from ppexport.backends.tensorrt.runner import TensorRTRunner
+
+        return TensorRTRunner(artifact, target.trust)
+    from ppexport.backends.coreml.mac import CoreMLMacRunner
+
+    return CoreMLMacRunner(artifact, target.device)
+
+
+def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
+    """What a result says of *target*: the artefact, its hash and size, the runtime and its version."""
+    m = artifact.manifest
+    folder = [f for f in artifact.path.rglob("*") if f.is_file()]
+    return {
+        "name": f"{artifact.path.name} in {target.name}",
+        "artifact": artifact.path.name,
+        "model": m.name,
+        "arch": m.arch,
+        "scale": m.scale,
+        "size": m.size,
+        "backend": m.backend,
+        "precision": m.precision,
+        "flavour": m.flavour,
+        "mask": m.mask,
+        "capacities": m.capacities,
+        "tokens": m.tokens,
+        "files": m.files,
+        "weights_sha256": m.weights["sha256"],
+        "card_sha256": m.card_sha256,
+        "bytes": sum(f.stat().st_size for f in folder),
+        "made_with": m.versions,
+        "runtime": target.runtime,
+        "runtime_device": target.device,
+        "runtime_versions": versions(RUNTIMES[target.runtime][1]),
+        "threads": target.threads,
+    }

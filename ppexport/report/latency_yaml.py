@@ -1,0 +1,89 @@
+"""`latency.yaml` beside a model's card: measured latency by machine, written by the tool and reviewed like code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppexport.cards import find_card, models_folder
+from ppexport.errors import InputError
+from ppexport.files import write_text
+from ppexport.profile.result import Profile
+
+LATENCY = "latency.yaml"
+HEADER = "# Written by `ppexport report DIR --record`; milliseconds of one query, see ppexport/profile/result.py.\n"
+FIGURES = ("p50_ms", "p90_ms", "p99_ms", "p90_ms_per_megapixel", "host_p50_ms")
+
+
+def read_latency(folder: Path) -> dict[str, Any]:
+    """What is recorded in *folder*, empty where nothing is yet. Raises InputError for a damaged file."""
+    path = folder / LATENCY
+    if not path.is_file():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+        raise InputError(f"{path} is not a mapping of machines")
+    return data
+
+
+def model_folder(name: str) -> Path:
+    """The folder of the bundled model *name*. Raises InputError outside a checkout, or for any other model."""
+    root = models_folder()
+    if not (root.parent / "setup.cfg").is_file():
+        raise InputError("latencies of bundled models are recorded in a checkout of ppexport only: leave --record out")
+    card, folder = find_card(name)
+    if folder.parent != root or card.name != name:
+        raise InputError(f"{name!r} is no bundled model: leave --record out")
+    return folder
+
+
+def entry_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of one subject."""
+    s, plan = subject["summary"], profile.data["protocol"]["plan"]
+    return {
+        "date": str(profile.data["created"])[:10],
+        "protocol": plan["name"],
+        "order": profile.data["protocol"]["order"],
+        "queries": s["count"],
+        **{name: round(float(s[name]), 3) for name in FIGURES},
+        "p90_interval_ms": [round(float(v), 3) for v in s["p90_interval_ms"]],
+        "load_ms": round(float(subject["load_ms"]), 1),
+        "first_ms": round(float(subject["first_ms"]), 1),
+        "peak_mb": None if subject["memory"] is None else round(subject["memory"]["peak"] / 1e6, 1),
+        "system": profile.data["machine"]["system"],
+        "cores": profile.data["machine"]["usable_cores"],
+        "threads": subject["threads"],
+        "runtime_versions": subject["runtime_versions"],
+        "files": subject["files"],
+        "weights_sha256": subject["weights_sha256"],
+        "marks": [mark["text"] for mark in profile.data["marks"]],
+    }
+
+
+def key_of(subject: dict[str, Any]) -> str:
+    """What an entry is called on its machine: backend, precision, flavour, capacities, size and runtime."""
+    h, w = subject["size"]
+    slots = "set" if len(subject["capacities"]) > 1 else "full"
+    runtime = f"{subject['runtime']}:{subject['runtime_device']}"
+    return f"{subject['backend']}-{subject['precision']}-{subject['flavour']}-{slots}-{h}x{w} {runtime}"
+
+
+def record(profiles: list[Profile]) -> list[Path]:
+    """Write *profiles* into the `latency.yaml` of their models, beside other machines' figures. Raises InputError.
+
+    Everything that can be refused is refused before the first file is written.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for profile in profiles:
+        for subject in profile.subjects:
+            folder = model_folder(subject["model"])
+            data = found.setdefault(folder, read_latency(folder))
+            data.setdefault(profile.data["machine"]["cpu"], {})[key_of(subject)] = entry_of(profile, subject)
+    for folder, data in found.items():
+        write_text(folder / LATENCY, HEADER + yaml.safe_dump(data, sort_keys=True, allow_unicode=True))
+    return [folder / LATENCY for folder in found]

@@ -1,0 +1,103 @@
+"""The folders of a report -> what lies in them, checked. Nothing in them is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppexport.errors import InputError
+from ppexport.profile import frames, routing
+from ppexport.profile.layers.result import read_layers
+from ppexport.profile.result import PROFILE, Profile, read_json
+
+PARITY = "report.json"
+FIELDS = ("model", "backend", "precision", "size", "files", "passed", "pairs")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One parity run."""
+
+    folder: Path
+    data: dict[str, Any]
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """The pair of the artefact."""
+        pair: dict[str, Any] = self.data["pairs"][-1]
+        return pair
+
+    @property
+    def psnr_y(self) -> float | None:
+        """Mean PSNR-Y of the artefact against ground truth, dB; None where no input has one."""
+        known = [row["task"][1] for row in self.judged["rows"] if row.get("task")]
+        return sum(known) / len(known) if known else None
+
+
+@dataclass
+class Material:
+    """Everything that a report draws from."""
+
+    profiles: list[Profile] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    routing: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    parities: list[Parity] = field(default_factory=list)
+
+
+def read_parity(folder: Path) -> Parity:
+    """The parity run in *folder*. Raises InputError."""
+    path = folder / PARITY
+    data = read_json(path, "ppexport-parity", 1)
+    try:
+        valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
+        for pair in data["pairs"]:
+            float(pair["gate"]["psnr"])
+            for row in pair["rows"]:
+                valid &= isinstance(row["name"], str) and isinstance(row["passed"], bool)
+                psnr = row["errors"]["psnr"]
+                valid &= psnr is None or isinstance(psnr, (int, float))
+                task = row.get("task")
+                valid &= task is None or all(isinstance(v, (int, float)) for v in task)
+            valid &= isinstance(pair["reference"], str) and isinstance(pair["other"], str)
+        valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
+        valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(f"{path} does not hold what a parity run holds")
+    return Parity(folder, data)
+
+
+def _checked(path: Path, kind: str, version: int, names: Sequence[str]) -> dict[str, Any]:
+    data = read_json(path, kind, version)
+    if not all(name in data for name in names) or not isinstance(data["subject"].get("name"), str):
+        raise InputError(f"{path} does not hold what a {kind} file holds")
+    return data
+
+
+def gather(folders: Sequence[Path]) -> Material:
+    """What lies in *folders*: runs of `profile` and of `parity`. Raises InputError for one that holds neither."""
+    found = Material()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder")
+        before = len(found.profiles) + len(found.parities)
+        if (folder / PROFILE).is_file():
+            found.profiles.append(Profile(folder / PROFILE))
+        if (folder / PARITY).is_file():
+            found.parities.append(read_parity(folder))
+        if len(found.profiles) + len(found.parities) == before:
+            raise InputError(f"{folder} holds neither {PROFILE} nor a parity run's {PARITY}")
+        found.layers += [read_layers(path) for path in sorted(folder.glob("layers*.json"))]
+        found.routing += [
+            _checked(path, routing.FORMAT, routing.VERSION, ("images", "capacities", "line", "subject"))
+            for path in sorted(folder.glob("routing*.json"))
+        ]
+        found.frames += [
+            _checked(path, frames.FORMAT, frames.VERSION, ("ns", "deadlines", "sentence", "subject"))
+            for path in sorted(folder.glob("frames*.json"))
+        ]
+    return found

@@ -1,0 +1,123 @@
+"""One HTML file that needs no network: everything is inside, and nothing else may be loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import ppexport
+from ppexport.errors import require
+from ppexport.files import write_text
+from ppexport.profile.layers.spans import BRANCHES
+from ppexport.report import figures
+from ppexport.report.material import Material, Parity
+from ppexport.report.pictures import slides
+
+TEMPLATE, SCRIPT, STYLE = "page.html", "page.js", "page.css"
+MODULES = 12
+"""Modules that a table of layers names."""
+
+
+def part(name: str) -> str:
+    """A file that lies beside this one."""
+    return (files("ppexport.report") / name).read_text(encoding="utf-8")
+
+
+def matrix(parities: list[Parity]) -> dict[str, Any]:
+    """Rows (model, size, backend, run) and precisions of the parity matrix."""
+    precisions = sorted({parity.data["precision"] for parity in parities})
+    rows = []
+    for parity in parities:
+        data, pair = parity.data, parity.judged
+        known = [row["errors"]["psnr"] for row in pair["rows"] if row["errors"]["psnr"] is not None]
+        flips = [sum(row["flips"]) for row in pair["rows"] if row.get("flips")]
+        change = pair.get("task_change")
+        ties = sum(1 for row in pair["rows"] if row["passed"] and row.get("reason"))
+        rows.append(
+            {
+                "model": data["model"],
+                "size": "x".join(map(str, data["size"])),
+                "backend": data["backend"],
+                "run": parity.folder.name,
+                "precision": data["precision"],
+                "passed": data["passed"],
+                "ties": ties,
+                "gate": pair["gate"]["psnr"],
+                "worst": min(known) if known else None,
+                "flips": sum(flips),
+                "change": change,
+                "failed": [row["name"] for row in pair["rows"] if not row["passed"]],
+                "inputs": len(pair["rows"]),
+            }
+        )
+    return {"precisions": precisions, "rows": rows}
+
+
+def layer_tables(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every profile by layer: its figures, its branches and its slowest modules."""
+    made = []
+    for data in layers:
+        total = max(data["total_ms"], 1e-12)
+        made.append(
+            {
+                "name": data["subject"]["name"],
+                "method": data.get("method", ""),
+                "total": data["total_ms"],
+                "by_name": 100 * data["found"].get("name", 0.0) / total,
+                "by_place": 100 * data["found"].get("place", 0.0) / total,
+                "branches": [(b, data["branches"][b], 100 * data["branches"][b] / total)
+                             for b in BRANCHES if b in data["branches"]],
+                "modules": list(data["modules"].items())[:MODULES],
+                "plot": figures.block_bars(data),
+            }
+        )  # fmt: skip
+    return made
+
+
+def render(material: Material, title: str) -> str:
+    """The page. Raises UnavailableError without jinja2 or matplotlib, InputError for damaged pictures."""
+    require("jinja2", "report")
+    require("matplotlib", "report")
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    script = part(SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    points = figures.pareto_points(material)
+    environment.filters["svg"] = Markup  # only for what `figures` drew, which escapes what it writes
+    return environment.from_string(part(TEMPLATE)).render(
+        title=title,
+        created=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        version=ppexport.__version__,
+        script=Markup(script),
+        script_hash=digest,
+        style=Markup(part(STYLE)),
+        parity=matrix(material.parities),
+        profiles=[
+            {
+                "data": p.data, "subjects": p.subjects, "folder": p.path.parent.name,
+                "distributions": figures.distributions(p), "series": figures.time_series(p),
+            }
+            for p in material.profiles
+        ],
+        layers=layer_tables(material.layers),
+        layer_plot=figures.layer_bars(material.layers) if material.layers else None,
+        routing=[
+            {"data": d, "plot": figures.pure_share(d), "slots": figures.capacities(d) if d["capacities"] else None}
+            for d in material.routing
+        ],
+        frames=material.frames,
+        points=points,
+        pareto=figures.pareto(points) if points else None,
+        slides=[(parity.folder.name, slides(parity)) for parity in material.parities],
+    )  # fmt: skip
+
+
+def write_page(material: Material, out: Path) -> None:
+    """Write the page to *out*, atomically."""
+    write_text(out, render(material, "ppexport report"))

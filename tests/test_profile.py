@@ -1,0 +1,262 @@
+"""`ppexport profile` from end to end, on this machine, with short plans."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import photo
+from PIL import Image
+from typer.testing import CliRunner
+
+from ppexport.artifact import Artifact, Manifest, read_artifact
+from ppexport.backends.base import Result, Runner
+from ppexport.backends.coreml import mac
+from ppexport.cli import app
+from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.profile import frames, launch, routing
+from ppexport.profile.agent.plan import PLANS, Plan
+from ppexport.profile.pictures import pictures
+from ppexport.profile.result import Profile
+from ppexport.profile.run import measure, plan_of, prepare
+from ppexport.profile.runtimes import Target, choose, open_target
+
+invoke = CliRunner().invoke
+TINY = Plan("quick", 10, 0.0, warm_windows=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(PLANS, "quick", TINY)
+
+
+def quiet(*_):
+    return None
+
+
+def test_a_run_is_measured_once_and_only_its_own_folder_is_used(artifact, tmp_path, tiny):
+    out = tmp_path / "run"
+    arguments = ["profile", str(artifact), "-o", str(out), "--quick", "--threads", "1"]
+    done = invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
+    assert done.exit_code == 0, done.output
+    p = Profile(out / "profile.json")
+    (subject,) = p.subjects
+    assert subject["summary"]["count"] == 10
+    assert subject["runtime_versions"]["onnxruntime"]
+    assert subject["files"] == read_artifact(artifact).manifest.files
+    assert subject["memory"]["peak"] > subject["memory"]["before"] > 0
+    assert p.images >= 8
+    assert len({image["pure_share"] for image in p.data["images"]}) > 4
+    assert set(p.samples[0]["capacity"].tolist()) == {subject["capacities"][-1]}
+    assert (p.samples[0]["host_ns"] < p.samples[0]["ns"]).all()
+    assert json.loads((tmp_path / "out.json").read_text())["subjects"][0]["summary"] == subject["summary"]
+    before = (out / "latency.jsonl").read_bytes()
+    again = invoke(app, arguments)
+    assert "nothing was measured again" in again.output
+    assert (out / "latency.jsonl").read_bytes() == before
+    other = invoke(app, [*arguments[:-1], "2"])
+    assert isinstance(other.exception, InputError)
+    assert "another measurement" in str(other.exception)
+
+
+def test_a_killed_run_goes_on_with_the_same_command(artifact, tmp_path):
+    targets = choose(artifact, None, 1, False)
+    plan = Plan("quick", 30, 0.0, warm_windows=2)
+    job = prepare(targets, plan, tmp_path / "run", None)
+    child = launch._start("measure", job, tmp_path / "errors", subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not job.journal.exists() or job.journal.read_bytes().count(b'["q"') < 3:
+        assert time.monotonic() < end, (tmp_path / "errors").read_text()
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    kept = [line for line in job.journal.read_bytes().splitlines() if line.startswith(b'["q"')]
+    p = measure(prepare(targets, plan, tmp_path / "run", None), quiet, quiet)
+    assert p.subjects[0]["summary"]["count"] == 30
+    assert "resumed" in {mark["kind"] for mark in p.data["marks"]}
+    lines = job.journal.read_bytes().splitlines()
+    assert [line for line in lines if line.startswith(b'["q"')][: len(kept)] == kept
+
+
+def test_runtimes_take_turns_and_are_compared(artifact, tmp_path, tiny):
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    out = tmp_path / "run"
+    done = invoke(
+        app,
+        ["profile", str(artifact), "-o", str(out), "--quick", "--runtime", "onnxruntime,openvino", "--threads", "1"],
+    )
+    assert done.exit_code == 0, done.output
+    p = Profile(out / "profile.json")
+    assert [s["runtime"] for s in p.subjects] == ["onnxruntime", "openvino"]
+    assert p.data["protocol"]["order"] == "A B B A"
+    # Both saw the same images, and the same routing.
+    assert p.samples[0]["image"].tolist() == p.samples[1]["image"].tolist()
+    assert p.samples[0]["impure"].tolist() == p.samples[1]["impure"].tolist()
+    assert invoke(app, ["compare", str(out / "profile.json"), "--limit", "1000"]).exit_code == 0
+
+
+def test_openvino_computes_the_same_picture(artifact):
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    lr = (photo(37, 53).astype(np.float32) / 255).transpose(2, 0, 1)[None].copy()
+    first, second = (open_target(choose(artifact, name, 1, False)[0])(lr) for name in ("onnxruntime", "openvino"))
+    assert np.abs(first.sr - second.sr).max() < 1e-3
+    assert first.impure_tokens == second.impure_tokens
+    with pytest.raises(UnavailableError, match="not NPU"):
+        open_target(choose(artifact, "openvino:NPU", None, False)[0])
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_path):
+    def error(*arguments):
+        return invoke(app, ["profile", str(artifact), "-o", str(tmp_path / "x"), *map(str, arguments)]).exception
+
+    assert isinstance(error("--on", "ssh://board"), UnavailableError)
+    assert isinstance(error("--on", "-oProxyCommand=x"), InputError)
+    assert isinstance(error("--runtime", "tensorrt"), InputError)
+    assert isinstance(error("--runtime", "onnxruntime,onnxruntime"), InputError)
+    assert isinstance(error("--runtime", "x;y"), InputError)
+    assert isinstance(error("--quick", "--sustained"), InputError)
+    assert isinstance(error("--frames", tmp_path / "none"), InputError)
+    assert isinstance(error("--layer-times", tmp_path / "none"), InputError)
+    assert isinstance(error("--images", tmp_path), InputError)
+    assert not (tmp_path / "x").exists()
+    missing = error("--runtime", "onnxruntime:Nonsense", "--quick")
+    assert isinstance(missing, UnavailableError)
+    assert "no provider Nonsense" in str(missing)
+    with pytest.raises(InputError, match="one runtime"):
+        plan_of(False, True, choose(artifact, "onnxruntime,openvino", None, False))
+
+
+def test_pictures_come_from_a_folder_too(artifact, tmp_path):
+    manifest = read_artifact(artifact).manifest
+    for i in range(3):
+        Image.fromarray(photo(50, 70, top=20 * i)).save(tmp_path / f"{i}.png")
+    made = pictures(manifest, tmp_path)
+    assert len(made) >= 8
+    assert {p.rgb.shape for p in made} == {(37, 53, 3)}
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(InputError, match="at least 8"):
+        pictures(manifest, tmp_path)
+
+
+class Pretend(Runner):
+    """A capacity set that takes a time of its own for every slot."""
+
+    def __init__(self, artifact, clock, capacities=(256, 512, 1024)):
+        manifest = replace(read_artifact(artifact).manifest, size=[32, 32], tokens=1024, capacities=list(capacities))
+        super().__init__(Artifact(artifact, manifest))
+        self.clock = clock
+
+    def _run(self, prepared):
+        self.clock.time += 10_000_000 + 10_000 * prepared.capacity
+        impure = 0 if prepared.pure is None else int((~prepared.pure).sum())
+        return Result(np.zeros((1, 3, 64, 64), np.float32), impure, prepared.capacity)
+
+
+class Hands:
+    """A clock that runs move."""
+
+    time = 0
+
+    def now(self):
+        return self.time
+
+
+@pytest.fixture
+def pretend(artifact, monkeypatch):
+    hands = Hands()
+    for module in (routing, frames):
+        monkeypatch.setattr(module, "Clock", lambda: hands)
+        monkeypatch.setattr(module, "open_target", lambda target: Pretend(artifact, hands))
+    return Target(str(artifact), "onnxruntime", "CPU")
+
+
+def test_routing_finds_what_pure_pixels_save(artifact, pretend):
+    flat, busy = np.full((32, 32, 3), (40, 90, 200), np.uint8), photo(32, 32, "hubble_deep_field.jpg")
+    images = np.stack([flat, np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8), busy] * 2)
+    images[5, :16] = flat[:16]
+    found = routing.measure_routing(pretend, images, TINY)
+    assert [entry["capacity"] for entry in found["capacities"]] == [256, 512, 1024]
+    assert [set(entry["ms"]) for entry in found["capacities"]] == [{12.56}, {15.12}, {20.24}]
+    assert found["images"][0]["impure"] == 0
+    assert found["images"][0]["ms"] == [12.56] * 8
+    assert found["images"][1]["ms"] == [20.24] * 8
+    # Numbers of which the line is known.
+    images = [{"pure_share": s, "ms": [100 - 20 * s] * 3} for s in np.linspace(0, 1, 12)]
+    line = routing.line(images)
+    assert line["at_zero_ms"]["middle"] == pytest.approx(100)
+    assert line["saving"]["low"] == pytest.approx(0.2) == line["saving"]["high"]
+    assert routing.line([{"pure_share": 0.5, "ms": [1.0]}] * 9) is None
+    assert routing.spread(list(range(1, 33)), 8)[-1] == 32
+
+
+def test_frames_answer_what_real_time_is(artifact, pretend, tmp_path):
+    for i in range(4):
+        Image.new("RGB", (48, 32), (40, 90, 200) if i else (41, 90, 200)).save(tmp_path / f"{i:03}.png")
+    found = frames.answers(frames.measure_frames(pretend, tmp_path, TINY))
+    assert len(found["ns"]) == 64
+    assert (found["tiles"], found["lr_size"], found["sr_size"]) == (2, [32, 48], [64, 96])
+    # Two tiles of 256 slots a frame: 25.12 ms.
+    assert found["fps"] == pytest.approx(1000 / 25.12)
+    assert found["deadlines"]["24"] == {"hit_rate": 1.0, "p90_holds": True}
+    assert found["deadlines"]["60"] == {"hit_rate": 0.0, "p90_holds": False}
+    assert "48x32 -> 96x64 at x2" in found["sentence"]
+    assert "real time at 30 fps" in found["sentence"]
+    Image.new("RGB", (40, 32)).save(tmp_path / "009.png")
+    with pytest.raises(InputError, match="another size"):
+        frames.measure_frames(pretend, tmp_path, TINY)
+
+
+def core_ml_artifact(tmp_path, capacities):
+    manifest = Manifest(
+        backend="coreml", name="x", arch="pp_atd_light", scale=2, size=[16, 16], precision="fp16", flavour="portable",
+        options={"colors": 8, "window": 8, "csmf": True, "compensation": "value"}, capacities=capacities, mask="graph",
+        tokens=256, files={"model.mlpackage": "0" * 64}, weights={"file": "w", "sha256": "0"}, card_sha256="0",
+        licence="x", created="now", engine={"interface": "tensor"},
+    )  # fmt: skip
+    return Artifact(Path(tmp_path), manifest)
+
+
+def test_core_ml_runs_on_a_mac_only(tmp_path):
+    with pytest.raises(UnavailableError, match="on a Mac only"):
+        mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [256]))
+
+
+def test_core_ml_as_documented(tmp_path, monkeypatch):
+    """A stand-in for coremltools on a Mac: which function is loaded, and what it is fed."""
+    loaded = []
+
+    class MLModel:
+        def __init__(self, path, compute_units, function_name=None):
+            if "broken" in path:
+                raise RuntimeError("no such\nmodel")
+            loaded.append((compute_units, function_name))
+
+        def predict(self, inputs):
+            assert list(inputs) == ["lr"]
+            return {"sr": np.zeros((1, 3, 32, 32), np.float16), "impure_tokens": np.array([7.0])}
+
+    tools = SimpleNamespace(
+        ComputeUnit=SimpleNamespace(CPU_AND_NE="ne", ALL="all"), models=SimpleNamespace(MLModel=MLModel)
+    )
+    monkeypatch.setattr(mac.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(mac, "require", quiet)
+    monkeypatch.setattr(mac, "import_module", lambda name: tools)
+    runner = mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [128, 256]), "CPU_AND_NE")
+    result = runner(np.full((1, 3, 16, 16), 0.5, np.float32))
+    assert (result.impure_tokens, result.sr.dtype) == (7, np.float32)
+    assert loaded[0] == ("ne", "capacity_256")
+    assert runner(np.full((1, 3, 16, 16), 0.5, np.float32)).capacity == result.capacity
+    with pytest.raises(InputError, match="compute units"):
+        mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [256]), "GPU")
+    with pytest.raises(ArtifactError, match="no such"):
+        mac.CoreMLMacRunner(core_ml_artifact(tmp_path / "broken", [256]))

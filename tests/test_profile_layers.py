@@ -1,0 +1,153 @@
+"""Time by layer: names to modules, modules to branches, and the formats of the runtimes."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import photo
+
+from ppexport.errors import InputError
+from ppexport.profile.layers import coreml, onnxruntime, openvino, tensorrt
+from ppexport.profile.layers.collect import collect
+from ppexport.profile.layers.result import layers_result, read_layers, write_layers
+from ppexport.profile.layers.spans import BRANCHES, Operation, branch_of, spans_of, summed
+from ppexport.profile.runtimes import choose
+
+LAYER = "/layers.1/residual_group/layers.4"
+PATH = "layers.1.residual_group.layers.4"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "module", "branch"),
+    [
+        (f"{LAYER}/attn_win/Softmax_1", "Softmax", f"{PATH}.attn_win", "window attention"),
+        (f"{LAYER}/attn_aca/MatMul_2", "MatMul", f"{PATH}.attn_aca", "category attention"),
+        (f"{LAYER}/attn_aca/proj/Gemm", "Gemm", f"{PATH}.attn_aca.proj", "category attention"),
+        (f"{LAYER}/attn_aca/router/sort/Add", "Add", f"{PATH}.attn_aca.router.sort", "routing"),
+        (f"{LAYER}/attn_aca/ScatterElements_1", "ScatterElements", f"{PATH}.attn_aca", "routing"),
+        (f"{LAYER}/attn_atd/wq/Gemm", "Gemm", f"{PATH}.attn_atd.wq", "dictionary"),
+        (f"{LAYER}/norm3/InstanceNormalization", "InstanceNormalization", f"{PATH}.norm3", "dictionary"),
+        (f"{LAYER}/convffn/fc2/Gemm", "Gemm", f"{PATH}.convffn.fc2", "FFN"),
+        (f"{LAYER}/ArgMax", "ArgMax", PATH, "routing"),
+        (f"{LAYER}/wqkv/Gemm", "Gemm", f"{PATH}.wqkv", "projections and norms"),
+        ("/pure_pass/MaxPool", "MaxPool", "pure_pass", "mask"),
+        ("/conv_first/Conv", "Conv", "conv_first", "head and tail"),
+    ],
+)
+def test_names_tell_module_and_branch(name, kind, module, branch):
+    (span,) = spans_of([Operation(name, kind, 1.0)])
+    assert (span.module, span.found) == (module, "name")
+    assert branch_of(span.module, kind) == branch
+
+
+def test_operations_without_a_name_are_mapped_by_their_place():
+    operations = [
+        Operation(f"{LAYER}/convffn/fc1/Gemm", "Gemm", 1.0),
+        Operation("Gelu_token_4", "Gelu", 0.5),
+        Operation(f"{LAYER}/convffn/dwconv/dwconv.0/Conv_output_0_nchwc", "Conv", 2.0),
+        Operation("ReorderOutput_token_9", "ReorderOutput", 0.25),
+        Operation("/layers.2/residual_group/layers.0/norm1/LayerNormalization", "LayerNormalization", 1.0),
+        Operation("MVN_1", "MVN", 1.0, (f"{LAYER}/norm1/LayerNormalization",)),
+    ]
+    spans = spans_of(operations)
+    assert [s.found for s in spans] == ["name", "place", "name", "place", "name", "name"]
+    assert spans[1].module == f"{PATH}.convffn"
+    assert spans[3].module == ""
+    assert spans[5].module == f"{PATH}.norm1"
+    assert spans_of([Operation("x", "y", 1.0)])[0].found == "unknown"
+    totals = summed(spans)
+    assert sum(totals["branches"].values()) == pytest.approx(5.75)
+    assert sum(sum(row.values()) for row in totals["cells"].values()) == pytest.approx(5.75)
+    assert totals["blocks"]["1"] == pytest.approx(4.5)
+
+
+def event(name, dur, cat="Node", op="MatMul"):
+    return {"cat": cat, "name": name, "dur": dur, "args": {"op_name": op}}
+
+
+def test_a_trace_of_onnx_runtime_gives_medians_of_the_runs_after_the_first():
+    events = []
+    for dur in (9000, 100, 300, 200):
+        events += [
+            event("/a/MatMul_kernel_time", dur),
+            event("/a/Loop_kernel_time", 10),
+            event("/a/Loop_kernel_time", 20),
+        ]
+        events.append(event("model_run", dur, "Session"))
+    found = {op.name: op for op in onnxruntime.operations_of(events)}
+    assert found["/a/MatMul"].ms == pytest.approx(0.2)
+    assert found["/a/Loop"].ms == pytest.approx(0.03)
+    for bad in ([], [event("model_run", 1, "Session")], [{"cat": "Node", "name": "x_kernel_time"}]):
+        with pytest.raises(InputError):
+            onnxruntime.operations_of(bad)
+
+
+def test_openvino_counters_are_mapped_by_what_was_fused():
+    runs = [{"MVN_1": ("MVN", ms), "/conv_first/Conv": ("Convolution", 1.0)} for ms in (3.0, 1.0, 2.0)]
+    found = openvino.operations_of(runs, {"MVN_1": ("MVN_1", f"{LAYER}/norm1/LayerNormalization")})
+    assert found[0].ms == 2.0
+    assert spans_of(found)[0].module == f"{PATH}.norm1"
+
+
+DOCUMENTED = [
+    {"count": 200},
+    {"name": f"{LAYER}/attn_win/MatMul + {LAYER}/attn_win/Softmax", "timeMs": 20, "averageMs": 0.1, "medianMs": 0.09},
+    {"name": f"{{ForeignNode[{LAYER}/wqkv/Gemm...{LAYER}/attn_aca/proj/Gemm]}}", "timeMs": 40, "averageMs": 0.2},
+    {"name": "Reformatting CopyNode for Input Tensor 0 to /conv_first/Conv", "timeMs": 2, "averageMs": 0.01},
+]
+
+
+def test_the_profile_of_trtexec_as_documented(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(DOCUMENTED))
+    first, foreign, copy = tensorrt.read_profile(tmp_path / "p.json")
+    assert (first.ms, first.kind) == (0.09, "Softmax")
+    assert foreign.kind == "fused subgraph"
+    assert copy.kind == "copy"
+    modules = [span.module for span in spans_of([first, foreign, copy])]
+    assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
+    for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
+        with pytest.raises(InputError):
+            tensorrt.parse_profile(bad)
+
+
+def test_the_plan_of_core_ml_as_documented():
+    def op(name, weight):
+        return SimpleNamespace(operator_name="ios18.matmul", outputs=[SimpleNamespace(name=name)], weight=weight)
+
+    block = SimpleNamespace(
+        operations=[op("layers__1__attn_win___matmul_2", 0.75), op("___reshape", 0.25), op("c", None)]
+    )
+    plan = SimpleNamespace(
+        model_structure=SimpleNamespace(program=SimpleNamespace(functions={"main": SimpleNamespace(block=block)})),
+        get_estimated_cost_for_mlprogram_operation=lambda o: None if o.weight is None else o,
+        get_compute_device_usage_for_mlprogram_operation=lambda o: None,
+    )
+    found = coreml.operations_of(plan, 8.0)
+    assert [(o.ms, o.module) for o in found] == [(6.0, "layers.1.attn_win"), (2.0, "")]
+    with pytest.raises(InputError, match="function"):
+        coreml.operations_of(plan, 1.0, "capacity_128")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_real_artefact_is_mapped_almost_whole(artifact, tmp_path, runtime):
+    if find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    (target,) = choose(artifact, runtime, 1, False)
+    operations = collect(target, np.stack([photo(37, 53)] * 2))
+    data = layers_result(operations, {"name": "x"}, {}, runtime)
+    total = data["total_ms"]
+    assert data["found"].get("name", 0) > 0.75 * total
+    assert data["found"].get("unknown", 0) == 0
+    assert set(data["branches"]) >= set(BRANCHES[:-1])
+    assert set(data["blocks"]) == {"0", "1", "2", "3", "head and tail"}
+    assert sum(data["branches"].values()) == pytest.approx(total)
+    write_layers(tmp_path / "layers.json", data)
+    assert read_layers(tmp_path / "layers.json")["total_ms"] == total
+    data["branches"]["<b>"] = 1.0
+    write_layers(tmp_path / "layers.json", data)
+    with pytest.raises(InputError, match="does not hold"):
+        read_layers(tmp_path / "layers.json")

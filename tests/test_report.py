@@ -1,0 +1,211 @@
+"""The report page: everything inside, nothing loaded, nothing that a file says is obeyed; and latency.yaml."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+from conftest import photo
+from profiles import reading, steady, subject, write_journal
+from typer.testing import CliRunner
+
+from ppexport.cards import models_folder
+from ppexport.cli import app
+from ppexport.errors import InputError
+from ppexport.parity.columns import Sample, save_column, save_inputs
+from ppexport.parity.inputs import ParityInput
+from ppexport.picture import to_input
+from ppexport.profile import statistics
+from ppexport.profile.layers.result import layers_result, write_layers
+from ppexport.profile.layers.spans import Operation
+from ppexport.profile.result import Profile, write_profile
+from ppexport.report import latency_yaml
+from ppexport.report.material import gather
+from ppexport.report.page import render
+
+invoke = CliRunner().invoke
+EVIL = "<script>alert(1)</script>$x_{2}$ {{ 7*7 }} \"'> é"
+
+
+def profile_folder(folder, times=None, subjects=None, **more):
+    folder.mkdir(parents=True)
+    times = times or [steady()]
+    t = round(sum(times[0]) * 1e6)
+    readings = [reading(0), reading(t // 2, **{"celsius.cpu": 55.0}), reading(t, **{"celsius.cpu": 58.0})]
+    journal = write_journal(folder / "latency.jsonl", times, subjects=subjects, readings=readings, **more)
+    write_profile(folder, journal, [(1, 2_000_000)] * len(times))
+    return folder
+
+
+def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision="fp32"):
+    folder.mkdir(parents=True)
+    lr = to_input(photo(16, 24))
+    sr = lr.repeat(2, axis=2).repeat(2, axis=3)
+    save_inputs(folder / "inputs.npz", [ParityInput(name, lr)])
+    pure = np.zeros(16 * 32, np.bool_)
+    pure[:100] = True
+    save_column(folder / "twin.npz", {name: Sample(sr=sr, impure=412, pure=pure)})
+    save_column(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
+    row = {
+        "name": name, "errors": {"psnr": 120.5, "max_abs": 1e-6, "p999": 1e-6, "ssim": 1.0}, "passed": passed,
+        "reason": "", "flips": [0, 0], "task": [30.0, 30.001],
+    }  # fmt: skip
+    gate = {"psnr": 90.0, "max_abs": None, "task_change": 0.001, "near_tie": 1e-6}
+    pair = {"reference": "twin", "other": f"onnx-{precision}", "gate": gate, "rows": [row], "task_change": 0.001,
+            "passed": passed, "worst": name}  # fmt: skip
+    report = {
+        "format": "ppexport-parity", "version": 1, "model": "pp_atd_light_x2", "backend": "onnx",
+        "precision": precision, "size": [16, 24], "files": {"model.onnx": digest}, "weights": {}, "versions": {},
+        "passed": passed, "pairs": [pair],
+    }  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A page with every section, and names that attack it."""
+    root = tmp_path_factory.mktemp("report")
+    first = profile_folder(root / "p1", [steady(), steady(ms=60.0)], [subject(EVIL), subject("small", "e" * 64)])
+    layers = layers_result(
+        [Operation("/conv_first/Conv", "Conv", 1.0), Operation(f"/{EVIL}/x", "Odd", 2.0)], subject(EVIL), {}, EVIL
+    )
+    write_layers(first / "layers.json", layers)
+    line = {name: {"low": 0.1, "middle": 0.2, "high": 0.3} for name in ("at_zero_ms", "slope_ms", "saving")}
+    head = {"version": 1, "subject": {"name": EVIL}, "machine": {}}
+    images = [{"pure_share": i / 8, "ms": [10.0 - i, 11.0 - i]} for i in range(8)]
+    slots = [{"capacity": c, "ms": [c / 100, c / 90]} for c in (128, 256)]
+    routing = {"format": "ppexport-routing", **head, "images": images, "capacities": slots, "line": line}
+    (first / "routing.json").write_text(json.dumps(routing))
+    deadlines = {"24": {"hit_rate": 0.5, "p90_holds": False}}
+    frames = {"format": "ppexport-frames", **head, "ns": [1], "deadlines": deadlines, "sentence": EVIL,
+              "inside_the_clock": "x"}  # fmt: skip
+    (first / "frames.json").write_text(json.dumps(frames))
+    bad = parity_folder(root / "bad<b>", name="a<img src=x>", passed=False, precision="fp16")
+    return render(gather([first, parity_folder(root / "good"), bad]), "ppexport report")
+
+
+def test_nothing_of_a_file_becomes_markup(everything):
+    assert "<script>alert" not in everything
+    assert "<img src=x" not in everything
+    assert "bad<b>" not in everything
+    assert "{{ 7*7 }}" in everything
+    assert html.escape("<script>alert(1)</script>") in everything
+    assert everything.count("<script") == 1
+
+
+def test_nothing_is_loaded_from_anywhere(everything):
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", everything)
+    assert addresses
+    assert all(a.startswith(("data:image/png;base64,", "#")) for a in addresses)
+    assert "default-src 'none'" in everything
+    assert not re.search(r"url\((?!#)", everything)
+    assert "@import" not in everything
+
+
+def test_every_section_is_there(everything):
+    for section in ("parity", "latency", "layers", "content", "pareto", "versions"):
+        assert f'<section id="{section}"' in everything
+    # Two plots a profile, branches, blocks, two of routing, one Pareto.
+    assert everything.count("<svg") == 7
+    assert 'class="good"' in everything
+    assert 'class="bad"' in everything
+    assert "currentColor" in everything
+    assert "#010203" not in everything
+    assert "°C" in everything
+    assert "a" * 64 in everything
+
+
+def test_the_page_works_in_a_browser_without_network(everything, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    (tmp_path / "page.html").write_text(everything, encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    # The sliders' script ran, by the hash in the policy; nothing else did.
+    assert done.stdout.count('style="--at: 50%;"') == 2
+    assert "alert" not in done.stderr
+
+
+def test_the_pareto_front_joins_by_the_files_hash(tmp_path):
+    from ppexport.report.figures import pareto_points
+
+    a = profile_folder(tmp_path / "a", [steady(), steady(ms=50.0)], [subject("slow"), subject("fast", "e" * 64)])
+    other = profile_folder(tmp_path / "b", [steady(ms=200.0)], [subject("slower")])
+    points = pareto_points(gather([a, other, parity_folder(tmp_path / "p")]))
+    assert [(p["name"], p["db"], p["beaten"]) for p in points] == [("slow", 30.001, False), ("slower", 30.001, True)]
+
+
+def test_report_command(tmp_path):
+    folder = profile_folder(tmp_path / "run")
+    out = tmp_path / "r.html"
+    done = invoke(app, ["report", str(folder), "-o", str(out), "--json", str(tmp_path / "j.json")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "j.json").read_text())["bytes"] == out.stat().st_size
+    for arguments in ([tmp_path], [tmp_path / "no"], [folder, "-o", tmp_path], [folder, "-o", tmp_path / "no" / "x"]):
+        assert isinstance(invoke(app, ["report", *map(str, arguments)]).exception, InputError)
+    (folder / "layers.json").write_text("{}")
+    assert isinstance(invoke(app, ["report", str(folder), "-o", str(out)]).exception, InputError)
+
+
+@pytest.mark.parametrize("change", [{"pairs": []}, {"pairs": [{}]}, {"size": ["x", 1]}, {"files": 5}, {"model": 1}])
+def test_damaged_parity_runs_are_refused(tmp_path, change):
+    folder = parity_folder(tmp_path / "p")
+    data = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**data, **change}))
+    with pytest.raises(InputError, match="parity run"):
+        gather([folder])
+
+
+def test_a_parity_run_cannot_name_files_outside_its_folder(tmp_path):
+    folder = parity_folder(tmp_path / "p")
+    data = json.loads((folder / "report.json").read_text())
+    data["pairs"][0]["other"] = "../p/onnx-fp32"
+    (folder / "report.json").write_text(json.dumps(data))
+    assert 'class="slider"' not in render(gather([folder]), "x")
+
+
+def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, monkeypatch):
+    root = tmp_path / "checkout" / "models"
+    shutil.copytree(models_folder() / "pp_atd_light_x2", root / "pp_atd_light_x2")
+    (root.parent / "setup.cfg").write_text("")
+    monkeypatch.setattr(latency_yaml, "models_folder", lambda: root)
+    monkeypatch.setattr(latency_yaml, "find_card", lambda name: (type("C", (), {"name": name}), root / name))
+    target = root / "pp_atd_light_x2" / "latency.yaml"
+    target.unlink(missing_ok=True)
+    first = Profile(profile_folder(tmp_path / "a") / "profile.json")
+    second = Profile(
+        profile_folder(tmp_path / "b", [steady(ms=50.0)], [subject("s", flavour="portable")]) / "profile.json"
+    )
+    assert latency_yaml.record([first]) == [target]
+    latency_yaml.record([second])
+    data = yaml.safe_load(target.read_text())["Test CPU"]
+    assert set(data) == {
+        "onnx-fp32-ort-full-64x64 onnxruntime:CPU", "onnx-fp32-portable-full-64x64 onnxruntime:CPU"
+    }  # fmt: skip
+    entry = data["onnx-fp32-ort-full-64x64 onnxruntime:CPU"]
+    assert entry["p90_ms"] == round(first.subjects[0]["summary"]["p90_ms"], 3)
+    assert entry["files"] == {"model.onnx": "a" * 64}
+    target.write_text("- x\n")
+    with pytest.raises(InputError, match="not a mapping"):
+        latency_yaml.record([first])
+    (root.parent / "setup.cfg").unlink()
+    with pytest.raises(InputError, match="checkout"):
+        latency_yaml.record([first])
