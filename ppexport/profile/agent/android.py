@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Set
 
 from ppexport.profile.agent.sensors import Reading
 
@@ -44,7 +44,7 @@ def thermal(text: str) -> Reading:
 
 def core_list(text: str) -> List[int]:
     """The cores that "4-7" or "0,2,6-7" names, ascending. Raises ValueError with one sentence."""
-    cores = set()
+    cores: Set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part.strip())
         if match is None:
