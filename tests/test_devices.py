@@ -68,6 +68,7 @@ def test_whatever_is_accepted_is_safe(text):
     if address is None:
         assert text == "local"
         return
+    assert isinstance(address, SshAddress)
     for part in (address.host, address.user or "x"):
         assert set(part) <= SAFE
         assert not part.startswith("-")

@@ -86,8 +86,9 @@ def test_fp16_builds_with_fused_attention_and_becomes_an_artefact(trt, tmp_path)
         ppexport.open_artifact(folder)
 
 
-def test_a_capacity_set_is_one_engine_with_a_profile_for_each(trt, tmp_path):
-    built(shorten(random_network("pp_atd_light", 2), 1), tmp_path, (16, 32), "fp16", capacities=[128, 512])
+@pytest.mark.parametrize(("precision", "scale"), [("fp16", 2), ("fp32", 3)])
+def test_a_capacity_set_is_one_engine_with_a_profile_for_each(trt, tmp_path, precision, scale):
+    built(shorten(random_network("pp_atd_light", scale), 1), tmp_path, (16, 32), precision, capacities=[128, 512])
 
 
 def test_a_plain_export_builds_too(trt, tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +12,14 @@ from rich.markup import escape
 
 from ppexport.commands.options import ArtifactFolder, Json
 from ppexport.console import emit_json, people
+
+
+class Runtime(str, Enum):
+    """What can build an engine."""
+
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt_rtx"
+
 
 EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
 EXIT_INTERRUPTED = 130
@@ -26,6 +35,16 @@ def build(
     workspace: Annotated[
         int | None,
         typer.Option(min=1, metavar="MB", help="memory that TensorRT may use for a layer; its choice if left out"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="how long TensorRT searches for fast kernels; its default if left out"),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="let fp32 products run in TF32: faster on some GPUs, fails fp32 parity")
+    ] = False,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="which TensorRT builds; the first that the machine has if left out")
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting; the build goes on")
@@ -46,7 +65,7 @@ def build(
     and collects it. A device needs sh, and TensorRT with its Python API or trtexec; ssh must log in without a password.
     """
     from ppexport.artifact import read_artifact
-    from ppexport.backends.tensorrt.engine_artifact import make_request, read_source
+    from ppexport.backends.tensorrt.engine_artifact import LAYERS, make_request, read_source
     from ppexport.backends.tensorrt.remote import RemoteBuild, Telling
     from ppexport.backends.tensorrt.remote import clean as clean_device
     from ppexport.devices.opening import open_device
@@ -54,7 +73,13 @@ def build(
     from ppexport.folders import artifact_target
 
     source = read_source(artifact)
-    request = make_request(source, workspace_mb=workspace)
+    request = make_request(
+        source,
+        workspace_mb=workspace,
+        tf32=tf32,
+        optimization_level=optimization_level,
+        runtime=None if runtime is None else runtime.value,
+    )
     options = SshOptions(identity, ssh_config, accept_new_host_key)
     if clean:
         with open_device(on, options) as device:
@@ -84,3 +109,12 @@ def build(
         f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {facts['gpu'] or 'any supported GPU'}, "
         f"{facts['runtime']} {facts['tensorrt']}, {size / 1e6:.2f} MB, built in {facts['seconds']:.1f} s"
     )
+    people(json).print(layers_line(facts, target / LAYERS))
+
+
+def layers_line(facts: dict[str, Any], listing: Path) -> str:
+    """What is known of the engine's layers, for people."""
+    if not facts["layers"]:
+        return "layers: not told by this TensorRT, so it is not known whether attention was fused"
+    fused = "attention is fused" if facts["attention_fused"] else "no layer is named as fused attention"
+    return f"{facts['layers']} layers, {fused}: {listing}"

@@ -1,4 +1,4 @@
-"""Addresses of devices: `local`, or `ssh://[user@]host[:port]`."""
+"""Addresses of devices: `local`, `ssh://[user@]host[:port]`, or `adb://serial`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ ADDRESS = re.compile(
 )
 """Nothing that matches can be taken for an option: user and host begin with a letter, a digit or `_`."""
 MAX_HOST = 253
+SERIAL = re.compile(r"adb://(?P<serial>[A-Za-z0-9][A-Za-z0-9._:-]{0,99})")
+"""A serial number as `adb devices` lists it, also that of a device in the network, such as 10.0.0.5:5555."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,27 @@ class SshAddress:
         return f"ssh://{user}{host}" + ("" if self.port is None else f":{self.port}")
 
 
-def parse_address(text: str) -> SshAddress | None:
+@dataclass(frozen=True)
+class AdbAddress:
+    """A device behind adb."""
+
+    serial: str
+
+    def __str__(self) -> str:
+        """The address as a user writes it."""
+        return f"adb://{self.serial}"
+
+
+def parse_address(text: str) -> SshAddress | AdbAddress | None:
     """The address that *text* names, None for `local`. Raises InputError for anything else."""
     if text == "local":
         return None
+    adb = SERIAL.fullmatch(text)
+    if adb is not None:
+        return AdbAddress(adb["serial"])
     match = ADDRESS.fullmatch(text)
     if match is None:
-        raise InputError(f"a device is local or ssh://[user@]host[:port], not {text!r}")
+        raise InputError(f"a device is local, ssh://[user@]host[:port] or adb://serial, not {text!r}")
     host = match["host"] or match["v6"]
     if match["v6"]:
         try:

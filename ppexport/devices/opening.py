@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ppexport.devices.address import parse_address
+from ppexport.devices.adb import AdbTransport
+from ppexport.devices.address import AdbAddress, SshAddress, parse_address
 from ppexport.devices.local import LocalTransport
 from ppexport.devices.ssh import SshOptions, SshTransport
 from ppexport.devices.transport import Transport
 from ppexport.errors import InputError
+
+
+def transport_to(address: SshAddress | AdbAddress | None, options: SshOptions) -> Transport:
+    """The transport to *address*, not connected yet."""
+    if address is None:
+        return LocalTransport()
+    return AdbTransport(address) if isinstance(address, AdbAddress) else SshTransport(address, options)
 
 
 @contextmanager
@@ -20,7 +28,7 @@ def open_device(text: str, options: SshOptions | None = None) -> Iterator[Transp
     for file in (options.identity, options.config):
         if file is not None and not file.is_file():
             raise InputError(f"{file} is not a file")
-    transport = LocalTransport() if address is None else SshTransport(address, options)
+    transport = transport_to(address, options)
     try:
         yield transport
     finally:

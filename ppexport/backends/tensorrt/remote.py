@@ -131,7 +131,9 @@ class RemoteBuild:
 
     def _start(self) -> None:
         self.telling.stage(f"looking for TensorRT on {self.transport.name}")
-        tool = self.transport.checked(PROBE, (self.transport.python, *engine_builder.RUNTIMES), PROBE_SECONDS)
+        wanted = self.request["runtime"]
+        modules = engine_builder.RUNTIMES if wanted is None else (wanted,)
+        tool = self.transport.checked(PROBE, (self.transport.python, *modules), PROBE_SECONDS)
         outputs = ("engine", "log", "device", "result")
         self.job.discard([*(self.request[part] for part in outputs), trtexec.ARGUMENTS, trtexec.LAYERS])
         with tempfile.TemporaryDirectory() as folder:
@@ -140,15 +142,13 @@ class RemoteBuild:
             if tool.strip() == b"python":
                 files = {REQUEST: request, BUILDER: Path(engine_builder.__file__)}
                 command = [self.transport.python, "-u", BUILDER, REQUEST]
-            elif tool.strip() == b"trtexec":
+            elif tool.strip() == b"trtexec" and wanted != "tensorrt_rtx":
                 arguments = Path(folder) / trtexec.ARGUMENTS
                 write_text(arguments, "\n".join(trtexec.arguments(self.request)) + "\n")
                 files, command = {trtexec.ARGUMENTS: arguments}, trtexec.command(self.request)
             else:
-                raise UnavailableError(
-                    f"{self.transport.name} has no TensorRT: neither its {self.transport.python} imports one, nor is "
-                    "there a trtexec; on a Jetson it comes with JetPack"
-                )
+                raise UnavailableError(self._missing(wanted))
+            self._estimate()
             model = self.source.model_file
             for name, file in {**files, self.request["onnx"]: model}.items():
                 self.telling.stage(f"sending {name}")
@@ -157,6 +157,27 @@ class RemoteBuild:
         # From here on: the job may run even if the answer gets lost.
         self.running = True
         self.job.start(command)
+
+    def _missing(self, wanted: str | None) -> str:
+        """Why nothing can be built there."""
+        name, python = self.transport.name, self.transport.python
+        if wanted == "tensorrt_rtx":
+            return f"{name} has no TensorRT-RTX: its {python} does not import tensorrt_rtx; leave --runtime out"
+        return (
+            f"{name} has no TensorRT: neither its {python} imports one, nor is there a trtexec; on a Jetson it comes "
+            "with JetPack"
+        )
+
+    def _estimate(self) -> None:
+        """Say before building what a run will take, and what the device has."""
+        need = self.request.get("activation_bytes")
+        if need is None:
+            return
+        has = self.transport.describe().get("memory_kb", "")
+        of = f" of the {int(has) / 2**20:.1f} GiB of {self.transport.name}" if has.isdecimal() else ""
+        self.telling.notice(
+            f"a run's tensors take about {need / 2**20:.0f} MiB{of}, two to three times as much as TensorRT places them"
+        )
 
     def _follow(self, timeout: float | None) -> tuple[BuildOutput, State]:
         self.telling.stage("building")

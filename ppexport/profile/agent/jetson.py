@@ -1,0 +1,135 @@
+"""What a Jetson says of itself: release, power mode, clocks; and setting the power mode for a measurement."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
+
+from ppexport.profile.agent.machine import read_text
+
+RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d{1,3}(?:\.\d{1,3}){0,2})", re.MULTILINE)
+MODE = re.compile(r"^NV Power Mode:\s*([A-Za-z0-9_+-]{1,60})\s*$", re.MULTILINE)
+MODE_ID = re.compile(r"^(\d{1,3})\s*$", re.MULTILINE)
+CPU = re.compile(r"^cpu(\d{1,3}): (?=.*Online=1)", re.MULTILINE)
+CLOCK = re.compile(r"^(cpu\d{1,3}|GPU|EMC)\b.*?MinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", re.MULTILINE)
+JETPACK = {
+    "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5",
+    "34.1.0": "5.0", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2",
+    "35.5.0": "5.1.3", "35.6.0": "5.1.4", "36.2.0": "6.0 preview", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
+}  # fmt: skip
+"""L4T -> JetPack; what is not listed is told as L4T alone."""
+SECONDS = 30.0
+
+
+class PowerMode(NamedTuple):
+    """A row of /etc/nvpmodel.conf."""
+
+    number: int
+    name: str
+
+
+class Refused(Exception):
+    """A step that the device did not allow; the text is one sentence."""
+
+
+def l4t(text: Optional[str]) -> Optional[str]:
+    """The release in /etc/nv_tegra_release, such as "36.3.0"; None where it is another file."""
+    found = RELEASE.search(text or "")
+    if found is None:
+        return None
+    parts = [found.group(1), *found.group(2).split("."), "0", "0"]
+    return ".".join(parts[:3])
+
+
+def power_mode(text: str) -> Optional[PowerMode]:
+    """The answer of `nvpmodel -q`; warnings around it do not matter. None where it holds no mode."""
+    name, number = MODE.search(text), MODE_ID.search(text)
+    return None if name is None or number is None else PowerMode(int(number.group(1)), name.group(1))
+
+
+def clocks(text: str) -> Dict[str, Any]:
+    """`jetson_clocks --show`: {"cpu0": {"min", "max", "now"} in Hz, "GPU": ..., "EMC": ..., "locked": bool or None}.
+
+    CPU clocks come in kHz and are converted. `locked`: min = max for every online core and the GPU, as after
+    `jetson_clocks`; None where nothing is told. A core that is off is left out.
+    """
+    online = {"cpu" + number for number in CPU.findall(text)}
+    found: Dict[str, Any] = {}
+    for name, low, high, now in CLOCK.findall(text):
+        if name.startswith("cpu") and name not in online:
+            continue
+        unit = 1000 if name.startswith("cpu") else 1
+        found[name] = {"min": int(low) * unit, "max": int(high) * unit, "now": int(now) * unit}
+    told = [value for name, value in found.items() if name != "EMC"]
+    found["locked"] = all(value["min"] == value["max"] for value in told) if told else None
+    return found
+
+
+Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+
+
+def run_command(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run *command* without input. Raises OSError, subprocess.TimeoutExpired."""
+    return subprocess.run(
+        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+def said_by(command: Sequence[str], run: Run = run_command) -> str:
+    """What a program prints, empty where it is missing, fails or does not end."""
+    try:
+        done = run(command)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def describe_jetson(root: str = "/", run: Run = run_command) -> Optional[Dict[str, Any]]:
+    """L4T, JetPack, power mode and clocks; None on another machine. What cannot be read is null.
+
+    `jetson_clocks --show` needs root; `sudo -n` is tried, which never asks.
+    """
+    release = l4t(read_text(root, "etc", "nv_tegra_release"))
+    if release is None:
+        return None
+    mode = power_mode(said_by(("nvpmodel", "-q"), run))
+    shown = said_by(("jetson_clocks", "--show"), run) or said_by(("sudo", "-n", "jetson_clocks", "--show"), run)
+    return {
+        "l4t": release,
+        "jetpack": JETPACK.get(release),
+        "power_mode": None if mode is None else {"number": mode.number, "name": mode.name},
+        "clocks": clocks(shown) if shown else None,
+    }
+
+
+def set_power_mode(number: int, run: Run = run_command) -> Optional[PowerMode]:
+    """Set power mode *number* and see that it holds; returns the mode before, None where nothing had to change.
+
+    Raises Refused where it is not allowed, needs a restart, or does not hold.
+    """
+    before = power_mode(said_by(("nvpmodel", "-q"), run))
+    if before is None:
+        raise Refused("nvpmodel -q tells no power mode: this is no Jetson, or nvpmodel is not in its PATH")
+    if before.number == number:
+        return None
+    try:
+        done = run(("sudo", "-n", "nvpmodel", "-m", str(number)))
+    except subprocess.TimeoutExpired:
+        raise Refused("nvpmodel -m %d did not end in %d s" % (number, SECONDS)) from None
+    except OSError as error:
+        raise Refused("sudo cannot be started: %s" % error.strerror) from None
+    words = (done.stdout + done.stderr).lower()
+    if "password is required" in words or "not in the sudoers" in words or "not allowed to execute" in words:
+        raise Refused(
+            "setting power mode %d needs root: allow `nvpmodel` in sudoers without a password, or run "
+            "`sudo nvpmodel -m %d` there yourself" % (number, number)
+        )
+    if "reboot" in words:
+        raise Refused("power mode %d takes effect after a restart only: set it there by hand" % number)
+    now = power_mode(said_by(("nvpmodel", "-q"), run))
+    if done.returncode or now is None or now.number != number:
+        last = ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
+        raise Refused("power mode %d was not set: %s" % (number, last[:200]))
+    return before

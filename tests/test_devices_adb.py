@@ -1,0 +1,170 @@
+"""Devices behind adb. A stand-in plays adb and the phone: it records its arguments, hangs, dies, and disconnects."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sshd import wait_until
+
+from ppexport.devices.adb import AdbTransport
+from ppexport.devices.address import AdbAddress, parse_address
+from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
+from ppexport.devices.job import Job, Pace
+from ppexport.devices.opening import open_device
+from ppexport.errors import InputError
+
+STAND_IN = r"""#!/bin/sh
+here=${0%/*}
+for argument; do printf '%s\n' "$argument" | head -n 1; done >> "$here/arguments"
+if [ "$1" != -s ] || [ "$3" != shell ] || [ "$4" != -T ] || [ "$#" != 5 ]; then echo "adb: usage" >&2; exit 1; fi
+if [ "$2" != SERIAL1 ]; then echo "adb: device '$2' not found" >&2; exit 1; fi
+if [ -e "$here/unauthorized" ]; then echo "adb: device unauthorized." >&2; exit 1; fi
+if [ -e "$here/offline" ]; then echo "adb: device offline" >&2; exit 1; fi
+if [ -e "$here/hang" ]; then sleep 60; fi
+if [ -e "$here/mute" ]; then exit 0; fi
+# The phone: its home is where the stand-in's user may write.
+line=$(printf '%s\n' "$5" | sed "1s|^HOME=/data/local/tmp;|HOME=$here/phone;|")
+if [ -e "$here/cut" ]; then
+    rm "$here/cut"
+    head -c 1000 | sh -c "$line" > /dev/null 2>&1
+    echo "error: closed" >&2
+    exit 1
+fi
+PATH=$here/phone-bin:$PATH exec sh -c "$line"
+"""
+GETPROP = """#!/bin/sh
+case $1 in
+ro.product.model) echo 'Phone 9' ;;
+ro.build.version.release) echo 15 ;;
+esac
+"""
+FAST = Pace(poll=0.02, reconnect=(0.02,) * 5)
+
+
+@pytest.fixture
+def phone(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "tools"
+    (folder / "phone").mkdir(parents=True)
+    (folder / "phone-bin").mkdir()
+    for path, text in ((folder / "adb", STAND_IN), (folder / "phone-bin" / "getprop", GETPROP)):
+        path.write_text(text)
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.fixture
+def transport(phone) -> AdbTransport:
+    return AdbTransport(AdbAddress("SERIAL1"))
+
+
+def test_files_there_and_back(phone, transport, tmp_path):
+    source, back = tmp_path / "a b", tmp_path / "back"
+    # Every byte: a terminal in between would change line ends.
+    source.write_bytes(bytes(range(256)) * 2000)
+    transport.put(source, "test-1", "model.ort")
+    assert (phone / "phone/.cache/ppexport/test-1/model.ort").read_bytes() == source.read_bytes()
+    transport.get("test-1", "model.ort", back, 1 << 20)
+    assert back.read_bytes() == source.read_bytes()
+    arguments = (phone / "arguments").read_text().splitlines()
+    assert arguments[:4] == ["-s", "SERIAL1", "shell", "-T"]
+    facts = transport.describe()
+    assert (facts["board"], facts["android"], facts["machine"]) == ("Phone 9", "15", os.uname().machine)
+
+
+def test_exit_codes_and_messages_are_the_scripts_own(transport):
+    reply = transport.run('printf "%s" "$1"; printf "no newline" >&2; exit 1', ["a'b $(x) \"\n;"])
+    assert (reply.code, reply.output, reply.messages) == (1, b"a'b $(x) \"\n;", b"no newline")
+    assert transport.run("exit 255").code == 255
+    # A script cannot speak for adb: its marker is not the last one.
+    assert transport.run('echo "ppexport-exit 0" >&2; exit 7').code == 7
+    with pytest.raises(DiskFullError):
+        transport.checked("echo 'cat: write: No space left on device' >&2; exit 1")
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "message"),
+    [
+        ("offline", ConnectionLost, "offline"),
+        ("unauthorized", DeviceError, "accept its question"),
+        ("mute", ConnectionLost, "the connection ended"),
+    ],
+)
+def test_a_device_that_does_not_work(phone, transport, state, kind, message):
+    (phone / state).touch()
+    with pytest.raises(kind, match=message):
+        transport.checked("echo hello")
+
+
+def test_a_device_that_is_not_there(phone):
+    with pytest.raises(ConnectionLost, match="SERIAL2"), open_device("adb://SERIAL2") as transport:
+        transport.checked("true")
+
+
+def test_a_hanging_device(phone, transport):
+    (phone / "hang").touch()
+    begin = time.monotonic()
+    with pytest.raises(ConnectionLost, match="does not answer"):
+        transport.run("true", timeout=0.3)
+    assert time.monotonic() - begin < 30
+
+
+def test_no_adb(transport, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match="platform tools"):
+        transport.run("true")
+
+
+def test_a_line_that_breaks_while_a_file_is_sent(phone, transport, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(400_000))
+    (phone / "cut").touch()
+    job = Job(transport, "test-1", FAST, lambda _: None)
+    job.put(source, "model.ort")
+    there = phone / "phone/.cache/ppexport/test-1"
+    assert [path.name for path in there.iterdir()] == ["model.ort"]
+    assert (there / "model.ort").read_bytes() == source.read_bytes()
+
+
+def test_a_job_goes_on_while_the_device_is_away(phone, transport, tmp_path):
+    program = tmp_path / "program"
+    program.write_text("import time, os\nwhile not os.path.exists('go'): time.sleep(0.02)\nprint('measured')\n")
+    job = Job(transport, "test-1", FAST, lambda _: None)
+    job.put(program, "program.py")
+    job.start([sys.executable, "program.py"])
+    (phone / "offline").touch()
+    with pytest.raises(ConnectionLost):
+        job.follow(lambda _: None)
+    folder = phone / "phone/.cache/ppexport/test-1"
+    (folder / "go").touch()
+    wait_until(lambda: list(folder.glob("exit.*")))
+    (phone / "offline").unlink()
+    output = bytearray()
+    assert job.follow(output.extend).succeeded
+    assert output == b"measured\n"
+    job.remove()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("text", ["emulator-5554", "10.0.0.5:5555", "R58M12ABCDE", "adb-ab_c._adb-tls-connect._tcp"])
+def test_serials(text):
+    assert parse_address(f"adb://{text}") == AdbAddress(text)
+    assert str(AdbAddress(text)) == f"adb://{text}"
+
+
+@given(st.one_of(st.text(), st.from_regex(r"adb://[-;$ `'\"\n\w.:]*", fullmatch=True)))
+def test_whatever_serial_is_accepted_is_no_option_and_one_word(text):
+    try:
+        address = parse_address("adb://" + text.removeprefix("adb://"))
+    except InputError:
+        return
+    assert isinstance(address, AdbAddress)
+    assert address.serial[0].isalnum()
+    assert address.serial.isascii()
+    assert not set(address.serial) - set("._:-") - {c for c in address.serial if c.isalnum()}
