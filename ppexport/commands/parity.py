@@ -72,6 +72,9 @@ def show(report: ParityReport, console: Console) -> None:
 
     for pair in report.pairs:
         console.print(_pair_table(pair))
+        if pair.agreement is not None and min(pair.agreement) < 1:
+            shares = " ".join(f"{100 * share:.1f}" for share in pair.agreement)
+            console.print(f"equal categories of impure tokens as it runs, per layer, in %: {shares}")
         if pair.task_change is not None and not pair.task_ok:
             console.print(
                 f"PSNR-Y changed by {pair.task_change:+.4f} dB on average: more than {pair.gate.task_change:g}"

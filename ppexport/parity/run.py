@@ -3,7 +3,7 @@
 inputs.npz        the inputs and their ground truths
 network.npz       one file per column: pictures, categories, gaps, masks
 twin.npz
-onnx-fp32.npz     or onnx-fp16, tensorrt-fp16, ...: the artefact's
+onnx-fp32.npz     or onnx-fp16, coreml-fp16, ...: the artefact's
 report.json       gates and figures
 worst.png         error map of the worst input of the artefact
 """
@@ -27,7 +27,7 @@ from ppexport.files import write_text
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Pair, compare_columns
+from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Means, Pair, Seen, compare_columns
 from ppexport.parity.error_map import save_error_map
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
@@ -135,6 +135,25 @@ def compare_with_engine(
     return pair
 
 
+def means_for(reference: Source, other: Source) -> Means:
+    """How flips between *reference* and *other* can be examined."""
+    from ppexport.parity.asset_column import AssetColumn
+    from ppexport.parity.compute import TwinColumn
+    from ppexport.parity.package_column import PackageColumn
+    from ppexport.parity.rechoose import rechoose, recorded
+
+    if not (isinstance(reference, TwinColumn) and isinstance(other, (AssetColumn, PackageColumn))):
+        return Means(other.sample)
+
+    def look(item: ParityInput, categories: NDArray[np.uint8]) -> Seen:
+        own = recorded(reference.twin, item.lr, categories)
+        return rechoose(reference.twin, own, other.chosen_from(item, categories))
+
+    if isinstance(other, AssetColumn):
+        return Means(follow=reference.sample, look=look)
+    return Means(other.sample, look=look)
+
+
 def compare_sources(
     reference: Source,
     other: Source | EngineColumn,
@@ -149,7 +168,7 @@ def compare_sources(
     names = (reference.name, other.name)
     if isinstance(other, EngineColumn):
         return compare_with_engine(names, inputs, *columns, gate, scale)
-    pair = compare_columns(names, inputs, *columns, gate, scale, rerun=other.sample)
+    pair = compare_columns(names, inputs, *columns, gate, scale, means=means_for(reference, other))
     if not all(row.passed for row in pair.rows):
         item = next(item for item in inputs if item.name == pair.worst.name)
         forced = columns[0][item.name].categories
@@ -192,7 +211,11 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
-    reference, static, shipped = NetworkColumn(network), TwinColumn(twin, manifest.capacities), artifact_column(runner)
+    reference, static, shipped = (
+        NetworkColumn(network),
+        TwinColumn(twin, manifest.capacities),
+        artifact_column(runner, twin),
+    )
     columns = {source.name: compute(source, inputs, progress) for source in (reference, static, shipped)}
     report = ParityReport(manifest, folder)
     report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
