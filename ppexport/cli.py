@@ -16,7 +16,7 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.commands import build, demo, diverge, evaluate, export, info, lint, models, parity, upscale
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "info": info,
     "lint": lint,
+    "diverge": diverge,
     "models": models,
     "demo": demo,
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,13 +61,16 @@ class ParityReport:
     host_mask_differs: list[str] = field(default_factory=list)
     """Inputs for which the NumPy mask is not the network's; must be empty."""
 
+    units: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of a Core ML package on a Mac, by compute unit: where every operation would run, or why the trial failed."""
     over_capacity: list[str] = field(default_factory=list)
     """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
 
     @property
     def passed(self) -> bool:
         """Whether all gates hold."""
-        return not self.host_mask_differs and all(pair.passed for pair in self.pairs)
+        failed = any("failed" in unit for unit in self.units.values())
+        return not failed and not self.host_mask_differs and all(pair.passed for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,6 +88,7 @@ class ParityReport:
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
             "over_capacity": self.over_capacity,
+            "units": self.units,
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
@@ -200,8 +204,13 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
     write_text(report.folder / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
-def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -> ParityReport:
-    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*."""
+def run_parity(
+    network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str] = ()
+) -> ParityReport:
+    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*.
+
+    *units* are compute units of a Mac on which a Core ML package is compared as well.
+    """
     from ppexport.parity.compute import NetworkColumn, TwinColumn
     from ppexport.twin.build import make_twin
 
@@ -229,6 +238,10 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     for first, second, gate, judged in pairs:
         both = (columns[first.name], columns[second.name])
         report.pairs.append(compare_sources(first, second, both, judged, gate, artifact.scale))
+    if units:
+        from ppexport.parity.units import run_units
+
+        columns.update(run_units(report, runner, units, inputs, columns["twin"]))
     keep(report, inputs, columns)
     return report
 

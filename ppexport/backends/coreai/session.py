@@ -21,15 +21,20 @@ FACTS = "ppexport."
 
 @contextmanager
 def quiet_runtime() -> Iterator[None]:
-    """Send to standard error what the runtime prints: standard output is for results."""
+    """Drop what the runtime prints about functions it loads; its failures are raised."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        for stream in (1, 2):
+            os.dup2(nothing, stream)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+        for opened in (*kept, nothing):
+            os.close(opened)
 
 
 def load_asset(path: Path) -> Any:
@@ -59,20 +64,24 @@ class Session:
     @property
     def facts(self) -> dict[str, str]:
         """The asset's own metadata."""
-        return {k: str(v) for k, v in self.asset.metadata.custom_metadata.items()}
+        return {k: str(v) for k, v in self.asset.metadata.creator_defined_metadata.items()}
 
     def function(self, capacity: int | None = None) -> Any:
         """The function for *capacity* slots, None for the only one. Raises InputError where the asset has none."""
         name = "main" if capacity is None else f"capacity_{capacity}"
+        if name in self._functions:
+            return self._functions[name]
         try:
-            if self._model is None:
-                self._model = self._loop.run_until_complete(self._open.enter_async_context(self.asset.executable()))
-            if name not in self._model.function_names:
-                raise InputError(f"the asset has functions {', '.join(self._model.function_names)}, not {name!r}")
-            if name not in self._functions:
-                self._functions[name] = self._model.load_function(name)
+            with quiet_runtime():
+                if self._model is None:
+                    self._model = self._loop.run_until_complete(self._open.enter_async_context(self.asset.executable()))
+                names = list(self._model.function_names)
+                if name in names:
+                    self._functions[name] = self._model.load_function(name)
         except (RuntimeError, ValueError, OSError) as error:
             raise ArtifactError(f"{self.path}: the Core AI runtime refuses it: {first_line(error)}") from None
+        if name not in names:
+            raise InputError(f"the asset has functions {', '.join(names)}, not {name!r}")
         return self._functions[name]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -81,8 +90,8 @@ class Session:
 
         fed = dict(inputs)
         slots = fed.pop("slots", None)
+        function = self.function(None if slots is None else slots.shape[1])
         with quiet_runtime():
-            function = self.function(None if slots is None else slots.shape[1])
             given = {name: Array(np.ascontiguousarray(value)) for name, value in fed.items()}
             try:
                 found = self._loop.run_until_complete(function(given))

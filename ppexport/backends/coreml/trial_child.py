@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def summary(devices: Sequence[tuple[str, str]]) -> dict[str, Any]:
     kinds = [device for _, device in devices]
     return {
         "operations": dict(Counter(kinds)),
-        "crossings": sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)),
+        "crossings": sum(a != b for a, b in pairwise(kinds)),
         "devices": dict(devices),
     }
 
