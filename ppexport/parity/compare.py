@@ -246,7 +246,8 @@ def _judge_flips(
     assert again.categories is not None
     unexplained = int((reference.categories != again.categories)[:, impure].sum())
     routing = reference.categories if means.rerun is not None else again.categories
-    seen = None if means.look is None else means.look(item, routing)
+    # In fp32 the gap decides: there is no rounding to be excused.
+    seen = means.look(item, routing) if means.look is not None and gate.near_tie > NEAR_TIE else None
     unexcused, surest, limit = _surest(row, reference, again, impure, gate, seen)
     row.injected, row.judged = measure(reference.sr, again.sr), (reference.sr, again.sr)
     near = seen is None or seen.tokens_db >= gate.psnr
