@@ -4,7 +4,8 @@ Reading one needs the standard library only, so that it works on a device. Manif
 
     format        "ppexport-artifact"
     version       3; version 2, which lacks `engine`, is read as well
-    backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml"
+    backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml";
+                  "coreai"
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          "pp_atd_light" or "atd_light"
     options       Pure-Pass options: colors, window, csmf, compensation (empty for atd_light)

@@ -20,6 +20,7 @@ from ppexport.commands import (
     build,
     compare,
     demo,
+    diverge,
     evaluate,
     export,
     info,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "info": info,
     "lint": lint,
+    "diverge": diverge,
     "models": models,
     "demo": demo,
 }

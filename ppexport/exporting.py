@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
+from ppexport.backends.coreai.build import build_for_coreai
 from ppexport.backends.coreml.build import Options, build_for_coreml
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
@@ -25,13 +26,24 @@ from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
 from ppexport.twin.build import StaticTwin, make_twin
 
-BACKENDS = ("onnx", "tensorrt", "coreml")
+BACKENDS = ("onnx", "tensorrt", "coreml", "coreai")
+APPLE = ("coreml", "coreai")
 PRECISIONS = ("fp32", "fp16")
-SET_STEPS = {"onnx": 32, "tensorrt": 4, "coreml": 4}
+SET_STEPS = {"onnx": 32, "tensorrt": 4, "coreml": 4, "coreai": 4}
 """Steps of a capacity set. Of ATD-light's multiply-adds a step of 32 is 0.7 %, and on one symbolic axis it costs
 nothing; in a TensorRT engine every step is a profile, which is built, stored and loaded like an engine of its own, and
-in a Core ML package a function."""
-PACKAGES = ("ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "numpy")
+in a Core ML package or a Core AI asset a function."""
+PACKAGES = (
+    "ppexport",
+    "torch",
+    "onnx",
+    "onnxsim",
+    "onnxruntime",
+    "coremltools",
+    "coreai-core",
+    "coreai-torch",
+    "numpy",
+)
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -83,7 +95,7 @@ def choose_shape(
 def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads: bool) -> str:
     """The flavour of the graph to make. Raises InputError for an impossible wish."""
     check_choice("backend", backend, BACKENDS)
-    if backend == "coreml":
+    if backend in APPLE:
         if flavour not in (None, "portable"):
             raise InputError("flavours are for --backend onnx: leave it out")
         return "portable"
@@ -104,7 +116,7 @@ def check_options(backend: str, pad_heads: bool, target: str, interface: str, ke
         "--no-pad-heads is for --backend tensorrt": backend != "tensorrt" and not pad_heads,
         "--target is for --backend coreml": backend != "coreml" and target != Options.target,
         "--interface is for --backend coreml": backend != "coreml" and interface != Options.interface,
-        "--keep is for ONNX graphs: --backend onnx or tensorrt": backend == "coreml" and keep is not None,
+        "--keep is for ONNX graphs: --backend onnx or tensorrt": backend in APPLE and keep is not None,
     }
     for message, given in wrong.items():
         if given:
@@ -120,7 +132,7 @@ def describe(
     files: dict[str, str],
     engine: dict[str, Any],
 ) -> Manifest:
-    """The manifest of an artefact made from *twin*, whose *backend* is "onnx" or "coreml"."""
+    """The manifest of an artefact made from *twin*, whose *backend* is "onnx", "coreml" or "coreai"."""
     assert card.weights is not None
     return Manifest(
         backend=backend,
@@ -169,8 +181,9 @@ def export(
     "graph" computes the Pure-Pass mask inside, "input" makes it a second input; None is "input" for a capacity set of
     the flavour "ort", else "graph". *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or newer, else "portable".
     *backend* "coreml" is a package for *target* "iOS16" to "iOS18", with *precision* "fp32", "fp16" or "w8", whose
-    *interface* is of "tensor"s or "image"s. *keep* receives intermediate ONNX graphs, *step* is told every stage.
-    Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
+    *interface* is of "tensor"s or "image"s; "coreai" an asset of "fp32" or "fp16". *keep* receives intermediate ONNX
+    graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it
+    was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
@@ -194,10 +207,12 @@ def export(
             options = Options(precision, target, interface, shape.mask)
             name = build_for_coreml(twin, card, folder, shape.capacities, options, step)
             engine = {"target": target, "interface": interface}
+        elif backend == "coreai":
+            name = build_for_coreai(twin, card, folder, shape.capacities, shape.mask, step, precision)
         else:
             name = build(twin, card, folder, shape, kept, step)
         files = {name: sha256_path(folder / name)}
         # What TensorRT builds engines from is ONNX.
-        kind = "coreml" if backend == "coreml" else "onnx"
+        kind = backend if backend in APPLE else "onnx"
         write_manifest(folder, describe(twin, card, kind, precision, shape, files, engine))
     return out

@@ -30,4 +30,8 @@ def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool =
         from ppexport.backends.coreml.runner import CoreMLRunner
 
         return CoreMLRunner(artifact)
+    if artifact.manifest.backend == "coreai":
+        from ppexport.backends.coreai.runner import CoreAIRunner
+
+        return CoreAIRunner(artifact)
     raise ArtifactError(f"{path} is for backend {artifact.manifest.backend!r}, which this ppexport cannot run")

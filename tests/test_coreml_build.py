@@ -348,7 +348,7 @@ LAYER = "layers.0.residual_group.layers.3"
         (f"{LAYER}.attn_atd.wv", "linear", True, True),
         (f"{LAYER}.norm1", "layer_norm", False, True),
         (LAYER, "add", False, True),
-        ("layers.0.conv", "conv", True, True),
+        ("layers.0.conv", "conv", False, True),
         ("upsample.0", "conv", False, True),
         ("", "reduce_sum", False, False),
         ("", "add", False, True),

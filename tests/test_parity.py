@@ -19,7 +19,7 @@ from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
 from ppexport.parity import run as parity_run
 from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import Gate, compare_columns, measure
+from ppexport.parity.compare import Gate, Means, Seen, compare_columns, measure
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.reference import reference_network
 
@@ -74,6 +74,36 @@ def test_a_flip_is_no_excuse(gap, again, reason):
     row = judge(sample(gap=gap), sample(flip=[3]), lambda item, categories: sample(**again))
     assert not row.passed
     assert reason in row.reason
+
+
+HALF_GATE = dataclasses.replace(GATE, near_tie=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "tokens_db", "gate", "reason"),
+    [
+        ([3], 100.0, HALF_GATE, ""),
+        ([], 100.0, HALF_GATE, "sure of it by 3.0e-01"),
+        ([3], 80.0, HALF_GATE, "tokens of a layer are off"),
+        ([3], 100.0, GATE, "sure of it by 3.0e-01"),
+    ],
+)
+def test_a_flip_in_half_precision_passes_if_the_reference_makes_it_too(chosen, tokens_db, gate, reason):
+    again = sample(flip=[3], gap=0.3)
+    seen = Seen(sample(flip=chosen).categories, again.gaps, tokens_db, 20.0)
+    means = Means(lambda item, categories: again, look=lambda item, categories: seen)
+    pair = compare_columns(("r", "o"), [ITEM], {"a": sample(gap=0.3)}, {"a": again}, gate, 2, means=means)
+    assert pair.rows[0].passed is (not reason)
+    assert reason in pair.rows[0].reason
+    assert pair.agreement == [1, 1 - 1 / N]
+
+
+def test_where_nothing_can_be_injected_the_reference_follows():
+    other = sample(shift=0.02, flip=[3])
+    for followed, passed in ((sample(shift=0.02, gap=1e-8), True), (sample(gap=1e-8), False)):
+        means = Means(follow=lambda item, categories, found=followed: found)
+        pair = compare_columns(("r", "o"), [ITEM], {"a": sample()}, {"a": other}, GATE, 2, means=means)
+        assert pair.rows[0].passed is passed
 
 
 def test_flips_that_cannot_be_injected_fail():

@@ -29,9 +29,11 @@ EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
 def export(
     model: Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artefact folder to make")] = Path("artifact"),
-    backend: Annotated[str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), or coreml")] = "onnx",
+    backend: Annotated[
+        str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), coreml, or coreai")
+    ] = "onnx",
     size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
-    precision: Annotated[str, typer.Option(help="fp32; for tensorrt and coreml also fp16; for coreml w8")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; for all but onnx also fp16; for coreml w8")] = "fp32",
     capacity: Annotated[
         str, typer.Option(help="slots of category attention: full, set (chosen for every image), or 1024,2048,...")
     ] = "full",

@@ -1,4 +1,4 @@
-"""`ppexport lint`: what an edge runtime would object to."""
+"""`ppexport lint`: what an edge runtime would object to, and what of a Core ML package leaves the Neural Engine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,62 @@ import typer
 
 from ppexport.commands.options import Json
 from ppexport.console import emit_json, people
-from ppexport.errors import EXIT_GATE_FAILED, require
+from ppexport.errors import EXIT_GATE_FAILED, InputError, require
 
 EXAMPLE = "Example: ppexport lint model.onnx"
+PACKAGE, ASSET = ".mlpackage", ".aimodel"
+SHOWN = 6
+"""Modules that are named; all are in the JSON."""
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="any ONNX file, or an artefact folder")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artefact folder")],
     json: Json = None,
 ) -> None:
-    """What in an ONNX file would fail or run slowly on ONNX Runtime 1.15, TensorRT 10.3 or Core ML of iOS 16."""
-    require("onnx", "export")
-    from ppexport.backends.onnx.lint import lint_model
+    """What in an ONNX file would fail or run slowly on ONNX Runtime 1.15, TensorRT 10.3 or Core ML of iOS 16.
 
-    if file.is_dir():
+    Of a Core ML package: which operations are known to leave the Neural Engine, from which modules, and how many
+    crossings that makes.
+    """
+    if file.is_dir() and file.suffix != PACKAGE:
         from ppexport.artifact import read_artifact
 
         file = read_artifact(file).model_file
+    if file.suffix == PACKAGE:
+        lint_package(file, json)
+    elif file.suffix == ASSET:
+        raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
+    else:
+        lint_onnx(file, json)
+
+
+def lint_package(path: Path, json: str | None) -> None:
+    """Print where the operations of a package may run; this is information, so it never fails."""
+    from ppexport.backends.coreml.placement import place_package
+    from ppexport.backends.coreml.reading.package import read_package
+
+    package = read_package(path)
+    reports = [place_package(package, name) for name in package.functions]
+    emit_json(json, {"package": str(path), "functions": [report.to_dict() for report in reports]})
+    console = people(json)
+    for report in reports:
+        console.print(
+            f"{report.function}: {len(report.leaving)} of {report.operations} operations leave the Neural Engine, "
+            f"{report.crossings} crossings"
+        )
+        console.print("    why: " + ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()))
+        shown = list(report.modules.items())
+        where = ", ".join(f"{module or 'the network itself'} {count}" for module, count in shown[:SHOWN])
+        more = f", and {len(shown) - SHOWN} more modules" if len(shown) > SHOWN else ""
+        console.print(f"    from: {where}{more}")
+    console.print("By what developers have measured; nothing here has run on a device.")
+
+
+def lint_onnx(file: Path, json: str | None) -> None:
+    """Print what a runtime would object to. Ends with exit code 1 for errors."""
+    require("onnx", "export")
+    from ppexport.backends.onnx.lint import lint_model
+
     report = lint_model(file)
     emit_json(json, report.to_dict())
     console = people(json)

@@ -33,6 +33,20 @@ def _pair_table(pair: Pair) -> Any:
     return table(f"{pair.reference} against {pair.other} ({gate})", columns, rows, numbers=2)
 
 
+def _units(text: str | None, against: Path | None) -> list[str]:
+    """The compute units to try. Raises InputError, and UnavailableError where this is no Mac."""
+    if text is None:
+        return []
+    from ppexport.backends.coreml.trial import check_platform
+    from ppexport.parity.units import parse_units
+
+    if against is not None:
+        raise InputError("--units runs with the twin, not against a saved run")
+    chosen = parse_units(text)
+    check_platform()
+    return chosen
+
+
 def parity(
     artifact: ArtifactFolder,
     out: Annotated[
@@ -40,6 +54,9 @@ def parity(
     ] = None,
     checkpoint: Checkpoint = None,
     against: Annotated[Path | None, typer.Option(help="compare with this saved run instead; needs no torch")] = None,
+    units: Annotated[
+        str | None, typer.Option(help="on a Mac: compute units that a Core ML package is also run on: cpu,gpu,ne,all")
+    ] = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:
@@ -51,7 +68,10 @@ def parity(
         raise InputError(
             "--against compares with a saved run and writes into its folder: leave --out and --checkpoint out"
         )
+    chosen = _units(units, against)
     runner = open_artifact(artifact, trust=trust)
+    if chosen and runner.artifact.manifest.backend != "coreml":
+        raise InputError("--units is for Core ML packages")
     with progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)
@@ -59,7 +79,7 @@ def parity(
             from ppexport.parity.reference import reference_network
 
             folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
-            report = run_parity(reference_network(runner.artifact, checkpoint), runner, folder, progress)
+            report = run_parity(reference_network(runner.artifact, checkpoint), runner, folder, progress, chosen)
     emit_json(json, report.to_dict())
     show(report, people(json))
     if not report.passed:
@@ -72,6 +92,9 @@ def show(report: ParityReport, console: Console) -> None:
 
     for pair in report.pairs:
         console.print(_pair_table(pair))
+        if pair.agreement is not None and min(pair.agreement) < 1:
+            shares = " ".join(f"{100 * share:.1f}" for share in pair.agreement)
+            console.print(f"equal categories of impure tokens as it runs, per layer, in %: {shares}")
         if pair.task_change is not None and not pair.task_ok:
             console.print(
                 f"PSNR-Y changed by {pair.task_change:+.4f} dB on average: more than {pair.gate.task_change:g}"
@@ -79,6 +102,11 @@ def show(report: ParityReport, console: Console) -> None:
         if not pair.passed:
             layer = pair.first_bad_layer or "not measured"
             console.print(f"worst input: {pair.worst.name}; first bad layer: {layer}")
+    for unit, plan in report.units.items():
+        told = plan.get("failed") or plan.get("unknown")
+        placed = ", ".join(f"{count} on {device}" for device, count in plan.get("operations", {}).items())
+        crossings = plan.get("crossings", "unknown")
+        console.print(f"compute unit {unit}: {told or f'{placed}; crossings: {crossings}'}")
     if report.over_capacity:
         console.print(
             f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"

@@ -1,13 +1,14 @@
 """The artefact's column of a parity run.
 
 Of an fp32 ONNX artefact the picture comes from the shipped file and the routing from a debug copy of it; of one in fp16
-both come from a debug copy that rounds to fp16, since ONNX Runtime's CPU kernels would compute it in fp32. An engine
-cannot be opened: its column is the picture and the number of impure tokens.
+both come from a debug copy that rounds to fp16, since ONNX Runtime's CPU kernels would compute it in fp32. A Core ML
+package is computed by the evaluator (`package_column`). An engine cannot be opened: its column is the picture and the
+number of impure tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.mask import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput
+
+if TYPE_CHECKING:
+    from ppexport.parity.asset_column import AssetColumn
+    from ppexport.parity.package_column import PackageColumn
+    from ppexport.twin.build import StaticTwin
 
 
 class ArtifactColumn:
@@ -75,6 +81,17 @@ class EngineColumn:
         return Sample(sr=result.sr, impure=result.impure_tokens, capacity=result.capacity)
 
 
-def artifact_column(runner: Runner) -> ArtifactColumn | EngineColumn:
-    """The column of whatever *runner* runs."""
-    return ArtifactColumn(runner) if runner.artifact.manifest.backend == "onnx" else EngineColumn(runner)
+def artifact_column(
+    runner: Runner, twin: StaticTwin | None = None
+) -> ArtifactColumn | PackageColumn | AssetColumn | EngineColumn:
+    """The column of whatever *runner* runs; a Core AI asset is opened by means of the *twin* it was made from."""
+    backend = runner.artifact.manifest.backend
+    if backend == "coreml":
+        from ppexport.parity.package_column import PackageColumn
+
+        return PackageColumn(runner)
+    if backend == "coreai" and twin is not None:
+        from ppexport.parity.asset_column import AssetColumn
+
+        return AssetColumn(runner, twin)
+    return ArtifactColumn(runner) if backend == "onnx" else EngineColumn(runner)

@@ -3,7 +3,7 @@
 inputs.npz        the inputs and their ground truths
 network.npz       one file per column: pictures, categories, gaps, masks
 twin.npz
-onnx-fp32.npz     or onnx-fp16, tensorrt-fp16, ...: the artefact's
+onnx-fp32.npz     or onnx-fp16, coreml-fp16, ...: the artefact's
 report.json       gates and figures
 worst.png         error map of the worst input of the artefact
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from ppexport.files import write_text
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Pair, compare_columns
+from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Means, Pair, Seen, compare_columns
 from ppexport.parity.error_map import save_error_map
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
@@ -61,13 +61,16 @@ class ParityReport:
     host_mask_differs: list[str] = field(default_factory=list)
     """Inputs for which the NumPy mask is not the network's; must be empty."""
 
+    units: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of a Core ML package on a Mac, by compute unit: where every operation would run, or why the trial failed."""
     over_capacity: list[str] = field(default_factory=list)
     """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
 
     @property
     def passed(self) -> bool:
         """Whether all gates hold."""
-        return not self.host_mask_differs and all(pair.passed for pair in self.pairs)
+        failed = any("failed" in unit for unit in self.units.values())
+        return not failed and not self.host_mask_differs and all(pair.passed for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,6 +88,7 @@ class ParityReport:
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
             "over_capacity": self.over_capacity,
+            "units": self.units,
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
@@ -135,6 +139,25 @@ def compare_with_engine(
     return pair
 
 
+def means_for(reference: Source, other: Source) -> Means:
+    """How flips between *reference* and *other* can be examined."""
+    from ppexport.parity.asset_column import AssetColumn
+    from ppexport.parity.compute import TwinColumn
+    from ppexport.parity.package_column import PackageColumn
+    from ppexport.parity.rechoose import rechoose, recorded
+
+    if not (isinstance(reference, TwinColumn) and isinstance(other, (AssetColumn, PackageColumn))):
+        return Means(other.sample)
+
+    def look(item: ParityInput, categories: NDArray[np.uint8]) -> Seen:
+        own = recorded(reference.twin, item.lr, categories)
+        return rechoose(reference.twin, own, other.chosen_from(item, categories))
+
+    if isinstance(other, AssetColumn):
+        return Means(follow=reference.sample, look=look)
+    return Means(other.sample, look=look)
+
+
 def compare_sources(
     reference: Source,
     other: Source | EngineColumn,
@@ -149,7 +172,7 @@ def compare_sources(
     names = (reference.name, other.name)
     if isinstance(other, EngineColumn):
         return compare_with_engine(names, inputs, *columns, gate, scale)
-    pair = compare_columns(names, inputs, *columns, gate, scale, rerun=other.sample)
+    pair = compare_columns(names, inputs, *columns, gate, scale, means=means_for(reference, other))
     if not all(row.passed for row in pair.rows):
         item = next(item for item in inputs if item.name == pair.worst.name)
         forced = columns[0][item.name].categories
@@ -181,8 +204,13 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
     write_text(report.folder / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
-def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -> ParityReport:
-    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*."""
+def run_parity(
+    network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str] = ()
+) -> ParityReport:
+    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*.
+
+    *units* are compute units of a Mac on which a Core ML package is compared as well.
+    """
     from ppexport.parity.compute import NetworkColumn, TwinColumn
     from ppexport.twin.build import make_twin
 
@@ -192,7 +220,11 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
-    reference, static, shipped = NetworkColumn(network), TwinColumn(twin, manifest.capacities), artifact_column(runner)
+    reference, static, shipped = (
+        NetworkColumn(network),
+        TwinColumn(twin, manifest.capacities),
+        artifact_column(runner, twin),
+    )
     columns = {source.name: compute(source, inputs, progress) for source in (reference, static, shipped)}
     report = ParityReport(manifest, folder)
     report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
@@ -206,6 +238,10 @@ def run_parity(network: Any, runner: Runner, folder: Path, progress: Progress) -
     for first, second, gate, judged in pairs:
         both = (columns[first.name], columns[second.name])
         report.pairs.append(compare_sources(first, second, both, judged, gate, artifact.scale))
+    if units:
+        from ppexport.parity.units import run_units
+
+        columns.update(run_units(report, runner, units, inputs, columns["twin"]))
     keep(report, inputs, columns)
     return report
 

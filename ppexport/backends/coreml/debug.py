@@ -19,6 +19,8 @@ from ppexport.errors import ArtifactError
 _LAYER = r"layers__(\d+)__residual_group__layers__(\d+)"
 CHOICE = re.compile(rf"{_LAYER}___reduce_argmax")
 TOKENS = re.compile(rf"{_LAYER}__output___add")
+NORM = re.compile(rf"{_LAYER}__norm1___layer_norm")
+KEYS = re.compile(rf"{_LAYER}__attn_atd__wk___linear")
 LABELS = re.compile(r"pure_pass___reduce_argmax")
 MASK = re.compile(r"pure_pass___greater")
 
@@ -59,6 +61,16 @@ class DebugPackage:
                     found[tuple(map(int, match.groups()))] = port.name
         return [found[key] for key in sorted(found)]
 
+    def _read(self, pattern: re.Pattern[str]) -> dict[tuple[int, ...], str]:
+        """{(block, layer): what the operation reads whose name *pattern* matches}, but for constants."""
+        found = {}
+        constants = self.session.evaluator().constants
+        for op in self.session.evaluator().steps:
+            read = [name for name in op.reads() if name not in constants]
+            if read and (match := pattern.fullmatch(op.name)):
+                found[tuple(map(int, match.groups()))] = read[0]
+        return found
+
     def _stand_in(self, categories: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
         """What replaces the choices of the layers."""
         if categories is None:
@@ -81,3 +93,20 @@ class DebugPackage:
         """The output (n, c) of every layer."""
         found = self.session.run(inputs, self.tokens, self._stand_in(categories))
         return [found[name].astype(np.float32) for name in self.tokens]
+
+    def chosen_from(
+        self, inputs: Inputs, categories: NDArray[Any]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """The tokens (n, c) and the dictionary (t, c) that every layer chose its categories from.
+
+        The dictionary is None in the first layer of a block, where it is a constant.
+        """
+        tokens, keys = self._read(NORM), self._read(KEYS)
+        if len(tokens) != len(self.choices):
+            raise ArtifactError(f"{self.where}: its operations' names do not tell what the layers choose from")
+        found = self.session.run(inputs, [*tokens.values(), *keys.values()], self._stand_in(categories))
+        chosen = []
+        for place in sorted(tokens):
+            dictionary = found[keys[place]].astype(np.float32) if place in keys else None
+            chosen.append((found[tokens[place]].astype(np.float32), dictionary))
+        return chosen

@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.scopes import decode
+from ppexport.errors import InputError
+from ppexport.files import finite
 
 CHUNK = 400
 """Results that are kept at a time: all at once would not fit into memory."""
@@ -32,6 +36,10 @@ class Divergence:
     """Dotted path of the PyTorch module, None where the name does not tell."""
     decibel: float
     """Power of the reference's result over the power of the difference; -inf where values are not finite."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; infinite figures become null."""
+        return finite(vars(self))  # type: ignore[no-any-return]
 
 
 def agreement(reference: NDArray[Any], other: NDArray[Any]) -> float:
@@ -75,3 +83,20 @@ def first_divergence(
 ) -> Divergence | None:
     """The first result that agrees by less than *decibel*, None where all agree better."""
     return next((d for d in divergences(reference, other, inputs, replace) if d.decibel < decibel), None)
+
+
+def compare_packages(path: Path, reference: Path | None, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Divergence]:
+    """Every result of the package at *path* and of *reference*, None for the same one without rounding to fp16.
+
+    *inputs* are what `Session.run` takes. The reference's categories are injected into both.
+    """
+    debug = DebugPackage(path)
+    other = DebugPackage(reference or path, rounding=reference is not None)
+    if debug.session.images or other.session.images:
+        raise InputError("packages whose input is a picture are not searched: export one with tensors")
+    chosen = other.run(inputs).categories
+    fed = dict(inputs)
+    slots = fed.pop("slots", None)
+    capacity = None if slots is None else slots.shape[1]
+    replace = {name: row.astype(np.int32) for name, row in zip(other.choices, chosen, strict=True)}
+    yield from divergences(other.session.evaluator(capacity), debug.session.evaluator(capacity), fed, replace)
