@@ -31,7 +31,7 @@ numbers: $(READY)
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[export,onnx,tensorrt-rtx,coreml,test]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,test]"
 	touch $(READY)
 
 # The wheel in a second environment without torch, as on a device.

@@ -29,8 +29,8 @@ DEVICE_FILES = [
     *(f"devices/{path.name}" for path in sorted((ROOT / "devices").glob("*.py"))),
 ]  # fmt: skip
 ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity", "profile", "report"]
-AGENT = sorted((ROOT / "profile" / "agent").glob("*.py"))
 """In the order of the way through the house."""
+AGENT = sorted((ROOT / "profile" / "agent").glob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

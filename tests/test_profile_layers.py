@@ -151,3 +151,16 @@ def test_a_real_artefact_is_mapped_almost_whole(artifact, tmp_path, runtime):
     write_layers(tmp_path / "layers.json", data)
     with pytest.raises(InputError, match="does not hold"):
         read_layers(tmp_path / "layers.json")
+
+
+def test_of_a_branch_counts_what_ran_in_it_by_its_share():
+    def node(name, kind, ms):
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": 1e3 * ms, "args": {"op_name": kind}}
+
+    run = {"cat": "Session", "name": "model_run"}
+    # Four runs, of which one took the other branch.
+    events = (
+        [run] * 4 + [node("/a/If", "If", 9.0)] * 4 + [node("/a/Gemm", "Gemm", 8.0)] * 3 + [node("/a/Add", "Add", 2.0)]
+    )
+    found = {op.name: op.ms for op in onnxruntime.operations_of(events)}
+    assert found == {"/a/Gemm": 6.0, "/a/Add": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def plan_coreml(target: Target, artifact: Artifact) -> list[Operation]:
     # Refuses anything but a Mac with one sentence.
     runner = CoreMLMacRunner(artifact, target.device)
     compiled = runner.compiled_path()
-    from coremltools.models.compute_plan import MLComputePlan
-
-    plan: Any = MLComputePlan.load_from_path(compiled, compute_units=runner.units)
+    # Imported by name: a device that runs another runtime lacks it.
+    plan: Any = import_module("coremltools.models.compute_plan").MLComputePlan.load_from_path(
+        compiled, compute_units=runner.units
+    )
     return coreml.operations_of(plan, 1.0)
 
 

@@ -13,6 +13,8 @@ from ppexport.profile.layers.spans import Operation
 
 KERNEL = "_kernel_time"
 MAX_BYTES = 1 << 29
+CONTROL = ("If", "Loop", "Scan")
+"""Operators whose time is that of the nodes inside them."""
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
@@ -31,8 +33,9 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
 def operations_of(events: Iterable[dict[str, Any]], skip: int = 1) -> list[Operation]:
     """The median time of every node over all runs but the first *skip*, in the order of execution.
 
-    A node that ran in several places of one run, as loops do, counts with all of them. Raises InputError for a trace
-    without nodes or times.
+    A node that ran in several places of one run, as loops do, counts with all of them; one of a branch that some runs
+    took, with its share of all runs; the If itself with nothing, since its time is that of its branch. Raises
+    InputError for a trace without nodes or times.
     """
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
@@ -41,6 +44,8 @@ def operations_of(events: Iterable[dict[str, Any]], skip: int = 1) -> list[Opera
         for event in events:
             name = str(event.get("name", ""))
             if event.get("cat") == "Node" and name.endswith(KERNEL):
+                if str(event.get("args", {}).get("op_name", "")) in CONTROL:
+                    continue
                 node = name[: -len(KERNEL)]
                 times.setdefault(node, []).append(float(event["dur"]) / 1e3)
                 kinds.setdefault(node, str(event.get("args", {}).get("op_name", "")))
@@ -51,6 +56,9 @@ def operations_of(events: Iterable[dict[str, Any]], skip: int = 1) -> list[Opera
         raise InputError("the trace holds no run")
     found = []
     for node, all_times in times.items():
+        if len(all_times) < runs:
+            found.append(Operation(node, kinds[node], sum(all_times) / runs))
+            continue
         per_run = max(1, len(all_times) // runs)
         kept = all_times[skip * per_run :] or all_times
         sums = [sum(kept[i : i + per_run]) for i in range(0, len(kept) - per_run + 1, per_run)]
