@@ -383,8 +383,8 @@ def test_of_an_fp16_engine_photographs_are_judged():
     # Far off: 40 dB. The count of impure tokens of the last is wrong.
     engine = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
     rows = {}
-    for precision, gate in ARTIFACT_GATES.items():
-        pair = compare_with_engine(("twin", "e"), inputs, reference, engine, gate, 2)
+    for precision in ("fp32", "fp16"):
+        pair = compare_with_engine(("twin", "e"), inputs, reference, engine, ARTIFACT_GATES[precision], 2)
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
 
