@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from ppexport.backends.base import Runner
 from ppexport.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
 from ppexport.errors import InputError
-from ppexport.images import read_image
+from ppexport.images import pictures_in, read_image
 from ppexport.metrics import psnr_y, ssim_y
 from ppexport.picture import to_input, to_uint8
 from ppexport.upscale import upscale_array
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 HR_MARK = re.compile(r"(_SRF_\d+)?_HR$", re.IGNORECASE)
 """What is left off the name of an HR picture: img_001_SRF_2_HR.png belongs to img_001_SRF_2_LR.png."""
 LEAST = 11
@@ -72,16 +71,6 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"scale": self.scale, "mean": asdict(self.mean), "images": [asdict(s) for s in self.scores]}
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The PNG, JPEG and WebP files of *folder*, by name. Raises InputError where there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{folder} holds no PNG, JPEG or WebP pictures")
-    return found
 
 
 def _marked(paths: list[Path], mark: str) -> list[Path]:

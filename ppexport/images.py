@@ -71,6 +71,16 @@ class Picture:
         return self.alpha is not None and bool((self.alpha < 255).any())
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The PNG, JPEG and WebP files of *folder*, by name. Raises InputError where there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _FORMATS and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"{folder} holds no PNG, JPEG or WebP pictures")
+    return found
+
+
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read the PNG, JPEG or WebP file *path*, whatever its extension.
 

@@ -12,6 +12,7 @@ from ppexport.cards import Card, models_folder
 from ppexport.errors import InputError
 from ppexport.evaluate import Evaluation, Score
 from ppexport.files import write_text
+from ppexport.records import check_checkout, read_record
 
 NUMERICS = "numerics.yaml"
 HEADER = "# Written by `ppexport evaluate MODEL --hr DIR --record SET`; PSNR-Y in dB.\n"
@@ -19,16 +20,7 @@ HEADER = "# Written by `ppexport evaluate MODEL --hr DIR --record SET`; PSNR-Y i
 
 def read_numerics(folder: Path) -> dict[str, Any]:
     """The figures recorded in *folder*, empty where there are none yet. Raises InputError for a damaged file."""
-    path = folder / NUMERICS
-    if not path.is_file():
-        return {}
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a mapping of data sets")
-    return data
+    return read_record(folder / NUMERICS, "data sets")
 
 
 def _figures(score: Score) -> dict[str, float]:
@@ -44,8 +36,8 @@ def check_record(folder: Path, name: str) -> None:
     """Raise InputError, before any work is done, where `record` would refuse."""
     if not name.isidentifier():
         raise InputError(f"a data set's name is letters, digits and underscores, such as set5, not {name!r}")
-    if folder.parent == models_folder() and not (folder.parent.parent / "setup.cfg").is_file():
-        raise InputError("figures of bundled models are recorded in a checkout of ppexport only: leave --record out")
+    if folder.parent == models_folder():
+        check_checkout(folder.parent, "figures")
     read_numerics(folder)
 
 

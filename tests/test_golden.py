@@ -12,7 +12,7 @@ from ppexport import mask as host
 from ppexport.networks import pure_pass
 from ppexport.networks.atd import Trace, mirror_pad
 from ppexport.parity.artifact_column import ArtifactColumn
-from ppexport.parity.compare import ARTIFACT_GATES, compare_columns
+from ppexport.parity.compare import ARTIFACT_GATES, Means, compare_columns
 from ppexport.parity.compute import TwinColumn
 from ppexport.parity.inputs import ParityInput
 
@@ -70,7 +70,7 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     assert inputs
     columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]
     pair = compare_columns(
-        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.config.scale, source.sample
+        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.config.scale, Means(source.sample)
     )
     assert pair.passed, pair.to_dict()
 

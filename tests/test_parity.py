@@ -40,7 +40,7 @@ def sample(shift=0.0, flip=(), gap=0.5, pure=(), impure=N):
 
 
 def judge(reference, other, rerun=None, gate=GATE):
-    return compare_columns(("r", "o"), [ITEM], {"a": reference}, {"a": other}, gate, 2, rerun).rows[0]
+    return compare_columns(("r", "o"), [ITEM], {"a": reference}, {"a": other}, gate, 2, Means(rerun)).rows[0]
 
 
 def test_equal_samples_pass_and_errors_fail():

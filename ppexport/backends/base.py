@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,3 +104,29 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, prepared: Prepared) -> Result:
         """Run a prepared image."""
+
+
+class NamedSession(Protocol):
+    """An opened model that takes and gives arrays by name, and tells its own metadata."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """The model's own metadata."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """All outputs for what `feeds` makes."""
+
+
+class SessionRunner(Runner):
+    """A runner over a `NamedSession`."""
+
+    def __init__(self, artifact: Artifact, session: NamedSession) -> None:
+        """Raises ArtifactError where *session* is not of what the manifest says."""
+        super().__init__(artifact)
+        self.session = session
+        self.check_facts(session.facts)
+
+    def _run(self, prepared: Prepared) -> Result:
+        found = self.session.run(feeds(self.artifact.manifest, prepared))
+        sr = np.asarray(found["sr"], np.float32)
+        return Result(sr, int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)

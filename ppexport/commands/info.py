@@ -56,7 +56,7 @@ def info(
 
 def _folder(network: ATDLight, images: Path, json: str | None) -> None:
     """Pure shares of a folder of LR pictures."""
-    from ppexport.evaluate import pictures_in
+    from ppexport.images import pictures_in
     from ppexport.info import options_of, share
 
     options = options_of(network)

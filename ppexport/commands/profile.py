@@ -63,8 +63,8 @@ def profile(
     host memory. A run that is interrupted goes on with the same command; a machine that changes its clocks, runs other
     programs or holds queries up leaves a mark beside the figures.
     """
+    from ppexport.images import pictures_in
     from ppexport.profile.further import profile_frames, profile_layers, profile_routing
-    from ppexport.profile.pictures import pictures_in
     from ppexport.profile.run import measure, plan_of, prepare
     from ppexport.profile.runtimes import choose
 

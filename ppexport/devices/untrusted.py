@@ -26,18 +26,18 @@ def printable(data: bytes | str) -> str:
 def parse_object(data: bytes | str) -> dict[str, Any] | None:
     """The JSON object in *data*, its texts printable, or None where it holds anything else."""
     try:
-        value = _cleaned(json.loads(data))
+        value = cleaned(json.loads(data))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     """A JSON *value* with every text in it printable."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
-        return [_cleaned(item) for item in value]
+        return [cleaned(item) for item in value]
     if isinstance(value, dict):
-        return {printable(key): _cleaned(item) for key, item in value.items()}
+        return {printable(key): cleaned(item) for key, item in value.items()}
     return value

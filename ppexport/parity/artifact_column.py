@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.base import Prepared, Result, Runner, feeds
-from ppexport.mask import pixel_labels
-from ppexport.parity.columns import Sample
+from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 
 if TYPE_CHECKING:
@@ -40,22 +39,11 @@ class ArtifactColumn:
         """The column's entry for *item*; with injected *categories*, or in fp16, the picture is the debug copy's."""
         prepared = self.runner.prepare(item.lr)
         inside = self.debug.run(self._inputs(prepared), None if categories is None else categories.astype(np.int64))
-        rounded = Result(inside.sr, inside.impure_tokens, prepared.capacity)
-        result = rounded if self.rounds else self.runner.run(prepared)
-        pure, labels = inside.pure, inside.labels
-        if self.manifest.mask == "input":
-            # The graph is given the mask, so labels and mask are the host's.
-            pure = prepared.pure
-            rgb = np.ascontiguousarray(item.lr[0].transpose(1, 2, 0))
-            labels = pixel_labels(rgb, self.manifest.options["colors"]).astype(np.int64)
-        return Sample(
-            sr=result.sr if categories is None else inside.sr,
-            impure=result.impure_tokens,
-            categories=inside.categories.astype(np.uint8),
-            pure=None if pure is None else pure.reshape(-1),
-            labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
-            capacity=result.capacity,
-        )
+        result = Result(inside.sr, inside.impure_tokens, prepared.capacity)
+        if not self.rounds:
+            shipped = self.runner.run(prepared)
+            result = shipped if categories is None else shipped._replace(sr=inside.sr)
+        return routed_sample(item, prepared, self.manifest, result, inside.categories, (inside.pure, inside.labels))
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
         """The output of every layer."""

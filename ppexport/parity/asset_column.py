@@ -17,10 +17,9 @@ from ppexport.backends.base import Prepared, Runner, feeds
 from ppexport.backends.coreai.build import build_for_looking
 from ppexport.backends.coreai.session import Session
 from ppexport.errors import ArtifactError
-from ppexport.mask import pixel_labels
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
-from ppexport.parity.columns import Sample
+from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.rechoose import ChosenFrom
 from ppexport.twin.build import StaticTwin
@@ -60,20 +59,8 @@ class AssetColumn:
                 f"{self.runner.artifact.path}: an asset converted from the same model computes another picture of "
                 f"{item.name} ({same:.1f} dB): export again with the installed versions"
             )
-        pure, labels = inside.get("pure"), inside.get("labels")
-        if self.manifest.mask == "input":
-            # The asset is given the mask, so labels and mask are the host's.
-            pure = prepared.pure
-            rgb = np.ascontiguousarray(item.lr[0].transpose(1, 2, 0))
-            labels = pixel_labels(rgb, self.manifest.options["colors"])
-        return Sample(
-            sr=result.sr,
-            impure=result.impure_tokens,
-            categories=inside["categories"].astype(np.uint8),
-            pure=None if pure is None else pure.reshape(-1).astype(np.bool_),
-            labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
-            capacity=result.capacity,
-        )
+        mask = inside.get("pure"), inside.get("labels")
+        return routed_sample(item, prepared, self.manifest, result, inside["categories"], mask)
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
         """The input of every layer but the first, which is the output of the one before, or of a block."""

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.artifact import Manifest
+from ppexport.backends.base import Prepared, Result
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, is_plain_name
+from ppexport.mask import pixel_labels
 from ppexport.parity.inputs import ParityInput
 
 
@@ -32,6 +35,32 @@ class Sample:
     """(n,): Pure-Pass label of every pixel of the padded image."""
     capacity: int | None = None
     """Slots that category attention ran with; None for the network, which needs none."""
+
+
+def routed_sample(
+    item: ParityInput,
+    prepared: Prepared,
+    manifest: Manifest,
+    result: Result,
+    categories: NDArray[Any],
+    mask: tuple[NDArray[Any] | None, NDArray[Any] | None],
+) -> Sample:
+    """The sample of an artefact that tells its routing: *categories* (layers, n), and its *mask* as (pure, labels).
+
+    An artefact that is given the mask computes neither; then both are the host's, of *prepared*.
+    """
+    pure, labels = mask
+    if manifest.mask == "input":
+        pure = prepared.pure
+        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
+    return Sample(
+        sr=result.sr,
+        impure=result.impure_tokens,
+        categories=categories.astype(np.uint8),
+        pure=None if pure is None else pure.reshape(-1).astype(np.bool_),
+        labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
+        capacity=result.capacity,
+    )
 
 
 Column = dict[str, Sample]

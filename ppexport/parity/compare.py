@@ -195,6 +195,9 @@ class Means:
         return None if self.follow is None else (self.follow(item, other.categories), other)
 
 
+NO_MEANS = Means()
+
+
 def _surest(
     row: Comparison, reference: Sample, again: Sample, impure: NDArray[np.bool_], gate: Gate, seen: Seen | None
 ) -> tuple[int, float, float]:
@@ -286,11 +289,9 @@ def compare_columns(
     other: Column,
     gate: Gate,
     scale: int,
-    rerun: Rerun | None = None,
-    means: Means | None = None,
+    means: Means = NO_MEANS,
 ) -> Pair:
-    """Compare column *other* with *reference*, input by input; *means* to examine flips, or a *rerun* alone."""
-    means = means or Means(rerun)
+    """Compare column *other* with *reference*, input by input; *means* are for examining flips."""
     pair = Pair(*names, gate)
     changes = []
     for item in inputs:

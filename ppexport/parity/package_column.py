@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Runner, feeds
+from ppexport.backends.base import Result, Runner, feeds
 from ppexport.backends.coreml.debug import DebugPackage, Inputs
-from ppexport.mask import pixel_labels
-from ppexport.parity.columns import Sample
+from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.rechoose import ChosenFrom
 
@@ -25,20 +24,8 @@ class PackageColumn:
         """The column's entry for *item*, with injected *categories* if given."""
         prepared = self.runner.prepare(item.lr)
         inside = self.debug.run(feeds(self.manifest, prepared), categories)
-        pure, labels = inside.pure, inside.labels
-        if self.manifest.mask == "input":
-            # The package is given the mask, so labels and mask are the host's.
-            pure = prepared.pure
-            rgb = np.ascontiguousarray(item.lr[0].transpose(1, 2, 0))
-            labels = pixel_labels(rgb, self.manifest.options["colors"]).astype(np.int64)
-        return Sample(
-            sr=inside.sr,
-            impure=inside.impure_tokens,
-            categories=inside.categories.astype(np.uint8),
-            pure=None if pure is None else pure.reshape(-1),
-            labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
-            capacity=prepared.capacity,
-        )
+        result = Result(inside.sr, inside.impure_tokens, prepared.capacity)
+        return routed_sample(item, prepared, self.manifest, result, inside.categories, (inside.pure, inside.labels))
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
         """The output of every layer."""

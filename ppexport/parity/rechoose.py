@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ppexport.networks.atd import Trace
 from ppexport.parity.compare import Seen
 from ppexport.twin.build import StaticTwin
-from ppexport.twin.layers import StaticLayer
+from ppexport.twin.watching import layer_inputs, layers_of
 
 
 class ChosenFrom(NamedTuple):
@@ -37,24 +36,9 @@ class ChosenFrom(NamedTuple):
 
 def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: NDArray[np.uint8]) -> list[ChosenFrom]:
     """What every layer of *twin* chooses from, for *lr* (1, 3, h, w) and injected *categories* (layers, n)."""
-    found: list[ChosenFrom] = []
-
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(ChosenFrom(given[0].numpy(), given[1].numpy()))
-
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers_of(twin)]
-    try:
-        with torch.no_grad():
-            twin(torch.from_numpy(lr), categories=torch.from_numpy(categories).int())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def layers_of(twin: StaticTwin) -> list[StaticLayer]:
-    """The layers in the order in which they run."""
-    return [module for module in twin.modules() if isinstance(module, StaticLayer)]
+    with layer_inputs(twin) as found, torch.no_grad():
+        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories).int())
+    return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
 
 
 def decibel(reference: Sequence[NDArray[np.float32]], other: Sequence[NDArray[np.float32] | None]) -> float:

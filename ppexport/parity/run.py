@@ -172,7 +172,7 @@ def compare_sources(
     names = (reference.name, other.name)
     if isinstance(other, EngineColumn):
         return compare_with_engine(names, inputs, *columns, gate, scale)
-    pair = compare_columns(names, inputs, *columns, gate, scale, means=means_for(reference, other))
+    pair = compare_columns(names, inputs, *columns, gate, scale, means_for(reference, other))
     if not all(row.passed for row in pair.rows):
         item = next(item for item in inputs if item.name == pair.worst.name)
         forced = columns[0][item.name].categories
@@ -265,7 +265,7 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
     if isinstance(source, EngineColumn):
         pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale)
     else:
-        pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, rerun=source.sample)
+        pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
     report.pairs.append(pair)
     keep(report, inputs, {"twin": reference, source.name: column})
     return report

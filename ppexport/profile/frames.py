@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from ppexport.errors import InputError
+from ppexport.images import pictures_in
 from ppexport.profile.agent.clock import Clock
 from ppexport.profile.agent.plan import Plan
-from ppexport.profile.pictures import pictures_in, read_rgb, share_of
+from ppexport.profile.pictures import read_rgb, share_of
 from ppexport.profile.runtimes import Target, open_target
 from ppexport.profile.statistics import percentile
 from ppexport.upscale import upscale_array

@@ -16,6 +16,7 @@ from typing import Any
 from ppexport.artifact import read_artifact
 from ppexport.errors import InputError
 from ppexport.files import finite, write_text
+from ppexport.images import pictures_in
 from ppexport.profile import frames as frames_module
 from ppexport.profile import routing as routing_module
 from ppexport.profile.job import Job
@@ -23,7 +24,7 @@ from ppexport.profile.launch import ask
 from ppexport.profile.layers.result import METHODS, layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.layers.tensorrt import read_profile
-from ppexport.profile.pictures import pictures, pictures_in, save_pictures
+from ppexport.profile.pictures import pictures, save_pictures
 from ppexport.profile.result import Profile
 
 

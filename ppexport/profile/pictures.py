@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from ppexport.artifact import Manifest
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
-from ppexport.images import read_image
+from ppexport.images import pictures_in, read_image
 from ppexport.mask import mirror_pad, pure_mask
 from ppexport.parity.inputs import PHOTOS, photo_folder
+from ppexport.picture import to_levels
 
 LEAST = 8
 """Images that queries cycle over, at least."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLACES = ((0.15, 0.2), (0.85, 0.8), (0.15, 0.8), (0.85, 0.2), (0.5, 0.5))
 """Where in a photograph to cut, as shares of the room there is (down, right)."""
 
@@ -42,21 +42,11 @@ class Picture:
         return {"name": self.name, "sha256": digest, "pure_share": self.pure_share}
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The PNG, JPEG and WebP files of *folder*, by name. Raises InputError where there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{folder} holds no PNG, JPEG or WebP pictures")
-    return found
-
-
 def read_rgb(path: Path) -> Pixels:
     """The picture *path* as uint8 (H, W, 3). Raises ImageError for a file that cannot be read."""
     rgb = read_image(path).rgb
     if rgb.dtype != np.uint8:
-        rgb = np.floor(np.clip(rgb, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+        rgb = to_levels(rgb)
     return np.ascontiguousarray(rgb)
 
 

@@ -34,7 +34,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.devices.untrusted import printable
+from ppexport.devices.untrusted import cleaned
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite
 from ppexport.profile.agent.journal import FORMAT as JOURNAL
@@ -249,19 +249,7 @@ def read_json(path: Path, expected: str, version: int) -> dict[str, Any]:
         raise InputError(f"{path} is not a {expected} file")
     if data.get("version") != version:
         raise InputError(f"{path} has version {data.get('version')!r}; this ppexport reads {version}")
-    cleaned: dict[str, Any] = {key: value if key == "samples" else _clean(value) for key, value in data.items()}
-    return cleaned
-
-
-def _clean(value: Any) -> Any:
-    """*value* with every text in it printable: files from devices are not trusted."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if isinstance(value, dict):
-        return {printable(key): _clean(item) for key, item in value.items()}
-    return value
+    return {key: value if key == "samples" else cleaned(value) for key, value in data.items()}
 
 
 def _refuse(text: str) -> float:

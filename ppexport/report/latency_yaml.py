@@ -11,6 +11,7 @@ from ppexport.cards import find_card, models_folder
 from ppexport.errors import InputError
 from ppexport.files import write_text
 from ppexport.profile.result import Profile
+from ppexport.records import check_checkout, read_record
 
 LATENCY = "latency.yaml"
 HEADER = "# Written by `ppexport report DIR --record`; milliseconds of one query, see ppexport/profile/result.py.\n"
@@ -20,13 +21,8 @@ FIGURES = ("p50_ms", "p90_ms", "p99_ms", "p90_ms_per_megapixel", "host_p50_ms")
 def read_latency(folder: Path) -> dict[str, Any]:
     """What is recorded in *folder*, empty where nothing is yet. Raises InputError for a damaged file."""
     path = folder / LATENCY
-    if not path.is_file():
-        return {}
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+    data = read_record(path, "machines")
+    if not all(isinstance(entry, dict) for entry in data.values()):
         raise InputError(f"{path} is not a mapping of machines")
     return data
 
@@ -34,8 +30,7 @@ def read_latency(folder: Path) -> dict[str, Any]:
 def model_folder(name: str) -> Path:
     """The folder of the bundled model *name*. Raises InputError outside a checkout, or for any other model."""
     root = models_folder()
-    if not (root.parent / "setup.cfg").is_file():
-        raise InputError("latencies of bundled models are recorded in a checkout of ppexport only: leave --record out")
+    check_checkout(root, "latencies")
     card, folder = find_card(name)
     if folder.parent != root or card.name != name:
         raise InputError(f"{name!r} is no bundled model: leave --record out")

@@ -173,7 +173,7 @@ class RowLayer(StaticLayer):
         shared.row_slots = plan_slots(shared.tokens, positions, shared.pure, impure, categories)
         shared.slot_grid = sort_grid(positions, categories + 1)
         if not isinstance(capacity, int) or capacity == len(shared.tokens):
-            shared.slots_for_all = torch.minimum(impure, shared.row_slots.capacity) == shared.tokens.shape[0]
+            shared.slots_for_all = shared.row_slots.limit == shared.tokens.shape[0]
         shared.places = {shift: plan_places(shared.row_slots, cut.place) for shift, cut in shared.cuts.items()}
 
     def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:

@@ -78,8 +78,8 @@ class Slots(NamedTuple):
     """(C,) int32: 0 for impure ones, the key behind the last category for the others."""
     reads: Tensor
     """(C,) int32: the rank among the sorted tokens that every slot reads."""
-    capacity: Tensor
-    """(1,) int32: C."""
+    limit: Tensor
+    """(1,) int32: min(m, C), how many tokens are mixed."""
     rest: Tensor
     """(n,) int32: the row behind those of the slots, of every token in the order of the blocks."""
 
@@ -102,7 +102,7 @@ def plan_slots(tokens: Tensor, positions: Tensor, pure: Tensor, impure: Tensor, 
         mixed=mixed,
         past=torch.where(mixed, zero, zero + categories),
         reads=mirror_slots(positions, limit),
-        capacity=capacity,
+        limit=limit,
         rest=tokens + capacity,
     )
 

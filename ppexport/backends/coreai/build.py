@@ -18,6 +18,7 @@ from ppexport.artifact import smallest_capacity
 from ppexport.backends.coreai.frontend import Front, OpenFront, convert
 from ppexport.backends.coreai.halved import halved
 from ppexport.backends.coreai.session import Session
+from ppexport.backends.describing import function_name, model_facts
 from ppexport.cards import Card
 from ppexport.errors import ExportError, InputError, first_line
 from ppexport.metrics import psnr
@@ -33,11 +34,6 @@ the second figure; whether a precision is good enough is for `parity` to say."""
 
 Step = Callable[[str], None]
 """Told the name of every stage, for a progress display."""
-
-
-def function_name(capacity: int, capacities: Sequence[int]) -> str:
-    """The function for *capacity* in an asset of *capacities*."""
-    return "main" if len(capacities) == 1 else f"capacity_{capacity}"
 
 
 def fronts(twin: StaticTwin, capacities: Sequence[int], precision: str, kind: type[Front]) -> dict[str, Front]:
@@ -70,15 +66,7 @@ def save(program: Any, target: Path, card: Card, facts: dict[str, str]) -> None:
 
 def facts_of(twin: StaticTwin, card: Card, capacities: Sequence[int], precision: str) -> dict[str, str]:
     """This project's metadata of an asset."""
-    return {
-        "ppexport.name": card.name,
-        "ppexport.arch": card.arch,
-        "ppexport.scale": str(twin.scale),
-        "ppexport.size": "x".join(map(str, twin.size)),
-        "ppexport.capacities": ",".join(map(str, capacities)),
-        "ppexport.card_sha256": card.hash(),
-        "ppexport.precision": precision,
-    }
+    return {**model_facts(twin, card, capacities), "ppexport.precision": precision}
 
 
 def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precision: str, mask: bool) -> None:

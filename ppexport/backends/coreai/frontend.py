@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin
-from ppexport.twin.layers import StaticLayer
+from ppexport.twin.watching import layer_inputs
 
 EXTRA = "coreai"
 
@@ -47,18 +47,10 @@ class OpenFront(Front):
 
         With Pure-Pass also the mask (n,) and the labels (n,) that it comes from.
         """
-        trace, tokens, dictionaries = Trace(), [], []
-
-        def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            tokens.append(given[0])
-            dictionaries.append(given[1])
-
-        hooks = [m.register_forward_pre_hook(note) for m in self.twin.modules() if isinstance(m, StaticLayer)]
-        try:
+        trace = Trace()
+        with layer_inputs(self.twin) as found:
             sr, impure = self.twin(lr, mask, trace=trace)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        tokens, dictionaries = ([given[i] for given in found] for i in (0, 1))
         inside = (torch.stack(trace.categories), torch.stack(tokens), torch.stack(dictionaries))
         if self.twin.pure_pass is None:
             return sr, impure, *inside

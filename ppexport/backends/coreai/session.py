@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.describing import capacity_function
 from ppexport.errors import ArtifactError, InputError, first_line, require
 
 FACTS = "ppexport."
@@ -68,7 +69,7 @@ class Session:
 
     def function(self, capacity: int | None = None) -> Any:
         """The function for *capacity* slots, None for the only one. Raises InputError where the asset has none."""
-        name = "main" if capacity is None else f"capacity_{capacity}"
+        name = "main" if capacity is None else capacity_function(capacity)
         if name in self._functions:
             return self._functions[name]
         try:

@@ -27,6 +27,7 @@ from ppexport.backends.coreml.interface import (
 from ppexport.backends.coreml.precision import Selector, compute_precision, computes_half
 from ppexport.backends.coreml.scopes import ModulePaths
 from ppexport.backends.coreml.self_check import self_check
+from ppexport.backends.describing import function_name, model_facts
 from ppexport.cards import Card
 from ppexport.errors import ExportError, InputError
 from ppexport.twin.build import StaticTwin, make_twin
@@ -68,11 +69,6 @@ class Options:
                 raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
         if len(capacities) > 1 and self.target != SET_TARGET:
             raise InputError(f"a capacity set is a package of several functions, which needs {SET_TARGET}")
-
-
-def function_name(capacity: int, capacities: Sequence[int]) -> str:
-    """The function for *capacity* in a package of *capacities*."""
-    return "main" if len(capacities) == 1 else f"capacity_{capacity}"
 
 
 def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
@@ -127,12 +123,7 @@ def describe(twin: StaticTwin, card: Card, capacities: Sequence[int], options: O
         card.licence,
         card.hash()[:12],
         {
-            "ppexport.name": card.name,
-            "ppexport.arch": card.arch,
-            "ppexport.scale": str(s),
-            "ppexport.size": f"{h}x{w}",
-            "ppexport.capacities": ",".join(map(str, capacities)),
-            "ppexport.card_sha256": card.hash(),
+            **model_facts(twin, card, capacities),
             "ppexport.precision": options.precision,
             "ppexport.interface": options.interface,
         },

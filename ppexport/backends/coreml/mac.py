@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 
 from ppexport.artifact import Artifact
 from ppexport.backends.base import Prepared, Result, Runner, feeds
+from ppexport.backends.describing import capacity_function
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 from ppexport.picture import to_input, to_uint8
 
@@ -43,7 +44,7 @@ class CoreMLMacRunner(Runner):
     def _model(self, capacity: int) -> Any:
         """The function for *capacity* slots, loaded when it is first needed."""
         if capacity not in self._models:
-            named = {"function_name": f"capacity_{capacity}"} if len(self.artifact.manifest.capacities) > 1 else {}
+            named = {"function_name": capacity_function(capacity)} if len(self.artifact.manifest.capacities) > 1 else {}
             try:
                 model = self._tools.models.MLModel(
                     str(self.artifact.model_file), compute_units=self.units, **named

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.describing import capacity_function
 from ppexport.errors import require
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Session:
         """
         from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 
-        name = self.package.default if capacity is None else f"capacity_{capacity}"
+        name = self.package.default if capacity is None else capacity_function(capacity)
         if name not in self._evaluators:
             self._evaluators[name] = Evaluator(self.package, name, rounding=self.rounding)
         return self._evaluators[name]

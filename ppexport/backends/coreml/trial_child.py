@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.describing import capacity_function
+from ppexport.picture import to_input, to_uint8
+
 Arrays = dict[str, NDArray[Any]]
 Predict = Callable[[Arrays], Arrays]
 
@@ -35,12 +38,10 @@ def opened(package: str, unit: str, function: str | None) -> Predict:
     def predict(fed: Arrays) -> Arrays:
         given: dict[str, Any] = dict(fed)
         if pictures:
-            bytes_ = np.floor(np.clip(fed["lr"][0].transpose(1, 2, 0), 0, 1) * np.float32(255) + np.float32(0.5))
-            given["lr"] = Image.fromarray(bytes_.astype(np.uint8))
+            given["lr"] = Image.fromarray(to_uint8(fed["lr"]))
         found = dict(model.predict(given))
         if pictures:
-            sr = np.asarray(found["sr"].convert("RGB"), np.float32) / np.float32(255)
-            found["sr"] = sr.transpose(2, 0, 1)[None]
+            found["sr"] = to_input(np.asarray(found["sr"].convert("RGB")))
         return found
 
     return predict
@@ -77,7 +78,7 @@ def summary(devices: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def function_of(fed: Arrays) -> str | None:
     """The function that the length of `slots` chooses, which is taken out of *fed*."""
     slots = fed.pop("slots", None)
-    return None if slots is None else f"capacity_{slots.shape[1]}"
+    return None if slots is None else capacity_function(slots.shape[1])
 
 
 def run(folder: Path, open_function: Callable[[str, str, str | None], Predict] = opened) -> set[str | None]:

@@ -24,38 +24,32 @@ from ppexport.backends.onnx.facts import Facts
 from ppexport.backends.onnx.pattern import Graph, replace
 
 
-def _only_for(graph: Graph, name: str) -> list[NodeProto]:
-    """The nodes that compute *name* and nothing that is read elsewhere; *name* has one reader."""
+def _only_for(graph: Graph, model: onnx.ModelProto, name: str) -> list[NodeProto]:
+    """The nodes, in their order, that compute *name* and nothing that is read elsewhere; *name* has one reader."""
     own: dict[int, NodeProto] = {}
-    found = True
-    while found:
-        wanted = {source for node in own.values() for source in node.input} or {name}
-        makers = [graph.maker[source] for source in wanted if source in graph.maker]
-        found = False
-        for node in makers:
-            readers = [reader for out in node.output for reader in graph.readers[out]]
-            inside = all(id(reader) in own for reader in readers) if own else len(readers) == 1
-            if id(node) not in own and inside and not graph.outputs.intersection(node.output):
-                own[id(node)] = node
-                found = True
-    return list(own.values())
+    # Readers stand behind what they read, so one way back meets them first.
+    for node in reversed(model.graph.node):
+        readers = [reader for out in node.output for reader in graph.readers[out]]
+        inside = len(readers) == 1 if name in node.output else bool(readers) and all(id(r) in own for r in readers)
+        if inside and not graph.outputs.intersection(node.output):
+            own[id(node)] = node
+    return [*reversed(own.values())]
 
 
 def branch_where(model: onnx.ModelProto) -> None:
     """Turn every Where of *model* that chooses between two computed tensors of one shape into a branch, in place."""
     graph, facts = Graph(model), Facts(model)
-    place = {id(node): i for i, node in enumerate(model.graph.node)}
     made: dict[str, list[NodeProto]] = {}
     gone: list[NodeProto] = []
     for where in model.graph.node:
         if where.op_type != "Where" or facts.elements(where.input[0]) != 1:
             continue
         shapes = [facts.shape(side) for side in where.input[1:]]
-        branches = [_only_for(graph, side) for side in where.input[1:]]
+        branches = [_only_for(graph, model, side) for side in where.input[1:]]
         if None in shapes or shapes[0] != shapes[1] or not all(branches):
             continue
         then, other = (
-            helper.make_graph(sorted(nodes, key=lambda node: place[id(node)]), label, [], [facts.known[side]])
+            helper.make_graph(nodes, label, [], [facts.known[side]])
             for label, nodes, side in zip(("then", "else"), branches, where.input[1:], strict=True)
         )
         name = where.name.removesuffix("Where") + "If"

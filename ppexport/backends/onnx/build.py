@@ -20,6 +20,7 @@ from onnx import version_converter
 from torch import nn
 
 from ppexport.artifact import smallest_capacity
+from ppexport.backends.describing import model_facts
 from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
@@ -113,15 +114,7 @@ def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str
 
 def metadata(twin: StaticTwin, card: Card, shape: Shape) -> dict[str, str]:
     """What the ONNX file says of itself."""
-    return {
-        "ppexport.name": card.name,
-        "ppexport.arch": card.arch,
-        "ppexport.scale": str(twin.scale),
-        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
-        "ppexport.capacities": ",".join(map(str, shape.capacities)),
-        "ppexport.card_sha256": card.hash(),
-        "ppexport.licence": card.licence,
-    }
+    return {**model_facts(twin, card, shape.capacities), "ppexport.licence": card.licence}
 
 
 def finish(model: onnx.ModelProto, path: Path, facts: dict[str, str], name: str) -> None:

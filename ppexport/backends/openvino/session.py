@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Session:
         self.request = self.compiled.create_infer_request()
         self.inputs = [port.get_any_name() for port in self.compiled.inputs]
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """`sr` and `impure_tokens` of *inputs*, copied out."""
+    def run(self, inputs: Arrays, outputs: Sequence[str] = ("sr", "impure_tokens")) -> Arrays:
+        """The *outputs* for *inputs*, copied out."""
         self.request.infer(inputs)
-        return {name: np.array(self.request.get_tensor(name).data) for name in ("sr", "impure_tokens")}
+        return {name: np.array(self.request.get_tensor(name).data) for name in outputs}
