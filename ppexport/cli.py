@@ -16,7 +16,19 @@ import typer
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.commands import build, demo, evaluate, export, info, lint, models, parity, upscale
+from ppexport.commands import (
+    build,
+    calibrate,
+    demo,
+    evaluate,
+    export,
+    info,
+    lint,
+    models,
+    parity,
+    quantize_search,
+    upscale,
+)
 from ppexport.console import fail
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 
@@ -24,6 +36,8 @@ EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
 """What the `export` extra brings and a device may lack."""
 COMMANDS: dict[str, ModuleType] = {
     "export": export,
+    "calibrate": calibrate,
+    "quantize-search": quantize_search,
     "build": build,
     "parity": parity,
     "upscale": upscale,
@@ -36,7 +50,7 @@ COMMANDS: dict[str, ModuleType] = {
 
 app = typer.Typer(name="ppexport", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for _name, _module in COMMANDS.items():
-    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
+    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))
 
 
 def _version(wanted: bool) -> None:

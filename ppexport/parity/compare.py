@@ -35,12 +35,19 @@ class Gate:
     """Largest change of the mean PSNR-Y against ground truth, in dB."""
     near_tie: float = NEAR_TIE
     """Two categories closer than this may fall either way."""
+    flips_count: bool = False
+    """Whether PSNR-Y is judged with the flips the other one made, instead of with the reference's categories."""
 
 
 TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
+INT8_GATE = Gate(psnr=0.0, task_change=0.10, near_tie=math.inf, flips_count=True)
+"""Of int8 only the picture's quality is judged, flips and all: how far it is from fp32, and how many tokens chose
+another category, is reported."""
 ARTIFACT_GATES = {
     "fp32": Gate(psnr=90.0, task_change=0.001),
     "fp16": Gate(psnr=55.0, task_change=0.02, near_tie=HALF_TIE),
+    "int8": INT8_GATE,
+    "mixed": INT8_GATE,
 }
 
 
@@ -168,6 +175,8 @@ def _judge_flips(
     if row.passed:
         row.reason = (
             f"{int(unexplained.sum())} near ties (gap below {gate.near_tie:g}) regrouped tokens; equal once injected"
+            if math.isfinite(gate.near_tie)
+            else f"{sum(row.flips) / differs.size:.1%} of the categories flipped, the surest by {largest:.1e}"
         )
     elif largest >= gate.near_tie:
         row.reason = f"a category flipped although the reference was sure of it by {largest:.1e}"
@@ -205,7 +214,8 @@ def compare_columns(
         row = _compare(item, reference[item.name], other[item.name], gate, rerun)
         if item.hr is not None and min(item.hr.shape[:2]) > 2 * scale:
             # Where near ties were accepted, the picture with the reference's categories is the one to judge.
-            judged = row.injected_sr if row.passed and row.injected_sr is not None else other[item.name].sr
+            injected = None if gate.flips_count or not row.passed else row.injected_sr
+            judged = other[item.name].sr if injected is None else injected
             first, second = (psnr_y(to_uint8(sr), item.hr, scale) for sr in (reference[item.name].sr, judged))
             row.task = (first, second)
             changes.append(0.0 if first == second else second - first)
