@@ -54,10 +54,7 @@ def audit(model: onnx.ModelProto, calibration: Calibration) -> list[Finding]:
     sources = sources_of(model, {name for node in candidates for name in (*node.input, *node.output) if name})
     findings = []
     for node in candidates:
-        for name in (*node.input, *node.output):
-            source = sources.get(name)
-            reason = judge(calibration, source) if source in recorded and source is not None else None
-            if reason and source is not None:
-                findings.append(Finding(node.name, source, reason))
-                break
+        parts = dict.fromkeys(s for name in (*node.input, *node.output) for s in sources.get(name, ()) if s in recorded)
+        forbidden = ((source, judge(calibration, source)) for source in parts)
+        findings += [Finding(node.name, source, reason) for source, reason in forbidden if reason][:1]
     return findings

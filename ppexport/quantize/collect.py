@@ -128,9 +128,10 @@ def calibrate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=installed_versions(PACKAGES),
     )
-    keep = frozenset(t for node in quantisable(onnx.load(artifact.model_file)) for t in (node.input[0], node.output[0]))
-    traced = sources_of(onnx.load(artifact.model_file), keep)
-    calibration = summarise(about, recorded.names, state.histograms, frozenset(traced.values()))
+    model = onnx.load(artifact.model_file)
+    ends = [t for node in quantisable(model) for t in (node.input[0], node.output[0])]
+    keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
+    calibration = summarise(about, recorded.names, state.histograms, keep)
     save_calibration(out, calibration)
     state.path.unlink(missing_ok=True)
     return calibration

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 BINS = 2048
 HALF = BINS // 2
-SAMPLE = 1 << 15
+SAMPLE = 1 << 13
 """Most numbers of one tensor and crop that enter its histogram; minimum and maximum are always of all."""
 LEAST_EXPONENT = -100
 """Magnitudes below 2 ** -100 count as zero."""

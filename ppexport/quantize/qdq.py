@@ -40,11 +40,9 @@ def find_ranges(
         if node.name in chosen:
             wanted += [node.input[0], *(node.output if node.op_type == "Conv" else ())]
     sources = sources_of(model, wanted)
-    found = {
-        source: find_range(calibration, source, recipe.calibrator, recipe.percentile)
-        for source in dict.fromkeys(sources.values())
-    }
-    return {name: found[source] for name, source in sources.items()}
+    every = dict.fromkeys(source for parts in sources.values() for source in parts)
+    found = {source: find_range(calibration, source, recipe.calibrator, recipe.percentile) for source in every}
+    return {name: max(found[source] for source in parts) for name, parts in sources.items()}
 
 
 def write_int8(

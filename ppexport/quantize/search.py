@@ -219,7 +219,7 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
 
 def run_search(search: Search, progress: Progress) -> Outcome:
     """All steps of *search*. Raises InputError where nothing is within the budget."""
-    steps = len(CALIBRATORS) + 2 * len(GROUPS)
+    steps = len(CALIBRATORS) + len(GROUPS) + 1 + len(GROUPS) - 2
     done = 0
 
     def measured(name: str, groups: Sequence[str], calibrator: str) -> Trial:

@@ -30,8 +30,8 @@ def check_not_quantised(model: onnx.ModelProto, where: str) -> None:
         raise InputError(f"{where} is quantised already ({what}): calibrate the fp32 artefact it was made from")
 
 
-ONE_SOURCE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
-"""Operators that hand on the numbers of their first input, all of them."""
+HANDS_ON = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Gather", "Split", "Concat")
+"""Operators that hand on numbers of their first input, Concat of all inputs, and make no others."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,21 @@ def showing(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
     return copy
 
 
-def sources_of(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, str]:
-    """{name: the tensor whose numbers it holds}: back through what only moves numbers, to what was recorded."""
+def sources_of(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """{name: the tensors whose numbers it holds}: back through what only moves numbers, to what was recorded.
+
+    Several where parts were joined, as the four kinds of window are behind shifted window attention.
+    """
     maker = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for name in names:
-        at = name
-        while at in maker and maker[at].op_type in ONE_SOURCE:
-            at = maker[at].input[0]
-        found[name] = at
+        open_ends, ends = [name], set()
+        while open_ends:
+            at = open_ends.pop()
+            node = maker.get(at)
+            if node is None or node.op_type not in HANDS_ON:
+                ends.add(at)
+            else:
+                open_ends += node.input if node.op_type == "Concat" else node.input[:1]
+        found[name] = tuple(sorted(ends))
     return found
