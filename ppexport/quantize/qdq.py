@@ -86,6 +86,8 @@ def write_int8(
         },
     )
     quantiser.quantize_model()
+    # It puts all DequantizeLinear nodes last.
+    quantiser.model.topological_sort()
     result: onnx.ModelProto = quantiser.model.model
     # Inferred shapes would take more room than the weights save.
     del result.graph.value_info[:]
