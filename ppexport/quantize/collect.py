@@ -64,7 +64,7 @@ class State:
         """Put the state in place of the last one."""
         arrays = {"key": np.array(self.key), "done": np.array(self.done), **self.histograms.to_arrays()}
         with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def plot(path: Path, outcome: Outcome, title: str) -> None:
     best = pareto(outcome.trials)
     placeable = [t for t in outcome.trials if t.placeable]
     routing = [t for t in outcome.trials if not t.placeable]
-    views = [
+    views: list[tuple[str, float, Callable[[Trial], float]]] = [
         ("time, fp32 = 1", 1.0, lambda t: t.time.median),
         ("file, MB", outcome.fp32_bytes / 1e6, lambda t: t.bytes / 1e6),
     ]
