@@ -29,7 +29,8 @@ Reading one needs the standard library only, so that it works on a device. Manif
     versions      {package: version} that made it
     engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/facts.py`); of an ONNX
                   file meant for TensorRT: {"activation_bytes": what a run takes, estimated}; of a Core ML package:
-                  {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; else empty
+                  {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; of a file
+                  made by a calibration also {"quantisation": its hash, pictures, recipe, and what fp16 left in fp32}
 """
 
 from __future__ import annotations

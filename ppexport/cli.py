@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import ppexport
 from ppexport.commands import (
     build,
+    calibrate,
     compare,
     demo,
     diverge,
@@ -28,6 +29,7 @@ from ppexport.commands import (
     models,
     parity,
     profile,
+    quantize_search,
     report,
     upscale,
 )
@@ -38,6 +40,8 @@ EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
 """What the `export` extra brings and a device may lack."""
 COMMANDS: dict[str, ModuleType] = {
     "export": export,
+    "calibrate": calibrate,
+    "quantize-search": quantize_search,
     "build": build,
     "parity": parity,
     "profile": profile,
@@ -54,7 +58,7 @@ COMMANDS: dict[str, ModuleType] = {
 
 app = typer.Typer(name="ppexport", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for _name, _module in COMMANDS.items():
-    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
+    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))
 
 
 def _version(wanted: bool) -> None:

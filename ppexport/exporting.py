@@ -24,11 +24,13 @@ from ppexport.folders import artifact_target, new_folder
 from ppexport.mask import padded_tokens
 from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
+from ppexport.quantize.build import CALIBRATED, Quantisation, build_quantised, check_calibration
+from ppexport.quantize.bundled import calibration_for, recipe_for
 from ppexport.twin.build import StaticTwin, make_twin
 
 BACKENDS = ("onnx", "tensorrt", "coreml", "coreai")
 APPLE = ("coreml", "coreai")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", *CALIBRATED)
 SET_STEPS = {"onnx": 32, "tensorrt": 4, "coreml": 4, "coreai": 4}
 """Steps of a capacity set. Of ATD-light's multiply-adds a step of 32 is 0.7 %, and on one symbolic axis it costs
 nothing; in a TensorRT engine every step is a profile, which is built, stored and loaded like an engine of its own, and
@@ -104,10 +106,31 @@ def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads:
         if flavour not in (None, "tensorrt"):
             raise InputError("flavours are for --backend onnx: leave it out, and say --no-pad-heads for plain heads")
         return "tensorrt" if pad_heads else "portable"
-    if precision != "fp32":
-        raise InputError(f"{precision} is for --backend tensorrt; ONNX Runtime on a CPU computes fp32 anyway")
     check_choice("flavour", flavour or "portable", ONNX_FLAVOURS)
+    if precision != "fp32" and flavour == "ort":
+        raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
     return flavour or "portable"
+
+
+def choose_quantisation(
+    card: Card, backend: str, precision: str, calibration: str | Path | None, recipe: str | Path | None
+) -> Quantisation | None:
+    """What a calibration is needed for, None where nothing is. Raises InputError for files that would not be heeded.
+
+    fp16 for TensorRT has fixed rules; with a calibration its audit comes on top.
+    """
+    int8 = precision in ("int8", "mixed")
+    if recipe is not None and not int8:
+        raise InputError("--recipe is for --precision int8 or mixed")
+    if backend in APPLE or precision == "fp32":
+        if calibration is not None:
+            raise InputError("--calibration is for --precision fp16, int8 or mixed of --backend onnx or tensorrt")
+        return None
+    if backend == "tensorrt" and precision == "fp16" and calibration is None:
+        return None
+    measured = calibration_for(card, None if calibration is None else Path(calibration))
+    check_calibration(measured, card)
+    return Quantisation(precision, measured, recipe_for(card, None if recipe is None else Path(recipe)))
 
 
 def check_options(backend: str, pad_heads: bool, target: str, interface: str, keep: str | Path | None) -> None:
@@ -169,6 +192,8 @@ def export(
     pad_heads: bool = True,
     target: str = Options.target,
     interface: str = Options.interface,
+    calibration: str | Path | None = None,
+    recipe: str | Path | None = None,
     keep: str | Path | None = None,
     step: Step = lambda stage: None,
 ) -> Path:
@@ -181,9 +206,10 @@ def export(
     "graph" computes the Pure-Pass mask inside, "input" makes it a second input; None is "input" for a capacity set of
     the flavour "ort", else "graph". *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or newer, else "portable".
     *backend* "coreml" is a package for *target* "iOS16" to "iOS18", with *precision* "fp32", "fp16" or "w8", whose
-    *interface* is of "tensor"s or "image"s; "coreai" an asset of "fp32" or "fp16". *keep* receives intermediate ONNX
-    graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it
-    was.
+    *interface* is of "tensor"s or "image"s; "coreai" an asset of "fp32" or "fp16". For ONNX and TensorRT *precision*
+    may also be "fp16", "int8" or "mixed" by a *calibration*, a file that `ppexport calibrate` wrote, or the bundled
+    model's own; *recipe* says what becomes int8. *keep* receives intermediate ONNX graphs, *step* is told every stage.
+    Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
@@ -193,6 +219,7 @@ def export(
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     card = card_of(network)
     shape = choose_shape(network, (height, width), capacities, mask, flavour)
+    wish = choose_quantisation(card, backend, precision, calibration, recipe)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
@@ -200,7 +227,12 @@ def export(
     kept = Path(keep) if keep else None
     with new_folder(out) as folder:
         engine: dict[str, Any] = {}
-        if backend == "tensorrt":
+        if wish is not None:
+            name, said = build_quantised(twin, card, folder, shape, kept, step, wish)
+            engine = {"quantisation": said}
+            if backend == "tensorrt":
+                engine["activation_bytes"] = activation_bytes(folder / name, shape)
+        elif backend == "tensorrt":
             name = build_for_tensorrt(twin, card, folder, shape, kept, step, precision)
             engine = {"activation_bytes": activation_bytes(folder / name, shape)}
         elif backend == "coreml":

@@ -162,9 +162,9 @@ def test_a_foreign_graph_is_an_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "onnx", "--precision", "fp16"], "fp16 is for --backend tensorrt"),
+        (["--backend", "onnx", "--precision", "half"], "precision is one of fp32, fp16, int8, mixed"),
         (["--backend", "tensorrt", "--flavour", "ort"], "flavours are for --backend onnx"),
-        (["--backend", "tensorrt", "--precision", "int8"], "precision is one of fp32, fp16"),
+        (["--backend", "tensorrt", "--precision", "w8"], "precision is one of fp32, fp16"),
     ],
 )
 def test_impossible_wishes(options, message, tmp_path, capsys, monkeypatch):

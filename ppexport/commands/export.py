@@ -33,7 +33,16 @@ def export(
         str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), coreml, or coreai")
     ] = "onnx",
     size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
-    precision: Annotated[str, typer.Option(help="fp32; for all but onnx also fp16; for coreml w8")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32, fp16, int8 or mixed (int8 and fp16); coreml: fp32, fp16, w8; coreai: fp32, fp16"),
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None, typer.Option(help="file that `calibrate` wrote; bundled models have one of their own")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="what becomes int8, as `quantize-search` wrote it; the model's own if left out")
+    ] = None,
     capacity: Annotated[
         str, typer.Option(help="slots of category attention: full, set (chosen for every image), or 1024,2048,...")
     ] = "full",
@@ -88,6 +97,8 @@ def export(
             pad_heads=pad_heads,
             target=target,
             interface=interface,
+            calibration=calibration,
+            recipe=recipe,
             keep=keep,
             step=step,
         )

@@ -1,9 +1,9 @@
 """The artefact's column of a parity run.
 
-Of an fp32 ONNX artefact the picture comes from the shipped file and the routing from a debug copy of it; of one in fp16
-both come from a debug copy that rounds to fp16, since ONNX Runtime's CPU kernels would compute it in fp32. A Core ML
-package is computed by the evaluator (`package_column`). An engine cannot be opened: its column is the picture and the
-number of impure tokens.
+Of an fp32 or int8 ONNX artefact the picture comes from the shipped file and the routing from a debug copy of it; of one
+in fp16 or mixed both come from a debug copy that rounds what is fp16, since ONNX Runtime's CPU kernels would compute it
+in fp32. A Core ML package is computed by the evaluator (`package_column`). An engine cannot be opened: its column is
+the picture and the number of impure tokens.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ArtifactColumn:
 
         self.runner, self.manifest = runner, runner.artifact.manifest
         self.name = f"onnx-{self.manifest.precision}"
-        self.rounds = self.manifest.precision == "fp16"
+        self.rounds = self.manifest.precision in ("fp16", "mixed")
         self.debug = (RoundedModel if self.rounds else DebugModel)(runner.artifact.model_file)
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
-        """The column's entry for *item*; with injected *categories*, or in fp16, the picture is the debug copy's."""
+        """The column's entry for *item*; with injected *categories*, or where it rounds, the picture is the copy's."""
         prepared = self.runner.prepare(item.lr)
         inside = self.debug.run(self._inputs(prepared), None if categories is None else categories.astype(np.int64))
         result = Result(inside.sr, inside.impure_tokens, prepared.capacity)

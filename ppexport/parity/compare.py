@@ -36,14 +36,21 @@ class Gate:
     """Largest change of the mean PSNR-Y against ground truth, in dB."""
     near_tie: float = NEAR_TIE
     """Two categories closer than this may fall either way."""
+    flips_count: bool = False
+    """Whether PSNR-Y is judged with the flips the other one made, instead of with the reference's categories."""
 
 
 TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
+INT8_GATE = Gate(psnr=0.0, task_change=0.10, near_tie=math.inf, flips_count=True)
+"""Of int8 only the picture's quality is judged, flips and all: how far it is from fp32, and how many tokens chose
+another category, is reported."""
 ARTIFACT_GATES = {
     "fp32": Gate(psnr=90.0, task_change=0.001),
     "fp16": Gate(psnr=55.0, task_change=0.02, near_tie=HALF_TIE),
     # Weights of 8 bits are judged by the task; below 30 dB they are not these weights.
     "w8": Gate(psnr=30.0, task_change=0.10, near_tie=HALF_TIE),
+    "int8": INT8_GATE,
+    "mixed": INT8_GATE,
 }
 
 
@@ -249,16 +256,19 @@ def _judge_flips(
     assert again.categories is not None
     unexplained = int((reference.categories != again.categories)[:, impure].sum())
     routing = reference.categories if means.rerun is not None else again.categories
-    # In fp32 the gap decides: there is no rounding to be excused.
-    seen = means.look(item, routing) if means.look is not None and gate.near_tie > NEAR_TIE else None
+    # In fp32 the gap decides: there is no rounding to be excused. In int8 nothing needs an excuse.
+    rounds = NEAR_TIE < gate.near_tie < math.inf
+    seen = means.look(item, routing) if means.look is not None and rounds else None
     unexcused, surest, limit = _surest(row, reference, again, impure, gate, seen)
     row.injected, row.judged = measure(reference.sr, again.sr), (reference.sr, again.sr)
     near = seen is None or seen.tokens_db >= gate.psnr
     row.passed = surest < limit and near and row.injected.within(gate)
     if row.passed and seen is not None:
         row.reason = f"{unexplained} rounded choices, {unexcused} near ties; equal once injected"
-    elif row.passed:
+    elif row.passed and math.isfinite(limit):
         row.reason = f"{unexplained} near ties (gap below {limit:g}) regrouped tokens; equal once injected"
+    elif row.passed:
+        row.reason = f"{sum(row.flips) / differs.size:.1%} of the categories flipped, the surest by {surest:.1e}"
     elif surest >= limit:
         row.reason = f"a category flipped although the reference was sure of it by {surest:.1e}"
     elif not near:
@@ -299,8 +309,8 @@ def compare_columns(
         if item.hr is not None and min(item.hr.shape[:2]) > 2 * scale:
             pictures = (reference[item.name].sr, other[item.name].sr)
             # Where near ties were accepted, the pictures of the same routing are the ones to judge.
-            pictures = row.judged if row.passed and row.judged is not None else pictures
-            first, second = (psnr_y(to_uint8(sr), item.hr, scale) for sr in pictures)
+            same = None if gate.flips_count or not row.passed else row.judged
+            first, second = (psnr_y(to_uint8(sr), item.hr, scale) for sr in same or pictures)
             row.task = (first, second)
             changes.append(0.0 if first == second else second - first)
         pair.rows.append(row)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -89,8 +90,8 @@ def split_sum(model: onnx.ModelProto) -> None:
 class Halver:
     """Turns one model."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
+    def __init__(self, model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
+        self.model, self.keep = model, frozenset(keep)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         infos = [*inferred.value_info, *inferred.input, *inferred.output]
         self.values = {init.name: init for init in model.graph.initializer}
@@ -116,7 +117,7 @@ class Halver:
     def choose(self) -> set[int]:
         """The `id` of every node that is to be half."""
         nodes = list(self.model.graph.node)
-        half = {id(node) for node in nodes if computes_half(node)}
+        half = {id(node) for node in nodes if computes_half(node) and node.name not in self.keep}
         movers = [node for node in nodes if node.op_type in MOVES and self.data(node)]
         changed = True
         while changed:
@@ -194,13 +195,15 @@ def _cast(source: str, target: str, kind: int) -> NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{path}/{target.rpartition('/')[2]}/Cast", to=kind)
 
 
-def write_half(model: onnx.ModelProto) -> onnx.ModelProto:
+def write_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of *model*, as the exporter of the flavours `portable` and `tensorrt` names its nodes, in fp16.
+
+    Nodes whose names are in *keep* stay fp32 too.
 
     Raises ExportError for a graph that the pass does not know, and for weights beyond the range of fp16.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     split_sum(copy)
-    Halver(copy).run()
+    Halver(copy, keep).run()
     return copy

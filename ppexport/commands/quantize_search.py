@@ -1,0 +1,137 @@
+"""`ppexport quantize-search`: which layers to put in int8."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
+from ppexport.console import emit_json, people, progress_bars, stages, table
+from ppexport.errors import InputError, require
+
+EXAMPLE = "Example: ppexport quantize-search pp_atd_light_x2 --images photographs -o search_x2"
+
+
+def quantize_search(
+    model: Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")] = None,
+    images: Annotated[Path, typer.Option(help="folder of HR photographs; not those of an evaluation set")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the search and of the artefact it finds")] = Path(
+        "search"
+    ),
+    calibration: Annotated[
+        Path | None, typer.Option(help="file that `calibrate` wrote; made from the pictures if left out")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="what is timed: onnxruntime or openvino, on this machine's CPU")] = (
+        "onnxruntime"
+    ),
+    precision: Annotated[str, typer.Option(help="of the artefact: int8, or mixed (int8 and fp16)")] = "int8",
+    budget: Annotated[float, typer.Option(min=0, help="PSNR-Y in dB that the placement may cost on the crops")] = 0.05,
+    crops: Annotated[int, typer.Option(min=2, max=4096, help="crops to measure PSNR-Y on")] = 32,
+    size: Annotated[str, typer.Option(help="LR size HxW of a crop, and of the timed runs")] = "32x32",
+    rounds: Annotated[int, typer.Option(min=3, help="rounds in which a placement and fp32 take turns")] = 15,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the timed runs")] = 2,
+    checkpoint: Checkpoint = None,
+    arch: Arch = None,
+    scale: Scale = None,
+    json: Json = None,
+) -> None:
+    """Search for the layers whose int8 saves time or size and keeps the picture, and export what is found.
+
+    Measures every group of layers alone and then together, in dB of PSNR-Y on crops of the pictures and in time on the
+    runtime. Writes OUT/pareto.md, pareto.png, search.json, recipe.yaml (for `export --recipe`) and OUT/artifact. The
+    same command goes on with a search that was interrupted. The pictures choose: evaluate on others.
+    """
+    from ppexport.artifact import MANIFEST, read_artifact
+    from ppexport.exporting import check_choice
+    from ppexport.exporting import export as run_export
+    from ppexport.memory import return_large_blocks
+    from ppexport.networks.load import card_of
+    from ppexport.quantize.build import check_calibration
+    from ppexport.quantize.calibration import load_calibration
+    from ppexport.quantize.collect import calibrate as run_calibrate
+    from ppexport.quantize.collect import fp32_artifact
+    from ppexport.quantize.pictures import LEAST_CROPS, cut_crops, read_sources, warnings_about
+    from ppexport.quantize.recipe import Recipe, write_recipe
+    from ppexport.quantize.runtimes import RUNTIMES
+    from ppexport.quantize.search import Search, Wish, run_search
+    from ppexport.quantize.search_report import COLUMNS, PICTURE, TABLE, markdown, plot, rows, to_dict
+
+    require("matplotlib", "quantize")
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, ("int8", "mixed"))
+    return_large_blocks()
+    console = people(json)
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder")
+    sources = read_sources(images)
+    network = load(model, checkpoint, arch, scale)
+    card = card_of(network)
+    measured = None if calibration is None else load_calibration(calibration)
+    if measured is not None:
+        check_calibration(measured, card)
+    out.mkdir(exist_ok=True)
+    folder = out / "fp32"
+    wanted = parse_size(size)
+    with stages("search") as step:
+        step("exporting fp32")
+        fresh = not (folder / MANIFEST).is_file() or read_artifact(folder).size != wanted
+        if fresh or read_artifact(folder).manifest.card_sha256 != card.hash():
+            shutil.rmtree(folder, ignore_errors=True)
+            fp32_artifact(network, wanted, folder)
+    artifact = read_artifact(folder)
+    with progress_bars() as progress:
+        cut = cut_crops(sources, artifact.size, artifact.scale, crops, "search")
+        for warning in warnings_about(images, sources, cut):
+            console.print(f"warning: {warning}")
+        if measured is None:
+            path = out / "calibration.npz"
+            if not path.is_file():
+                own = cut_crops(sources, artifact.size, artifact.scale, max(crops, LEAST_CROPS))
+                said = warnings_about(images, sources, own)
+                run_calibrate(
+                    artifact, sources, own, said, path, lambda done, total: progress("calibration", done, total)
+                )
+            measured, calibration = load_calibration(path), path
+            check_calibration(measured, card)
+        search = Search(artifact, measured, cut, Wish(runtime, threads, rounds, budget), out)
+        outcome = run_search(search, progress)
+    chosen = outcome.chosen
+    about = [
+        f"{card.name} x{card.scale}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} crops of "
+        f"{wanted[1]}x{wanted[0]} LR pixels from {len(sources)} pictures; time on {runtime}, {threads} threads, "
+        f"{rounds} rounds in turns with fp32, median and bootstrap interval of 95 %."
+    ]
+    (out / TABLE).write_text(markdown(outcome, about), encoding="utf-8")
+    plot(out / PICTURE, outcome, f"{card.name}: int8 on {runtime}")
+    recipe = Recipe(
+        groups=chosen.groups,
+        calibrator=chosen.calibrator,
+        measured={
+            "psnr_y_change_db": round(chosen.change, 4),
+            "standard_error_db": round(chosen.error, 4),
+            "crops": len(cut),
+            "runtime": runtime,
+            "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
+            "reason": outcome.reason,
+        },
+    )
+    write_recipe(out / "recipe.yaml", recipe)
+    with stages("search") as step:
+        assert calibration is not None
+        run_export(
+            network,
+            backend="onnx",
+            size=card.default_size,
+            out=out / "artifact",
+            precision=precision,
+            calibration=calibration,
+            recipe=out / "recipe.yaml",
+            step=step,
+        )
+    console.print(table(about[0], COLUMNS, rows(outcome)))
+    emit_json(json, {"model": card.name, "runtime": runtime, **to_dict(outcome)})
+    console.print(f"chosen: {', '.join(chosen.groups)} ({chosen.calibrator}), {outcome.reason}")
+    console.print(f"{out / TABLE}, {out / PICTURE}, {out / 'recipe.yaml'}, {out / 'artifact'}")

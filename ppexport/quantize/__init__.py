@@ -1,0 +1,1 @@
+"""Calibration, and fp16 and int8 graphs made with it."""

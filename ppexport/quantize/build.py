@@ -1,0 +1,142 @@
+"""Twin -> model.onnx in fp16, int8 or both, by a calibration; for ONNX Runtime, TensorRT and OpenVINO alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from ppexport.backends.onnx.build import (
+    MODEL,
+    Shape,
+    Step,
+    check_lint,
+    finish,
+    graph_inputs,
+    metadata,
+    self_check,
+    simplified,
+)
+from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.tensorrt.build import half_check
+from ppexport.backends.tensorrt.half import write_half
+from ppexport.cards import Card
+from ppexport.errors import ExportError, InputError
+from ppexport.metrics import psnr
+from ppexport.quantize.audit import Finding, audit
+from ppexport.quantize.calibration import Calibration
+from ppexport.quantize.qdq import int8_nodes, write_int8
+from ppexport.quantize.recipe import Recipe
+from ppexport.twin.build import StaticTwin
+
+CALIBRATED = ("fp16", "int8", "mixed")
+"""Precisions that a calibration is needed for; mixed is int8 by the recipe, and fp16 where the audit allows it."""
+LEAST_DB = 25.0
+"""Least PSNR of an int8 file against the fp32 one on the example, with equal routing: below, it is broken."""
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """A calibration and what is to be made of it."""
+
+    precision: str
+    calibration: Calibration
+    recipe: Recipe
+
+
+def check_calibration(calibration: Calibration, card: Card) -> None:
+    """Raise InputError unless *calibration* was measured on the network of *card*."""
+    about = calibration.about
+    assert card.weights is not None
+    options = card.options.model_dump() if card.options else {}
+    if about.weights_sha256 != card.weights.sha256 or about.options != options or about.scale != card.scale:
+        raise InputError(
+            f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
+            f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"
+        )
+
+
+def quantised(model: onnx.ModelProto, wish: Quantisation) -> tuple[onnx.ModelProto, list[Finding]]:
+    """*model* in the wished precision, and what the audit of fp16 kept in fp32."""
+    findings: list[Finding] = []
+    result = model
+    if wish.precision != "fp16":
+        result = write_int8(model, wish.calibration, wish.recipe)
+    if wish.precision != "int8":
+        findings = audit(model, wish.calibration)
+        result = write_half(result, keep=int8_nodes(result) | {f.node for f in findings})
+    return result, findings
+
+
+def int8_check(single: Path, target: Path, twin: StaticTwin, shape: Shape) -> None:
+    """Raise ExportError unless the file *target* makes about the picture of *single*, as an int8 file should."""
+    with torch.no_grad():
+        inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
+    reference = DebugModel(single).run(inputs)
+    result = RoundedModel(target).run(inputs, reference.categories)
+    decibel = psnr(reference.sr, result.sr, 1.0)
+    same = result.impure_tokens == reference.impure_tokens and np.isfinite(result.sr).all()
+    if decibel < LEAST_DB or not same:
+        raise ExportError(
+            f"in int8 the graph is far from fp32 ({decibel:.1f} dB): calibrate on other pictures, or on more"
+        )
+
+
+def facts(wish: Quantisation, model: onnx.ModelProto, findings: list[Finding]) -> dict[str, Any]:
+    """What the manifest says of *model*, quantised as *wish* has it."""
+    about = wish.calibration.about
+    said: dict[str, Any] = {
+        "calibration_sha256": wish.calibration.sha256,
+        "crops": about.crops,
+        "images": about.images,
+        "images_sha256": about.images_sha256,
+        "warnings": about.warnings,
+    }
+    if wish.precision != "fp16":
+        counts = Counter(node.op_type for node in model.graph.node)
+        said["int8"] = {
+            "groups": list(wish.recipe.groups),
+            "calibrator": wish.recipe.calibrator,
+            "percentile": wish.recipe.percentile,
+            "layers": len(int8_nodes(model)),
+            "quantize_nodes": counts["QuantizeLinear"],
+        }
+    if wish.precision != "int8":
+        said["kept_fp32"] = {f.node: f"{f.tensor} {f.reason}" for f in findings}
+        said["onnxruntime_cpu"] = "fp16 weights: its CPU kernels compute in fp32"
+    return said
+
+
+def build_quantised(
+    twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step, wish: Quantisation
+) -> tuple[str, dict[str, Any]]:
+    """Write `model.onnx` into *folder*; its name, and what the manifest says of it. *keep* receives the stages.
+
+    Raises InputError where the calibration lacks a tensor of this graph, ExportError when a stage or a check fails.
+    """
+    scratch = keep or folder
+    single, target = scratch / "3-fp32.onnx", folder / MODEL
+    model = simplified(twin, shape, scratch, keep is not None, step)
+    step(f"writing {wish.precision}")
+    result, findings = quantised(model, wish)
+    step("checking")
+    about = metadata(twin, card, shape)
+    finish(model, single, about, card.name)
+    step("comparing with the twin")
+    self_check(single, twin, shape)
+    finish(result, target, about, card.name)
+    step(f"comparing {wish.precision} with fp32")
+    if wish.precision == "fp16":
+        half_check(single, target, twin, shape)
+    else:
+        int8_check(single, target, twin, shape)
+    check_lint(target, twin.flavour)
+    if keep is None:
+        single.unlink(missing_ok=True)
+    return MODEL, facts(wish, result, findings)

@@ -1,0 +1,143 @@
+"""Runs crops through an fp32 artefact and records its tensors; a run that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import nn
+
+from ppexport.artifact import Artifact, read_artifact
+from ppexport.backends.base import Prepared, feeds
+from ppexport.backends.onnx.session import make_frugal_session
+from ppexport.errors import InputError
+from ppexport.exporting import export, installed_versions
+from ppexport.files import atomic_path
+from ppexport.networks.load import card_of
+from ppexport.quantize.calibration import About, Calibration, load_arrays, save_calibration, summarise
+from ppexport.quantize.groups import quantisable
+from ppexport.quantize.histogram import Histograms
+from ppexport.quantize.pictures import Crop, Source
+from ppexport.quantize.tensors import Recorded, find_tensors, showing, sources_of
+
+Progress = Callable[[int, int], None]
+PACKAGES = ("ppexport", "onnxruntime", "onnx", "numpy")
+
+
+def images_hash(sources: Sequence[Source]) -> str:
+    """SHA-256 of the sorted pixel hashes: of the pictures, whatever their names and order."""
+    return hashlib.sha256("\n".join(sorted(s.sha256 for s in sources)).encode()).hexdigest()
+
+
+def check_artifact(artifact: Artifact) -> None:
+    """Raise InputError unless *artifact* is one to calibrate: portable ONNX in fp32 at full capacity."""
+    m = artifact.manifest
+    if m.precision != "fp32":
+        raise InputError(
+            f"{artifact.path} is quantised already ({m.precision}): calibrate the model, or its fp32 artefact"
+        )
+    if m.backend != "onnx" or m.flavour != "portable":
+        raise InputError(f"{artifact.path} is {m.backend}, flavour {m.flavour}: calibrate the model, or portable ONNX")
+    if len(m.capacities) > 1 or m.capacities[-1] != m.tokens or m.mask == "input":
+        raise InputError(f"{artifact.path} is a capacity set or takes its mask from outside: calibrate the model")
+
+
+class State:
+    """What a run has recorded so far, in a file beside the result, replaced after every crop."""
+
+    def __init__(self, path: Path, key: str, tensors: int) -> None:
+        self.path, self.key = path, key
+        self.done = 0
+        self.histograms = Histograms.empty(tensors)
+        if path.is_file():
+            arrays = load_arrays(path, "the state of a calibration run")
+            if str(arrays.get("key")) == key and arrays["counts"].shape == self.histograms.counts.shape:
+                self.done = int(arrays["done"])
+                self.histograms = Histograms(arrays["counts"], arrays["exponents"], arrays["figures"])
+
+    def save(self) -> None:
+        """Put the state in place of the last one."""
+        arrays = {"key": np.array(self.key), "done": np.array(self.done), **self.histograms.to_arrays()}
+        with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+
+def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:
+    """Run the crops that *state* lacks, and save it after each."""
+    model = onnx.load(artifact.model_file)
+    shown = [(names, make_frugal_session(showing(model, names).SerializeToString(), "the calibrated graph"))
+             for names in recorded.chunks]  # fmt: skip
+    row = {name: i for i, name in enumerate(recorded.names)}
+    progress(state.done, len(crops))
+    for crop in crops[state.done :]:
+        inputs = feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
+        for names, session in shown:
+            computed = [name for name in names if name not in inputs]
+            values = {**inputs, **dict(zip(computed, session.run(computed, inputs), strict=True))}
+            for name in names:
+                state.histograms.add(row[name], values[name])
+            del values
+        state.done += 1
+        state.save()
+        progress(state.done, len(crops))
+
+
+def check_finite(recorded: Recorded, histograms: Histograms) -> None:
+    """Raise InputError naming the first tensor that held NaN or infinity: such a model cannot be calibrated."""
+    for name, count in zip(recorded.names, histograms.figures[:, 6], strict=True):
+        if count:
+            raise InputError(f"tensor {name!r} held {int(count)} numbers that are not finite: the weights are damaged")
+
+
+def calibrate(
+    artifact: Artifact,
+    sources: Sequence[Source],
+    crops: Sequence[Crop],
+    warnings: list[str],
+    out: Path,
+    progress: Progress = lambda done, total: None,
+) -> Calibration:
+    """Record the tensors of *artifact* on *crops* and write the calibration file *out*.
+
+    `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError.
+    """
+    check_artifact(artifact)
+    recorded = find_tensors(artifact.model_file)
+    m = artifact.manifest
+    listed = sorted({s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources}.values(), key=lambda i: i["name"])
+    named = [m.weights, m.options, m.size, [c.name for c in crops], images_hash(sources), recorded.names]
+    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    state = State(out.with_name(f"{out.name}.partial"), key, len(recorded.names))
+    record(artifact, recorded, crops, state, progress)
+    check_finite(recorded, state.histograms)
+    about = About(
+        name=m.name,
+        weights_sha256=m.weights["sha256"],
+        options=m.options,
+        scale=m.scale,
+        size=list(m.size),
+        crops=len(crops),
+        images=listed,
+        images_sha256=images_hash(sources),
+        warnings=warnings,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=installed_versions(PACKAGES),
+    )
+    model = onnx.load(artifact.model_file)
+    ends = [t for node in quantisable(model) for t in (node.input[0], node.output[0])]
+    keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
+    calibration = summarise(about, recorded.names, state.histograms, keep)
+    save_calibration(out, calibration)
+    state.path.unlink(missing_ok=True)
+    return calibration
+
+
+def fp32_artifact(network: nn.Module, size: tuple[int, int] | None, out: Path) -> Artifact:
+    """The portable fp32 artefact of *network* for LR *size*, its card's default if None, made in *out*."""
+    export(network, backend="onnx", size=size or card_of(network).default_size, out=out)
+    return read_artifact(out)

@@ -1,0 +1,280 @@
+"""Calibration and the files made with it, on a network of two layers that holds every operator of the large ones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import photo
+from onnx import TensorProto, numpy_helper
+from shared import FREE_IMAGES
+from tensorrt_models import random_network, shorten
+
+import ppexport
+from ppexport.artifact import Artifact, read_artifact
+from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.onnx.session import load
+from ppexport.errors import InputError
+from ppexport.metrics import psnr
+from ppexport.networks.load import card_of
+from ppexport.quantize import collect
+from ppexport.quantize.audit import audit
+from ppexport.quantize.build import Quantisation, check_calibration, quantised
+from ppexport.quantize.calibration import Calibration, load_calibration
+from ppexport.quantize.collect import calibrate, check_artifact
+from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable
+from ppexport.quantize.histogram import COLUMNS, sampled
+from ppexport.quantize.pictures import cut_crops, read_sources
+from ppexport.quantize.qdq import int8_nodes, write_int8
+from ppexport.quantize.ranges import CALIBRATORS, find_range
+from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
+from ppexport.quantize.tensors import find_tensors
+
+SIZE = (16, 32)
+QKV = "/layers.0/residual_group/layers.0/wqkv/Gemm"
+TOKENS = "/layers.0/residual_group/layers.1/output/Add_output_0"
+
+
+@dataclass
+class Small:
+    network: object
+    artifact: Artifact
+    calibration: Calibration
+    path: Path
+    model: onnx.ModelProto
+
+
+def crops_and_sources(count=4):
+    sources = read_sources(FREE_IMAGES)
+    return sources, cut_crops(sources, SIZE, 2, count)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantize")
+    network = shorten(random_network("pp_atd_light", 2))
+    artifact = read_artifact(ppexport.export(network, backend="onnx", size=SIZE, out=folder / "fp32"))
+    sources, crops = crops_and_sources()
+    calibrate(artifact, sources, crops, ["a warning"], folder / "c.npz")
+    return Small(
+        network, artifact, load_calibration(folder / "c.npz"), folder / "c.npz", onnx.load(artifact.model_file)
+    )
+
+
+def lr_of(name="coffee.png"):
+    return np.ascontiguousarray((photo(*SIZE, name=name) / np.float32(255)).transpose(2, 0, 1)[None])
+
+
+def test_ranges_are_those_of_the_tensors(small):
+    _, crops = crops_and_sources()
+    names = [TOKENS, f"{QKV}_output_0"]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(small.model)
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
+    session = load(copy.SerializeToString(), "test")
+    values = [session.run(names, {"lr": crop.lr}) for crop in crops]
+    for i, name in enumerate(names):
+        every = np.concatenate([v[i].reshape(-1) for v in values])
+        assert small.calibration.figure(name, "low") == pytest.approx(every.min(), rel=1e-5)
+        assert small.calibration.figure(name, "high") == pytest.approx(every.max(), rel=1e-5)
+        assert small.calibration.figure(name, "count") == sum(sampled(v[i].reshape(-1)).size for v in values)
+    assert small.calibration.figure("lr", "high") <= 1
+    about = small.calibration.about
+    assert (about.crops, about.size, about.warnings, len(about.images)) == (4, list(SIZE), ["a warning"], 5)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_figures(small, tmp_path, monkeypatch):
+    sources, crops = crops_and_sources()
+    saves = []
+    plain = collect.State.save
+
+    def killed(state):
+        plain(state)
+        saves.append(state.done)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect.State, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(small.artifact, sources, crops, [], tmp_path / "c.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz.partial"]
+    calibrate(small.artifact, sources, crops, [], tmp_path / "c.npz")
+    assert saves == [1, 2, 3, 4]
+    again = load_calibration(tmp_path / "c.npz")
+    assert np.array_equal(again.histograms.counts, small.calibration.histograms.counts)
+    assert np.array_equal(again.figures, small.calibration.figures)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
+    sources, crops = crops_and_sources(2)
+    other = collect.State(tmp_path / "c.npz.partial", "of another run", len(small.calibration.names))
+    other.done = 2
+    other.save()
+    assert calibrate(small.artifact, sources, crops, [], tmp_path / "c.npz").figure("lr", "count") > 0
+
+
+def test_nothing_routed_is_quantised(small):
+    assert {group_of(node.name) for node in quantisable(small.model)} == {*GROUPS, ROUTING}
+    model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
+    for name in int8_nodes(model):
+        assert group_of(name) in GROUPS
+    ops = {n.op_type for n in model.graph.node if "attn_atd" in n.name or "router" in n.name or "pure_pass" in n.name}
+    assert not ops & {"QuantizeLinear", "DequantizeLinear"}
+    with pytest.raises(InputError, match="similarity chooses the categories and stays in float"):
+        check_groups(["qkv", "similarity"])
+    with pytest.raises(InputError, match="'nonsense' is no group"):
+        check_groups(["nonsense"])
+
+
+def test_the_int8_file_has_symmetric_activations_and_a_scale_per_channel(small):
+    model = write_int8(small.model, small.calibration, Recipe(calibrator="max"), ["qkv", "ffn_depthwise"])
+    stored = {v.name: numpy_helper.to_array(v) for v in model.graph.initializer}
+    weight = stored["layers.0.residual_group.layers.0.wqkv.weight_quantized"]
+    scale = stored["layers.0.residual_group.layers.0.wqkv.weight_scale"]
+    before = {v.name: numpy_helper.to_array(v) for v in small.model.graph.initializer}
+    original = before["layers.0.residual_group.layers.0.wqkv.weight"].T
+    assert weight.dtype == np.int8
+    assert scale.shape == (144,)
+    assert np.abs(weight * scale - original).max() <= scale.max() / 2 * 1.01
+    norm = "/layers.0/residual_group/layers.0/norm1/LayerNormalization_output_0"
+    assert stored[f"{norm}_scale"] == pytest.approx(small.calibration.largest(norm) / 127, rel=0.01)
+    assert not model.graph.value_info
+    assert model.opset_import[0].version == 17
+    assert len(model.SerializeToString()) < len(small.model.SerializeToString()) + 20_000
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_calibrators_stay_below_the_largest(small, calibrator):
+    for name in small.calibration.kept[:6]:
+        limit = find_range(small.calibration, name, calibrator)
+        assert 0 < limit <= small.calibration.largest(name)
+
+
+def test_the_percentile_calibrator_cuts_what_is_rare(small):
+    name = f"{QKV}_output_0".replace("wqkv/Gemm", "norm1/LayerNormalization")
+    assert find_range(small.calibration, name, "percentile", 90.0) < 0.8 * small.calibration.largest(name)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "mixed"])
+def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_path):
+    model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+    onnx.checker.check_model(model, full_check=True)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    lr = lr_of()
+    reference = DebugModel(small.artifact.model_file).run({"lr": lr})
+    rounded = RoundedModel(path).run({"lr": lr}, reference.categories)
+    assert psnr(reference.sr, rounded.sr, 1.0) > (60 if precision == "fp16" else 35)
+    assert np.array_equal(reference.labels, rounded.labels)
+    assert np.array_equal(reference.pure, rounded.pure)
+    types = Counter(v.data_type for v in model.graph.initializer)
+    assert (types[TensorProto.INT8] > 0) == (precision != "fp16")
+    assert (types[TensorProto.FLOAT16] > 0) == (precision != "int8")
+
+
+def test_one_int8_file_for_three_runtimes(small):
+    model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
+    lr = lr_of()
+    picture = load(model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
+    fp32 = load(small.model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
+    assert psnr(fp32, picture, 1.0) > 35
+    runs = 0
+    if pytest.importorskip("openvino"):
+        from ppexport.quantize.runtimes import open_in
+
+        run = open_in("openvino", model.SerializeToString(), 2)
+        assert psnr(picture, run({"lr": lr}), 1.0) > 35
+        runs += 1
+    assert runs
+
+
+def test_tensorrt_parses_what_every_precision_writes(small):
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
+    for precision in ("fp16", "int8", "mixed"):
+        model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+        logger = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse(model.SerializeToString()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        kinds = Counter(network.get_layer(i).type for i in range(network.num_layers))
+        assert (kinds[trt.LayerType.QUANTIZE] > 0) == (precision != "fp16")
+
+
+def test_the_audit_keeps_what_fp16_cannot_hold(small):
+    assert audit(small.model, small.calibration) == []
+    figures = small.calibration.figures.copy()
+    row = small.calibration.row(f"{QKV}_output_0")
+    figures[row, COLUMNS.index("high")] = 9000
+    first = audit(small.model, replace(small.calibration, figures=figures))
+    assert QKV in {f.node for f in first}
+    assert "reaches 9000, fp16 ends at 65504" in first[0].reason
+    figures = small.calibration.figures.copy()
+    figures[row, COLUMNS.index("half_error")] = figures[row, COLUMNS.index("power")] / 1e5
+    lossy = replace(small.calibration, figures=figures)
+    assert "keeps 50.0 dB in fp16" in audit(small.model, lossy)[0].reason
+    model, findings = quantised(small.model, Quantisation("fp16", lossy, Recipe()))
+    kept = {f.node for f in findings}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
+    made = {n.name: n.output[0] for n in model.graph.node}
+    assert QKV in kept
+    assert all(types[made[name]] == TensorProto.FLOAT for name in kept if name in made)
+
+
+def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
+    out = ppexport.export(
+        small.network, backend="onnx", size=SIZE, out=tmp_path / "a", precision="int8", calibration=small.path
+    )
+    runner = ppexport.open_artifact(out)
+    manifest = runner.artifact.manifest
+    said = manifest.engine["quantisation"]
+    assert manifest.precision == "int8"
+    assert said["calibration_sha256"] == small.calibration.sha256
+    assert [i["name"] for i in said["images"]] == sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
+    assert said["warnings"] == ["a warning"]
+    assert np.isfinite(runner(lr_of()).sr).all()
+    with pytest.raises(InputError, match="is quantised already"):
+        check_artifact(runner.artifact)
+    with pytest.raises(InputError, match="is quantised already"):
+        find_tensors(runner.artifact.model_file)
+
+
+def test_a_calibration_of_another_model_is_refused(small):
+    card = card_of(ppexport.load_network("pp_atd_light_x2"))
+    with pytest.raises(InputError, match="was measured on other weights or options"):
+        check_calibration(small.calibration, card)
+    with pytest.raises(InputError, match="has no tensor 'nonsense'"):
+        small.calibration.row("nonsense")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"x" * 100])
+def test_damaged_calibrations(content, tmp_path):
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(InputError, match="is not a calibration file"):
+        load_calibration(tmp_path / "c.npz")
+
+
+def test_pickled_and_foreign_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", about=np.array([{"a": 1}], dtype=object))
+    np.savez(tmp_path / "b.npz", about=np.frombuffer(json.dumps({"format": "other"}).encode(), np.uint8))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(InputError, match="is not a calibration file"):
+            load_calibration(tmp_path / name)
+
+
+def test_recipes_come_back_and_bad_ones_are_refused(tmp_path):
+    recipe = Recipe(groups=("ffn_in", "qkv"), calibrator="entropy", measured={"crops": 3})
+    write_recipe(tmp_path / "r.yaml", recipe)
+    assert read_recipe(tmp_path / "r.yaml").groups == ("qkv", "ffn_in")
+    for text in ("groups: [similarity]", "groups: [x]", "calibrator: best", "]", "nonsense: 1", "3"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"bad\.yaml is not a"):
+            read_recipe(tmp_path / "bad.yaml")

@@ -1,0 +1,75 @@
+"""Pictures to calibrate on: crops that repeat, and warnings where they are poor ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from shared import FREE_IMAGES, evaluation_pairs
+
+from ppexport.errors import ImageError, InputError
+from ppexport.quantize.pictures import cut_crops, known_evaluation_pictures, read_sources, warnings_about
+
+
+def said_of(folder, crops=32, scale=2) -> str:
+    sources = read_sources(folder)
+    return " | ".join(warnings_about(folder, sources, cut_crops(sources, (32, 32), scale, crops)))
+
+
+def save(folder, name, pixels):
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / name)
+
+
+def test_the_bundled_photographs_raise_no_warning():
+    assert said_of(FREE_IMAGES) == ""
+
+
+def test_crops_repeat_and_differ_by_purpose():
+    sources = read_sources(FREE_IMAGES)
+    first, again = (cut_crops(sources, (16, 24), 2, 12) for _ in range(2))
+    assert [c.name for c in first] == [c.name for c in again]
+    assert len({c.name for c in first}) == 12
+    assert {c.name.split("+")[0] for c in first[:5]} == {s.name for s in sources}
+    assert all(c.lr.shape == (1, 3, 16, 24) and c.hr.shape == (32, 48, 3) for c in first)
+    assert [c.name for c in cut_crops(sources, (16, 24), 2, 12, "search")] != [c.name for c in first]
+
+
+def test_evaluation_sets_are_known_by_their_pixels_and_by_their_folder(tmp_path):
+    pairs = evaluation_pairs("set5", 2)
+    for number, (hr, _) in enumerate(pairs):
+        with Image.open(hr) as image:
+            image.convert("RGB").save(tmp_path / f"holiday_{number}.png")
+    assert "evaluation set (Set5)" in said_of(tmp_path)
+    assert len(known_evaluation_pictures()) > 30
+
+
+@pytest.mark.parametrize("name", ["Set14", "urban100", "B100", "BSDS100", "Set5_HR", "DIV2K_valid_HR"])
+def test_evaluation_sets_are_known_by_the_name_of_their_folder(name, tmp_path):
+    (tmp_path / name).mkdir()
+    for photo in FREE_IMAGES.glob("*.png"):
+        (tmp_path / name / photo.name).write_bytes(photo.read_bytes())
+    assert f"evaluation set ({name})" in said_of(tmp_path / name)
+
+
+def test_too_few_all_alike_narrow_and_grey(tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(100, 120, (200, 200, 1), np.uint8).repeat(3, axis=2)
+    for number in range(3):
+        save(tmp_path / "one", f"{number}.png", grey)
+    said = said_of(tmp_path / "one", crops=8)
+    for expected in ("only 1 different pictures", "only 8 crops", "look alike", "98 % lie between", "are grey"):
+        assert expected in said
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        read_sources(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no PNG, JPEG or WebP pictures"):
+        read_sources(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        read_sources(tmp_path)
+    save(tmp_path / "small", "a.png", np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(InputError, match="none of the 1 pictures is as large as a crop, 64x64 pixels"):
+        cut_crops(read_sources(tmp_path / "small"), (32, 32), 2, 4)

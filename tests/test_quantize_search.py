@@ -1,0 +1,151 @@
+"""The search: what it chooses, that it goes on after a kill, and what it writes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shared import FREE_IMAGES
+from tensorrt_models import random_network, shorten
+
+import ppexport
+from ppexport.artifact import read_artifact
+from ppexport.errors import InputError
+from ppexport.metrics import psnr_y
+from ppexport.picture import to_uint8
+from ppexport.quantize.calibration import load_calibration
+from ppexport.quantize.collect import calibrate
+from ppexport.quantize.groups import GROUPS, ROUTING
+from ppexport.quantize.pictures import cut_crops, read_sources
+from ppexport.quantize.qdq import write_int8
+from ppexport.quantize.recipe import Recipe
+from ppexport.quantize.runtimes import Ratio, compare_times, open_in
+from ppexport.quantize.search import Search, Trial, Wish, choose, order_of, pareto, run_search
+from ppexport.quantize.search_report import COLUMNS, markdown, plot, rows, to_dict
+
+SIZE = (16, 32)
+
+
+def trial(name="t", change=-0.01, time=0.9, size=3_000_000, groups=("qkv",), spread=0.01) -> Trial:
+    ratio = Ratio(time, time - spread, time + spread, 10.0)
+    return Trial(name, groups, "max", change, 0.001, change - 0.01, (1.0, 0.9), size, ratio)
+
+
+trials = st.lists(
+    st.builds(trial, st.text("ab", min_size=1), st.sampled_from([-0.2, -0.1, 0.0]), st.sampled_from([0.8, 1.0, 1.2]),
+              st.sampled_from([1, 2, 3])),
+    min_size=1,
+)  # fmt: skip
+
+
+@given(trials)
+def test_nothing_in_the_pareto_set_is_beaten_and_all_else_is(every):
+    def figures(t):
+        return (-t.change, t.time.median, t.bytes)
+
+    def beats(a, b):
+        return figures(a) != figures(b) and all(x <= y for x, y in zip(figures(a), figures(b), strict=True))
+
+    kept = pareto(every)
+    assert kept
+    assert not any(beats(other, t) for t in kept for other in every)
+    left = [t for t in every if not any(t is k for k in kept)]
+    assert all(any(beats(other, t) for other in every) for t in left)
+
+
+def test_the_fastest_within_the_budget_is_chosen_if_it_is_surely_faster():
+    fast, small = trial("fast", -0.04, 0.8), trial("small", -0.04, 0.95, 1_000_000, spread=0.2)
+    slow, costly = trial("slow", -0.01, 1.3, 2_000_000), trial("costly", -0.2, 0.5)
+    routing = trial("routing", 0.0, 0.1, 10, (ROUTING,))
+    assert choose([fast, small, slow, costly, routing], 0.05) == (fast, "the fastest within the budget")
+    chosen, reason = choose([small, slow, costly, routing], 0.05)
+    assert chosen is small
+    assert reason.startswith("none was surely faster than fp32")
+    with pytest.raises(InputError, match=r"no placement costs at most 0\.05 dB; the best, costly, costs 0\.200 dB"):
+        choose([costly, routing], 0.05)
+
+
+def test_groups_join_by_what_they_save_for_what_they_cost():
+    cheap, dear, useless = trial("a", -0.001, 0.9), trial("b", -0.1, 0.8), trial("c", -0.001, 1.2, 4_000_000)
+    assert order_of([useless, dear, cheap], 4_000_000) == [cheap, dear, useless]
+
+
+@pytest.fixture(scope="module")
+def search_in(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    network = shorten(random_network("pp_atd_light", 2))
+    artifact = read_artifact(ppexport.export(network, backend="onnx", size=SIZE, out=folder / "fp32"))
+    sources = read_sources(FREE_IMAGES)
+    calibrate(artifact, sources, cut_crops(sources, SIZE, 2, 3), [], folder / "c.npz")
+    crops = cut_crops(sources, SIZE, 2, 3, "search")
+
+    def make(out):
+        out.mkdir(exist_ok=True)
+        wish = Wish("onnxruntime", 2, 3, 100.0)
+        return Search(artifact, load_calibration(folder / "c.npz"), crops, wish, out)
+
+    return make
+
+
+def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_path, monkeypatch):
+    measured = []
+    plain = Search._measure
+
+    def counted(self, name, groups, calibrator):
+        measured.append(name)
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        return plain(self, name, groups, calibrator)
+
+    monkeypatch.setattr(Search, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(search_in(tmp_path), lambda what, done, total: None)
+    seen = []
+    outcome = run_search(search_in(tmp_path), lambda what, done, total: seen.append((done, total)))
+    # The one that was killed is the only one that began twice.
+    assert len(measured) == len(outcome.trials) + 1
+    assert seen[-1][0] == len(outcome.trials)
+    assert seen[-1][0] == seen[-1][1]
+    names = [t.name for t in outcome.trials]
+    assert f"{ROUTING} alone" in names
+    assert {f"{g} alone" for g in GROUPS} <= set(names)
+    assert outcome.chosen.placeable
+    assert all(len(t.agreement) == 2 and 0 <= min(t.agreement) <= 1 for t in outcome.trials)
+    table = markdown(outcome, ["about"])
+    assert table.count("\n|") == len(outcome.trials) + 3
+    assert all(len(row) == len(COLUMNS) for row in rows(outcome))
+    plot(tmp_path / "p.png", outcome, "title")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(to_dict(outcome)))["chosen"] == outcome.chosen.name
+
+
+def test_a_trial_says_what_its_file_does(search_in, tmp_path):
+    search = search_in(tmp_path)
+    found = search.measure("one", ["qkv"], "max")
+    model = write_int8(search.model, search.calibration, Recipe(calibrator="max"), ["qkv"])
+    assert found.bytes == model.ByteSize()
+    run = open_in("onnxruntime", model.SerializeToString(), 1)
+    base = open_in("onnxruntime", search.model.SerializeToString(), 1)
+    changes = [
+        psnr_y(to_uint8(run({"lr": c.lr})), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)
+        for c in search.crops
+    ]
+    assert found.change == pytest.approx(np.mean(changes), abs=0.02)
+
+
+def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(InputError, match=r"search\.json is damaged"):
+        search_in(tmp_path)
+    with pytest.raises(InputError, match="a runtime is one of onnxruntime, openvino"):
+        open_in("tensorrt", b"", 1)
+
+
+def test_times_are_compared_in_turns():
+    order = []
+    ratio = compare_times(lambda i: order.append("a"), lambda i: order.append("b"), {}, 3)
+    assert "".join(order[2:]) == "bbaaaabb" * 3
+    assert ratio.low <= ratio.median <= ratio.high
