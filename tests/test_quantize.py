@@ -145,6 +145,9 @@ def test_the_int8_file_has_symmetric_activations_and_a_scale_per_channel(small):
     assert np.abs(weight * scale - original).max() <= scale.max() / 2 * 1.01
     norm = "/layers.0/residual_group/layers.0/norm1/LayerNormalization_output_0"
     assert stored[f"{norm}_scale"] == pytest.approx(small.calibration.largest(norm) / 127, rel=0.01)
+    convolutions = {n.output[0] for n in model.graph.node if n.op_type == "Conv" and n.name in int8_nodes(model)}
+    assert convolutions
+    assert not convolutions & {n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     assert not model.graph.value_info
     assert model.opset_import[0].version == 17
     assert len(model.SerializeToString()) < len(small.model.SerializeToString()) + 20_000

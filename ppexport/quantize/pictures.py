@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from ppexport.bicubic import resize_bicubic
 from ppexport.errors import InputError
-from ppexport.evaluate import pictures_in
-from ppexport.images import read_image
+from ppexport.images import pictures_in, read_image
 from ppexport.picture import to_input, to_levels
 
 Pixels = NDArray[np.uint8]

@@ -157,7 +157,7 @@ def block_bars(data: dict[str, Any]) -> str:
             base += values
     plot.axes.set_xticks(range(len(blocks)), [f"block {b}" if b.isdigit() else b for b in blocks], fontsize=8)
     plot.axes.set_ylabel("ms")
-    plot.axes.legend(fontsize=7)
+    plot.figure.legend(loc="outside upper center", ncols=3, fontsize=7.5, frameon=False, labelcolor=TEXT)
     return plot.svg()
 
 
