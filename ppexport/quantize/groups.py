@@ -32,6 +32,9 @@ PATTERNS = {
 ROUTING = "similarity"
 GROUPS = tuple(name for name in PATTERNS if name != ROUTING)
 """The groups that may be placed."""
+DEFAULT_GROUPS = tuple(name for name in GROUPS if name != "body_conv")
+"""Without a recipe. The convolution behind all blocks reads the largest tokens: of x2 it alone costs 0.126 dB (standard
+error 0.022), no other group more than 0.001."""
 OPERATORS = ("Gemm", "MatMul", "Conv")
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ppexport.cards import first_error
 from ppexport.errors import InputError
 from ppexport.files import write_text
-from ppexport.quantize.groups import GROUPS, check_groups
+from ppexport.quantize.groups import DEFAULT_GROUPS, check_groups
 from ppexport.quantize.ranges import PERCENTILE, check_calibrator
 
 MAX_BYTES = 1 << 16
@@ -23,7 +23,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    groups: tuple[str, ...] = GROUPS
+    groups: tuple[str, ...] = DEFAULT_GROUPS
     calibrator: str = "percentile"
     percentile: float = PERCENTILE
     measured: dict[str, Any] = Field(default_factory=dict)

@@ -84,7 +84,9 @@ def plot(path: Path, outcome: Outcome, title: str) -> None:
             label="similarity, never placed",
         )
         line = sorted(best, key=value)
-        axes.plot([value(t) for t in line], [t.change for t in line], "o", color="tab:orange", label="Pareto set")
+        axes.plot(
+            [value(t) for t in line], [t.change for t in line], "o", color="tab:orange", zorder=4, label="Pareto set"
+        )
         axes.plot([fp32], [0], "s", color="black", label="fp32")
         chosen = outcome.chosen
         axes.plot(
