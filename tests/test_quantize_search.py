@@ -63,6 +63,8 @@ def test_the_fastest_within_the_budget_is_chosen_if_it_is_surely_faster():
     assert choose([fast, small, slow, costly, routing], 0.05) == (fast, "the fastest within the budget")
     chosen, reason = choose([small, slow, costly, routing], 0.05)
     assert chosen is small
+    better = trial("better", -0.02, 0.95, 1_000_000, spread=0.2)
+    assert choose([small, better, slow], 0.05)[0] is better
     assert reason.startswith("none was surely faster than fp32")
     with pytest.raises(InputError, match=r"no placement costs at most 0\.05 dB; the best, costly, costs 0\.200 dB"):
         choose([costly, routing], 0.05)

@@ -200,7 +200,8 @@ def choose(trials: Sequence[Trial], budget: float) -> tuple[Trial, str]:
     faster = [t for t in fitting if t.time.high < 1]
     if faster:
         return min(faster, key=lambda t: t.time.median), "the fastest within the budget"
-    return min(fitting, key=lambda t: (t.bytes, -t.change)), "none was surely faster than fp32, so the smallest within the budget"
+    smallest = min(fitting, key=lambda t: (t.bytes, -t.change))
+    return smallest, "none was surely faster than fp32, so the smallest within the budget"
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
