@@ -28,7 +28,7 @@ def open_in_onnxruntime(model: bytes, threads: int) -> Run:
 
 def open_in_openvino(model: bytes, threads: int) -> Run:
     """*model* in OpenVINO's CPU plugin, in fp32 but for what Q/DQ says."""
-    require("openvino", "peers")
+    require("openvino", "openvino")
     import openvino
 
     core = openvino.Core()
