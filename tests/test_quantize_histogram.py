@@ -51,6 +51,13 @@ def test_a_percentile_holds_its_share_and_little_more(parts, share):
     assert limit <= exact + 2 * width
 
 
+def test_zeros_that_come_first_do_not_widen_the_bins():
+    zeros, small = np.zeros(3, np.float32), np.full(2, 0.25, np.float32)
+    first, last = recorded([zeros, small]), recorded([small, zeros])
+    assert first.exponents[0] == last.exponents[0] == -1
+    assert np.array_equal(first.counts, last.counts)
+
+
 def test_widening_joins_pairs_around_zero():
     counts = np.zeros(BINS, np.int64)
     counts[[HALF - 2, HALF - 1, HALF, HALF + 1, 0, BINS - 1]] = [1, 2, 4, 8, 16, 32]

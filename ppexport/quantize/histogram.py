@@ -41,7 +41,8 @@ def sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def exponent_above(magnitude: float) -> int:
     """The smallest e with *magnitude* < 2 ** e."""
-    return max(math.frexp(magnitude)[1], LEAST_EXPONENT)
+    # frexp says 0 of zero, as it does of one half.
+    return max(math.frexp(magnitude)[1], LEAST_EXPONENT) if magnitude else LEAST_EXPONENT
 
 
 def widen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
