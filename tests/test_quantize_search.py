@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,8 +130,9 @@ def test_a_trial_says_what_its_file_does(search_in, tmp_path):
     found = search.measure("one", ["qkv"], "max")
     model = write_int8(search.model, search.calibration, Recipe(calibrator="max"), ["qkv"])
     assert found.bytes == model.ByteSize()
-    run = open_in("onnxruntime", model.SerializeToString(), 1)
-    base = open_in("onnxruntime", search.model.SerializeToString(), 1)
+    onnx.save(model, tmp_path / "int8.onnx")
+    run = open_in("onnxruntime", tmp_path / "int8.onnx", 1)
+    base = open_in("onnxruntime", search.artifact.model_file, 1)
     changes = [
         psnr_y(to_uint8(run({"lr": c.lr})), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)
         for c in search.crops
@@ -143,7 +145,7 @@ def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):
     with pytest.raises(InputError, match=r"search\.json is damaged"):
         search_in(tmp_path)
     with pytest.raises(InputError, match="a runtime is one of onnxruntime, openvino"):
-        open_in("tensorrt", b"", 1)
+        open_in("tensorrt", tmp_path / "none.onnx", 1)
 
 
 def test_times_are_compared_in_turns():

@@ -47,6 +47,7 @@ def quantize_search(
     from ppexport.artifact import MANIFEST, read_artifact
     from ppexport.exporting import check_choice
     from ppexport.exporting import export as run_export
+    from ppexport.files import write_text
     from ppexport.memory import return_large_blocks
     from ppexport.networks.load import card_of
     from ppexport.quantize.build import check_calibration
@@ -104,7 +105,7 @@ def quantize_search(
         f"{wanted[1]}x{wanted[0]} LR pixels from {len(sources)} pictures; time on {runtime}, {threads} threads, "
         f"{rounds} rounds in turns with fp32, median and bootstrap interval of 95 %."
     ]
-    (out / TABLE).write_text(markdown(outcome, about), encoding="utf-8")
+    write_text(out / TABLE, markdown(outcome, about))
     plot(out / PICTURE, outcome, f"{card.name}: int8 on {runtime}")
     recipe = Recipe(
         groups=chosen.groups,

@@ -36,12 +36,15 @@ class Gate:
     """Largest change of the mean PSNR-Y against ground truth, in dB."""
     near_tie: float = NEAR_TIE
     """Two categories closer than this may fall either way."""
-    flips_count: bool = False
-    """Whether PSNR-Y is judged with the flips the other one made, instead of with the reference's categories."""
+
+    @property
+    def flips_count(self) -> bool:
+        """Whether any flip is allowed; PSNR-Y is then judged with them, not with the reference's categories."""
+        return math.isinf(self.near_tie)
 
 
 TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
-INT8_GATE = Gate(psnr=0.0, task_change=0.10, near_tie=math.inf, flips_count=True)
+INT8_GATE = Gate(psnr=0.0, task_change=0.10, near_tie=math.inf)
 """Of int8 only the picture's quality is judged, flips and all: how far it is from fp32, and how many tokens chose
 another category, is reported."""
 ARTIFACT_GATES = {
@@ -257,7 +260,7 @@ def _judge_flips(
     unexplained = int((reference.categories != again.categories)[:, impure].sum())
     routing = reference.categories if means.rerun is not None else again.categories
     # In fp32 the gap decides: there is no rounding to be excused. In int8 nothing needs an excuse.
-    rounds = NEAR_TIE < gate.near_tie < math.inf
+    rounds = gate.near_tie > NEAR_TIE and not gate.flips_count
     seen = means.look(item, routing) if means.look is not None and rounds else None
     unexcused, surest, limit = _surest(row, reference, again, impure, gate, seen)
     row.injected, row.judged = measure(reference.sr, again.sr), (reference.sr, again.sr)
@@ -265,7 +268,7 @@ def _judge_flips(
     row.passed = surest < limit and near and row.injected.within(gate)
     if row.passed and seen is not None:
         row.reason = f"{unexplained} rounded choices, {unexcused} near ties; equal once injected"
-    elif row.passed and math.isfinite(limit):
+    elif row.passed and not gate.flips_count:
         row.reason = f"{unexplained} near ties (gap below {limit:g}) regrouped tokens; equal once injected"
     elif row.passed:
         row.reason = f"{sum(row.flips) / differs.size:.1%} of the categories flipped, the surest by {surest:.1e}"

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 
 from ppexport.backends.onnx.build import (
     MODEL,
@@ -17,18 +15,14 @@ from ppexport.backends.onnx.build import (
     Step,
     check_lint,
     finish,
-    graph_inputs,
     metadata,
     self_check,
     simplified,
 )
-from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.backends.tensorrt.build import half_check
+from ppexport.backends.tensorrt.build import against_fp32, half_check
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
 from ppexport.errors import ExportError, InputError
-from ppexport.metrics import psnr
 from ppexport.quantize.audit import Finding, audit
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.qdq import int8_nodes, write_int8
@@ -76,12 +70,7 @@ def quantised(model: onnx.ModelProto, wish: Quantisation) -> tuple[onnx.ModelPro
 
 def int8_check(single: Path, target: Path, twin: StaticTwin, shape: Shape) -> None:
     """Raise ExportError unless the file *target* makes about the picture of *single*, as an int8 file should."""
-    with torch.no_grad():
-        inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
-    reference = DebugModel(single).run(inputs)
-    result = RoundedModel(target).run(inputs, reference.categories)
-    decibel = psnr(reference.sr, result.sr, 1.0)
-    same = result.impure_tokens == reference.impure_tokens and np.isfinite(result.sr).all()
+    decibel, same = against_fp32(single, target, twin, shape)
     if decibel < LEAST_DB or not same:
         raise ExportError(
             f"in int8 the graph is far from fp32 ({decibel:.1f} dB): calibrate on other pictures, or on more"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,19 @@ class Calibration:
     sha256: str = ""
     """Of the file it was read from."""
 
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names)}
+
+    @cached_property
+    def _kept_rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.kept)}
+
     def row(self, name: str) -> int:
         """The row of tensor *name*. Raises InputError where it was not recorded."""
-        rows = self.__dict__.setdefault("_rows", {n: i for i, n in enumerate(self.names)})
-        if name not in rows:
+        if name not in self._rows:
             raise InputError(f"the calibration of {self.about.name} has no tensor {name!r}: calibrate this model again")
-        return int(rows[name])
+        return self._rows[name]
 
     def figure(self, name: str, column: str) -> float:
         """A figure of tensor *name*."""
@@ -77,10 +85,9 @@ class Calibration:
 
     def kept_row(self, name: str) -> int:
         """The row of *name* in `histograms`. Raises InputError where it has none."""
-        rows = self.__dict__.setdefault("_kept", {n: i for i, n in enumerate(self.kept)})
-        if name not in rows:
+        if name not in self._kept_rows:
             raise InputError(f"the calibration of {self.about.name} has no histogram of {name!r}: calibrate again")
-        return int(rows[name])
+        return self._kept_rows[name]
 
 
 def summarise(about: About, names: tuple[str, ...], histograms: Histograms, keep: frozenset[str]) -> Calibration:

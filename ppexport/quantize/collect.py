@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from torch import nn
 
 from ppexport.artifact import Artifact, read_artifact
@@ -17,7 +18,7 @@ from ppexport.backends.base import Prepared, feeds
 from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import InputError
 from ppexport.exporting import export, installed_versions
-from ppexport.files import atomic_path
+from ppexport.files import atomic_path, sha256_text
 from ppexport.networks.load import card_of
 from ppexport.quantize.calibration import About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.groups import quantisable
@@ -31,7 +32,7 @@ PACKAGES = ("ppexport", "onnxruntime", "onnx", "numpy")
 
 def images_hash(sources: Sequence[Source]) -> str:
     """SHA-256 of the sorted pixel hashes: of the pictures, whatever their names and order."""
-    return hashlib.sha256("\n".join(sorted(s.sha256 for s in sources)).encode()).hexdigest()
+    return sha256_text("\n".join(sorted(s.sha256 for s in sources)))
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -67,6 +68,11 @@ class State:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
+def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
+    """The graph's inputs for *crop*."""
+    return feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
+
+
 def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:
     """Run the crops that *state* lacks, and save it after each."""
     model = onnx.load(artifact.model_file)
@@ -75,7 +81,7 @@ def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state:
     row = {name: i for i, name in enumerate(recorded.names)}
     progress(state.done, len(crops))
     for crop in crops[state.done :]:
-        inputs = feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
+        inputs = crop_inputs(artifact, crop)
         for names, session in shown:
             computed = [name for name in names if name not in inputs]
             values = {**inputs, **dict(zip(computed, session.run(computed, inputs), strict=True))}
@@ -110,8 +116,9 @@ def calibrate(
     recorded = find_tensors(artifact.model_file)
     m = artifact.manifest
     listed = sorted({s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources}.values(), key=lambda i: i["name"])
-    named = [m.weights, m.options, m.size, [c.name for c in crops], images_hash(sources), recorded.names]
-    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    pictures = images_hash(sources)
+    named = [m.weights, m.options, m.size, [c.name for c in crops], pictures, recorded.names]
+    key = sha256_text(json.dumps(named))
     state = State(out.with_name(f"{out.name}.partial"), key, len(recorded.names))
     record(artifact, recorded, crops, state, progress)
     check_finite(recorded, state.histograms)
@@ -123,7 +130,7 @@ def calibrate(
         size=list(m.size),
         crops=len(crops),
         images=listed,
-        images_sha256=images_hash(sources),
+        images_sha256=pictures,
         warnings=warnings,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=installed_versions(PACKAGES),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.onnx.session import load
-from ppexport.errors import InputError, UnavailableError, first_line, require
+from ppexport.backends.onnx.session import make_session
+from ppexport.backends.openvino.session import Session
+from ppexport.errors import InputError
 
 RUNTIMES = ("onnxruntime", "openvino")
 Inputs = Mapping[str, NDArray[Any]]
@@ -20,28 +22,24 @@ Run = Callable[[Inputs], NDArray[np.float32]]
 RESAMPLES = 2000
 
 
-def open_in_onnxruntime(model: bytes, threads: int) -> Run:
-    """*model* in ONNX Runtime's CPU provider."""
-    session = load(model, "the graph to time", intra_op_num_threads=threads)
+def open_in_onnxruntime(model: Path, threads: int) -> Run:
+    """The file *model* in ONNX Runtime's CPU provider."""
+    session = make_session(model, threads)
     return lambda inputs: np.asarray(session.run(["sr"], dict(inputs))[0], np.float32)
 
 
-def open_in_openvino(model: bytes, threads: int) -> Run:
-    """*model* in OpenVINO's CPU plugin, in fp32 but for what Q/DQ says."""
-    require("openvino", "openvino")
-    import openvino
-
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    try:
-        compiled = core.compile_model(core.read_model(model), "CPU", settings)
-    except RuntimeError as error:
-        raise UnavailableError(f"OpenVINO does not take the graph: {first_line(error)}") from None
-    return lambda inputs: np.asarray(compiled(dict(inputs))["sr"], np.float32)
+def open_in_openvino(model: Path, threads: int) -> Run:
+    """The file *model* in OpenVINO's CPU plugin, in fp32 but for what Q/DQ says."""
+    session = Session(model, threads=threads)
+    return lambda inputs: np.asarray(session.run(dict(inputs), ["sr"])["sr"], np.float32)
 
 
-def open_in(runtime: str, model: bytes, threads: int) -> Run:
-    """*model* in *runtime*. Raises InputError for one that is not known, UnavailableError for one that is missing."""
+def open_in(runtime: str, model: Path, threads: int) -> Run:
+    """The file *model* in *runtime*.
+
+    Raises InputError for one that is not known, UnavailableError for one that is missing, ArtifactError where it
+    refuses the file.
+    """
     if runtime not in RUNTIMES:
         raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
     return (open_in_onnxruntime if runtime == "onnxruntime" else open_in_openvino)(model, threads)

@@ -23,13 +23,13 @@ import onnx
 from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact
-from ppexport.backends.base import Prepared, feeds
 from ppexport.backends.onnx.debug import DebugModel, Inside
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
 from ppexport.quantize.calibration import Calibration
+from ppexport.quantize.collect import crop_inputs
 from ppexport.quantize.groups import GROUPS, ROUTING
 from ppexport.quantize.pictures import Crop
 from ppexport.quantize.qdq import write_int8
@@ -117,14 +117,11 @@ class Search:
                 return dict(data["trials"])
         return {}
 
-    def _inputs(self, crop: Crop) -> dict[str, NDArray[Any]]:
-        return feeds(self.artifact.manifest, Prepared(crop.lr, None, self.artifact.manifest.capacities[-1]))
-
     def _pictures(self, debug: DebugModel) -> list[tuple[float, Inside]]:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
-            inside = debug.run(self._inputs(crop))
+            inside = debug.run(crop_inputs(self.artifact, crop))
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
         return found
 
@@ -152,9 +149,9 @@ class Search:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
             pictures = self._pictures(DebugModel(path))
+            run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.model_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)
-        run, base = (open_in(self.wish.runtime, m.SerializeToString(), self.wish.threads) for m in (model, self.model))
         return Trial(
             name,
             groups,
@@ -164,7 +161,7 @@ class Search:
             float(changes.min()),
             tuple(float(a) for a in agreement),
             model.ByteSize(),
-            compare_times(run, base, self._inputs(self.crops[0]), self.wish.rounds),
+            compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.wish.rounds),
         )
 
 

@@ -42,18 +42,24 @@ BYTES: dict[int, int] = {onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.INT64: 8,
 """Of the element types that are not 4 bytes wide."""
 
 
-def half_check(single: Path, half: Path, twin: StaticTwin, shape: Shape) -> None:
-    """Raise ExportError unless the file *half* computes the picture of *single* to 55 dB, every node rounded to fp16.
+def against_fp32(single: Path, rounded: Path, twin: StaticTwin, shape: Shape) -> tuple[float, bool]:
+    """PSNR of the file *rounded*, every node rounded to its declared type, against the fp32 file *single* on the
+    example, and whether it is finite and has the same impure tokens.
 
-    The categories of *single* are injected: half precision flips near ties.
+    The categories of *single* are injected: lower precision flips near ties.
     """
     with torch.no_grad():
         inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
     reference = DebugModel(single).run(inputs)
-    result = RoundedModel(half).run(inputs, reference.categories)
-    decibel = psnr(reference.sr, result.sr, 1.0)
-    equal = result.impure_tokens == reference.impure_tokens and np.isfinite(result.sr).all()
-    if decibel < HALF_DB or not equal:
+    result = RoundedModel(rounded).run(inputs, reference.categories)
+    same = result.impure_tokens == reference.impure_tokens and bool(np.isfinite(result.sr).all())
+    return psnr(reference.sr, result.sr, 1.0), same
+
+
+def half_check(single: Path, half: Path, twin: StaticTwin, shape: Shape) -> None:
+    """Raise ExportError unless the file *half*, rounded to fp16, computes the picture of *single* to 55 dB."""
+    decibel, same = against_fp32(single, half, twin, shape)
+    if decibel < HALF_DB or not same:
         raise ExportError(f"in fp16 the graph differs from fp32 ({decibel:.1f} dB): export this model as fp32")
 
 
