@@ -27,7 +27,7 @@ from peers.arithmetic import Arithmetic, bound_seconds, flop
 from peers.cache import Cache
 from peers.candidate import Candidate
 from peers.child import in_child, peak_bytes
-from peers.figures import Interval, median_interval, round_ratios, spread
+from peers.figures import round_ratios, spread
 from peers.in_onnxruntime import FixedCapacity, OurArtifact, PlainOnnx, Repeated
 from peers.in_openvino import OpenVino
 from peers.in_torch import Source
@@ -49,6 +49,7 @@ from ppexport.metrics import psnr
 from ppexport.networks.macs import Macs, count_macs
 from ppexport.networks.pp_atd import PurePassOptions
 from ppexport.picture import to_input
+from ppexport.profile.statistics import Interval, median_interval
 
 OPTIONS = PurePassOptions().as_dict()
 MODEL = "pp_atd_light_x2"

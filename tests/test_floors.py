@@ -184,7 +184,7 @@ def artefact(tmp_path_factory):
     with torch.no_grad():
         trace(twin, {"lr": example(twin)}, OUTPUTS, folder / "traced.onnx")
     simplify_file(folder / "traced.onnx", folder / "simplified.onnx")
-    return fuse(onnx.load(folder / "simplified.onnx"))
+    return fuse(onnx.load(folder / "simplified.onnx"), (SMALL.size[0] * SMALL.size[1],))
 
 
 def test_the_parts_are_all_that_the_artefact_computes(parts, artefact, tmp_path):

@@ -10,21 +10,23 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from tensorrt_models import random_network, shorten
 from typer.testing import CliRunner
 
 import ppexport
+from ppexport.backends.onnx import strip_attention
 from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.build import fuse, trace
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
+from ppexport.backends.onnx.reading.model_file import iter_graphs
 from ppexport.cli import app
 from ppexport.errors import ExportError
 
 
 def operators(model):
-    """How many nodes of each type, those of branches included."""
-    bodies = [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    return Counter(node.op_type for graph in (model.graph, *bodies) for node in graph.node)
+    """How many nodes of each type, those of branches and loops included."""
+    return Counter(node.op_type for graph in iter_graphs(model) for node in graph.node)
 
 
 def run(model, feeds):
@@ -46,14 +48,14 @@ class Attention(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scale", [None, 3.7])
-@pytest.mark.parametrize("bias", [None, (1, 4, 128, 128), (6, 4, 128, 128)])
+@pytest.mark.parametrize("bias", [None, (1, 4, 128, 128), (4, 4, 128, 128)])
 def test_the_fused_operator_computes_the_same(bias, scale, tmp_path):
     rng = torch.Generator().manual_seed(3)
     module = Attention(None if bias is None else torch.randn(bias, generator=rng), scale)
-    inputs = {name: torch.randn(6 * 128, 48, generator=rng) for name in "qkv"}
+    inputs = {name: torch.randn(4 * 128, 48, generator=rng) for name in "qkv"}
     trace(module, inputs, ("out",), tmp_path / "plain.onnx")
     plain = onnx.load(tmp_path / "plain.onnx")
-    fused = fuse(plain)
+    fused = fuse(plain, (512,))
     onnx.checker.check_model(fused, full_check=True)
     assert operators(plain)["Softmax"] == 1
     assert set(operators(fused)) <= {"Attention", "Constant", "Reshape"}
@@ -88,9 +90,68 @@ def chain(axis=-1, perm=(0, 2, 3, 1), width=12, extra=False):
 
 @pytest.mark.parametrize("other", [{"axis": 2}, {"perm": (2, 0, 3, 1)}, {"width": 24}, {"extra": True}])
 def test_what_is_not_attention_is_left_alone(other):
-    assert operators(fuse(chain()))["Attention"] == 1
+    assert operators(fuse(chain(), (32,)))["Attention"] == 1
     with pytest.raises(ExportError, match="no attention"):
-        fuse(chain(**other))
+        fuse(chain(**other), (32,))
+
+
+def stripped(module, rows, monkeypatch, tmp_path, capacities=None, strip=1 << 18):
+    """The graphs of attention over *rows* as one call and in strips of *strip* bytes, and one input for both."""
+    inputs = {name: torch.randn(rows, 48) for name in "qkv"}
+    path = tmp_path / "plain.onnx"
+    trace(module, inputs, ("out",), path)
+    plain = onnx.load(path)
+    if capacities:
+        for info in plain.graph.input:
+            info.type.tensor_type.shape.dim[0].dim_param = "rows"
+        plain.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "rows"
+    graphs = []
+    monkeypatch.setattr(strip_attention, "STRIP", strip)
+    for whole in (1 << 40, 0):
+        monkeypatch.setattr(strip_attention, "WHOLE", whole)
+        graphs.append(fuse(plain, capacities or (rows,)))
+        onnx.checker.check_model(graphs[-1], full_check=True)
+    return graphs, {name: value.numpy() for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize(("groups", "per_strip"), [(7, 1), (5, 1), (6, 3), (8, 4)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_strips_compute_the_same_bit_for_bit(groups, per_strip, bias, monkeypatch, tmp_path):
+    module = Attention(torch.randn(1, 4, 128, 128) if bias else None, 3.7)
+    (whole, strips), feeds = stripped(module, groups * 128, monkeypatch, tmp_path, strip=1 << 20)
+    assert operators(whole)["Scan"] == 0
+    (scan,) = (node for node in strips.graph.node if node.op_type == "Scan")
+    (body,) = (a.g for a in scan.attribute if a.name == "body")
+    assert [node.op_type for node in body.node] == ["Attention"]
+    assert body.input[0].type.tensor_type.shape.dim[0].dim_value == per_strip
+    assert np.array_equal(run(whole, feeds), run(strips, feeds))
+
+
+def test_strips_fit_every_capacity(monkeypatch, tmp_path):
+    capacities = (768, 1536, 3072)
+    (whole, strips), _ = stripped(Attention(None, 1.0), 768, monkeypatch, tmp_path, capacities, strip=1 << 30)
+    for rows in capacities:
+        feeds = {name: np.random.default_rng(rows).standard_normal((rows, 48), np.float32) for name in "qkv"}
+        assert np.array_equal(run(whole, feeds), run(strips, feeds))
+
+
+def test_a_bias_for_every_group_cannot_be_cut(monkeypatch, tmp_path):
+    with pytest.raises(ExportError, match="one bias for all groups"):
+        stripped(Attention(torch.randn(6, 4, 128, 128), None), 768, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("compensation", "capacities"), [("value", [640, 1280]), ("zero", None), ("normed", [640, 1280])]
+)
+def test_a_network_with_attention_in_strips(compensation, capacities, monkeypatch, tmp_path):
+    """The export compares the file with the twin at every capacity."""
+    monkeypatch.setattr(strip_attention, "WHOLE", 0)
+    network = shorten(random_network("pp_atd_light", 2, compensation), 2)
+    out = ppexport.export(
+        network, backend="onnx", size=(32, 40), out=tmp_path / "a", flavour="ort", capacities=capacities
+    )
+    found = operators(onnx.load(out / "model.onnx"))
+    assert found["Scan"] == found["Attention"] > 0
 
 
 class UnitRows(torch.nn.Module):

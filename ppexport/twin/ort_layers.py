@@ -188,7 +188,11 @@ class RowLayer(StaticLayer):
             return None
         if self.compensation == "value":
             return v
-        return z * self.affine[0] + self.affine[1] if self.compensation == "normed" else torch.zeros_like(v)
+        if self.compensation == "normed":
+            normed: Tensor = z * self.affine[0] + self.affine[1]
+            return normed
+        # Not zeros_like, which the trace would store number by number.
+        return torch.zeros(1, 1).expand(v.shape[0], v.shape[1])
 
     def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""

@@ -22,7 +22,8 @@ def layer_inputs(twin: StaticTwin) -> Iterator[list[tuple[Tensor, Tensor]]]:
     found: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append((given[0], given[1]))
+        # A block starts with its own parameter.
+        found.append((given[0].detach(), given[1].detach()))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers_of(twin)]
     try:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 
 from floors.layouts import from_heads, to_heads
 from floors.part import HEADS, ROWS, Arrange, FloatArray, unchanged
 from floors.shape import Shape
+from ppexport.backends.onnx.strip_attention import strip_attention
 
 
 class Call(NamedTuple):
@@ -109,6 +111,7 @@ class Style(NamedTuple):
     name: str
     write: Callable[[Call], str]
     layout: str = ROWS
+    rewrite: Callable[[onnx.ModelProto], None] | None = None
 
     @property
     def axis(self) -> int:
@@ -128,7 +131,13 @@ class Style(NamedTuple):
         return from_heads if self.layout == HEADS else unchanged
 
 
+def in_strips(model: onnx.ModelProto) -> None:
+    """The pass of the flavour `ort`; all lengths are plain numbers here."""
+    strip_attention(model, ())
+
+
 STYLES = (
+    Style("Attention in strips", fused, rewrite=in_strips),
     Style("Attention", fused),
     Style("MultiHeadAttention", contributed),
     Style("single operators", written),

@@ -189,6 +189,7 @@ def categories(shape: Shape, draw: Draw) -> Part:
                 layout=style.layout,
                 take=style.take(shape),
                 give=style.give(),
+                rewrite=style.rewrite,
             )
             for style in STYLES
         ),

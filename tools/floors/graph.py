@@ -63,4 +63,7 @@ def make_model(part: Part, formulation: Formulation, copies: int = 1) -> ModelPr
         made.output.extend(graph.output)
     made.initializer.extend(numpy_helper.from_array(array, name) for name, array in formulation.weights.items())
     opsets = [helper.make_opsetid("", ORT_OPSET), helper.make_opsetid(CONTRIB, 1)]
-    return helper.make_model(made, opset_imports=opsets, ir_version=ORT_IR_VERSION)
+    model = helper.make_model(made, opset_imports=opsets, ir_version=ORT_IR_VERSION)
+    if formulation.rewrite is not None:
+        formulation.rewrite(model)
+    return model

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from floors.shape import Shape
@@ -44,6 +45,8 @@ class Formulation:
     """The part's inputs, in rows -> those of this formulation. Not timed."""
     give: Arrange = unchanged
     """Its outputs -> those of the part, in rows. Not timed."""
+    rewrite: Callable[[onnx.ModelProto], None] | None = None
+    """A graph pass that makes what runs of the text."""
     leaves: Mapping[str, str] | None = None
     """Its outputs and their types, where they are not the part's."""
 

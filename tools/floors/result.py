@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from peers.figures import Interval, Spread, median_interval
+from peers.figures import Spread
 from peers.lineup import BOUND
 from peers.machine import Machine
 from peers.race import Outcome
@@ -15,6 +15,7 @@ from peers.race import Outcome
 from floors.kernel import Kernel
 from floors.part import ROWS, Part
 from floors.parts import total_macs
+from ppexport.profile.statistics import Interval, median_interval
 
 HEAT = "floors"
 ARTEFACT = "ort-dense"

@@ -107,6 +107,7 @@ def windows(shape: Shape, draw: Draw, shifted: bool) -> Part:
             style.layout,
             style.take(shape),
             style.give(),
+            style.rewrite,
         )
         for style in STYLES
     ]

@@ -11,23 +11,6 @@ import numpy as np
 Rounds: TypeAlias = Sequence[Sequence[float]]
 """For every round the times of all its runs of one candidate."""
 
-LEVEL = 0.95
-RESAMPLES = 5000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median and its bootstrap 95 % interval."""
-
-    low: float
-    middle: float
-    high: float
-
-    def map(self, factor: float, offset: float = 0.0) -> Interval:
-        """The interval of factor * x + offset."""
-        ends = sorted((self.low * factor + offset, self.high * factor + offset))
-        return Interval(ends[0], self.middle * factor + offset, ends[1])
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -50,12 +33,3 @@ def round_ratios(above: Rounds, below: Rounds) -> list[float]:
     Within a round the machine is nearly the same for both; over the whole run its speed changes by a third.
     """
     return [float(np.mean(a) / np.mean(b)) for a, b in zip(above, below, strict=True)]
-
-
-def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The median of *values* with its percentile bootstrap interval, the same for the same *seed*."""
-    sample = np.asarray(values, np.float64)
-    chosen = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
-    medians = np.median(sample[chosen], axis=1)
-    low, high = np.percentile(medians, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
-    return Interval(float(low), float(np.median(sample)), float(high))

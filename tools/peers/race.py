@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from peers.candidate import Candidate, Image
-from peers.figures import Interval, Spread, median_interval, round_ratios, spread
+from peers.figures import Spread, round_ratios, spread
 from ppexport.errors import ExportError, PpexportError
 from ppexport.metrics import psnr
+from ppexport.profile.statistics import Interval, median_interval
 
 WARM_UP = 2
 """Runs of every candidate before the first round; the first of them is compared with the network."""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from places import insert, markers
 
-from peers.figures import Interval, Spread
+from peers.figures import Spread
 from peers.lineup import PEERS
 from peers.result import Comparison
 from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.console import decibel, percent
 from ppexport.errors import InputError
 from ppexport.files import write_text
+from ppexport.profile.statistics import Interval
 
 RACE = "peers"
 SIZES = "peers sizes"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from peers.candidate import Candidate
-from peers.figures import Interval
 from peers.in_onnxruntime import OurArtifact
 from peers.race import Outcome
+from ppexport.profile.statistics import Interval
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from peers.alone import peak_of_one_run
 from peers.cache import Cache, Say
 from peers.candidate import Image
 from peers.child import free_bytes, in_child
-from peers.figures import Interval, spread
+from peers.figures import spread
 from peers.in_onnxruntime import Repeated
 from peers.in_torch import Source
 from peers.machine import Machine
 from peers.race import Heat, race
 from peers.report import Table, milliseconds, range_of, times
 from ppexport.errors import PpexportError
+from ppexport.profile.statistics import Interval
 
 SIZES = ((64, 64), (128, 128), (256, 256), (512, 512))
 MOST = 4

@@ -27,6 +27,8 @@ CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
 TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add$")
 LABELS = re.compile(r"^/pure_pass/ArgMax$")
 MASK = re.compile(r"^/pure_pass/Greater$")
+NORM = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/norm1/LayerNormalization$")
+KEYS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/attn_atd/wk/Gemm$")
 INJECTED = "categories"
 
 Categories = NDArray[np.int64]
@@ -91,6 +93,22 @@ class DebugModel:
         """A copy whose outputs also are the tokens of every layer, which a runtime then keeps to the end of the run."""
         return self._with_outputs(dict.fromkeys(self.tokens, TensorProto.FLOAT))
 
+    def _read(self, pattern: re.Pattern[str]) -> list[str | None]:
+        """What every layer's node reads whose name *pattern* matches, None where that is stored in the file."""
+        stored = {value.name for value in self.model.graph.initializer}
+        found = {}
+        for node in self.model.graph.node:
+            if match := pattern.match(node.name):
+                found[tuple(map(int, match.groups()))] = None if node.input[0] in stored else node.input[0]
+        if len(found) != len(self.choices):
+            raise ArtifactError(f"{self.where}: its node names do not tell what the layers choose from")
+        return [found[key] for key in sorted(found)]
+
+    def _sources(self) -> onnx.ModelProto:
+        """A copy whose outputs also are what the layers choose their categories from."""
+        names = [name for name in (*self._read(NORM), *self._read(KEYS)) if name is not None]
+        return self._with_outputs(dict.fromkeys(names, TensorProto.FLOAT))
+
     def _inject(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Have the layers of *model* take their categories from a new input (layers, n) int64."""
         graph = model.graph
@@ -122,6 +140,23 @@ class DebugModel:
         """The output (n, c) of every layer."""
         session, feeds = self._session(self._tokens, inputs, categories)
         return list(session.run(self.tokens, feeds))
+
+    def chosen_from(
+        self, inputs: Inputs, categories: Categories
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """The tokens (n, c) and the dictionary (t, c) that every layer chooses from, with injected *categories*.
+
+        The dictionary is None in the first layer of a block, where it is stored.
+        """
+        session, feeds = self._session(self._sources, inputs, categories)
+        pairs = list(zip(self._read(NORM), self._read(KEYS), strict=True))
+        names = [name for name in dict.fromkeys(name for pair in pairs for name in pair) if name is not None]
+        found = dict(zip(names, session.run(names, feeds), strict=True))
+        chosen = []
+        for tokens, dictionary in pairs:
+            assert tokens is not None
+            chosen.append((found[tokens], None if dictionary is None else found[dictionary]))
+        return chosen
 
     def _session(
         self, copy: Callable[[], onnx.ModelProto], inputs: Inputs, categories: Categories | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx
-from onnx import TensorShapeProto, ValueInfoProto
+from onnx import TensorShapeProto, ValueInfoProto, helper
 
 Length = int | str
 """A plain number, or the name of a symbolic length: equal names are equal lengths."""
@@ -20,7 +20,9 @@ class Facts:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.known: dict[str, ValueInfoProto] = {i.name: i for i in (*graph.value_info, *graph.input, *graph.output)}
+        stored = (helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in graph.initializer)
+        infos = (*stored, *graph.value_info, *graph.input, *graph.output)
+        self.known: dict[str, ValueInfoProto] = {info.name: info for info in infos}
 
     def shape(self, name: str) -> list[Length] | None:
         """The lengths of the tensor *name*, None where its rank or one of them is not known."""

@@ -25,6 +25,8 @@ class Graph:
         for node in model.graph.node:
             for name in node.input:
                 self.readers[name].append(node)
+            for name in names_read(node).difference(node.input):
+                self.readers[name].append(node)
         self.outputs = {out.name for out in model.graph.output}
         self.values = {init.name: init for init in model.graph.initializer}
 
@@ -48,6 +50,8 @@ class Graph:
         node = self.maker.get(name)
         if tensor is None and node is not None and node.op_type == "Constant":
             tensor = next((a.t for a in node.attribute if a.name == "value"), None)
+            if (numbers := attribute(node, "value_ints")) is not None:
+                return np.array(numbers)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def number(self, name: str) -> float | None:
