@@ -12,7 +12,8 @@ Reading one needs the standard library only, so that it works on a device. Manif
     scale         2, 3 or 4
     size          [h, w] of the LR input, before padding
     precision     "fp32", or "fp16": half precision written into the graph by casts; "w8": of a Core ML package, fp16
-                  with weights of 8 bits
+                  with weights of 8 bits; "w8a8": and int8 activations where a recipe says so; "int8": by Q/DQ; "mixed":
+                  int8 and fp16
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
                   arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
                   the portable one with heads padded to 16 channels
@@ -21,7 +22,9 @@ Reading one needs the standard library only, so that it works on a device. Manif
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
                   (1, 1, H', W') of the padded size, 1 = pure; "none": atd_light has none
     tokens        n, the pixels of the padded input
-    files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole
+    files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole.
+                  A model in ONNX Runtime's own format, model.ort, is followed by the ONNX file that it was made from
+                  and the list of operators and types that a reduced build of ONNX Runtime needs for it
     weights       {"file": name, "sha256": of the weights file}
     card_sha256   hash of the effective model card
     licence       of the weights
@@ -125,20 +128,32 @@ class Artifact:
         """The file a runtime loads."""
         return self.path / next(iter(self.manifest.files))
 
+    @property
+    def graph_file(self) -> Path:
+        """The model, or the ONNX file that a model in ONNX Runtime's own format was made from: what tools can open.
+
+        Raises ArtifactError where that is missing.
+        """
+        if self.model_file.suffix != ".ort":
+            return self.model_file
+        name = self.model_file.with_suffix(".onnx").name
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path} lacks {name}, which {self.model_file.name} was made from")
+        return self.path / name
+
 
 def _is(value: object, kind: str) -> bool:
     """Whether *value* is a JSON value of the manifest type *kind* (a dataclass annotation)."""
-    match kind:
-        case "str":
-            return isinstance(value, str)
-        case "int":
-            return isinstance(value, int) and not isinstance(value, bool) and value > 0
-        case "list[int]":
-            return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
-        case "dict[str, str]":
-            return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-        case _:
-            return isinstance(value, dict)
+    # No `match`: Jetsons of JetPack 5 have Python 3.8.
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind == "list[int]":
+        return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
+    if kind == "dict[str, str]":
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    return isinstance(value, dict)
 
 
 def parse_manifest(text: str, where: str) -> Manifest:

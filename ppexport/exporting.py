@@ -6,6 +6,7 @@ import operator
 import platform
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
 from ppexport.backends.coreai.build import build_for_coreai
 from ppexport.backends.coreml.build import Options, build_for_coreml
+from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
 from ppexport.cards import Card
@@ -24,8 +26,16 @@ from ppexport.folders import artifact_target, new_folder
 from ppexport.mask import padded_tokens
 from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
-from ppexport.quantize.build import CALIBRATED, Quantisation, build_quantised, check_calibration
+from ppexport.quantize.build import (
+    CALIBRATED,
+    Quantisation,
+    build_quantised,
+    check_calibration,
+    origin,
+    placement,
+)
 from ppexport.quantize.bundled import calibration_for, recipe_for
+from ppexport.quantize.layer_inputs import module_ranges
 from ppexport.twin.build import StaticTwin, make_twin
 
 BACKENDS = ("onnx", "tensorrt", "coreml", "coreai")
@@ -119,18 +129,34 @@ def choose_quantisation(
 
     fp16 for TensorRT has fixed rules; with a calibration its audit comes on top.
     """
-    int8 = precision in ("int8", "mixed")
+    activations = backend == "coreml" and precision == "w8a8"
+    int8 = precision in ("int8", "mixed") or activations
     if recipe is not None and not int8:
-        raise InputError("--recipe is for --precision int8 or mixed")
-    if backend in APPLE or precision == "fp32":
+        raise InputError("--recipe is for --precision int8 or mixed, or w8a8 of --backend coreml")
+    if not activations and (backend in APPLE or precision == "fp32"):
         if calibration is not None:
-            raise InputError("--calibration is for --precision fp16, int8 or mixed of --backend onnx or tensorrt")
+            raise InputError(
+                "--calibration is for --precision fp16, int8 or mixed of --backend onnx or tensorrt, and for w8a8 of "
+                "coreml"
+            )
         return None
     if backend == "tensorrt" and precision == "fp16" and calibration is None:
         return None
     measured = calibration_for(card, None if calibration is None else Path(calibration))
     check_calibration(measured, card)
     return Quantisation(precision, measured, recipe_for(card, None if recipe is None else Path(recipe)))
+
+
+def check_format(backend: str, precision: str, file_format: str) -> None:
+    """Raise InputError unless a file of *file_format* can be written."""
+    check_choice("format", file_format, ort_format.FORMATS)
+    if file_format == "ort" and backend != "onnx":
+        raise InputError("--format ort is for --backend onnx")
+    if file_format == "ort" and precision not in ort_format.PRECISIONS:
+        raise InputError(
+            f"--format ort is for --precision {' or '.join(ort_format.PRECISIONS)}: in its own format ONNX Runtime "
+            "writes fp16 back to fp32"
+        )
 
 
 def check_options(backend: str, pad_heads: bool, target: str, interface: str, keep: str | Path | None) -> None:
@@ -192,6 +218,7 @@ def export(
     pad_heads: bool = True,
     target: str = Options.target,
     interface: str = Options.interface,
+    file_format: str = "onnx",
     calibration: str | Path | None = None,
     recipe: str | Path | None = None,
     keep: str | Path | None = None,
@@ -205,14 +232,17 @@ def export(
     runner takes the smallest that holds an image. Beyond the largest, surplus tokens are treated as pure. *mask*
     "graph" computes the Pure-Pass mask inside, "input" makes it a second input; None is "input" for a capacity set of
     the flavour "ort", else "graph". *flavour* "ort" is for ONNX Runtime on a CPU, 1.23 or newer, else "portable".
-    *backend* "coreml" is a package for *target* "iOS16" to "iOS18", with *precision* "fp32", "fp16" or "w8", whose
-    *interface* is of "tensor"s or "image"s; "coreai" an asset of "fp32" or "fp16". For ONNX and TensorRT *precision*
-    may also be "fp16", "int8" or "mixed" by a *calibration*, a file that `ppexport calibrate` wrote, or the bundled
-    model's own; *recipe* says what becomes int8. *keep* receives intermediate ONNX graphs, *step* is told every stage.
-    Returns *out*. Raises InputError, TwinError or ExportError; *out* is then as it was.
+    *backend* "coreml" is a package for *target* "iOS16" to "iOS18", with *precision* "fp32", "fp16", "w8" or, by a
+    calibration and from "iOS17" on, "w8a8", whose *interface* is of "tensor"s or "image"s; "coreai" an asset of "fp32"
+    or "fp16". For ONNX and TensorRT *precision* may also be "fp16", "int8" or "mixed" by a *calibration*, a file that
+    `ppexport calibrate` wrote, or the bundled model's own; *recipe* says what becomes int8. *file_format* "ort" also
+    converts the ONNX file to what ONNX Runtime Mobile reads, which is then the artefact's model. *keep* receives
+    intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
+    ExportError; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
+    check_format(backend, precision, file_format)
     height, width = (operator.index(side) for side in size)
     out = artifact_target(out)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
@@ -227,7 +257,17 @@ def export(
     kept = Path(keep) if keep else None
     with new_folder(out) as folder:
         engine: dict[str, Any] = {}
-        if wish is not None:
+        if backend == "coreml":
+            options = Options(precision, target, interface, shape.mask)
+            if wish is not None:
+                options.check(shape.capacities)
+                step("finding the ranges")
+                options = replace(options, ranges=module_ranges(network, wish.calibration, wish.recipe))
+            name = build_for_coreml(twin, card, folder, shape.capacities, options, step)
+            engine = {"target": target, "interface": interface}
+            if wish is not None:
+                engine["quantisation"] = {**origin(wish), "int8": {**placement(wish), "layers": len(options.ranges)}}
+        elif wish is not None:
             name, said = build_quantised(twin, card, folder, shape, kept, step, wish)
             engine = {"quantisation": said}
             if backend == "tensorrt":
@@ -235,15 +275,16 @@ def export(
         elif backend == "tensorrt":
             name = build_for_tensorrt(twin, card, folder, shape, kept, step, precision)
             engine = {"activation_bytes": activation_bytes(folder / name, shape)}
-        elif backend == "coreml":
-            options = Options(precision, target, interface, shape.mask)
-            name = build_for_coreml(twin, card, folder, shape.capacities, options, step)
-            engine = {"target": target, "interface": interface}
         elif backend == "coreai":
             name = build_for_coreai(twin, card, folder, shape.capacities, shape.mask, step, precision)
         else:
             name = build(twin, card, folder, shape, kept, step)
-        files = {name: sha256_path(folder / name)}
+        names = [name]
+        if file_format == "ort":
+            step("converting to ONNX Runtime's format")
+            model, required = ort_format.convert(folder / name)
+            names = [model.name, name, required.name]
+        files = {name: sha256_path(folder / name) for name in names}
         # What TensorRT builds engines from is ONNX.
         kind = backend if backend in APPLE else "onnx"
         write_manifest(folder, describe(twin, card, kind, precision, shape, files, engine))

@@ -35,7 +35,9 @@ def export(
     size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
     precision: Annotated[
         str,
-        typer.Option(help="fp32, fp16, int8 or mixed (int8 and fp16); coreml: fp32, fp16, w8; coreai: fp32, fp16"),
+        typer.Option(
+            help="fp32, fp16, int8 or mixed (int8 and fp16); coreml: fp32, fp16, w8, w8a8; coreai: fp32, fp16"
+        ),
     ] = "fp32",
     calibration: Annotated[
         Path | None, typer.Option(help="file that `calibrate` wrote; bundled models have one of their own")
@@ -57,6 +59,10 @@ def export(
     ] = True,
     target: Annotated[str, typer.Option(help="for coreml: iOS16, iOS17 or iOS18")] = "iOS18",
     interface: Annotated[str, typer.Option(help="for coreml: tensor, or image for an app's pictures")] = "tensor",
+    file_format: Annotated[
+        str,
+        typer.Option("--format", help="of --backend onnx: onnx, or ort: model.ort for ONNX Runtime Mobile as well"),
+    ] = "onnx",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -97,6 +103,7 @@ def export(
             pad_heads=pad_heads,
             target=target,
             interface=interface,
+            file_format=file_format,
             calibration=calibration,
             recipe=recipe,
             keep=keep,

@@ -30,6 +30,14 @@ Json = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="load a TensorRT engine that this user did not build: engines hold code")
 ]
+Timeout = Annotated[
+    float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting for a device; what runs there goes on")
+]
+Identity = Annotated[Path | None, typer.Option(metavar="FILE", help="private key for ssh")]
+SshConfig = Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")]
+AcceptNewHostKey = Annotated[
+    bool, typer.Option("--accept-new-host-key", help="take the key of a host that ssh does not know yet")
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")

@@ -30,6 +30,7 @@ from ppexport.backends.onnx.lint import lint_model
 from ppexport.backends.onnx.rules import Runtime, Severity
 from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, OpsetVersion
 from ppexport.backends.onnx.simplify import simplify_file
+from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.cards import Card
 from ppexport.errors import ExportError, first_line
 from ppexport.metrics import psnr
@@ -179,11 +180,15 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
             )
 
 
-def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of *model* in opset 23, with the operators that ONNX Runtime has one kernel for and without idle work."""
+def fuse(model: onnx.ModelProto, capacities: tuple[int, ...]) -> onnx.ModelProto:
+    """A copy of *model* in opset 23, with the operators that ONNX Runtime has one kernel for and without idle work.
+
+    A symbolic number of slots is one of *capacities*.
+    """
     fused = version_converter.convert_version(model, ORT_OPSET)
     fused.ir_version = ORT_IR_VERSION
     fuse_attention(fused)
+    strip_attention(fused, capacities)
     fuse_unit_rows(fused)
     drop_whole_slices(fused)
     branch_where(fused)
@@ -205,6 +210,41 @@ def simplified(twin: StaticTwin, shape: Shape, scratch: Path, keep: bool, step: 
     return model
 
 
+def build_rewritten(
+    twin: StaticTwin,
+    card: Card,
+    folder: Path,
+    shape: Shape,
+    keep: Path | None,
+    step: Step,
+    precision: str,
+    rewrite: Callable[[onnx.ModelProto], onnx.ModelProto],
+    check: Callable[[Path, Path, StaticTwin, Shape], None],
+) -> onnx.ModelProto:
+    """Write the fp32 graph of *twin* in another *precision*, as *rewrite* makes it, as `model.onnx` into *folder*.
+
+    *check* raises ExportError where that file, its second argument, is too far from the fp32 one, its first; *keep*
+    receives the stages. Returns the graph. Raises ExportError when a stage or a check fails.
+    """
+    scratch = keep or folder
+    single, target = scratch / "3-fp32.onnx", folder / MODEL
+    model = simplified(twin, shape, scratch, keep is not None, step)
+    step(f"writing {precision}")
+    result = rewrite(model)
+    step("checking")
+    about = metadata(twin, card, shape)
+    finish(model, single, about, card.name)
+    step("comparing with the twin")
+    self_check(single, twin, shape)
+    finish(result, target, about, card.name)
+    step(f"comparing {precision} with fp32")
+    check(single, target, twin, shape)
+    check_lint(target, twin.flavour)
+    if keep is None:
+        single.unlink(missing_ok=True)
+    return result
+
+
 def build(twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step) -> str:
     """Write `model.onnx` into *folder* and return its name; *keep* receives the intermediate graphs.
 
@@ -214,7 +254,7 @@ def build(twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path |
     model = simplified(twin, shape, keep or folder, keep is not None, step)
     if twin.flavour == "ort":
         step("fusing operators")
-        model = fuse(model)
+        model = fuse(model, shape.capacities)
     step("checking")
     finish(model, target, metadata(twin, card, shape), card.name)
     check_lint(target, twin.flavour)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    Arrays = dict[str, NDArray[Any]]
 
 
 class Session:
@@ -32,9 +33,9 @@ class Session:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": counters}
         if device == "CPU":
             # A matmul in bfloat16 would be faster, and another network.
-            settings |= {"INFERENCE_PRECISION_HINT": "f32", "CPU_DENORMALS_OPTIMIZATION": True}
+            settings.update({"INFERENCE_PRECISION_HINT": "f32", "CPU_DENORMALS_OPTIMIZATION": True})
             # A pinned thread would be the caller's, which other runtimes of the same process need.
-            settings |= {"ENABLE_CPU_PINNING": False}
+            settings["ENABLE_CPU_PINNING"] = False
             if threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = threads
         try:
