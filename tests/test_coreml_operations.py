@@ -125,8 +125,9 @@ CALLED_DIRECTLY = {
     "resize_bilinear", "reduce_sum_square", "flatten2d", "shape", "fill", "gather_nd", "scatter", "scatter_nd",
     "slice_by_size", "l2_norm", "depth_to_space", "space_to_depth", "resize_nearest_neighbor", "range_1d",
     "constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_cast", "constexpr_lut_to_dense",
+    "quantize", "dequantize",
 }  # fmt: skip
-"""Operations that no PyTorch function here converts to; they are called directly below."""
+"""Operations that no PyTorch function here converts to: called directly below, two in test_coreml_quantised."""
 
 
 def drawn(shape, lengths):

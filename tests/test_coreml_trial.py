@@ -1,18 +1,28 @@
-"""Trials of compute units, with a stand-in for Core ML: it cannot run here."""
+"""A Mac's compute units, with stand-ins for Core ML, which cannot run here."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
+import core_ml_stand_in
 import numpy as np
 import pytest
+from small_networks import SIZE
 
-from ppexport.backends.coreml import trial, trial_child
-from ppexport.backends.coreml.trial import TrialError, check_platform, run_trial
-from ppexport.errors import InputError, UnavailableError
+import ppexport
+from ppexport.artifact import read_artifact
+from ppexport.backends.coreml import device, mac, trial, trial_child
+from ppexport.backends.coreml.device import Planned, check_platform
+from ppexport.backends.coreml.reading.package import read_package
+from ppexport.backends.coreml.trial import TrialError, run_trial
+from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity.compare import Gate
+from ppexport.parity.inputs import parity_inputs
+from ppexport.parity.unit_column import unit_column
 from ppexport.parity.units import parse_units
+from ppexport.profile.layers import coreml
 
 LR = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
 INPUTS = [{"lr": LR}, {"lr": LR / 2, "slots": np.zeros((1, 128), np.int32)}]
@@ -20,18 +30,23 @@ STAND_IN = """
 import sys
 from pathlib import Path
 import numpy as np
-from ppexport.backends.coreml import trial_child
+from ppexport.backends.coreml import device, trial_child
 
 def recorded(package, unit, function):
     def predict(fed):
         assert set(fed) == {"lr"}, fed.keys()
         sr = fed["lr"].repeat(2, axis=2).repeat(2, axis=3)
         return {"sr": sr, "impure_tokens": np.array([0 if function is None else int(function.split("_")[1])])}
-    return predict
+    def plan():
+        if function != "capacity_1024":
+            raise RuntimeError("no plan of " + function)
+        return [device.Planned("a", "ios18.mul", "NE", 0.5)]
+    return device.Opened(predict, plan)
 
-here = Path(sys.argv[1])
-trial_child.plans(here, trial_child.run(here, recorded))
+trial_child.run(Path(sys.argv[1]), recorded)
 """
+ON_A_MAC = (sys.executable, str(Path(core_ml_stand_in.__file__)))
+pytest_plugins = ["apple_fixtures"]
 
 
 def child(code):
@@ -42,8 +57,67 @@ def test_a_trial_brings_back_what_the_child_computed(tmp_path):
     found = run_trial(tmp_path, "cpu", INPUTS, command=child(STAND_IN))
     assert [int(o["impure_tokens"][0]) for o in found.outputs] == [0, 128]
     assert np.array_equal(found.outputs[1]["sr"], (LR / 2).repeat(2, axis=2).repeat(2, axis=3))
-    # No Mac: the plan says why it is missing, and the pictures are kept.
-    assert set(found.plan) == {"unknown"}
+    # The plan says why it is missing, and the pictures are kept.
+    assert found.plan == {"unknown": "RuntimeError: no plan of capacity_128"}
+
+
+def test_the_plan_is_that_of_the_most_slots(tmp_path):
+    inputs = [{"lr": LR, "slots": np.zeros((1, c), np.int32)} for c in (512, 1024)]
+    found = run_trial(tmp_path, "cpu", inputs, command=child(STAND_IN))
+    assert found.plan == {"operations": {"NE": 1}, "crossings": 0, "devices": {"a": "NE"}}
+
+
+@pytest.fixture
+def on_a_mac(monkeypatch):
+    monkeypatch.setattr(mac, "check_platform", lambda: None)
+    monkeypatch.setattr(device, "import_module", core_ml_stand_in.import_module)
+
+
+def test_a_set_runs_on_a_mac_as_in_the_evaluator(coreml_set, on_a_mac):
+    artifact, evaluated = read_artifact(coreml_set), ppexport.open_artifact(coreml_set)
+    runner, used = mac.CoreMLMacRunner(artifact, "CPU_AND_NE"), set()
+    for item in parity_inputs(SIZE, 2)[:7]:
+        found, expected = runner(item.lr), evaluated(item.lr)
+        np.testing.assert_array_equal(found.sr, expected.sr)
+        assert found[1:] == expected[1:]
+        used.add(found.capacity)
+    assert used == {128, 256}
+    operations = coreml.operations_of(runner.plan(), 2.0)
+    assert {op.module for op in operations} >= {"pure_pass", "layers.0.residual_group.layers.0.attn_aca"}
+    assert all(op.ms == 0.002 for op in operations)
+
+
+def test_what_core_ml_refuses_is_said(tmp_path, coreml_set, on_a_mac):
+    with pytest.raises(ArtifactError, match=r"Core ML cannot load broken\.mlpackage: no such$"):
+        device.open_function("broken.mlpackage", "ALL", None)
+    with pytest.raises(ArtifactError, match="function_name main not found"):
+        device.open_function(str(coreml_set / "model.mlpackage"), "ALL", "main")
+
+
+def test_pictures_of_a_set_are_told_by_its_functions():
+    spec = pytest.importorskip("coremltools").proto.Model_pb2.Model()
+    assert not device.takes_pictures(spec)
+    function = spec.description.functions.add(name="capacity_128")
+    function.input.add(name="lr").type.multiArrayType.SetInParent()
+    assert not device.takes_pictures(spec)
+    function.input[0].type.imageType.SetInParent()
+    assert device.takes_pictures(spec)
+
+
+def test_a_unit_has_a_column_of_its_own(coreml_set):
+    runner = ppexport.open_artifact(coreml_set)
+    inputs = parity_inputs(SIZE, 2)[:4]
+    name, column, plan = unit_column(runner, "ne", inputs, ON_A_MAC)
+    assert name == "coreml-fp16-ne"
+    for item in inputs:
+        expected = runner(item.lr)
+        np.testing.assert_array_equal(column[item.name].sr, expected.sr)
+        assert (column[item.name].impure, column[item.name].capacity) == expected[1:]
+    operations = read_package(runner.artifact.model_file).functions["capacity_256"].operations
+    linear = sum(op.type == "linear" for op in operations)
+    assert plan["operations"]["MLNeuralEngineComputeDevice"] == linear > 0
+    assert plan["crossings"] > 0
+    assert set(plan["devices"].values()) == {"MLNeuralEngineComputeDevice", "MLCPUComputeDevice"}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +143,8 @@ def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path, monkeypatch):
 
 
 def test_a_plan_counts_devices_and_crossings():
-    plan = trial_child.summary([("a", "NE"), ("b", "NE"), ("c", "CPU"), ("d", "NE")])
+    devices = {"a": "NE", "b": "NE", "x": "", "c": "CPU", "d": "NE"}
+    plan = trial_child.summary([Planned(name, "ios18.mul", where, None) for name, where in devices.items()])
     assert plan == {
         "operations": {"NE": 3, "CPU": 1},
         "crossings": 2,

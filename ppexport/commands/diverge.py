@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ppexport.commands.options import ArtifactFolder, Json
+from ppexport.commands.options import Json
 from ppexport.console import decibel, emit_json, people, table
 from ppexport.errors import InputError
 
+PACKAGE = ".mlpackage"
 EXAMPLE = "Example: ppexport diverge x4_fp16 x4_fp32 --input hubble_deep_field --below 60"
 
 
 def diverge(
-    artifact: ArtifactFolder,
+    artifact: Annotated[Path, typer.Argument(help="a Core ML artefact: its folder, or the .mlpackage in it")],
     reference: Annotated[
         Path | None,
-        typer.Argument(help="an artefact of the same model, size and capacities; itself in fp32 if left out"),
+        typer.Argument(help="another of the same model, size and capacities; itself in fp32 if left out"),
     ] = None,
-    name: Annotated[str, typer.Option("--input", help="input of parity: a photograph or a hard case")] = "astronaut",
+    name: Annotated[
+        str,
+        typer.Option("--input", help="input of parity: a photograph, such as coffee, or a hard case, such as noise"),
+    ] = "astronaut",
     below: Annotated[float, typer.Option(help="dB under which a result counts as different")] = 55.0,
     count: Annotated[int, typer.Option(min=1, help="how many to show")] = 10,
     json: Json = None,
@@ -28,10 +33,13 @@ def diverge(
     """Find the first operations of a Core ML package whose results differ from a reference's, and their modules.
 
     The reference is another package, or the same one computed without rounding to fp16. Its categories are injected
-    into both, so that a near tie does not hide what differs.
+    into both, so that a near tie does not hide what differs. dB are the power of the reference's result over that of
+    the difference. Whether the picture is good enough is for `parity` to say: the exit code is 0 either way.
     """
     from ppexport.backends.coreml.divergence import compare_packages
 
+    if not math.isfinite(below):
+        raise InputError(f"--below is a number of dB, not {below}")
     shown = []
     for found in compare_packages(*_inputs(artifact, reference, name)):
         if found.decibel < below:
@@ -41,10 +49,14 @@ def diverge(
     emit_json(json, {"input": name, "below": below, "divergences": [f.to_dict() for f in shown]})
     console = people(json)
     if not shown:
-        console.print(f"every result agrees by {below:g} dB or more")
+        other = "itself in fp32" if reference is None else f"that of {reference}"
+        console.print(f"{name}: every result agrees with {other} by {below:g} dB or more")
         return
-    rows = [[f.name, f.operation, f.module or "", decibel(f.decibel)] for f in shown]
-    console.print(table(f"first results below {below:g} dB on {name}", ["result", "operation", "module", "dB"], rows))
+    # A name is its module and, behind three underscores, which of its operations it is: matmul_1.
+    modules = ["" if f.module is None else f.module or "the network itself" for f in shown]
+    rows = [[module, f.name.rpartition("___")[2], decibel(f.decibel)] for module, f in zip(modules, shown, strict=True)]
+    columns = ["module", "operation", "dB"]
+    console.print(table(f"first results below {below:g} dB on {name}, in order", columns, rows, numbers=2))
 
 
 def _inputs(artifact: Path, reference: Path | None, name: str) -> tuple[Path, Path | None, dict[str, Any]]:
@@ -53,12 +65,20 @@ def _inputs(artifact: Path, reference: Path | None, name: str) -> tuple[Path, Pa
     from ppexport.opening import open_artifact
     from ppexport.parity.inputs import parity_inputs
 
-    runners = [open_artifact(path) for path in (artifact, reference) if path is not None]
+    runners = []
+    for path in (artifact, reference):
+        if path is None:
+            continue
+        runners.append(open_artifact(path.parent if path.suffix == PACKAGE else path))
+        if path.suffix == PACKAGE and path.name != runners[-1].artifact.model_file.name:
+            raise InputError(f"{path} is not the package of the artefact {path.parent}")
     manifests = [runner.artifact.manifest for runner in runners]
     for manifest in manifests:
         if manifest.backend != "coreml":
             raise InputError(f"diverge looks into Core ML packages, not {manifest.backend}")
     first, last = manifests[0], manifests[-1]
+    if reference is None and first.precision == "fp32":
+        raise InputError(f"{artifact} computes nothing in fp16: name a reference to compare it with")
     fields = ("weights", "options", "scale", "size", "capacities", "mask")
     for field in fields:
         if getattr(first, field) != getattr(last, field):

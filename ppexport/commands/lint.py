@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +17,7 @@ from ppexport.errors import EXIT_GATE_FAILED, InputError, require
 EXAMPLE = "Example: ppexport lint model.onnx"
 PACKAGE, ASSET = ".mlpackage", ".aimodel"
 SHOWN = 6
-"""Modules that are named; all are in the JSON."""
+"""Kinds of modules that are named; the JSON has every module."""
 
 
 def lint(
@@ -29,7 +32,7 @@ def lint(
     if file.is_dir() and file.suffix != PACKAGE:
         from ppexport.artifact import read_artifact
 
-        file = read_artifact(file).model_file
+        file = read_artifact(file).graph_file
     if file.suffix == PACKAGE:
         lint_package(file, json)
     elif file.suffix == ASSET:
@@ -44,7 +47,9 @@ def lint_package(path: Path, json: str | None) -> None:
     from ppexport.backends.coreml.reading.package import read_package
 
     package = read_package(path)
-    reports = [place_package(package, name) for name in package.functions]
+    # A package keeps its functions in no order: by capacity.
+    names = sorted(package.functions, key=lambda name: (len(name), name))
+    reports = [place_package(package, name) for name in names]
     emit_json(json, {"package": str(path), "functions": [report.to_dict() for report in reports]})
     console = people(json)
     for report in reports:
@@ -52,12 +57,22 @@ def lint_package(path: Path, json: str | None) -> None:
             f"{report.function}: {len(report.leaving)} of {report.operations} operations leave the Neural Engine, "
             f"{report.crossings} crossings"
         )
+        if not report.leaving:
+            continue
         console.print("    why: " + ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()))
-        shown = list(report.modules.items())
-        where = ", ".join(f"{module or 'the network itself'} {count}" for module, count in shown[:SHOWN])
-        more = f", and {len(shown) - SHOWN} more modules" if len(shown) > SHOWN else ""
+        shown = kinds_of_modules(report.modules)
+        where = ", ".join(f"{kind or 'the network itself'} {count}" for kind, count in shown[:SHOWN])
+        more = f", and {len(shown) - SHOWN} more kinds of modules" if len(shown) > SHOWN else ""
         console.print(f"    from: {where}{more}")
     console.print("By what developers have measured; nothing here has run on a device.")
+
+
+def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
+    """{module: operations} summed over the layers, of which a twin has many alike: layers.*.conv; the most first."""
+    kinds: Counter[str] = Counter()
+    for module, count in modules.items():
+        kinds[re.sub(r"\b\d+\b", "*", module)] += count
+    return kinds.most_common()
 
 
 def lint_onnx(file: Path, json: str | None) -> None:

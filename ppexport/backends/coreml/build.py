@@ -8,8 +8,8 @@ needs iOS 18:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from ppexport.backends.coreml.interface import (
     output_types,
 )
 from ppexport.backends.coreml.precision import Selector, compute_precision, computes_half
+from ppexport.backends.coreml.quantised_inputs import quantising_pass
 from ppexport.backends.coreml.scopes import ModulePaths
 from ppexport.backends.coreml.self_check import self_check
 from ppexport.backends.describing import function_name, model_facts
@@ -37,8 +38,11 @@ TARGETS = ("iOS16", "iOS17", "iOS18")
 """Deployment targets; each also stands for the macOS, watchOS and tvOS of its year."""
 SET_TARGET = "iOS18"
 """Packages of several functions exist from here on."""
-PRECISIONS = ("fp32", "fp16", "w8")
-"""w8: fp16, whose weights are stored with 8 bits, one scale for every output channel."""
+PRECISIONS = ("fp32", "fp16", "w8", "w8a8")
+"""w8: fp16, whose weights are stored with 8 bits, one scale for every output channel; w8a8: and whose layers read int8,
+as far as a recipe says."""
+ACTIVATIONS_TARGETS = ("iOS17", "iOS18")
+"""MIL quantises activations from iOS 17 on."""
 QUANTISED_FROM = 512
 """Elements of the smallest weight that w8 stores with 8 bits."""
 
@@ -57,6 +61,8 @@ class Options:
     """"input" adds the input `mask`; everything else leaves it to the graph."""
     selector: Selector = computes_half
     """What is fp16 in a package that is not fp32."""
+    ranges: Mapping[str, float] = field(default_factory=dict)
+    """Of w8a8: {dotted module path: magnitude that 127 stands for} of the layers that read int8."""
 
     def check(self, capacities: Sequence[int]) -> None:
         """Raise InputError for an impossible wish."""
@@ -67,6 +73,8 @@ class Options:
         ):
             if value not in known:
                 raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
+        if self.precision == "w8a8" and self.target not in ACTIVATIONS_TARGETS:
+            raise InputError(f"w8a8 quantises activations, which needs {' or '.join(ACTIVATIONS_TARGETS)}")
         if len(capacities) > 1 and self.target != SET_TARGET:
             raise InputError(f"a capacity set is a package of several functions, which needs {SET_TARGET}")
 
@@ -86,7 +94,8 @@ def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
             compute_precision(options.precision, paths.of, options.selector),
             half=options.precision != "fp32",
             tokens=twin.tokens,
-            quantisation=quantisation() if options.precision == "w8" else None,
+            quantisation=quantisation() if options.precision in ("w8", "w8a8") else None,
+            last_passes=[quantising_pass(options.ranges, paths.of)] if options.precision == "w8a8" else [],
         ),
     )
     spec = model.get_spec()

@@ -140,6 +140,8 @@ class Conversion:
     """Length of the longest axis that indices reach into."""
     quantisation: Any = None
     """coremltools' configuration for weights of 8 bits, None for none."""
+    last_passes: Sequence[str] = ()
+    """Registered passes to run before weights are quantised."""
 
 
 def convert(traced: Any, how: Conversion) -> Any:
@@ -149,6 +151,8 @@ def convert(traced: Any, how: Conversion) -> Any:
     dropped = {*DROPPED_PASSES} if how.tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
     passes.remove_passes(dropped & set(passes.passes))
     passes.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
+    for name in how.last_passes:
+        passes.append_pass(name)
     if how.quantisation is not None:
         # As the last pass: the function that quantises a finished package would run all dropped passes on it.
         passes.append_pass(QUANTISE)

@@ -30,6 +30,8 @@ NO_KERNEL = frozenset(
     )
 )  # fmt: skip
 GATHERS = frozenset({"gather", "gather_along_axis"})
+QUANTISES = frozenset({"quantize", "dequantize"})
+"""Their int8 is no arithmetic of whole numbers: Apple says that the Neural Engine computes with it (iPhone 15 Pro)."""
 FREE = frozenset({"cast", "identity"})
 """Run on whichever side their data is."""
 
@@ -95,7 +97,8 @@ def reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reaso
     touched = {*data, *results}
     if "fp32" in touched:
         return Reason.FP32
-    return Reason.INTEGER if any("int" in kind for kind in touched) else None
+    whole = op.type not in QUANTISES and any("int" in kind for kind in touched)
+    return Reason.INTEGER if whole else None
 
 
 def _reads(op: Operation, parameter: str) -> list[str]:

@@ -15,7 +15,7 @@ from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin
 
-LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0}
+LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0, "w8a8": 25.0}
 """Below this the conversion is wrong; whether a precision is good enough is for `parity` to say."""
 PICTURE_DB = 45.0
 """The same for pictures, whose 8 bits are all they can hold."""

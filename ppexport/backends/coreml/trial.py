@@ -1,7 +1,7 @@
 """Runs a package on a Mac with each compute unit, every trial in a child process with a limit of time and memory.
 
 Core ML compiles while it loads, may take minutes or all memory for one unit, and may end the process: none of that may
-take a parity run with it. The child (`trial_child`) is the only place that calls coremltools' `predict`.
+take a parity run with it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.errors import PpexportError, UnavailableError
+from ppexport.backends.coreml.device import UNITS, Arrays
+from ppexport.errors import PpexportError
 
-UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE", "all": "ALL"}
-"""Compute units, and coremltools' names of them."""
 CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial_child")
 SECONDS, MEGABYTES = 900.0, 8192
 """What a trial may take."""
 POLL = 0.2
 """Seconds between two looks at a child."""
-Arrays = dict[str, NDArray[Any]]
 
 
 class TrialError(PpexportError):
@@ -53,12 +51,6 @@ def resident_megabytes(process: int) -> float:
         ["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False, timeout=10
     )
     return int(done.stdout) / 1024 if done.stdout.strip().isdigit() else 0.0
-
-
-def check_platform() -> None:
-    """Raise UnavailableError where Core ML cannot run."""
-    if sys.platform != "darwin":
-        raise UnavailableError("compute units are Core ML's on a Mac: leave --units out to use the evaluator")
 
 
 def run_trial(

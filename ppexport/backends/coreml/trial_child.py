@@ -1,7 +1,6 @@
 """The child of `trial`: `python -m ppexport.backends.coreml.trial_child FOLDER`, on a Mac with coremltools.
 
-FOLDER holds `request.json` and `inputs.npz`; `outputs.npz` and `plan.json` are written beside them. Never run on a Mac
-so far: see the check list in models/pp_atd_light_x2/APPLE.md.
+FOLDER holds `request.json` and `inputs.npz`; `outputs.npz` and `plan.json` are written beside them.
 """
 
 from __future__ import annotations
@@ -9,69 +8,28 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ppexport.backends.coreml.device import Arrays, Opened, Planned, open_function
 from ppexport.backends.describing import capacity_function
-from ppexport.picture import to_input, to_uint8
 
-Arrays = dict[str, NDArray[Any]]
-Predict = Callable[[Arrays], Arrays]
-
-
-def opened(package: str, unit: str, function: str | None) -> Predict:
-    """coremltools' `predict` of one *function*, None for the only one, on one compute *unit*; *lr* may be a picture.
-
-    This is all of coremltools that a trial computes with.
-    """
-    import coremltools as ct
-    from PIL import Image
-
-    model = ct.models.MLModel(package, compute_units=getattr(ct.ComputeUnit, unit), function_name=function)
-    pictures = any(i.type.WhichOneof("Type") == "imageType" for i in model.get_spec().description.input)
-
-    def predict(fed: Arrays) -> Arrays:
-        given: dict[str, Any] = dict(fed)
-        if pictures:
-            given["lr"] = Image.fromarray(to_uint8(fed["lr"]))
-        found = dict(model.predict(given))
-        if pictures:
-            found["sr"] = to_input(np.asarray(found["sr"].convert("RGB")))
-        return found
-
-    return predict
+Open = Callable[[str, str, str | None], Opened]
+"""As `device.open_function`."""
 
 
-def compute_plan(package: str, unit: str, function: str | None) -> dict[str, Any]:
-    """Where Core ML would run every operation of a *function*."""
-    import coremltools as ct
-    from coremltools.models.compute_plan import MLComputePlan
-
-    compiled = ct.models.utils.compile_model(package)
-    plan = MLComputePlan.load_from_path(str(compiled), compute_units=getattr(ct.ComputeUnit, unit))
-    functions = plan.model_structure.program.functions
-    chosen = functions[function or next(iter(functions))]
-    devices = []
-    for operation in chosen.block.operations:
-        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-        if usage is not None:
-            name = operation.outputs[0].name if operation.outputs else operation.operator_name
-            devices.append((name, type(usage.preferred_compute_device).__name__))
-    return summary(devices)
-
-
-def summary(devices: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """(operation, device) in the order of the program -> counts, crossings, and every operation's device."""
-    kinds = [device for _, device in devices]
+def summary(operations: Sequence[Planned]) -> dict[str, Any]:
+    """Counts, crossings, and every operation's device, for those that one is told of."""
+    placed = [op for op in operations if op.device]
+    kinds = [op.device for op in placed]
     return {
         "operations": dict(Counter(kinds)),
         "crossings": sum(a != b for a, b in pairwise(kinds)),
-        "devices": dict(devices),
+        "devices": {op.name: op.device for op in placed},
     }
 
 
@@ -81,35 +39,36 @@ def function_of(fed: Arrays) -> str | None:
     return None if slots is None else capacity_function(slots.shape[1])
 
 
-def run(folder: Path, open_function: Callable[[str, str, str | None], Predict] = opened) -> set[str | None]:
-    """Run all inputs in *folder* and write their outputs. Returns the functions that ran."""
+def slots_of(function: str | None) -> int:
+    """The slots of a *function*, 0 for the only one."""
+    return 0 if function is None else int(function.rpartition("_")[2])
+
+
+def run(folder: Path, opens: Open = open_function) -> None:
+    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots.
+
+    The plan is extra, the numbers count: where there is none, its file says why.
+    """
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     fed: list[Arrays] = [{} for _ in range(request["count"])]
     with np.load(folder / "inputs.npz", allow_pickle=False) as data:
         for key in data.files:
             number, _, name = key.partition(".")
             fed[int(number)][name] = data[key]
-    functions: dict[str | None, Predict] = {}
+    functions: dict[str | None, Opened] = {}
     outputs: Arrays = {}
     for number, given in enumerate(fed):
         name = function_of(given)
         if name not in functions:
-            functions[name] = open_function(request["package"], request["unit"], name)
-        outputs.update({f"{number}.{key}": np.asarray(value) for key, value in functions[name](given).items()})
+            functions[name] = opens(request["package"], request["unit"], name)
+        outputs.update({f"{number}.{key}": value for key, value in functions[name].predict(given).items()})
     np.savez(folder / "outputs.npz", **outputs)  # type: ignore[arg-type]
-    return set(functions)
-
-
-def plans(folder: Path, functions: Iterable[str | None]) -> None:
-    """Write the compute plan of one of the *functions*, or why there is none: the plan is extra, the numbers count."""
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
-        plan = compute_plan(request["package"], request["unit"], sorted(functions, key=str)[-1])
+        plan = summary(functions[max(functions, key=slots_of)].plan())
     except Exception as error:  # whatever coremltools raises; the outputs are kept
         plan = {"unknown": f"{type(error).__name__}: {error}"[:300]}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    here = Path(sys.argv[1])
-    plans(here, run(here))
+    run(Path(sys.argv[1]))
