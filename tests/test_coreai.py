@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 pytest.importorskip("coreai_torch")
 
-from test_coreml_build import small_network
+from small_networks import small_network
 
 import ppexport
+from ppexport.artifact import sha256_path
 from ppexport.backends.coreai.halved import Halved, halved
-from ppexport.errors import ArtifactError, InputError
+from ppexport.backends.coreai.session import Session
 from ppexport.metrics import psnr
+from ppexport.parity.asset_column import AssetColumn
+from ppexport.parity.inputs import ParityInput
+from ppexport.parity.kept import Kept
 
+pytest_plugins = ["apple_fixtures"]
 SIZE = (32, 32)
 RNG = np.random.default_rng(0)
 NOISE = RNG.random((1, 3, *SIZE), np.float32)
@@ -52,20 +63,133 @@ def test_half_precision_computes_in_fp16():
     assert 40 < psnr(expected, found, 1.0) < 110
 
 
-def test_a_damaged_asset_is_refused(exported, tmp_path):
-    copied = shutil.copytree(exported, tmp_path / "copy")
+@pytest.fixture
+def copied(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def trusted_again(folder):
+    """Writes the model's present hash into the manifest, as one would who forges it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.aimodel"] = sha256_path(folder / "model.aimodel")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_sizes_that_are_no_multiple_of_the_window(tmp_path):
+    size = (13, 20)
+    out = ppexport.export(small_network(), backend="coreai", size=size, out=tmp_path / "odd")
+    lr = NOISE[:, :, :13, :20]
+    sr, impure, capacity = ppexport.open_artifact(out)(lr)
+    expected, count = ppexport.make_twin(small_network(), size=size)(torch.from_numpy(lr))
+    assert (sr.shape, capacity) == ((1, 3, 26, 40), 512)
+    assert psnr(expected.numpy(), sr, 1.0) > 110
+    assert impure == int(count)
+
+
+def test_a_damaged_asset_is_refused(copied, fails, tmp_path):
     program = copied / "model.aimodel" / "main.mlirb"
     program.write_bytes(program.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="does not match its hash"):
-        ppexport.open_artifact(copied)
+    picture = tmp_path / "in.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    command = ("upscale", copied, picture, tmp_path / "out.png")
+    fails(*command, message="does not match its hash")
+    # Apple's runtime does not look, and such a program ends the whole process.
+    trusted_again(copied)
+    fails(*command, message=r"main\.mlirb does not match its hash in main\.hash")
+    (copied / "model.aimodel" / "main.hash").unlink()
+    trusted_again(copied)
+    fails(*command, message="is not a Core AI asset")
+    (copied / "model.aimodel" / "metadata.json").unlink()
+    trusted_again(copied)
+    fails(*command, message="is not a Core AI asset")
+    assert not (tmp_path / "out.png").exists()
 
 
-def test_bad_wishes_are_refused(tmp_path):
-    for options, message in (
-        ({"precision": "w8"}, "a Core AI precision is one of fp32, fp16"),
-        ({"flavour": "ort"}, "flavours are for --backend onnx"),
-        ({"keep": tmp_path / "k"}, "--keep is for ONNX graphs"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ppexport.export(small_network(), backend="coreai", size=SIZE, out=tmp_path / "x", **options)
+def test_an_asset_that_is_not_ours_is_refused(copied, fails, tmp_path):
+    from coreai_torch import TorchConverter, get_decomp_table
+
+    program = torch.export.export(nn.Conv2d(3, 3, 3).eval(), (torch.zeros(1, 3, 32, 32),))
+    converter = TorchConverter()
+    converter.add_exported_program(program.run_decompositions(get_decomp_table()), entrypoint_name="main")
+    shutil.rmtree(copied / "model.aimodel")
+    with redirect_stdout(io.StringIO()):
+        converter.to_coreai().save_asset(copied / "model.aimodel")
+    trusted_again(copied)
+    fails("parity", copied, message=r"ppexport\.capacities is None, the manifest says '512,1024'")
+
+
+def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
+    export = ("export", "pp_atd_light_x2", "--backend", "coreai", "--size", "16x16", "-o", tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "coreai_torch", None)
+    fails(*export, code=3, message=r"coreai_torch is not installed: pip install 'ppexport\[coreai\]'")
+    monkeypatch.setitem(sys.modules, "coreai", None)
+    fails("parity", exported, code=3, message=r"coreai is not installed: pip install 'ppexport\[coreai\]'")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "w8"], "a Core AI precision is one of fp32, fp16, not 'w8'"),
+        (["--flavour", "ort"], "flavours are for --backend onnx"),
+        (["--keep", "k"], "--keep is for ONNX graphs"),
+        (["--target", "iOS17"], "--target is for --backend coreml"),
+        (["--interface", "image"], "--interface is for --backend coreml"),
+        (["--calibration", "c.npz"], "--calibration is for --precision fp16, int8 or mixed of --backend onnx"),
+        (["--no-pad-heads"], "--no-pad-heads is for --backend tensorrt"),
+        (["--capacity", "100"], "capacities are ascending multiples of 128 from 128 to 1024, not"),
+        (["--size", "0x32"], "size"),
+    ],
+)
+def test_bad_wishes_are_refused(options, message, fails, tmp_path):
+    size = [] if "--size" in options else ["--size", "32x32"]
+    fails("export", "pp_atd_light_x2", "--backend", "coreai", *size, *options, "-o", tmp_path / "x", message=message)
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):
+    fails("diverge", exported, message="diverge looks into Core ML packages, not coreai")
+    fails("lint", exported, message="is a Core AI asset: nothing is known of where its operations run")
+    fails("parity", exported, "--units", "cpu", code=3, message="Core ML runs on a Mac only")
+
+
+def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
+    runner, twin = ppexport.open_artifact(exported), ppexport.make_twin(small_network(), size=SIZE)
+    items = [ParityInput("noise", NOISE), ParityInput("half_flat", HALF_FLAT)]
+    run, ended = Session.run, []
+
+    def ends(session, inputs):
+        if len(ended) == 3:
+            raise KeyboardInterrupt
+        ended.append(session.path.name)
+        return run(session, inputs)
+
+    monkeypatch.setattr(Session, "run", ends)
+    first = AssetColumn(runner, twin, tmp_path)
+    expected = first.sample(items[0])
+    with pytest.raises(KeyboardInterrupt):
+        first.sample(items[1])
+    # What was computed is there; the run after it was not.
+    again = AssetColumn(runner, twin, tmp_path)
+    found = again.sample(items[0])
+    np.testing.assert_array_equal(found.sr, expected.sr)
+    np.testing.assert_array_equal(found.categories, expected.categories)
+    assert found.capacity == expected.capacity
+    # Another picture under the same name is another input.
+    with pytest.raises(KeyboardInterrupt):
+        again.sample(ParityInput("noise", HALF_FLAT + np.float32(0.001)))
+    monkeypatch.setattr(Session, "run", run)
+    damaged = next(tmp_path.glob(".unfinished/*/noise-*-open.npz"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    np.testing.assert_array_equal(again.sample(items[0]).categories, expected.categories)
+    assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
+    again.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_kept_of_another_asset_is_not_used(tmp_path):
+    one = {"x": np.arange(3)}
+    Kept(tmp_path / "k", "aaaa").arrays("name", lambda: one)
+    kept = Kept(tmp_path / "k", "bbbb")
+    assert [p.name for p in kept.root.iterdir()] == ["bbbb"]
+    assert kept.arrays("name", lambda: {"x": np.arange(4)})["x"].size == 4

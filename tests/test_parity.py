@@ -10,8 +10,10 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from PIL import Image
+from small_networks import SIZE, small_network
 
 import ppexport
 from ppexport.artifact import MANIFEST
@@ -21,7 +23,9 @@ from ppexport.parity import run as parity_run
 from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
 from ppexport.parity.compare import Gate, Means, Seen, compare_columns, measure
 from ppexport.parity.inputs import ParityInput, parity_inputs
+from ppexport.parity.rechoose import rechoose, recorded
 from ppexport.parity.reference import reference_network
+from ppexport.twin.build import make_twin
 
 N = 256
 GATE = Gate(psnr=90.0, max_abs=1e-3, task_change=0.001)
@@ -267,3 +271,14 @@ def test_foreign_graphs_cannot_be_looked_into(artifact, tmp_path):
     onnx.save(model, tmp_path / "nameless.onnx")
     with pytest.raises(ArtifactError, match="node names"):
         DebugModel(tmp_path / "nameless.onnx")
+
+
+def test_what_a_twin_chose_from_is_recorded_as_the_command_line_runs_it():
+    # Outside of tests gradients are on, and the dictionary that a block starts with is a parameter.
+    twin, lr = make_twin(small_network(), SIZE), np.full((1, 3, *SIZE), 0.5, np.float32)
+    with torch.enable_grad():
+        (found,) = recorded(twin, lr, np.zeros((1, 256), np.uint8))
+    assert (found.tokens.shape[0], found.dictionary.shape[0]) == (256, 64)
+    seen = rechoose(twin, [found], [found])
+    assert seen.categories.shape == (1, 256)
+    assert (seen.tokens_db, seen.dictionary_db) == (np.inf, np.inf)

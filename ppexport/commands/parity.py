@@ -37,7 +37,7 @@ def _units(text: str | None, against: Path | None) -> list[str]:
     """The compute units to try. Raises InputError, and UnavailableError where this is no Mac."""
     if text is None:
         return []
-    from ppexport.backends.coreml.trial import check_platform
+    from ppexport.backends.coreml.device import check_platform
     from ppexport.parity.units import parse_units
 
     if against is not None:
@@ -60,7 +60,10 @@ def parity(
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Prove that network, static twin and artefact compute the same picture."""
+    """Prove that network, static twin and artefact compute the same picture.
+
+    A Core AI asset takes minutes for a picture on Linux: a run that was ended goes on with the same command.
+    """
     from ppexport.opening import open_artifact
     from ppexport.parity.run import run_against, run_parity
 

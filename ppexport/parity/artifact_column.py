@@ -18,9 +18,8 @@ from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 
 if TYPE_CHECKING:
-    from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.package_column import PackageColumn
-    from ppexport.twin.build import StaticTwin
+    from ppexport.parity.rechoose import ChosenFrom
 
 
 class ArtifactColumn:
@@ -33,7 +32,7 @@ class ArtifactColumn:
         self.runner, self.manifest = runner, runner.artifact.manifest
         self.name = f"onnx-{self.manifest.precision}"
         self.rounds = self.manifest.precision in ("fp16", "mixed")
-        self.debug = (RoundedModel if self.rounds else DebugModel)(runner.artifact.model_file)
+        self.debug = (RoundedModel if self.rounds else DebugModel)(runner.artifact.graph_file)
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*; with injected *categories*, or where it rounds, the picture is the copy's."""
@@ -49,6 +48,13 @@ class ArtifactColumn:
         """The output of every layer."""
         inputs = self._inputs(self.runner.prepare(item.lr))
         return self.debug.layers(inputs, None if categories is None else categories.astype(np.int64))
+
+    def chosen_from(self, item: ParityInput, categories: NDArray[np.uint8]) -> list[ChosenFrom]:
+        """What every layer chose from, with injected *categories*."""
+        from ppexport.parity.rechoose import ChosenFrom
+
+        inputs = self._inputs(self.runner.prepare(item.lr))
+        return [ChosenFrom(*pair) for pair in self.debug.chosen_from(inputs, categories.astype(np.int64))]
 
     def _inputs(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
         """The graph's inputs."""
@@ -69,17 +75,11 @@ class EngineColumn:
         return Sample(sr=result.sr, impure=result.impure_tokens, capacity=result.capacity)
 
 
-def artifact_column(
-    runner: Runner, twin: StaticTwin | None = None
-) -> ArtifactColumn | PackageColumn | AssetColumn | EngineColumn:
-    """The column of whatever *runner* runs; a Core AI asset is opened by means of the *twin* it was made from."""
+def artifact_column(runner: Runner) -> ArtifactColumn | PackageColumn | EngineColumn:
+    """The column of whatever *runner* runs; a Core AI asset is as closed as an engine, but for `AssetColumn`."""
     backend = runner.artifact.manifest.backend
     if backend == "coreml":
         from ppexport.parity.package_column import PackageColumn
 
         return PackageColumn(runner)
-    if backend == "coreai" and twin is not None:
-        from ppexport.parity.asset_column import AssetColumn
-
-        return AssetColumn(runner, twin)
     return ArtifactColumn(runner) if backend == "onnx" else EngineColumn(runner)

@@ -2,25 +2,32 @@
 
 An asset cannot be looked into by name. So the same twin is converted once more, with more outputs: what its layers
 chose, and what from. Both must compute the same picture, else that copy tells nothing of what ships.
+
+A picture takes minutes. So whatever was computed is kept in the run's folder until the run is complete, and a run that
+was ended goes on from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared, Runner, feeds
+from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.backends.coreai.build import build_for_looking
 from ppexport.backends.coreai.session import Session
 from ppexport.errors import ArtifactError
+from ppexport.exporting import package_versions
+from ppexport.files import sha256_text
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
+from ppexport.parity.kept import Arrays, Kept
 from ppexport.parity.rechoose import ChosenFrom
 from ppexport.twin.build import StaticTwin
 
@@ -28,31 +35,56 @@ SAME_DB = 120.0
 """The copy computes the same numbers, although the runtime may fuse other operations in it."""
 
 
+UNFINISHED = ".unfinished"
+"""In the folder of a run: what was computed, until all of it is there."""
+
+
+def _key(item: ParityInput) -> str:
+    """Tells inputs of one name apart, of different versions of this project."""
+    return f"{item.name}-{hashlib.sha256(item.lr.tobytes()).hexdigest()[:12]}"
+
+
 class AssetColumn:
     """An opened asset."""
 
-    def __init__(self, runner: Runner, twin: StaticTwin) -> None:
-        """Converts *twin* once more, which takes about as long as the export."""
+    def __init__(self, runner: Runner, twin: StaticTwin, folder: Path) -> None:
+        """Converts *twin* once more, which takes about as long as the export, unless *folder*, a run's, has it."""
         self.runner, self.manifest = runner, runner.artifact.manifest
         self.name = f"{self.manifest.backend}-{self.manifest.precision}"
-        self._folder = TemporaryDirectory()
-        path = Path(self._folder.name) / "open.aimodel"
-        card = card_of(twin.__dict__["network"])
-        build_for_looking(twin, card, path, self.manifest.capacities, self.manifest.mask, self.manifest.precision)
+        made_from = {"files": self.manifest.files, "versions": package_versions()}
+        self.kept = Kept(folder / UNFINISHED, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
+        path = self.kept.folder / "open.aimodel"
+        if not path.is_dir():
+            card = card_of(twin.__dict__["network"])
+            new = path.with_name("new.aimodel")
+            shutil.rmtree(new, ignore_errors=True)
+            build_for_looking(twin, card, new, self.manifest.capacities, self.manifest.mask, self.manifest.precision)
+            new.rename(path)
         self.open = Session(path)
-        self._last: tuple[str, dict[str, NDArray[Any]]] = ("", {})
 
-    def _opened(self, item: ParityInput, prepared: Prepared) -> dict[str, NDArray[Any]]:
+    def _opened(self, item: ParityInput, prepared: Prepared) -> Arrays:
         """All outputs of the copy."""
-        if self._last[0] != item.name:
-            self._last = (item.name, self.open.run(feeds(self.manifest, prepared)))
-        return self._last[1]
+        return self.kept.arrays(f"{_key(item)}-open", lambda: self.open.run(feeds(self.manifest, prepared)))
+
+    def _shipped(self, item: ParityInput, prepared: Prepared) -> Result:
+        """What the asset itself computes."""
+
+        def run() -> Arrays:
+            return {name: np.asarray(value) for name, value in self.runner.run(prepared)._asdict().items()}
+
+        found = self.kept.arrays(_key(item), run)
+        return Result(found["sr"], int(found["impure_tokens"]), int(found["capacity"]))
+
+    def finish(self) -> None:
+        """Remove what was kept for a run that would have ended early."""
+        self.open.close()
+        self.kept.remove()
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*. Raises ArtifactError where the copy computes another picture."""
         assert categories is None, "categories cannot be injected into an asset"
         prepared = self.runner.prepare(item.lr)
-        result, inside = self.runner.run(prepared), self._opened(item, prepared)
+        result, inside = self._shipped(item, prepared), self._opened(item, prepared)
         same = psnr(result.sr, inside["sr"].astype(np.float32), 1.0)
         if not same >= SAME_DB:
             raise ArtifactError(

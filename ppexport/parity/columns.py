@@ -68,8 +68,8 @@ _FIELDS = ("sr", "impure", "categories", "gaps", "pure", "labels", "capacity")
 _NUMBERS = ("impure", "capacity")
 
 
-def _load(path: Path) -> dict[str, NDArray[np.generic]]:
-    """All arrays of an .npz file, never unpickled."""
+def load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of an .npz file, never unpickled. Raises InputError."""
     try:
         with np.load(path, allow_pickle=False) as data:
             return {key: data[key] for key in data.files}
@@ -91,7 +91,7 @@ def save_column(path: Path, column: Column) -> None:
 
 def load_column(path: Path) -> Column:
     """Read a column that `save_column` wrote. Raises InputError."""
-    arrays = _load(path)
+    arrays = load_arrays(path)
     column: Column = {}
     for name in dict.fromkeys(key.rpartition(".")[0] for key in arrays):
         found: dict[str, Any] = {field: arrays.get(f"{name}.{field}") for field in _FIELDS}
@@ -118,7 +118,7 @@ def save_inputs(path: Path, inputs: list[ParityInput]) -> None:
 
 def load_inputs(path: Path, size: tuple[int, int]) -> list[ParityInput]:
     """Read inputs for LR images of *size*. Raises InputError for another size, type or a name that is not plain."""
-    arrays = _load(path)
+    arrays = load_arrays(path)
     inputs = []
     for key, lr in arrays.items():
         name, _, field = key.rpartition(".")

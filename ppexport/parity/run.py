@@ -25,7 +25,7 @@ from ppexport.backends.base import Runner
 from ppexport.errors import InputError
 from ppexport.files import write_text
 from ppexport.mask import mask_from_labels, pixel_labels
-from ppexport.parity.artifact_column import EngineColumn, artifact_column
+from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
 from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Means, Pair, Seen, compare_columns
 from ppexport.parity.error_map import save_error_map
@@ -146,7 +146,7 @@ def means_for(reference: Source, other: Source) -> Means:
     from ppexport.parity.package_column import PackageColumn
     from ppexport.parity.rechoose import rechoose, recorded
 
-    if not (isinstance(reference, TwinColumn) and isinstance(other, (AssetColumn, PackageColumn))):
+    if not (isinstance(reference, TwinColumn) and isinstance(other, (ArtifactColumn, AssetColumn, PackageColumn))):
         return Means(other.sample)
 
     def look(item: ParityInput, categories: NDArray[np.uint8]) -> Seen:
@@ -211,6 +211,7 @@ def run_parity(
 
     *units* are compute units of a Mac on which a Core ML package is compared as well.
     """
+    from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.compute import NetworkColumn, TwinColumn
     from ppexport.twin.build import make_twin
 
@@ -220,11 +221,8 @@ def run_parity(
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
-    reference, static, shipped = (
-        NetworkColumn(network),
-        TwinColumn(twin, manifest.capacities),
-        artifact_column(runner, twin),
-    )
+    reference, static = NetworkColumn(network), TwinColumn(twin, manifest.capacities)
+    shipped = AssetColumn(runner, twin, folder) if manifest.backend == "coreai" else artifact_column(runner)
     columns = {source.name: compute(source, inputs, progress) for source in (reference, static, shipped)}
     report = ParityReport(manifest, folder)
     report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
@@ -243,6 +241,8 @@ def run_parity(
 
         columns.update(run_units(report, runner, units, inputs, columns["twin"]))
     keep(report, inputs, columns)
+    if isinstance(shipped, AssetColumn):
+        shipped.finish()
     return report
 
 

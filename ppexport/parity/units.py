@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppexport.backends.base import Runner
-from ppexport.backends.coreml.trial import CHILD, UNITS, TrialError
+from ppexport.backends.coreml.device import UNITS
+from ppexport.backends.coreml.trial import CHILD, TrialError
 from ppexport.errors import InputError
 from ppexport.parity.columns import Column
 from ppexport.parity.inputs import ParityInput

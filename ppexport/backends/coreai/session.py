@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ppexport.backends.describing import capacity_function
 from ppexport.errors import ArtifactError, InputError, first_line, require
+from ppexport.files import sha256_file
 
-FACTS = "ppexport."
-"""Starts the names of this project's own metadata."""
+PROGRAM, HASH = "main.mlirb", "main.hash"
+"""An asset's program, and the 32 bytes of its SHA-256."""
 
 
 @contextmanager
@@ -38,6 +39,20 @@ def quiet_runtime() -> Iterator[None]:
             os.close(opened)
 
 
+def check_program(path: Path) -> None:
+    """Raise ArtifactError unless the program of the asset at *path* has the SHA-256 that lies beside it.
+
+    The runtime does not look (coreai-core 1.0.0b3), and a damaged program aborts the process that compiles it.
+    """
+    try:
+        expected = (path / HASH).read_bytes().hex()
+        found = sha256_file(path / PROGRAM)
+    except OSError as error:
+        raise ArtifactError(f"{path} is not a Core AI asset: {error.filename} cannot be read") from None
+    if found != expected:
+        raise ArtifactError(f"{path} is damaged: {PROGRAM} does not match its hash in {HASH}")
+
+
 def load_asset(path: Path) -> Any:
     """The asset at *path*. Raises ArtifactError where it is none, UnavailableError without coreai-core."""
     require("coreai", "coreai")
@@ -45,6 +60,7 @@ def load_asset(path: Path) -> Any:
 
     if not path.is_dir() or not AIModelAsset.is_valid(str(path)):
         raise ArtifactError(f"{path} is not a Core AI asset")
+    check_program(path)
     try:
         return AIModelAsset.load(str(path))
     except (RuntimeError, ValueError, OSError) as error:
