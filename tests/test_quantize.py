@@ -4,71 +4,50 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
 from shared import FREE_IMAGES
-from tensorrt_models import random_network, shorten
 
 import ppexport
-from ppexport.artifact import Artifact, read_artifact
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.session import load
 from ppexport.errors import InputError
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
+from ppexport.parity.compare import NEAR_TIE
+from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize import collect
 from ppexport.quantize.audit import audit
 from ppexport.quantize.build import Quantisation, check_calibration, quantised
-from ppexport.quantize.calibration import Calibration, load_calibration
+from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, check_artifact
 from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable
 from ppexport.quantize.histogram import COLUMNS, sampled
-from ppexport.quantize.pictures import cut_crops, read_sources
 from ppexport.quantize.qdq import int8_nodes, write_int8
 from ppexport.quantize.ranges import CALIBRATORS, find_range
 from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
 from ppexport.quantize.tensors import find_tensors
+from ppexport.twin.build import make_twin
 
-SIZE = (16, 32)
 QKV = "/layers.0/residual_group/layers.0/wqkv/Gemm"
 TOKENS = "/layers.0/residual_group/layers.1/output/Add_output_0"
 
 
-@dataclass
-class Small:
-    network: object
-    artifact: Artifact
-    calibration: Calibration
-    path: Path
-    model: onnx.ModelProto
-
-
-def crops_and_sources(count=4):
-    sources = read_sources(FREE_IMAGES)
-    return sources, cut_crops(sources, SIZE, 2, count)
-
-
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantize")
-    network = shorten(random_network("pp_atd_light", 2))
-    artifact = read_artifact(ppexport.export(network, backend="onnx", size=SIZE, out=folder / "fp32"))
-    sources, crops = crops_and_sources()
-    calibrate(artifact, sources, crops, ["a warning"], folder / "c.npz")
-    return Small(
-        network, artifact, load_calibration(folder / "c.npz"), folder / "c.npz", onnx.load(artifact.model_file)
-    )
+def small(calibrated):
+    return calibrated
 
 
-def lr_of(name="coffee.png"):
-    return np.ascontiguousarray((photo(*SIZE, name=name) / np.float32(255)).transpose(2, 0, 1)[None])
+def coffee():
+    return lr_of(photo(*SIZE))
 
 
 def test_ranges_are_those_of_the_tensors(small):
@@ -171,7 +150,7 @@ def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_pa
     onnx.checker.check_model(model, full_check=True)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    lr = lr_of()
+    lr = coffee()
     reference = DebugModel(small.artifact.model_file).run({"lr": lr})
     rounded = RoundedModel(path).run({"lr": lr}, reference.categories)
     assert psnr(reference.sr, rounded.sr, 1.0) > (60 if precision == "fp16" else 35)
@@ -182,9 +161,30 @@ def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_pa
     assert (types[TensorProto.FLOAT16] > 0) == (precision != "int8")
 
 
+def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
+    model, _ = quantised(small.model, Quantisation("fp16", small.calibration, Recipe()))
+    onnx.save(model, tmp_path / "model.onnx")
+    twin = make_twin(small.network, SIZE)
+    lr = coffee()
+    debug = RoundedModel(tmp_path / "model.onnx")
+    forced = DebugModel(small.artifact.model_file).run({"lr": lr}).categories.astype(np.uint8)
+    with torch.enable_grad():
+        # As on the command line.
+        own = recorded(twin, lr, forced)
+    given = [ChosenFrom(*pair) for pair in debug.chosen_from({"lr": lr}, forced)]
+    assert [g.dictionary is None for g in given] == [True, False]
+    seen = rechoose(twin, own, given)
+    assert 60 < seen.tokens_db < 120
+    assert 40 < seen.dictionary_db < 120
+    differs = seen.categories != debug.run({"lr": lr}, forced).categories
+    assert not differs.any() or seen.gaps[differs].max() < NEAR_TIE
+    moved = [given[0], given[1]._replace(dictionary=np.roll(given[1].dictionary, 1, axis=0))]
+    assert (rechoose(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
+
+
 def test_one_int8_file_for_three_runtimes(small, tmp_path):
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
-    lr = lr_of()
+    lr = coffee()
     picture = load(model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
     fp32 = load(small.model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
     assert psnr(fp32, picture, 1.0) > 35
@@ -244,7 +244,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     assert said["calibration_sha256"] == small.calibration.sha256
     assert [i["name"] for i in said["images"]] == sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
     assert said["warnings"] == ["a warning"]
-    assert np.isfinite(runner(lr_of()).sr).all()
+    assert np.isfinite(runner(coffee()).sr).all()
     with pytest.raises(InputError, match="is quantised already"):
         check_artifact(runner.artifact)
     with pytest.raises(InputError, match="is quantised already"):

@@ -13,11 +13,7 @@ from ppexport.backends.onnx.build import (
     MODEL,
     Shape,
     Step,
-    check_lint,
-    finish,
-    metadata,
-    self_check,
-    simplified,
+    build_rewritten,
 )
 from ppexport.backends.tensorrt.build import against_fp32, half_check
 from ppexport.backends.tensorrt.half import write_half
@@ -77,22 +73,31 @@ def int8_check(single: Path, target: Path, twin: StaticTwin, shape: Shape) -> No
         )
 
 
-def facts(wish: Quantisation, model: onnx.ModelProto, findings: list[Finding]) -> dict[str, Any]:
-    """What the manifest says of *model*, quantised as *wish* has it."""
+def origin(wish: Quantisation) -> dict[str, Any]:
+    """What the manifest says of the calibration."""
     about = wish.calibration.about
-    said: dict[str, Any] = {
+    return {
         "calibration_sha256": wish.calibration.sha256,
         "crops": about.crops,
         "images": about.images,
         "images_sha256": about.images_sha256,
         "warnings": about.warnings,
     }
+
+
+def placement(wish: Quantisation) -> dict[str, Any]:
+    """What the manifest says of the recipe."""
+    recipe = wish.recipe
+    return {"groups": list(recipe.groups), "calibrator": recipe.calibrator, "percentile": recipe.percentile}
+
+
+def facts(wish: Quantisation, model: onnx.ModelProto, findings: list[Finding]) -> dict[str, Any]:
+    """What the manifest says of *model*, quantised as *wish* has it."""
+    said = origin(wish)
     if wish.precision != "fp16":
         counts = Counter(node.op_type for node in model.graph.node)
         said["int8"] = {
-            "groups": list(wish.recipe.groups),
-            "calibrator": wish.recipe.calibrator,
-            "percentile": wish.recipe.percentile,
+            **placement(wish),
             "layers": len(int8_nodes(model)),
             "quantize_nodes": counts["QuantizeLinear"],
         }
@@ -109,23 +114,13 @@ def build_quantised(
 
     Raises InputError where the calibration lacks a tensor of this graph, ExportError when a stage or a check fails.
     """
-    scratch = keep or folder
-    single, target = scratch / "3-fp32.onnx", folder / MODEL
-    model = simplified(twin, shape, scratch, keep is not None, step)
-    step(f"writing {wish.precision}")
-    result, findings = quantised(model, wish)
-    step("checking")
-    about = metadata(twin, card, shape)
-    finish(model, single, about, card.name)
-    step("comparing with the twin")
-    self_check(single, twin, shape)
-    finish(result, target, about, card.name)
-    step(f"comparing {wish.precision} with fp32")
-    if wish.precision == "fp16":
-        half_check(single, target, twin, shape)
-    else:
-        int8_check(single, target, twin, shape)
-    check_lint(target, twin.flavour)
-    if keep is None:
-        single.unlink(missing_ok=True)
+    findings: list[Finding] = []
+
+    def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+        result, kept = quantised(model, wish)
+        findings.extend(kept)
+        return result
+
+    check = half_check if wish.precision == "fp16" else int8_check
+    result = build_rewritten(twin, card, folder, shape, keep, step, wish.precision, rewrite, check)
     return MODEL, facts(wish, result, findings)

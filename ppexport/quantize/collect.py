@@ -75,7 +75,7 @@ def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
 
 def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:
     """Run the crops that *state* lacks, and save it after each."""
-    model = onnx.load(artifact.model_file)
+    model = onnx.load(artifact.graph_file)
     shown = [(names, make_frugal_session(showing(model, names).SerializeToString(), "the calibrated graph"))
              for names in recorded.chunks]  # fmt: skip
     row = {name: i for i, name in enumerate(recorded.names)}
@@ -113,7 +113,7 @@ def calibrate(
     `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError.
     """
     check_artifact(artifact)
-    recorded = find_tensors(artifact.model_file)
+    recorded = find_tensors(artifact.graph_file)
     m = artifact.manifest
     listed = sorted({s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources}.values(), key=lambda i: i["name"])
     pictures = images_hash(sources)
@@ -135,7 +135,7 @@ def calibrate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=installed_versions(PACKAGES),
     )
-    model = onnx.load(artifact.model_file)
+    model = onnx.load(artifact.graph_file)
     ends = [t for node in quantisable(model) for t in (node.input[0], node.output[0])]
     keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
     calibration = summarise(about, recorded.names, state.histograms, keep)

@@ -15,7 +15,7 @@ TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add_ou
 
 def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
     """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32."""
-    findings = audit(onnx.load(artifact.model_file), calibration)
+    findings = audit(onnx.load(artifact.graph_file), calibration)
     return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 

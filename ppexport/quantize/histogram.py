@@ -89,7 +89,7 @@ class Histograms:
             self.exponents[row] = exponent
         part = sampled(flat)
         # The factor is a power of two, so that the product is exact and a bin does not depend on rounding.
-        scale = 2.0 ** (10 - int(self.exponents[row]))
+        scale = 1 / self.width(row)
         bins = np.clip(np.floor(part.astype(np.float64) * scale).astype(np.int64), -HALF, HALF - 1)
         self.counts[row] += np.bincount(bins + HALF, minlength=BINS)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -101,9 +101,13 @@ class Histograms:
         figures[4] += float(np.square(error).sum())
         figures[5] += int(((magnitude > 0) & (magnitude < SMALLEST_NORMAL)).sum())
 
+    def width(self, row: int) -> float:
+        """Of the bins of *row*: R / HALF, a power of two."""
+        return 2.0 ** int(self.exponents[row]) / HALF
+
     def edges(self, row: int) -> NDArray[np.float64]:
         """(BINS + 1,): where the bins of *row* meet."""
-        return np.asarray((np.arange(BINS + 1) - HALF) * 2.0 ** (int(self.exponents[row]) - 10), np.float64)
+        return np.asarray((np.arange(BINS + 1) - HALF) * self.width(row), np.float64)
 
     def magnitudes(self, row: int) -> NDArray[np.int64]:
         """(HALF,): the counts of *row* by magnitude, bin i from i to i + 1 widths."""
@@ -116,7 +120,7 @@ class Histograms:
             return 0.0
         index = int(np.searchsorted(sums, share * sums[-1]))
         most = max(-float(self.figures[row, 0]), float(self.figures[row, 1]), 0.0)
-        return min((index + 1) * 2.0 ** (int(self.exponents[row]) - 10), most)
+        return min((index + 1) * self.width(row), most)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """For an .npz file."""

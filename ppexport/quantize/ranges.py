@@ -78,6 +78,6 @@ def find_range(calibration: Calibration, name: str, calibrator: str, percentile:
     if calibrator == "entropy":
         cut = _entropy(kept.counts[row], kept.edges(row))
     else:
-        width = 2.0 ** (int(kept.exponents[row]) - 10)
+        width = kept.width(row)
         cut = max(_percentile(kept.magnitudes(row), width, percentile), width)
     return min(cut, most)

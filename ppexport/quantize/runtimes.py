@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ppexport.backends.onnx.session import make_session
 from ppexport.backends.openvino.session import Session
 from ppexport.errors import InputError
+from ppexport.profile.statistics import median_interval
 
 RUNTIMES = ("onnxruntime", "openvino")
 Inputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Inputs], NDArray[np.float32]]
 """Inputs -> `sr`."""
-RESAMPLES = 2000
 
 
 def open_in_onnxruntime(model: Path, threads: int) -> Run:
@@ -73,6 +73,5 @@ def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Ratio:
         first, second, third, fourth = timed(base), timed(run), timed(run), timed(base)
         ratios.append((second + third) / (first + fourth))
         base_times.append((first + fourth) / 2)
-    sample = np.random.default_rng(0).choice(np.array(ratios), (RESAMPLES, rounds))
-    low, high = np.percentile(np.median(sample, axis=1), (2.5, 97.5))
-    return Ratio(float(np.median(ratios)), float(low), float(high), 1000 * float(np.median(base_times)))
+    ratio = median_interval(ratios)
+    return Ratio(ratio.middle, ratio.low, ratio.high, 1000 * float(np.median(base_times)))

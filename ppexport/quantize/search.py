@@ -99,7 +99,7 @@ class Search:
         self, artifact: Artifact, calibration: Calibration, crops: Sequence[Crop], wish: Wish, folder: Path
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
-        self.model = onnx.load(artifact.model_file)
+        self.model = onnx.load(artifact.graph_file)
         named = [artifact.manifest.files, calibration.sha256, [c.name for c in crops], asdict(wish)]
         self.key = sha256_text(json.dumps(named))
         self.kept: dict[str, Any] = self._read()
@@ -128,7 +128,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(DebugModel(self.artifact.model_file))
+            self.reference = self._pictures(DebugModel(self.artifact.graph_file))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
@@ -149,7 +149,7 @@ class Search:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
             pictures = self._pictures(DebugModel(path))
-            run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.model_file))
+            run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)
         return Trial(
