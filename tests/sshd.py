@@ -69,8 +69,18 @@ def _stat(pid: int) -> tuple[str, list[str]]:
 
 
 def name_of(pid: int) -> str:
-    """The name of a process."""
-    return _stat(pid)[0]
+    """The name of a process; empty once it has ended."""
+    try:
+        return _stat(pid)[0]
+    except OSError:
+        return ""
+
+
+def kill(*pids: int) -> None:
+    """Kill processes at once; one may have ended meanwhile, of itself or because another of them is gone."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
@@ -168,16 +178,17 @@ class Device:
     def _write_python(self) -> None:
         """A python3 without any package but those in `modules`."""
         script = f'#!/bin/sh\nPYTHONPATH="{self.modules}" exec "{sys.executable}" -S "$@"\n'
-        self._program("python3", script)
+        self.program("python3", script)
 
-    def _program(self, name: str, script: str) -> None:
+    def program(self, name: str, script: str) -> None:
+        """Put a program on the device's PATH."""
         path = self.bin / name
         path.write_text(script)
         path.chmod(0o755)
 
     def install_trtexec(self) -> None:
         """Put the stand-in for trtexec on the device's PATH."""
-        self._program("trtexec", TRTEXEC)
+        self.program("trtexec", TRTEXEC)
 
     def steer(self, name: str, on: bool = True) -> None:
         """Create or remove one of the files that steer the stand-ins."""
@@ -225,9 +236,8 @@ class Device:
         """Kill all connections, as a broken line does; what runs on the device goes on. Returns how many."""
         found = self.connections()
         for pid in found:
-            # The privileged half of a connection, and the half that speaks for the user.
-            for half in (*(child for child in children(pid) if name_of(child) == "sshd"), pid):
-                os.kill(half, signal.SIGKILL)
+            # The half that speaks for the user, and the privileged one. OpenSSH 9.8 calls them sshd-session.
+            kill(*(child for child in children(pid) if name_of(child).startswith("sshd")), pid)
         return len(found)
 
     def go_away(self) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ppexport.artifact import Manifest, read_artifact, write_manifest
 from ppexport.backends.tensorrt.engine_artifact import make_request
-from ppexport.backends.tensorrt.remote import RemoteBuild, Telling
+from ppexport.backends.tensorrt.remote import RemoteBuild
 from ppexport.devices.job import Pace
 from ppexport.devices.opening import open_device
+from ppexport.devices.work import Telling
 
 MODEL_BYTES = 200_000
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppexport.backends.tensorrt import trtexec
-from ppexport.backends.tensorrt.remote_output import TAIL, BuildOutput
+from ppexport.devices.output import TAIL, JobOutput
 
 REQUEST = {
     "version": 1, "onnx": "model.onnx", "onnx_sha256": "0" * 64, "engine": "model.engine", "log": "build.log",
@@ -71,7 +71,7 @@ def test_the_result_has_the_builders_fields():
 
 def fed(*pieces):
     stages = []
-    output = BuildOutput(stages.append)
+    output = JobOutput(stages.append)
     for piece in pieces:
         output.feed(piece)
     output.finish()

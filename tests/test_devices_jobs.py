@@ -153,6 +153,26 @@ TOOLS = [
 ]  # fmt: skip
 
 
+def test_a_job_that_is_stopped_may_put_things_back_first(job, local, tmp_path):
+    back = tmp_path / "back"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "try:\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(600)\n"
+        "finally:\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    time.sleep(1.5)\n"
+        "    pathlib.Path(sys.argv[1]).write_text(str(pathlib.Path('output').exists()))\n"
+    )
+    local.checked("mkdir -p ~/.cache/ppexport/test-1")
+    job.start([sys.executable, "-c", program, str(back)])
+    wait_until(lambda: (folder_of(job) / "output").read_text() == "begun\n")
+    assert remove_jobs(local, "test-1") == ["stopped test-1", "removed test-1"]
+    assert back.read_text() == "True"
+
+
 def test_a_machine_with_few_tools(job, tmp_path, monkeypatch):
     tools = tmp_path / "tools"
     tools.mkdir()

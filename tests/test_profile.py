@@ -8,21 +8,23 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import photo
 from PIL import Image
+from small_networks import small_network
 from typer.testing import CliRunner
 
+import ppexport
 from ppexport.artifact import Artifact, Manifest, read_artifact
 from ppexport.backends.base import Result, Runner
 from ppexport.backends.coreml import mac
 from ppexport.cli import app
-from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import frames, launch, routing
 from ppexport.profile.agent.plan import PLANS, Plan
+from ppexport.profile.names import JOURNAL
 from ppexport.profile.pictures import pictures
 from ppexport.profile.result import Profile
 from ppexport.profile.run import measure, plan_of, prepare
@@ -37,23 +39,29 @@ def tiny(monkeypatch):
     monkeypatch.setitem(PLANS, "quick", TINY)
 
 
+@pytest.fixture
+def small(calibrated):
+    """An artefact of two layers."""
+    return calibrated.artifact.path
+
+
 def quiet(*_):
     return None
 
 
-def test_a_run_is_measured_once_and_only_its_own_folder_is_used(artifact, tmp_path, tiny):
+def test_a_run_is_measured_once_and_only_its_own_folder_is_used(small, tmp_path, tiny):
     out = tmp_path / "run"
-    arguments = ["profile", str(artifact), "-o", str(out), "--quick", "--threads", "1"]
+    arguments = ["profile", str(small), "-o", str(out), "--quick", "--threads", "1"]
     done = invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.output
     p = Profile(out / "profile.json")
     (subject,) = p.subjects
     assert subject["summary"]["count"] == 10
     assert subject["runtime_versions"]["onnxruntime"]
-    assert subject["files"] == read_artifact(artifact).manifest.files
+    assert subject["files"] == read_artifact(small).manifest.files
     assert subject["memory"]["peak"] > subject["memory"]["before"] > 0
     assert p.images >= 8
-    assert len({image["pure_share"] for image in p.data["images"]}) > 4
+    assert len({image["pure_share"] for image in p.data["images"]}) > 3
     assert set(p.samples[0]["capacity"].tolist()) == {subject["capacities"][-1]}
     assert (p.samples[0]["host_ns"] < p.samples[0]["ns"]).all()
     assert json.loads((tmp_path / "out.json").read_text())["subjects"][0]["summary"] == subject["summary"]
@@ -66,9 +74,9 @@ def test_a_run_is_measured_once_and_only_its_own_folder_is_used(artifact, tmp_pa
     assert "another measurement" in str(other.exception)
 
 
-def test_a_killed_run_goes_on_with_the_same_command(artifact, tmp_path):
-    targets = choose(artifact, None, 1, False)
-    plan = Plan("quick", 30, 0.0, warm_windows=2)
+def test_a_killed_run_goes_on_with_the_same_command(small, tmp_path):
+    targets = choose(small, None, 1, False)
+    plan = Plan("quick", 30, 2.0, warm_windows=2)
     job = prepare(targets, plan, tmp_path / "run", None)
     child = launch._start("measure", job, tmp_path / "errors", subprocess.DEVNULL)
     end = time.monotonic() + 120
@@ -79,19 +87,20 @@ def test_a_killed_run_goes_on_with_the_same_command(artifact, tmp_path):
     child.wait()
     kept = [line for line in job.journal.read_bytes().splitlines() if line.startswith(b'["q"')]
     p = measure(prepare(targets, plan, tmp_path / "run", None), quiet, quiet)
-    assert p.subjects[0]["summary"]["count"] == 30
+    assert p.subjects[0]["summary"]["count"] >= 30
+    assert p.subjects[0]["summary"]["seconds"] >= 2
     assert "resumed" in {mark["kind"] for mark in p.data["marks"]}
     lines = job.journal.read_bytes().splitlines()
     assert [line for line in lines if line.startswith(b'["q"')][: len(kept)] == kept
 
 
-def test_runtimes_take_turns_and_are_compared(artifact, tmp_path, tiny):
+def test_runtimes_take_turns_and_are_compared(small, tmp_path, tiny):
     if find_spec("openvino") is None:
         pytest.skip("openvino is not installed")
     out = tmp_path / "run"
     done = invoke(
         app,
-        ["profile", str(artifact), "-o", str(out), "--quick", "--runtime", "onnxruntime,openvino", "--threads", "1"],
+        ["profile", str(small), "-o", str(out), "--quick", "--runtime", "onnxruntime,openvino", "--threads", "1"],
     )
     assert done.exit_code == 0, done.output
     p = Profile(out / "profile.json")
@@ -118,7 +127,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_pat
     def error(*arguments):
         return invoke(app, ["profile", str(artifact), "-o", str(tmp_path / "x"), *map(str, arguments)]).exception
 
-    assert isinstance(error("--on", "ssh://board"), UnavailableError)
+    assert isinstance(error("--on", "ssh://board.invalid"), UnavailableError)
     assert isinstance(error("--on", "-oProxyCommand=x"), InputError)
     assert isinstance(error("--runtime", "tensorrt"), InputError)
     assert isinstance(error("--runtime", "onnxruntime,onnxruntime"), InputError)
@@ -131,8 +140,17 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_pat
     missing = error("--runtime", "onnxruntime:Nonsense", "--quick")
     assert isinstance(missing, UnavailableError)
     assert "no provider Nonsense" in str(missing)
+    # What was measured of it is nothing, so the folder is free for another runtime.
+    assert not (tmp_path / "x" / JOURNAL).exists()
     with pytest.raises(InputError, match="one runtime"):
         plan_of(False, True, choose(artifact, "onnxruntime,openvino", None, False))
+
+
+def test_a_flavour_is_for_its_runtime(tmp_path):
+    out = ppexport.export(small_network(), backend="onnx", size=(16, 16), out=tmp_path / "ort", flavour="ort")
+    assert {target.runtime for target in choose(out, "all", None, False)} == {"onnxruntime"}
+    with pytest.raises(InputError, match="flavour ort, for ONNX Runtime alone: export it with --flavour portable"):
+        choose(out, "openvino", None, False)
 
 
 def test_pictures_come_from_a_folder_too(artifact, tmp_path):
@@ -229,34 +247,5 @@ def core_ml_artifact(tmp_path, capacities):
 def test_core_ml_runs_on_a_mac_only(tmp_path):
     with pytest.raises(UnavailableError, match="on a Mac only"):
         mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [256]))
-
-
-def test_core_ml_as_documented(tmp_path, monkeypatch):
-    """A stand-in for coremltools on a Mac: which function is loaded, and what it is fed."""
-    loaded = []
-
-    class MLModel:
-        def __init__(self, path, compute_units, function_name=None):
-            if "broken" in path:
-                raise RuntimeError("no such\nmodel")
-            loaded.append((compute_units, function_name))
-
-        def predict(self, inputs):
-            assert list(inputs) == ["lr"]
-            return {"sr": np.zeros((1, 3, 32, 32), np.float16), "impure_tokens": np.array([7.0])}
-
-    tools = SimpleNamespace(
-        ComputeUnit=SimpleNamespace(CPU_AND_NE="ne", ALL="all"), models=SimpleNamespace(MLModel=MLModel)
-    )
-    monkeypatch.setattr(mac.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(mac, "require", quiet)
-    monkeypatch.setattr(mac, "import_module", lambda name: tools)
-    runner = mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [128, 256]), "CPU_AND_NE")
-    result = runner(np.full((1, 3, 16, 16), 0.5, np.float32))
-    assert (result.impure_tokens, result.sr.dtype) == (7, np.float32)
-    assert loaded[0] == ("ne", "capacity_256")
-    assert runner(np.full((1, 3, 16, 16), 0.5, np.float32)).capacity == result.capacity
-    with pytest.raises(InputError, match="compute units"):
+    with pytest.raises(InputError, match="compute units are CPU_ONLY, .*, not GPU"):
         mac.CoreMLMacRunner(core_ml_artifact(tmp_path, [256]), "GPU")
-    with pytest.raises(ArtifactError, match="no such"):
-        mac.CoreMLMacRunner(core_ml_artifact(tmp_path / "broken", [256]))

@@ -270,6 +270,10 @@ def test_sensors_are_read_from_the_system_and_may_fail(tmp_path):
     machine = describe(root)
     assert (machine["cpu"], machine["system"]) == ("Test CPU (family 6, model 1)", "Test Linux 1")
     assert (machine["memory_bytes"], machine["governors"]) == (2 << 20, ["schedutil"])
+    (tmp_path / "proc/device-tree").mkdir()
+    (tmp_path / "proc/device-tree/model").write_text("NVIDIA Jetson Orin Nano\0")
+    (tmp_path / "proc/cpuinfo").write_text("processor : 0\nmodel name : ARMv8 Processor rev 1 (v8l)\n")
+    assert describe(root)["cpu"] == "NVIDIA Jetson Orin Nano"
     shutil.rmtree(tmp_path / "sys")
     shutil.rmtree(tmp_path / "proc")
     assert sensors.local_sensors(root) == []

@@ -9,13 +9,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sshd import wait_until
 
-from ppexport.profile.agent import android, jetson
+from ppexport.profile.agent import android, jetson, power
 from ppexport.profile.agent.tegrastats import Tegrastats, joules, parse_line
 
 NANO_JP4 = (
@@ -76,7 +77,6 @@ def test_no_line_breaks_the_parsers(text):
     jetson.clocks(text)
     jetson.l4t(text)
     android.thermal(text)
-    android.properties(text)
 
 
 def test_the_sensor_reads_and_ends_its_program():
@@ -204,6 +204,29 @@ def test_a_power_mode_that_is_refused(board, message):
         jetson.set_power_mode(0, board)
 
 
+def test_a_mode_that_is_refused_leaves_nothing_to_put_back(tmp_path):
+    board = Board(1, "sudo: a password is required", 1)
+    with pytest.raises(jetson.Refused), power.power_mode_set(0, str(tmp_path), pytest.fail, board):
+        pytest.fail("it was refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clocks_that_were_locked_half_way_are_put_back(tmp_path):
+    calls = []
+
+    def run(command):
+        calls.append(command[3:])
+        if "--store" in command:
+            Path(command[-1]).write_text("before")
+        return subprocess.CompletedProcess(command, 1 if command[3:] == () else 0, "", "no such file")
+
+    with pytest.raises(jetson.Refused, match="not locked"), power.clocks_locked(True, str(tmp_path), pytest.fail, run):
+        pytest.fail("it was refused")
+    store = str(tmp_path / power.CLOCKS)
+    assert calls == [("--store", store), (), ("--restore", store)]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_jetson(tmp_path):
     def missing(command):
         raise FileNotFoundError(2, "no such program", command[0])
@@ -247,13 +270,38 @@ Current cooling devices from HAL:
 
 def test_android():
     assert android.thermal(THERMAL) == {"throttling": 2, "celsius.skin": 41.25, "celsius.battery": 29.5}
-    told = "[ro.product.model]: [Phone 9]\n[ro.soc.model]: [SM1]\n[ro.build.version.sdk]: [35]\n[ro.empty]: []\nodd\n"
-    assert android.properties(told) == {"model": "Phone 9", "soc": "SM1", "sdk": "35"}
     assert android.core_list("0,2,6-7") == [0, 2, 6, 7]
     assert android.affinity_mask(android.core_list("4-7")) == "f0"
     for text in ("", "a", "7-4", "64", "-1", "1;2", "0-"):
         with pytest.raises(ValueError, match="cores"):
             android.core_list(text)
+
+
+def test_a_phone_is_not_asked_at_every_reading(monkeypatch):
+    asked: list[str] = []
+    sensor = android.Thermal(lambda: asked.append("now") or THERMAL)
+    assert sensor() == sensor() == {"throttling": 2, "celsius.skin": 41.25, "celsius.battery": 29.5}
+    assert asked == ["now"]
+    monkeypatch.setattr(android, "SECONDS", 0.0)
+    sensor._next = 0.0
+    sensor()
+    assert len(asked) == 2
+
+
+def test_a_phone_that_answers_slowly_is_asked_less_often(monkeypatch):
+    now, asked = [0.0], []
+
+    def slow():
+        asked.append(now[0])
+        now[0] += 30.0
+        return ""
+
+    monkeypatch.setattr(android.time, "monotonic", lambda: now[0])
+    sensor = android.Thermal(slow)
+    while now[0] < 1500:
+        assert sensor() == {}
+        now[0] += 1.0
+    assert len(asked) == 3
 
 
 def test_it_does_not_take_long_to_time_out(monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import photo
 
+from ppexport.backends.coreml.device import planned
 from ppexport.errors import InputError
 from ppexport.profile.layers import coreml, onnxruntime, openvino, tensorrt
 from ppexport.profile.layers.collect import collect
@@ -126,10 +127,13 @@ def test_the_plan_of_core_ml_as_documented():
         get_estimated_cost_for_mlprogram_operation=lambda o: None if o.weight is None else o,
         get_compute_device_usage_for_mlprogram_operation=lambda o: None,
     )
-    found = coreml.operations_of(plan, 8.0)
+    operations = planned(plan, None)
+    assert operations == planned(plan, "main")
+    assert [op.device for op in operations] == ["", "", ""]
+    found = coreml.operations_of(operations, 8.0)
     assert [(o.ms, o.module) for o in found] == [(6.0, "layers.1.attn_win"), (2.0, "")]
-    with pytest.raises(InputError, match="function"):
-        coreml.operations_of(plan, 1.0, "capacity_128")
+    with pytest.raises(InputError, match="estimates no operation"):
+        coreml.operations_of(operations[2:], 1.0)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from ppexport.cli import app
 from ppexport.errors import InputError
-from ppexport.profile import statistics
+from ppexport.profile import result, statistics
 from ppexport.profile.compare import compare_interleaved
 from ppexport.profile.result import Collected, Profile, write_profile
 from ppexport.profile.statistics import percentile, percentile_interval, ratio_independent, ratio_interleaved
@@ -106,6 +107,21 @@ def test_100_000_samples_take_bounded_memory(tmp_path, monkeypatch):
     assert p.samples[0]["ns"][-1] == round((99_999 % 97 + 50) * MS)
 
 
+def test_readings_of_a_very_long_run_are_thinned_out_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "READINGS", 50)
+    step = round(100 * MS)
+    readings = [
+        reading(i * step, **{"watts.total": 7.5, "wall": i * step + (i >= 333) * 60 * 10**9}) for i in range(1000)
+    ]
+    p = made(tmp_path / "a", [[100.0] * 1000], readings=readings)
+    times = p.data["sensors"]["t"]
+    assert 25 <= len(times) <= 51
+    assert {b - a for a, b in itertools.pairwise(times)} == {32 * step}
+    assert p.subjects[0]["summary"]["energy"]["watts"] == pytest.approx(7.5)
+    # A jump between two readings of which neither was kept is seen.
+    assert "time set" in kinds(p)
+
+
 def test_a_quiet_run_has_no_marks(tmp_path):
     assert kinds(made(tmp_path / "a", [steady()])) == set()
 
@@ -120,6 +136,7 @@ def test_a_quiet_run_has_no_marks(tmp_path):
         ("others", {"busy": 20.0}),
         ("stolen", {"stolen": 5.0}),
         ("throttled", {"throttled.cpu0": 7.0}),
+        ("throttled", {"throttling": 2.0}),
     ],
 )
 def test_what_sensors_and_clocks_saw_is_marked(tmp_path, kind, last):
@@ -129,6 +146,19 @@ def test_what_sensors_and_clocks_saw_is_marked(tmp_path, kind, last):
         tmp_path / "a", [[100.0] * 128], readings=[reading(0, **first), reading(t // 2, **first), reading(t, **last)]
     )
     assert kinds(p) == {kind}
+
+
+def test_energy_is_told_where_the_rails_add_up(tmp_path):
+    t = round(128 * 100 * MS)
+    watts = [reading(round(t * i / 10), **{"watts.total": 6.0 + i % 2}) for i in range(11)]
+    (subject,) = made(tmp_path / "a", [[100.0] * 128], readings=watts).subjects
+    assert subject["summary"]["energy"]["joules_per_image"] == pytest.approx(0.65)
+    assert subject["summary"]["energy"]["watts"] == pytest.approx(6.5)
+    # Power cannot be told apart between two that take turns, nor from readings of a part of the run.
+    both = made(tmp_path / "b", [[100.0] * 64, [100.0] * 64], readings=watts)
+    assert [s["summary"]["energy"] for s in both.subjects] == [None, None]
+    part = made(tmp_path / "c", [[100.0] * 128], readings=watts[:5])
+    assert part.subjects[0]["summary"]["energy"] is None
 
 
 def test_what_the_samples_show_is_marked(tmp_path):

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from ppexport.commands.options import ArtifactFolder, Json
+from ppexport.commands.devices import following, taken_up_later
+from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout
 from ppexport.console import emit_json, people
 
 
@@ -22,8 +21,6 @@ class Runtime(str, Enum):
 
 
 EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
-EXIT_INTERRUPTED = 130
-"""What shells take Ctrl-C for."""
 
 
 def build(
@@ -46,17 +43,13 @@ def build(
     runtime: Annotated[
         Runtime | None, typer.Option(help="which TensorRT builds; the first that the machine has if left out")
     ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting; the build goes on")
-    ] = None,
+    timeout: Timeout = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="stop and remove this model's builds there, build nothing")
     ] = False,
-    identity: Annotated[Path | None, typer.Option(metavar="FILE", help="private key for ssh")] = None,
-    ssh_config: Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")] = None,
-    accept_new_host_key: Annotated[
-        bool, typer.Option("--accept-new-host-key", help="take the key of a host that ssh does not know yet")
-    ] = False,
+    identity: Identity = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_key: AcceptNewHostKey = False,
     json: Json = None,
 ) -> None:
     """Build a TensorRT engine from an ONNX artefact, on the machine that is to run it.
@@ -66,7 +59,7 @@ def build(
     """
     from ppexport.artifact import read_artifact
     from ppexport.backends.tensorrt.engine_artifact import LAYERS, make_request, read_source
-    from ppexport.backends.tensorrt.remote import RemoteBuild, Telling
+    from ppexport.backends.tensorrt.remote import RemoteBuild
     from ppexport.backends.tensorrt.remote import clean as clean_device
     from ppexport.devices.opening import open_device
     from ppexport.devices.ssh import SshOptions
@@ -89,17 +82,10 @@ def build(
         return
     whole = artifact.resolve()
     target = artifact_target(out or whole.with_name(whole.name + "-engine"))
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    with open_device(on, options) as device, console.status("build") as status:
-        telling = Telling(console.print, lambda doing: status.update(escape(f"build: {doing}")))
+    with open_device(on, options) as device, following("build") as telling:
         work = RemoteBuild(device, source, request, telling)
-        try:
+        with taken_up_later(work):
             work.run(target, timeout)
-        except KeyboardInterrupt:
-            status.stop()
-            goes_on = f"the build goes on {'here' if on == 'local' else f'at {device.name}'}; " if work.running else ""
-            console.print(f"interrupted: {goes_on}the same command again takes it up, --clean ends and removes it")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
     manifest = read_artifact(target).manifest
     facts = manifest.engine
     engine = next(iter(manifest.files))

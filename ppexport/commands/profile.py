@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppexport.commands.options import ArtifactFolder, Json, Trust
+from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
+from ppexport.commands.profile_remote import There, clean_there, measure_there, parse_cores
 from ppexport.console import emit_json, people, progress_bar, stages, table
-from ppexport.errors import InputError, UnavailableError
+from ppexport.errors import InputError, UnavailableError, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,20 +22,18 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: ppexport profile x2_64 --quick --layers -o x2_64-profile"
 
 
-def check_device(on: str) -> None:
-    """Raise UnavailableError for another machine than this one."""
-    if on.startswith(("ssh://", "adb://")):
-        raise UnavailableError(f"{on}: profiling on another device is not available yet; run this command there")
-    if on != "local":
-        raise InputError(f"a device is local, not {on!r}")
-
-
 def profile(
     artifact: ArtifactFolder,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-profile if left out")
     ] = None,
-    on: Annotated[str, typer.Option(help="the device: local")] = "local",
+    on: Annotated[
+        str, typer.Option(help="the device: local, ssh://[user@]host[:port], or adb://serial (untested on hardware)")
+    ] = "local",
+    devices: Annotated[
+        Path | None,
+        typer.Option(metavar="LAB.yaml", help="all devices of this file at once, into OUT/NAME; see ppexport/lab.py"),
+    ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +55,29 @@ def profile(
         Path | None, typer.Option(help="for --layers of a TensorRT engine: what trtexec --exportProfile wrote")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of the runtime; its choice if left out")] = None,
+    power_mode: Annotated[
+        int | None,
+        typer.Option(min=0, help="of a Jetson: set it with `sudo -n nvpmodel` and put it back (untested on hardware)"),
+    ] = None,
+    lock_clocks: Annotated[
+        bool, typer.Option("--lock-clocks", help="of a Jetson: `sudo -n jetson_clocks`, and put back (untested)")
+    ] = False,
+    cores: Annotated[str | None, typer.Option(help="of a device: cores to run on, such as 4-7")] = None,
+    device_python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="of a device: Python with the runtime; python3 if left out"),
+    ] = None,
+    perf_binary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="of a device without Python: an onnxruntime_perf_test for it (untested)"),
+    ] = None,
+    timeout: Timeout = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="stop and remove this artefact's measurements there, measure nothing")
+    ] = False,
+    identity: Identity = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_key: AcceptNewHostKey = False,
     trust: Trust = False,
     json: Json = None,
 ) -> None:
@@ -62,25 +86,79 @@ def profile(
     The headline is p90. Inside the clock: checks, mask and choice of the capacity, and the run from host memory to
     host memory. A run that is interrupted goes on with the same command; a machine that changes its clocks, runs other
     programs or holds queries up leaves a mark beside the figures.
+
+    A device behind ssh needs sh, Python 3.8 with NumPy and the runtime, and no ppexport. A measurement there outlives
+    this command: the same command again waits for it and collects it.
     """
+    from ppexport.commands.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
+    from ppexport.devices.address import parse_address
+    from ppexport.devices.ssh import SshOptions
     from ppexport.images import pictures_in
     from ppexport.profile.further import profile_frames, profile_layers, profile_routing
+    from ppexport.profile.remote import Settings
     from ppexport.profile.run import measure, plan_of, prepare
     from ppexport.profile.runtimes import choose
 
-    check_device(on)
+    address = parse_address(on)
+    elsewhere = address is not None or devices is not None
+    if devices is not None and (
+        on != "local" or cores or device_python or perf_binary or lock_clocks or power_mode is not None
+    ):
+        raise InputError("with --devices the file says where and how: leave --on and a device's options out")
+    chosen = parse_cores(cores)
+    options = SshOptions(identity, ssh_config, accept_new_host_key)
+    there = There(on, options, Settings(device_python, power_mode, lock_clocks, chosen), timeout, perf_binary)
+    if not elsewhere and (cores or device_python or perf_binary or clean or timeout is not None):
+        raise InputError(
+            "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on"
+        )
+    if elsewhere and (layers or routing or frames is not None):
+        raise InputError("--layers, --routing and --frames are measured on this machine only: run them on the device")
+    if elsewhere and runtime == "all":
+        raise InputError("which runtimes a device has is not known here: name them, separated by commas")
+    console = people(json)
+    folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
+    if devices is not None:
+        # PyYAML and pydantic are no part of the installation for devices.
+        require("yaml", "export")
+        require("pydantic", "export")
+        from ppexport.lab import read_lab
+
+        lab = read_lab(devices)
+        task = Task(
+            artifact, lambda found: plan_of(quick, sustained, found), folder, images, runtime, threads, trust, there
+        )
+        if clean:
+            cleaned = clean_lab(lab, task)
+            emit_json(json, {"done": cleaned})
+            for name, lines in cleaned.items():
+                console.print(f"{name}: {'; '.join(lines) or 'nothing to remove'}")
+            return
+        outcomes = measure_lab(lab, task)
+        show_lab(outcomes, console)
+        emit_json(json, lab_json(outcomes, without_samples))
+        raise typer.Exit(exit_code(outcomes))
+    if clean:
+        done = clean_there(there, artifact)
+        emit_json(json, {"done": done})
+        console.print("\n".join(done) or f"no measurement of {artifact} is on {on}")
+        return
     if frames is not None:
         pictures_in(frames)
     if layer_times is not None and not layers:
         raise InputError("--layer-times is for --layers")
-    targets = choose(artifact, runtime, threads, trust)
-    folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
-    console = people(json)
-    job = prepare(targets, plan_of(quick, sustained, targets), folder, images)
-    with progress_bar("queries") as progress:
+    targets = choose(artifact, runtime, threads or len(chosen) or None, trust)
+    plan = plan_of(quick, sustained, targets)
+    if address is not None:
+        result = measure_there(there, targets, plan, folder, images)
+        show(result, console)
+        emit_json(json, without_samples(result))
+        return
+    job = prepare(targets, plan, folder, images)
+    with progress_bar("queries") as progress, set_board(power_mode, lock_clocks, folder, console):
         result = measure(job, progress, lambda line: console.print(line))
     show(result, console)
-    summary = {key: value for key, value in result.data.items() if key not in ("samples", "sensors")}
+    summary = without_samples(result)
     if layers:
         with stages("time by layer"):
             found = profile_layers(job, result, layer_times)
@@ -96,6 +174,27 @@ def profile(
         for data in summary["frames"]:
             show_frames(data, console)
     emit_json(json, summary)
+
+
+def without_samples(result: Profile) -> dict[str, Any]:
+    """A result as `--json` writes it."""
+    return {key: value for key, value in result.data.items() if key not in ("samples", "sensors")}
+
+
+@contextmanager
+def set_board(power_mode: int | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
+    """This Jetson's power mode and clocks while the block runs. Raises UnavailableError where they cannot be set."""
+    from ppexport.profile.agent.jetson import Refused
+    from ppexport.profile.agent.power import clocks_locked, power_mode_set
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}")
+
+    try:
+        with power_mode_set(power_mode, str(folder), warn), clocks_locked(lock_clocks, str(folder), warn):
+            yield
+    except Refused as error:
+        raise UnavailableError(str(error)) from None
 
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
@@ -162,6 +261,12 @@ def show(result: Profile, console: Console) -> None:
     columns = ["latency", *(subject["name"] for subject in result.subjects)]
     console.print(table(result.data["machine"]["cpu"], columns, rows))
     for subject in result.subjects:
+        energy = subject["summary"].get("energy")
+        if energy is not None:
+            console.print(
+                f"{subject['name']}: {energy['joules_per_image']:.3f} J per image at {energy['watts']:.2f} W, of the "
+                "whole module"
+            )
         droop = subject["summary"]["droop"]
         if droop is not None:
             console.print(

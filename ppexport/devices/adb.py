@@ -30,6 +30,10 @@ say() { value=$(getprop "$2"); if [ -n "$value" ]; then printf '%s=%s\n' "$1" "$
 say board ro.product.model
 say maker ro.product.manufacturer
 say soc ro.soc.model
+say soc_maker ro.soc.manufacturer
+say platform ro.board.platform
+say sdk ro.build.version.sdk
+say abi ro.product.cpu.abi
 say android ro.build.version.release
 say build ro.build.fingerprint
 """

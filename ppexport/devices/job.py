@@ -18,6 +18,8 @@ T = TypeVar("T")
 STATE = re.compile(r"(absent|new|running|died)|exited ([0-9]{1,3})")
 OUTPUT = "output"
 """The file of a job's output in its folder."""
+FIRST_POLL = 0.25
+"""Seconds after which a job that was just started is looked at; twice as many after every further look."""
 CHUNK = 1 << 18
 """Bytes of output that are fetched at a time."""
 
@@ -105,7 +107,7 @@ class Job:
         Raises StillRunning after *timeout* seconds, ConnectionLost where the device does not come back.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        offset = 0
+        offset, pause = 0, FIRST_POLL
         while True:
             state, output = self._again(lambda offset=offset: self._poll(offset))  # type: ignore[misc]
             sink(output)
@@ -115,7 +117,9 @@ class Job:
             if deadline is not None and time.monotonic() > deadline:
                 raise StillRunning(f"the job on {self.transport.name} goes on after {timeout:g} s")
             if len(output) < CHUNK:
-                time.sleep(self.pace.poll)
+                # A job that fails at once is told at once.
+                time.sleep(min(pause, self.pace.poll))
+                pause *= 2
 
     def discard(self, names: Sequence[str]) -> None:
         """Remove files of an earlier run from the folder."""

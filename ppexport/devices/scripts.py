@@ -57,8 +57,8 @@ $detach sh -c '
     trap "kill \"\$child\"" TERM
     "$@" >&3 2>&3 3>&- &
     child=$!
-    code=0
-    wait "$child" || code=$?
+    # A signal ends the waiting, not yet the command, which may have something to put back.
+    while code=0; wait "$child" || code=$?; kill -0 "$child" 2> /dev/null; do :; done
     mv -f started "exit.$code"
 ' "${job##*/}" "$@" < /dev/null > /dev/null 2>&1 &
 echo "$!" > pid || { kill "$!"; exit 1; }
@@ -86,8 +86,11 @@ for job in "$root/$1"*; do
     if alive; then
         # A process group; dash takes `--` only after `-s`.
         kill -s TERM -- "-$pid" 2>/dev/null || kill -s TERM "$pid" || :
-        for second in 1 2 3 4 5; do
-            if alive; then sleep 1; fi
+        # A job may have something to put back first.
+        second=0
+        while alive && [ "$second" -lt 20 ]; do
+            sleep 1
+            second=$((second + 1))
         done
         if alive; then kill -s KILL -- "-$pid" 2>/dev/null || kill -s KILL "$pid" || :; fi
         echo "stopped ${job##*/}"

@@ -17,14 +17,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError
+from ppexport.profile.agent.board import board_sensors
 from ppexport.profile.agent.journal import Journal, JournalError, read_header, read_past
 from ppexport.profile.agent.machine import peak_memory
 from ppexport.profile.agent.measure import Loop
-from ppexport.profile.agent.sensors import local_sensors
+from ppexport.profile.agent.sensors import Reading, Sensor, local_sensors
 from ppexport.profile.job import Job, job_from
+from ppexport.profile.launch import INTERRUPTED
 from ppexport.profile.subject import ArtifactSubject
-
-INTERRUPTED = 130
 
 
 def subjects_of(job: Job) -> list[ArtifactSubject]:
@@ -37,7 +37,10 @@ def measure(job: Job) -> None:
     """Measure what the journal lacks. Raises PpexportError."""
     path = str(job.journal)
     subjects = subjects_of(job)
-    journal = Journal(path)
+    try:
+        journal = Journal(path)
+    except JournalError as error:
+        raise InputError(str(error)) from None
     try:
         header = read_header(path)
         if header is None:
@@ -46,11 +49,27 @@ def measure(job: Job) -> None:
             raise InputError(f"{path} is of another measurement")
         past = read_past(path, len(subjects))
         if not past.complete:
-            Loop(subjects, len(subjects[0].inputs), job.plan, journal, local_sensors()).run(past)
+            with board_sensors() as board:
+                sensors = [*local_sensors(), *board, end_with(os.getppid())]
+                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors).run(past)
     except JournalError as error:
         raise InputError(str(error)) from None
     finally:
         journal.close()
+
+
+def end_with(parent: int) -> Sensor:
+    """A sensor that shows nothing and ends this process once the one that started it is gone.
+
+    Raises KeyboardInterrupt: a measurement that nobody waits for would disturb the next one.
+    """
+
+    def look() -> Reading:
+        if os.getppid() != parent:
+            raise KeyboardInterrupt
+        return {}
+
+    return look
 
 
 def memory(job: Job) -> None:

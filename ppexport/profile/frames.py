@@ -95,9 +95,10 @@ def answers(measured: dict[str, Any]) -> dict[str, Any]:
     mix = f" ({100 * float(np.mean(known)):.0f} % pure pixels on average)" if known else ""
     held = [rate for rate in RATES if deadlines[str(rate)]["p90_holds"]]
     real = f"real time at {max(held)} fps" if held else f"no real time at {RATES[0]} fps"
+    tiles = "1 tile" if measured["tiles"] == 1 else f"{measured['tiles']} tiles"
     sentence = (
         f"{fps:.2f} fps at {w}x{h} -> {width}x{height} at x{measured['scale']} with this content{mix}, "
-        f"{measured['tiles']} tiles a frame; p90 {percentile(ms, 90):.1f} ms: {real}"
+        f"{tiles} a frame; p90 {percentile(ms, 90):.1f} ms: {real}"
     )
     figures = {f"p{p}_ms": percentile(ms, p) for p in (50, 90, 99)}
     return {**measured, "fps": fps, **figures, "deadlines": deadlines, "sentence": sentence}

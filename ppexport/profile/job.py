@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ppexport
 from ppexport.artifact import read_artifact
-from ppexport.files import sha256_text
-from ppexport.profile.agent.journal import FORMAT, VERSION
-from ppexport.profile.agent.machine import describe, versions
+from ppexport.profile.agent.header import complete_header
 from ppexport.profile.agent.plan import Plan, plan_from
-from ppexport.profile.pictures import Picture
-from ppexport.profile.runtimes import Target, facts
+from ppexport.profile.runtimes import RUNTIMES, Target, facts
 from ppexport.profile.subject import INSIDE
+
+if TYPE_CHECKING:
+    from ppexport.profile.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,23 @@ def job_from(text: str) -> Job:
     return Job(targets, Path(data["images"]), plan_from(data["plan"]), Path(data["journal"]), data["header"])
 
 
-def header_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
-    """The first record of the journal of this measurement. Raises ArtifactError for a damaged artefact."""
-    subjects = [facts(target, read_artifact(Path(target.artifact))) for target in targets]
-    images = [picture.facts() for picture in pictures]
-    machine = {"address": address, "host_name": platform.node(), **describe()}
-    tools = {"ppexport": ppexport.__version__, "python": platform.python_version(), **versions(("numpy",))}
-    same = (subjects, images, vars(plan), machine["cpu"], machine["system"], tools)
+def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+    """What is to be measured: all of a journal's header that does not depend on the machine that measures.
+
+    Raises ArtifactError for a damaged artefact.
+    """
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        # What must be equal for a run to go on where another process left it.
-        "identity": sha256_text(json.dumps(same, sort_keys=True)),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "subjects": subjects,
+        "address": address,
+        "ppexport": ppexport.__version__,
+        "subjects": [facts(target, read_artifact(Path(target.artifact))) for target in targets],
+        "packages": [RUNTIMES[target.runtime][1] for target in targets],
         "plan": vars(plan),
-        "machine": machine,
-        "versions": tools,
-        "images": images,
+        "images": [picture.facts() for picture in pictures],
         "inside_the_clock": INSIDE,
     }
+
+
+def header_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+    """The first record of the journal of this measurement on this machine. Raises ArtifactError as `wanted_of`."""
+    return complete_header(wanted_of(targets, pictures, plan, address))

@@ -7,13 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+# Subscripted when the module is loaded, which the other Callable of Python 3.8 does not allow.
+from typing import Callable  # noqa: UP035
 
 from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError, UnavailableError
 from ppexport.profile.agent.journal import JournalError, Past, read_header, read_past
 from ppexport.profile.job import Job
 
+INTERRUPTED = 130
+"""Exit code of a process that was asked to end."""
 POLL = 0.5
 """Seconds between two looks at the journal. A look costs the measuring machine next to nothing."""
 Progress = Callable[[int, int], object]
@@ -33,8 +38,9 @@ def _start(action: str, job: Job, errors: Path, output: int) -> subprocess.Popen
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
     assert child.stdin is not None
-    child.stdin.write(job.to_json().encode())
-    child.stdin.close()
+    # A child that ended at once says why itself.
+    with suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(job.to_json().encode())
     return child
 
 
@@ -47,10 +53,10 @@ def _explain(code: int, errors: Path) -> PpexportError:
     return UnavailableError(said) if code == EXIT_UNAVAILABLE else InputError(said)
 
 
-def known_part(path: Path, job: Job) -> Past | None:
-    """What the journal *path* holds of *job* already; None where there is none.
+def journal_of(path: Path, key: str, value: str, subjects: int) -> Past | None:
+    """What the journal *path* holds already; None where there is none.
 
-    Raises InputError where it is of another measurement, or damaged.
+    Raises InputError where it is of another measurement, whose header has another *value* of *key*, or damaged.
     """
     if not path.exists():
         return None
@@ -58,14 +64,19 @@ def known_part(path: Path, job: Job) -> Past | None:
         header = read_header(str(path))
         if header is None:
             return None
-        if header.get("identity") != job.header["identity"]:
+        if header.get(key) != value:
             raise InputError(
-                f"{path.parent} holds another measurement (other artefact, runtime, versions, images or protocol): "
-                "name another folder"
+                f"{path.parent} holds another measurement (other artefact, runtime, device, settings, versions, images "
+                "or protocol): name another folder"
             )
-        return read_past(str(path), len(job.targets))
+        return read_past(str(path), subjects)
     except JournalError as error:
         raise InputError(f"{error}: name another folder") from None
+
+
+def known_part(job: Job) -> Past | None:
+    """What the journal of *job* holds already, as `journal_of`."""
+    return journal_of(job.journal, "identity", job.header["identity"], len(job.targets))
 
 
 def run(job: Job, progress: Progress) -> bool:
@@ -74,7 +85,7 @@ def run(job: Job, progress: Progress) -> bool:
     Raises PpexportError as the child does. KeyboardInterrupt ends the child; the journal stays, and the same job goes
     on from there.
     """
-    past = known_part(job.journal, job)
+    past = known_part(job)
     if past is not None and past.complete:
         return False
     wanted = job.plan.queries * len(job.targets)
@@ -86,6 +97,9 @@ def run(job: Job, progress: Progress) -> bool:
         finally:
             end(child)
         if child.returncode:
+            if past is None and job.journal.exists() and not any(read_past(str(job.journal), len(job.targets)).queries):
+                # Of a run that measured nothing not even the versions count: others may be tried.
+                job.journal.unlink()
             raise _explain(child.returncode, errors)
     return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,9 @@ def sensor_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
     times = sum(float(v[-1] - v[0]) for v in throttled if len(v) > 1)
     if times > 0:
         yield mark("throttled", f"cores were throttled {times:.0f} times for their heat")
+    status = max(_known(sensors.get("throttling", ())), default=0)
+    if status > 0:
+        yield mark("throttled", f"the phone reported thermal status {status:.0f} of 6: it was throttled")
     heat = {n: _known(v) for n, v in sensors.items() if n.startswith("celsius.")}
     risen = {n: float(v.max() - v[0]) for n, v in heat.items() if len(v)}
     if risen and max(risen.values()) > WARMER:
@@ -82,22 +84,42 @@ def _load_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
         yield mark("stolen", f"other virtual machines took {100 * stolen:.1f} % of the processor")
 
 
-def clock_marks(sessions: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, str]]:
-    """What the clocks tell; a session is the readings {"now" or "t", "wall", "boot"} of one process, in ns."""
-    largest, slept = 0.0, 0.0
-    for readings in sessions:
-        for first, second in pairwise(readings):
-            step = second["t"] - first["t"]
-            if first["wall"] is not None and second["wall"] is not None:
-                largest = max(largest, abs(second["wall"] - first["wall"] - step) / 1e9)
-            if first["boot"] is not None and second["boot"] is not None:
-                slept += max(0.0, (second["boot"] - first["boot"] - step) / 1e9)
-    if slept > SLEPT:
-        yield mark("slept", f"the machine slept for {slept:.1f} s during the run")
-    if largest > SET + slept:
-        yield mark("time set", f"the time of day jumped by {largest:.1f} s; durations come from the monotonic clock")
-    if len(sessions) > 1:
-        yield mark("resumed", f"the run was interrupted {len(sessions) - 1} times and went on in another process")
+class Clocks:
+    """What the clocks of a run did, reading by reading, in numbers that do not grow with it. All in ns."""
+
+    def __init__(self) -> None:
+        self._processes = 0
+        self._jump, self._slept = 0.0, 0.0
+        self._last: Mapping[str, Any] | None = None
+
+    def begin(self) -> None:
+        """Another process measures from here on, whose clocks are not compared with those before."""
+        self._processes += 1
+        self._last = None
+
+    def take(self, t: int, reading: Mapping[str, Any]) -> None:
+        """The next *reading* {"wall", "boot"}, made at *t*; a clock that is missing or None tells nothing."""
+        now, last = {"t": t, "wall": reading.get("wall"), "boot": reading.get("boot")}, self._last
+        self._last = now
+        if last is None:
+            return
+        step = t - last["t"]
+        if last["wall"] is not None and now["wall"] is not None:
+            self._jump = max(self._jump, abs(now["wall"] - last["wall"] - step) / 1e9)
+        if last["boot"] is not None and now["boot"] is not None:
+            self._slept += max(0.0, (now["boot"] - last["boot"] - step) / 1e9)
+
+    def marks(self) -> Iterator[dict[str, str]]:
+        """What they tell."""
+        if self._slept > SLEPT:
+            yield mark("slept", f"the machine slept for {self._slept:.1f} s during the run")
+        if self._jump > SET + self._slept:
+            yield mark(
+                "time set", f"the time of day jumped by {self._jump:.1f} s; durations come from the monotonic clock"
+            )
+        if self._processes > 1:
+            times = self._processes - 1
+            yield mark("resumed", f"the run was interrupted {times} times and went on in another process")
 
 
 def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:

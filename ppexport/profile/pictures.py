@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def pictures(manifest: Manifest, folder: Path | None = None, places: int = 2) ->
     return found
 
 
-def save_pictures(path: Path, made: list[Picture]) -> None:
+def save_pictures(path: Path, made: Sequence[Picture]) -> None:
     """Write the pixels (images, h, w, 3) to an .npy file, atomically."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.stack([picture.rgb for picture in made]))

@@ -14,7 +14,8 @@
                       bytes of a process of its own or null, summary}]
     summary           count, seconds, p50_ms, p90_ms (the headline), p99_ms, min_ms, max_ms, mean_ms, p50_interval_ms,
                       p90_interval_ms (95 %), p50_ms_per_megapixel, p90_ms_per_megapixel (of output), host_p50_ms,
-                      droop (sustained runs: first_minute_ms, last_minute_ms, ratio) or null
+                      droop (sustained runs: first_minute_ms, last_minute_ms, ratio) or null, energy (one subject on a
+                      board whose power rails add up: joules_per_image, watts: both of the whole module) or null
     marks             [{kind, text}]: what disturbed the run
     sensors           {name: [number or null]}; "t" is when, in ns
     samples           one object of columns for every subject: image, t_ns, ns, cpu_ns, host_ns, capacity (0: none),
@@ -39,7 +40,8 @@ from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite
 from ppexport.profile.agent.journal import FORMAT as JOURNAL
 from ppexport.profile.agent.journal import JournalError, lines_of
-from ppexport.profile.marks import clock_marks, mark, sample_marks, sensor_marks
+from ppexport.profile.agent.tegrastats import joules
+from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
 from ppexport.profile.statistics import summary
 
 FORMAT = "ppexport-profile"
@@ -50,7 +52,7 @@ MAX_BYTES = 1 << 29
 """A million samples are about 60 MB."""
 CHUNK = 4096
 READINGS = 20_000
-"""Sensor readings that are kept: five hours of one a second."""
+"""Sensor readings that are kept: all of five hours of one a second, of a longer run every second, fourth, ..."""
 
 
 class Collected:
@@ -64,7 +66,8 @@ class Collected:
         self.first: dict[int, int] = {}
         self.warm: dict[int, tuple[int, bool]] = {}
         self.readings: list[dict[str, Any]] = []
-        self.sessions: list[list[dict[str, Any]]] = []
+        self._reading, self._every = 0, 1
+        self.clocks = Clocks()
         self.complete = False
         try:
             with path.open("rb") as stream:
@@ -94,13 +97,9 @@ class Collected:
             for name, value in zip(COLUMNS, (image, t, ns, cpu, host, capacity, impure), strict=True):
                 self.columns[subject][name].append(value)
         elif kind == "c":
-            if len(self.readings) < READINGS:
-                self.readings.append({"t": record[1], **record[2]})
-            if self.sessions:
-                clocks = {"t": record[1], "wall": record[2].get("wall"), "boot": record[2].get("boot")}
-                self.sessions[-1].append(clocks)
+            self._read(record[1], record[2])
         elif kind == "begin":
-            self.sessions.append([])
+            self.clocks.begin()
         elif kind == "load":
             self.load[record[1]] = record[2]
         elif kind == "first":
@@ -109,6 +108,15 @@ class Collected:
             self.warm[record[1]] = (record[2], bool(record[3]))
         elif kind == "end":
             self.complete = True
+
+    def _read(self, t: int, reading: dict[str, Any]) -> None:
+        self.clocks.take(t, reading)
+        if self._reading % self._every == 0:
+            self.readings.append({"t": t, **reading})
+        self._reading += 1
+        if len(self.readings) > READINGS:
+            del self.readings[1::2]
+            self._every *= 2
 
     def arrays(self, subject: int) -> dict[str, NDArray[np.int64]]:
         """The columns of one subject."""
@@ -131,7 +139,7 @@ def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dic
     subjects, marks = [], []
     sensors = found.sensors()
     marks += list(sensor_marks(sensors, int(header["machine"].get("usable_cores") or 1)))
-    marks += list(clock_marks(found.sessions))
+    marks += list(found.clocks.marks())
     for index, facts in enumerate(header["subjects"]):
         columns = found.arrays(index)
         (h, w), scale = facts["size"], facts["scale"]
@@ -142,6 +150,7 @@ def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dic
         marks += list(sample_marks(facts["name"], columns))
         sustained = header["plan"]["name"] == "sustained"
         measured = summary(columns, len(header["images"]), megapixels, sustained=sustained)
+        measured["energy"] = energy(columns, sensors) if len(header["subjects"]) == 1 else None
         spent = memory[index]
         subjects.append(
             {
@@ -172,6 +181,20 @@ def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dic
         "marks": marks,
         "sensors": sensors,
     }
+
+
+def energy(columns: Mapping[str, NDArray[np.int64]], sensors: Mapping[str, Sequence[float | None]]) -> Any:
+    """Joules for each query and mean watts of the whole module, None where no rails that add up were read.
+
+    What the module takes at rest is in it, as is what lies between two queries.
+    """
+    times, watts = sensors.get("t"), sensors.get("watts.total")
+    if times is None or watts is None:
+        return None
+    begin, end = int(columns["t_ns"][0]), int(columns["t_ns"][-1] + columns["ns"][-1])
+    total = joules([int(t or 0) for t in times], watts, begin, end)
+    count = len(columns["ns"])
+    return None if total is None else {"joules_per_image": total / count, "watts": total / ((end - begin) / 1e9)}
 
 
 def _column_text(values: Sequence[int]) -> Iterator[str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from ppexport.artifact import read_artifact
 from ppexport.errors import InputError
 from ppexport.profile.agent.plan import PLANS, Plan
-from ppexport.profile.job import Job, header_of
+from ppexport.profile.job import Job, header_of, wanted_of
 from ppexport.profile.launch import Progress, known_part, memory_of, run
+from ppexport.profile.names import IMAGES, JOURNAL
 from ppexport.profile.pictures import Picture, pictures, save_pictures
+from ppexport.profile.remote import Request, Settings, make_request
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.profile.runtimes import Target
-
-IMAGES, JOURNAL = "images.npy", "latency.jsonl"
 
 
 def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
@@ -32,24 +32,42 @@ def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
     return PLANS["quick" if quick else "sustained" if sustained else "full"]
 
 
-def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None, address: str = "local") -> Job:
-    """The job of a run in *folder*, which is made; everything that can be refused is refused here.
-
-    All targets get the same pictures, so their artefacts have one size. Raises PpexportError.
-    """
+def _pictures(targets: Sequence[Target], images: Path | None) -> list[Picture]:
+    """What all targets get: their artefacts have one size. Raises PpexportError."""
     manifests = [read_artifact(Path(target.artifact)).manifest for target in targets]
     sizes = {(*m.size, m.scale) for m in manifests}
     if len(sizes) > 1:
         raise InputError("artefacts that are timed in turns have one size and scale, so that they do the same work")
-    with_pure_pass = next((m for m in manifests if m.options), manifests[0])
-    made: list[Picture] = pictures(with_pure_pass, images)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
+    return pictures(next((m for m in manifests if m.options), manifests[0]), images)
+
+
+def _check_folder(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is not a folder")
+
+
+def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None) -> Job:
+    """The job of a run on this machine in *folder*, which is made; everything that can be refused is refused here.
+
+    Raises PpexportError.
+    """
+    made = _pictures(targets, images)
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, made, plan, address))
-    if known_part(job.journal, job) is None:
+    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, made, plan, "local"))
+    if known_part(job) is None:
         save_pictures(job.images, made)
     return job
+
+
+def prepare_remote(
+    targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None, address: str, settings: Settings
+) -> Request:
+    """The request for a run on the device *address*, for *folder*, which is made later. Raises PpexportError."""
+    made = _pictures(targets, images)
+    _check_folder(folder)
+    return make_request(targets, made, wanted_of(targets, made, plan, address), settings)
 
 
 def measure(job: Job, progress: Progress, say: Callable[[str], object]) -> Profile:

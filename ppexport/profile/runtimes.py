@@ -11,7 +11,6 @@ from typing import Any
 from ppexport.artifact import Artifact, read_artifact
 from ppexport.backends.base import Runner
 from ppexport.errors import InputError
-from ppexport.profile.agent.machine import versions
 
 RUNTIMES = {
     "onnxruntime": ("onnx", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")),
@@ -49,18 +48,23 @@ class Target:
         return asdict(self)
 
 
-def installed(backend: str) -> list[str]:
-    """Every runtime on this machine that runs artefacts of *backend*, as `--runtime` takes them."""
+def takes(runtime: str, flavour: str) -> bool:
+    """Whether *runtime* takes graphs of *flavour*: OpenVINO refuses what is written for ONNX Runtime's kernels."""
+    return runtime != "openvino" or flavour != "ort"
+
+
+def installed(backend: str, flavour: str) -> list[str]:
+    """Every runtime on this machine that runs artefacts of *backend* and *flavour*, as `--runtime` takes them."""
     if backend != "onnx":
         return [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
     found = []
     if find_spec("onnxruntime") is not None:
         import onnxruntime
 
-        providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+        providers = [name.replace("ExecutionProvider", "") for name in onnxruntime.get_available_providers()]
         # The CPU first: it is what the others are read against.
         found += ["onnxruntime", *(f"onnxruntime:{name}" for name in providers if name not in ("CPU", *SILENT))]
-    if find_spec("openvino") is not None:
+    if find_spec("openvino") is not None and takes("openvino", flavour):
         found.append("openvino")
     return found
 
@@ -70,9 +74,10 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
 
     Raises ArtifactError for a damaged artefact, InputError for a runtime that is not known or runs no such artefact.
     """
-    backend = read_artifact(path).manifest.backend
+    manifest = read_artifact(path).manifest
+    backend, flavour = manifest.backend, manifest.flavour
     own = [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
-    names = own[:1] if wanted is None else installed(backend) if wanted == "all" else wanted.split(",")
+    names = own[:1] if wanted is None else installed(backend, flavour) if wanted == "all" else wanted.split(",")
     targets = []
     for name in names:
         match = NAME.fullmatch(name.strip())
@@ -80,6 +85,8 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
             raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, or such as onnxruntime:CUDA, not {name!r}")
         if match[1] not in own:
             raise InputError(f"{path} is for backend {backend}, which {match[1]} does not run: {', '.join(own)}")
+        if not takes(match[1], flavour):
+            raise InputError(f"{path} is of flavour ort, for ONNX Runtime alone: export it with --flavour portable")
         targets.append(Target(str(path.resolve()), match[1], match[2] or DEVICES[match[1]], threads, trust))
     if len(set(targets)) < len(targets):
         raise InputError("--runtime names the same runtime twice")
@@ -107,7 +114,7 @@ def open_target(target: Target) -> Runner:
 
 
 def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
-    """What a result says of *target*: the artefact, its hash and size, the runtime and its version."""
+    """What a result says of *target*: the artefact, its hash and size, the runtime. Its version is the machine's."""
     m = artifact.manifest
     folder = [f for f in artifact.path.rglob("*") if f.is_file()]
     return {
@@ -130,6 +137,5 @@ def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
         "made_with": m.versions,
         "runtime": target.runtime,
         "runtime_device": target.device,
-        "runtime_versions": versions(RUNTIMES[target.runtime][1]),
         "threads": target.threads,
     }

@@ -7,7 +7,7 @@ from a bootstrap of blocks of consecutive queries (Künsch 1989), not of single 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 1000
+MEDIANS = 5000
+"""Resamples of a median alone."""
 MOST = 20_000
 """Queries that are resampled; of more, an even choice stands for all, so that time and memory stay bounded."""
 MINUTE = 60e9
@@ -32,9 +34,23 @@ class Interval:
     middle: float
     high: float
 
+    def map(self, factor: float, offset: float = 0.0) -> Interval:
+        """The interval of factor * x + offset."""
+        ends = sorted((self.low * factor + offset, self.high * factor + offset))
+        return Interval(ends[0], self.middle * factor + offset, ends[1])
+
     def to_dict(self) -> dict[str, float]:
         """For JSON."""
         return asdict(self)
+
+
+def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The median of *values*, such as ratios of rounds in which two took turns, which do not resemble their neighbours;
+    the same for the same *seed*."""
+    sample = np.asarray(values, np.float64)
+    chosen = np.random.default_rng(seed).integers(0, len(sample), (MEDIANS, len(sample)))
+    low, high = np.percentile(np.median(sample[chosen], axis=1), (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+    return Interval(float(low), float(np.median(sample)), float(high))
 
 
 def percentile(ms: Times, percent: float) -> float:

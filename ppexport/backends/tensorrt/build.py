@@ -18,12 +18,9 @@ from ppexport.backends.onnx.build import (
     SLOTS,
     Shape,
     Step,
-    check_lint,
-    finish,
+    build,
+    build_rewritten,
     graph_inputs,
-    metadata,
-    self_check,
-    simplified,
 )
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.reading.build import build_view
@@ -70,23 +67,9 @@ def build_for_tensorrt(
 
     Raises ExportError when a stage or a check fails.
     """
-    scratch = keep or folder
-    single, target = scratch / "3-fp32.onnx", folder / MODEL
-    model = simplified(twin, shape, scratch, keep is not None, step)
-    facts = metadata(twin, card, shape)
-    first = target if precision == "fp32" else single
-    half = write_half(model) if precision == "fp16" else None
-    step("checking")
-    finish(model, first, facts, card.name)
-    step("comparing with the twin")
-    self_check(first, twin, shape)
-    if half is not None:
-        step("comparing fp16 with fp32")
-        finish(half, target, facts, card.name)
-        half_check(single, target, twin, shape)
-    check_lint(target, twin.flavour)
-    if keep is None:
-        single.unlink(missing_ok=True)
+    if precision == "fp32":
+        return build(twin, card, folder, shape, keep, step)
+    build_rewritten(twin, card, folder, shape, keep, step, precision, write_half, half_check)
     return MODEL
 
 

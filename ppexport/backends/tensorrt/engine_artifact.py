@@ -51,8 +51,8 @@ def make_request(
     slots = {"name": "slots", "lengths": manifest.capacities} if len(manifest.capacities) > 1 else None
     return {
         "version": 1,
-        "onnx": source.model_file.name,
-        "onnx_sha256": manifest.files[source.model_file.name],
+        "onnx": source.graph_file.name,
+        "onnx_sha256": manifest.files[source.graph_file.name],
         "engine": ENGINE,
         "log": LOG,
         "timing_cache": TIMING_CACHE,
@@ -118,7 +118,7 @@ def engine_artifact(source: Path, build_folder: Path, out: Path) -> Path:
     then as it was.
     """
     artifact, result, out = read_source(source), read_result(build_folder), artifact_target(out)
-    if result.get("onnx_sha256") != artifact.manifest.files[artifact.model_file.name]:
+    if result.get("onnx_sha256") != artifact.manifest.files[artifact.graph_file.name]:
         raise InputError(f"the engine in {build_folder} was not built from {source}: build it again")
     with new_folder(out) as folder:
         for name in (ENGINE, LOG, TIMING_CACHE, DEVICE):

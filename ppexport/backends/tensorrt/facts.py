@@ -45,7 +45,7 @@ def machine_of(manifest: Manifest) -> Machine:
     if found["runtime"] not in RUNTIMES or not isinstance(found["tensorrt"], str):
         raise ArtifactError("the manifest does not say which TensorRT built the engine: build it again")
     for name in ("gpu", "compute_capability", "driver"):
-        if not isinstance(found[name], str | None):
+        if not isinstance(found[name], (str, type(None))):
             raise ArtifactError(f"the manifest's engine.{name} cannot be {found[name]!r}: build the engine again")
     return Machine(**found)  # type: ignore[arg-type]
 
@@ -64,7 +64,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _same_version(a: str, b: str) -> bool:
     """Whether two versions agree as far as both go: trtexec prints three parts, Python modules up to four."""
-    pairs = list(zip(_numbers(a), _numbers(b), strict=False))
+    pairs = list(zip(_numbers(a), _numbers(b)))
     return len(pairs) > 1 and all(x == y for x, y in pairs)
 
 

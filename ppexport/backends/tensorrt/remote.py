@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,17 @@ from ppexport.backends.tensorrt import engine_builder, trtexec
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
 from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
 from ppexport.backends.tensorrt.remote_collect import LIMITS, collect
-from ppexport.backends.tensorrt.remote_output import TAIL, BuildOutput
 from ppexport.devices import scripts
-from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
-from ppexport.devices.job import OUTPUT, Job, Pace, State, remove_jobs
+from ppexport.devices.job import OUTPUT, Pace, State, remove_jobs
+from ppexport.devices.output import TAIL, JobOutput
 from ppexport.devices.transport import Transport
 from ppexport.devices.untrusted import printable
+from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
 from ppexport.errors import UnavailableError
 from ppexport.files import sha256_file, write_text
 
 BUILDER = "engine_builder.py"
 REQUEST = "request.json"
-FULL_KB = 1024
-"""With less room than this a build that ended without a word is taken for one whose disk was full."""
-NO_SPACE = "No space left on device"
 PROBE_SECONDS = 120
 """Importing TensorRT from a memory card takes a while."""
 PROBE = (
@@ -56,16 +51,6 @@ if command -v trtexec > /dev/null; then echo trtexec; else echo none; fi
 """How the device can build: `python`, `trtexec` or `none`. `$1` is its Python, `$2`… the modules that would do."""
 
 
-@dataclass(frozen=True)
-class Telling:
-    """Who is told what happens."""
-
-    notice: Callable[[str], object]
-    """Gets sentences and lines of logs."""
-    stage: Callable[[str], object]
-    """Gets what is being done now, many times a second."""
-
-
 def job_prefix(request: dict[str, Any]) -> str:
     """What the names of all jobs of a model begin with."""
     return f"build-{request['onnx_sha256'][:16]}-"
@@ -82,20 +67,19 @@ def clean(transport: Transport, request: dict[str, Any]) -> list[str]:
     return remove_jobs(transport, job_prefix(request))
 
 
-class RemoteBuild:
+class RemoteBuild(DetachedWork[Path]):
     """The build of one request on one device."""
+
+    noun, doing = "build", "building"
 
     def __init__(
         self, transport: Transport, source: Artifact, request: dict[str, Any], telling: Telling,
         pace: Pace | None = None,
     ) -> None:  # fmt: skip
+        super().__init__(transport, job_name(request), telling, pace)
         self.source = source
         self.request = request
-        self.telling = telling
-        self.transport = transport
-        self.job = Job(transport, job_name(request), pace, telling.notice)
-        self.running = False
-        """Whether something goes on, on the device, when this program ends now."""
+        self.out = source.path.with_name(source.path.name + "-engine")
 
     def run(self, out: Path, timeout: float | None = None) -> Path:
         """Build, or go on with an earlier build, and make the engine artefact *out*; returns it.
@@ -103,31 +87,13 @@ class RemoteBuild:
         Raises BuildFailed after telling the log, whose whole is then in the file `OUT-build.log`; UnavailableError
         for a device without TensorRT; DeviceError, among them StillRunning after *timeout* seconds.
         """
-        self.telling.stage(f"asking {self.transport.name}")
-        state = self.job.state()
-        try:
-            return self._go_on(state, out, timeout)
-        except ConnectionLost as error:
-            goes_on = "the build goes on there: " if self.running else ""
-            again = f"{goes_on}run the same command again to {'collect it' if self.running else 'go on'}"
-            raise ConnectionLost(f"{error}; {again}") from None
+        self.out = out
+        return self.follow_up(timeout)
 
-    def _go_on(self, state: State, out: Path, timeout: float | None) -> Path:
-        """The rest of `run`, from *state* on."""
-        if state.failed:
-            self.telling.notice(f"the last build on {self.transport.name} failed, its log ends with:")
-            self._tell(self._log(out))
-            self.telling.notice("starting it again")
-        if state.kind == "running":
-            self.telling.notice(f"a build of this model runs on {self.transport.name}: waiting for it")
-        elif not state.succeeded:
-            self._start()
-        self.running = True
-        output, state = self._follow(timeout)
-        self.running = False
-        if not state.succeeded:
-            raise self._failure(output, state, out)
-        return self._finish(out)
+    def _failed_before(self, state: State) -> None:
+        self.telling.notice(f"the last build on {self.transport.name} failed, its log ends with:")
+        self._tell(self._log())
+        self.telling.notice("starting it again")
 
     def _start(self) -> None:
         self.telling.stage(f"looking for TensorRT on {self.transport.name}")
@@ -149,14 +115,11 @@ class RemoteBuild:
             else:
                 raise UnavailableError(self._missing(wanted))
             self._estimate()
-            model = self.source.model_file
+            model = self.source.graph_file
             for name, file in {**files, self.request["onnx"]: model}.items():
                 self.telling.stage(f"sending {name}")
                 self.job.put(file, name)
-        self.telling.stage("starting")
-        # From here on: the job may run even if the answer gets lost.
-        self.running = True
-        self.job.start(command)
+        self._run(command)
 
     def _missing(self, wanted: str | None) -> str:
         """Why nothing can be built there."""
@@ -179,31 +142,22 @@ class RemoteBuild:
             f"a run's tensors take about {need / 2**20:.0f} MiB{of}, two to three times as much as TensorRT places them"
         )
 
-    def _follow(self, timeout: float | None) -> tuple[BuildOutput, State]:
-        self.telling.stage("building")
-        output = BuildOutput(lambda doing: self.telling.stage(f"building: {doing}"))
-        state = self.job.follow(output.feed, timeout)
-        output.finish()
-        return output, state
-
-    def _finish(self, out: Path) -> Path:
+    def _finish(self) -> Path:
+        out = self.out
         self.telling.stage("collecting")
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
             try:
                 collect(self.job, self.request, Path(folder))
             except BuildFailed:
-                self._tell(self._log(out))
+                self._tell(self._log())
                 raise
             made = engine_artifact(self.source.path, Path(folder), out)
-        try:
-            self.job.remove()
-        except DeviceError as error:
-            self.telling.notice(f"the artefact is whole, but its folder on the device is left, see --clean: {error}")
+        self._remove()
         return made
 
-    def _log(self, out: Path) -> list[str]:
+    def _log(self) -> list[str]:
         """The lines of the job's log, all of which go into the file `OUT-build.log`; empty where there is none."""
-        target = out.with_name(out.name + "-build.log")
+        target = self.out.with_name(self.out.name + "-build.log")
         for name in (OUTPUT,) if self.job.has(trtexec.ARGUMENTS) else (self.request["log"], OUTPUT):
             if self.job.has(name):
                 self.job.get(name, target, LIMITS["log"])
@@ -218,12 +172,12 @@ class RemoteBuild:
         for line in lines[-TAIL:]:
             self.telling.notice(f"    {line[:1000]}")
 
-    def _failure(self, output: BuildOutput, state: State, out: Path) -> Exception:
+    def _failure(self, output: JobOutput, state: State) -> Exception:
         """The error of a build that ended badly, after its log was told."""
         name = self.transport.name
         if output.failure is None or output.failure["kind"] != "no-tensorrt":
-            self._tell(self._log(out))
-        full = DiskFullError(f"the disk of {name} is full: make room there, then run the same command again")
+            self._tell(self._log())
+        full = self._full()
         if output.failure is not None:
             return full if NO_SPACE in output.failure["message"] else failure(output.failure)
         if any(NO_SPACE in line for line in output.tail):
@@ -231,8 +185,7 @@ class RemoteBuild:
         said = trtexec.read_log("\n".join(output.tail)).errors
         if state.kind == "exited" and said:
             return BuildFailed(f"trtexec on {name} built no engine: {said[0]}")
-        free = self.transport.describe().get("free_kb", "")
-        if free.isdecimal() and int(free) < FULL_KB:
+        if self._looks_full():
             return full
         if state.kind == "died":
             return BuildFailed(

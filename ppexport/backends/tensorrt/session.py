@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -19,7 +19,8 @@ from ppexport.backends.tensorrt.trust import check_trust
 from ppexport.errors import ArtifactError, UnavailableError
 from ppexport.mask import padded_size
 
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,23 @@
-"""What an Android phone says of itself, over `adb shell`: properties, temperatures, throttling, core affinity."""
+"""What an Android phone says of its heat, and core affinity."""
 
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterable, List, Set
+import time
+from typing import Callable, Iterable, List, Set
 
+from ppexport.profile.agent.jetson import said_by
 from ppexport.profile.agent.sensors import Reading
 
-PROPERTY = re.compile(r"^\[([A-Za-z0-9_.-]{1,100})\]: \[([^\n]{0,200})\]$", re.MULTILINE)
 STATUS = re.compile(r"^\s*Thermal Status: ([0-6])\s*$", re.MULTILINE)
 TEMPERATURE = re.compile(r"Temperature\{mValue=(-?\d{1,3}(?:\.\d{1,8})?), mType=(-?\d{1,2}), mName=([^,}]{1,40}),")
 CURRENT = "Current temperatures from HAL:"
 MAX_CORES = 64
-FACTS = {
-    "model": "ro.product.model", "maker": "ro.product.manufacturer", "soc": "ro.soc.model",
-    "soc_maker": "ro.soc.manufacturer", "board": "ro.board.platform", "android": "ro.build.version.release",
-    "sdk": "ro.build.version.sdk", "build": "ro.build.fingerprint", "abi": "ro.product.cpu.abi",
-}  # fmt: skip
-
-
-def properties(text: str) -> Dict[str, str]:
-    """The facts of a phone from `getprop`; what it does not tell is left out."""
-    found = dict(PROPERTY.findall(text))
-    return {name: found[key] for name, key in FACTS.items() if found.get(key)}
+DUMP = ("dumpsys", "thermalservice")
+SECONDS = 5.0
+"""Between two questions, each of which starts a program there."""
+PAUSES = 20
+"""Between two questions, at least so many times as long as the answer took."""
 
 
 def thermal(text: str) -> Reading:
@@ -40,6 +35,25 @@ def thermal(text: str) -> Reading:
             if -40 < float(celsius) < 200:
                 found["celsius." + name.strip()] = float(celsius)
     return found
+
+
+class Thermal:
+    """A sensor: what `dumpsys thermalservice` says, asked every few seconds and told again in between."""
+
+    def __init__(self, ask: Callable[[], str] = lambda: said_by(DUMP)) -> None:
+        self._ask = ask
+        self._last: Reading = {}
+        self._next = 0.0
+
+    def __call__(self) -> Reading:
+        """Temperatures and throttling."""
+        begin = time.monotonic()
+        if begin >= self._next:
+            self._last = thermal(self._ask())
+            now = time.monotonic()
+            # A phone that answers slowly, or not at all, is asked less often: the measurement waits meanwhile.
+            self._next = now + max(SECONDS, PAUSES * (now - begin))
+        return dict(self._last)
 
 
 def core_list(text: str) -> List[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
@@ -11,6 +12,7 @@ from ppexport.profile.agent.machine import read_text
 RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d{1,3}(?:\.\d{1,3}){0,2})", re.MULTILINE)
 MODE = re.compile(r"^NV Power Mode:\s*([A-Za-z0-9_+-]{1,60})\s*$", re.MULTILINE)
 MODE_ID = re.compile(r"^(\d{1,3})\s*$", re.MULTILINE)
+PACKAGE = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3})-")
 CPU = re.compile(r"^cpu(\d{1,3}): (?=.*Online=1)", re.MULTILINE)
 CLOCK = re.compile(r"^(cpu\d{1,3}|GPU|EMC)\b.*?MinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", re.MULTILINE)
 JETPACK = {
@@ -92,44 +94,78 @@ def describe_jetson(root: str = "/", run: Run = run_command) -> Optional[Dict[st
     `jetson_clocks --show` needs root; `sudo -n` is tried, which never asks.
     """
     release = l4t(read_text(root, "etc", "nv_tegra_release"))
-    if release is None:
-        return None
     mode = power_mode(said_by(("nvpmodel", "-q"), run))
+    if release is None and mode is None:
+        return None
+    if release is None:
+        # Systems that were not made by NVIDIA's installer may lack the file.
+        package = PACKAGE.match(said_by(("dpkg-query", "-W", "-f=${Version}", "nvidia-l4t-core"), run))
+        release = None if package is None else package.group(1)
     shown = said_by(("jetson_clocks", "--show"), run) or said_by(("sudo", "-n", "jetson_clocks", "--show"), run)
     return {
         "l4t": release,
-        "jetpack": JETPACK.get(release),
+        "jetpack": JETPACK.get(release or ""),
         "power_mode": None if mode is None else {"number": mode.number, "name": mode.name},
         "clocks": clocks(shown) if shown else None,
     }
 
 
-def set_power_mode(number: int, run: Run = run_command) -> Optional[PowerMode]:
+def set_power_mode(
+    number: int, run: Run = run_command, keep: Callable[[PowerMode], Any] = lambda mode: None
+) -> Optional[PowerMode]:
     """Set power mode *number* and see that it holds; returns the mode before, None where nothing had to change.
 
-    Raises Refused where it is not allowed, needs a restart, or does not hold.
+    *keep* is told the mode before, before it is changed. Raises Refused where it is not allowed, needs a restart, or
+    does not hold.
     """
     before = power_mode(said_by(("nvpmodel", "-q"), run))
     if before is None:
         raise Refused("nvpmodel -q tells no power mode: this is no Jetson, or nvpmodel is not in its PATH")
     if before.number == number:
         return None
-    try:
-        done = run(("sudo", "-n", "nvpmodel", "-m", str(number)))
-    except subprocess.TimeoutExpired:
-        raise Refused("nvpmodel -m %d did not end in %d s" % (number, SECONDS)) from None
-    except OSError as error:
-        raise Refused("sudo cannot be started: %s" % error.strerror) from None
-    words = (done.stdout + done.stderr).lower()
-    if "password is required" in words or "not in the sudoers" in words or "not allowed to execute" in words:
-        raise Refused(
-            "setting power mode %d needs root: allow `nvpmodel` in sudoers without a password, or run "
-            "`sudo nvpmodel -m %d` there yourself" % (number, number)
-        )
-    if "reboot" in words:
+    keep(before)
+    done = as_root(("nvpmodel", "-m", str(number)), run)
+    if "reboot" in (done.stdout + done.stderr).lower():
         raise Refused("power mode %d takes effect after a restart only: set it there by hand" % number)
     now = power_mode(said_by(("nvpmodel", "-q"), run))
     if done.returncode or now is None or now.number != number:
-        last = ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
-        raise Refused("power mode %d was not set: %s" % (number, last[:200]))
+        raise Refused("power mode %d was not set: %s" % (number, last_words(done)))
     return before
+
+
+def last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """The last line that a program said."""
+    return ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1][:200]
+
+
+def as_root(command: Sequence[str], run: Run = run_command) -> "subprocess.CompletedProcess[str]":
+    """*command* by `sudo -n`, which never asks. Raises Refused where it is not allowed or does not end."""
+    try:
+        done = run(("sudo", "-n", *command))
+    except subprocess.TimeoutExpired:
+        raise Refused("%s did not end in %d s" % (" ".join(command[:3]), SECONDS)) from None
+    except OSError as error:
+        raise Refused("sudo cannot be started: %s" % error.strerror) from None
+    words = (done.stdout + done.stderr).lower()
+    if any(text in words for text in ("password is required", "not in the sudoers", "not allowed to execute")):
+        raise Refused(
+            "`%s` needs root: allow `%s` in sudoers without a password, or run it there yourself"
+            % (" ".join(command), command[0])
+        )
+    return done
+
+
+def lock_clocks(store: str, run: Run = run_command) -> None:
+    """Set all clocks to their highest, after they were kept in the file *store* unless it is there. Raises Refused."""
+    for command in (() if os.path.exists(store) else (("--store", store),)) + ((),):
+        done = as_root(("jetson_clocks", *command), run)
+        if done.returncode:
+            raise Refused("the clocks were not locked: %s" % last_words(done))
+
+
+def restore_clocks(store: str, run: Run = run_command) -> None:
+    """Set the clocks to those in the file *store*, and remove it. Raises Refused."""
+    done = as_root(("jetson_clocks", "--restore", store), run)
+    if done.returncode:
+        raise Refused(last_words(done))
+    os.unlink(store)

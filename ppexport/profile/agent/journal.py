@@ -23,6 +23,11 @@ import json
 import os
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "ppexport-latency-journal"
 VERSION = 1
 MAX_LINE = 1 << 20
@@ -69,11 +74,16 @@ def _record(line: bytes, where: str) -> List[Any]:
         raise JournalError("%s is no %s" % (where, record[0]))
     elif record[0] == "c" and (len(record) != 3 or type(record[1]) is not int or not isinstance(record[2], dict)):
         raise JournalError("%s is no reading" % where)
-    elif record[0] in ("load", "first") and (len(record) != 3 or any(type(n) is not int for n in record[1:])):
+    elif record[0] in ("load", "first") and (len(record) != 3 or not _counts(record[1:])):
         raise JournalError("%s is no duration" % where)
-    elif record[0] == "warm" and (len(record) != 4 or any(type(n) is not int for n in record[1:3])):
+    elif record[0] == "warm" and (len(record) != 4 or not _counts(record[1:3]) or type(record[3]) is not bool):
         raise JournalError("%s is no warm-up" % where)
     return record
+
+
+def _counts(values: List[Any]) -> bool:
+    """Whether all *values* are numbers of things or of nanoseconds."""
+    return all(type(n) is int and 0 <= n < 1 << 62 for n in values)
 
 
 def _no_constant(text: str) -> float:
@@ -131,11 +141,17 @@ class Journal:
     """A journal that is being written."""
 
     def __init__(self, path: str) -> None:
-        """Opens *path* for appending, after a torn last line was cut off."""
+        """Opens *path* for appending, after a torn last line was cut off. Raises JournalError where another does."""
         self.path = path
-        cut_torn_line(path)
         # Unbuffered and appending: a record is with the system when `write` returns.
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._stream.close()
+                raise JournalError("%s: another process measures into it" % path) from None
+        cut_torn_line(path)
 
     def write(self, *record: Any) -> None:
         """Append one record. Raises OSError, for example on a full disk; the journal is then whole up to here."""

@@ -48,9 +48,9 @@ def fields(text: Optional[str], separator: str = ":") -> Dict[str, str]:
 def cpu_name(root: str) -> str:
     """The processor's name, and its number where a hypervisor hides the name."""
     cpu = fields(read_text(root, "proc", "cpuinfo"))
-    # ARM boards name the whole board instead.
+    # ARM boards name the whole board instead, and a core design that many have.
     model = read_text(root, "proc", "device-tree", "model") or read_text(root, "sys", "devices", "soc0", "machine")
-    name = cpu.get("model name") or cpu.get("Hardware") or model or platform.processor() or platform.machine()
+    name = model or cpu.get("model name") or cpu.get("Hardware") or platform.processor() or platform.machine()
     if "cpu family" in cpu and "model" in cpu:
         name += " (family %s, model %s)" % (cpu["cpu family"], cpu["model"])
     return name

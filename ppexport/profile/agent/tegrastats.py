@@ -78,7 +78,9 @@ def total_power(rails: Dict[str, float]) -> Optional[float]:
 class Tegrastats:
     """A sensor: the last line of a `tegrastats` that runs beside the measurement. Call `close` at the end."""
 
-    def __init__(self, command: Sequence[str] = ("tegrastats", "--interval", str(INTERVAL_MS))) -> None:
+    OPTIONS = ("--interval", str(INTERVAL_MS))
+
+    def __init__(self, command: Sequence[str]) -> None:
         """Raises OSError where the program cannot be started."""
         self._last: Reading = {}
         self._child = subprocess.Popen(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,13 +64,7 @@ def plan_coreml(target: Target, artifact: Artifact) -> list[Operation]:
     from ppexport.backends.coreml.mac import CoreMLMacRunner
 
     # Refuses anything but a Mac with one sentence.
-    runner = CoreMLMacRunner(artifact, target.device)
-    compiled = runner.compiled_path()
-    # Imported by name: a device that runs another runtime lacks it.
-    plan: Any = import_module("coremltools.models.compute_plan").MLComputePlan.load_from_path(
-        compiled, compute_units=runner.units
-    )
-    return coreml.operations_of(plan, 1.0)
+    return coreml.operations_of(CoreMLMacRunner(artifact, target.device).plan(), 1.0)
 
 
 def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:

@@ -1,4 +1,4 @@
-"""What a build prints while it runs: events of `engine_builder`, or the plain log of trtexec."""
+"""What a job prints while it runs: events, one JSON object a line, among the plain lines of other programs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from ppexport.devices.untrusted import parse_object, printable
 MAX_LINE = 1 << 16
 """Bytes of a line; what is longer is cut."""
 TAIL = 40
-"""Lines that are shown when a build fails."""
+"""Lines that are shown when a job fails."""
 STAMP = re.compile(r"^\[[0-9/:-]+\] ")
 
 
-class BuildOutput:
-    """Takes the output in pieces; *stage* is told what the build is doing, for people."""
+class JobOutput:
+    """Takes the output in pieces; *stage* is told what the job is doing, for people."""
 
     def __init__(self, stage: Callable[[str], object]) -> None:
         self.stage = stage
         self.failure: dict[str, Any] | None = None
         """The event `failed`, if there was one."""
+        self.notices: list[str] = []
+        """What people should know, in sentences."""
         self.tail: deque[str] = deque(maxlen=TAIL)
         """The last lines that are no events."""
         self._rest = b""
@@ -50,6 +52,9 @@ class BuildOutput:
                 self.stage(f"{phase[:80]} {step}/{steps}")
             case {"event": "log", "severity": str(severity), "text": str(text)}:
                 self.tail.append(f"{severity[:20]}: {text[:2000]}")
+            case {"event": "notice", "text": str(text)}:
+                if len(self.notices) < TAIL:
+                    self.notices.append(text[:1000])
             case {"event": "failed", "kind": str(), "message": str()}:
                 self.failure = event
             case _:

@@ -1,0 +1,44 @@
+"""The program that measures on a device: one file, made of this package's own modules, so that here and there the very
+same code is timed.
+
+It needs Python 3.8 to 3.13, NumPy and the runtime of the artefact. Equal sources make equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import ppexport
+
+ROOT = Path(ppexport.__file__).parent
+MODULES = (
+    "__init__", "artifact", "errors", "files", "mask", "picture",
+    "backends/__init__", "backends/base",
+    *(f"backends/onnx/{name}" for name in ("__init__", "runner", "session")),
+    *(f"backends/openvino/{name}" for name in ("__init__", "runner", "session")),
+    *(f"backends/tensorrt/{name}" for name in (
+        "__init__", "cuda", "engine_builder", "facts", "runner", "session", "trust",
+    )),
+    *(f"profile/{name}" for name in (
+        "__init__", "child", "job", "launch", "names", "onboard", "runtimes", "subject",
+    )),
+    *(f"profile/agent/{name}" for name in (
+        "__init__", "android", "board", "clock", "header", "jetson", "journal", "machine", "measure", "plan", "power",
+        "sensors", "tegrastats",
+    )),
+)  # fmt: skip
+"""All that the archive's main program imports."""
+MAIN = "import sys\nfrom ppexport.profile.onboard import main\nsys.exit(main())\n"
+LONG_AGO = (1980, 1, 1, 0, 0, 0)
+
+
+def make_archive() -> bytes:
+    """The archive, for `python3 agent.pyz`."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        texts = {f"ppexport/{name}.py": (ROOT / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+        for name, text in {"__main__.py": MAIN, **texts}.items():
+            archive.writestr(zipfile.ZipInfo(name, LONG_AGO), text, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()

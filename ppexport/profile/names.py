@@ -1,0 +1,11 @@
+"""Names of the files of a run, in its own folder here and in its job's folder on a device."""
+
+IMAGES = "images.npy"
+"""Pixels that queries cycle over."""
+JOURNAL = "latency.jsonl"
+REQUEST = "request.json"
+"""On a device: what is to be measured."""
+ARCHIVE = "agent.pyz"
+"""On a device: the program that measures."""
+OUTCOME = "outcome.json"
+"""On a device: what is known at the end only, such as peak memory."""

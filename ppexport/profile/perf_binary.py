@@ -1,0 +1,287 @@
+"""Measures with a benchmark program where a device has no Python: onnxruntime_perf_test, which the user names.
+
+The program runs with every choice as an explicit flag, on the same pictures, and its result file becomes a journal. It
+keeps its samples in memory until it ends, so a run that is killed has measured nothing; and it takes the pictures at
+random and does not tell which. Flags and the result file, `model,seconds,peak bytes,CPU %,number` a line, are those of
+onnxruntime/test/perftest (README.md and performance_runner.cc). Untested on hardware.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
+from ppexport.devices.job import OUTPUT, Pace, State
+from ppexport.devices.output import JobOutput
+from ppexport.devices.transport import Transport
+from ppexport.devices.untrusted import printable
+from ppexport.devices.work import NO_SPACE, Telling
+from ppexport.errors import InputError, PpexportError, UnavailableError
+from ppexport.files import atomic_path, sha256_file, sha256_text
+from ppexport.picture import to_input
+from ppexport.profile.agent.android import affinity_mask, thermal
+from ppexport.profile.agent.journal import FORMAT, VERSION
+from ppexport.profile.names import IMAGES
+from ppexport.profile.remote import POLL, ProfileWork, Request, job_prefix
+from ppexport.profile.result import Profile, write_profile
+
+PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"
+INSIDE = (
+    "onnxruntime_perf_test: the run of the session, from a tensor in host memory on; not checks, conversion from 8 "
+    "bits, tiling. Which picture a query had is not told"
+)
+MAX_RESULT, MAX_SENSORS = 1 << 27, 1 << 26
+LINE = re.compile(r"[^,\n]{0,200},([0-9.]{1,20}(?:e[+-]?[0-9]{1,3})?),([0-9]{1,18}),-?[0-9]{1,6},[0-9]{1,12}")
+FIGURES = {
+    "load": re.compile(r"^Session creation time cost: ?([0-9.e+-]{1,20}) s", re.MULTILINE),
+    "first": re.compile(r"^First inference time cost: ?([0-9.e+-]{1,20}) ms", re.MULTILINE),
+}
+SECOND = 1_000_000_000
+WINDOW = 8
+RUN = r"""
+mask=$1 seconds=$2 queries=$3 provider=$4 threads=$5 model=$6
+for file in set-*.pb; do
+    number=${file#set-}
+    mkdir -p "test_data_set_${number%.pb}"
+    cp "$file" "test_data_set_${number%.pb}/input_0.pb"
+done
+chmod 700 perf-program
+LD_LIBRARY_PATH=.; export LD_LIBRARY_PATH
+watch() {
+    while :; do
+        echo "@ $(cut -d ' ' -f 1 /proc/uptime)"
+        for core in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq; do
+            if [ -r "$core" ]; then echo "$core $(cat "$core")"; fi
+        done
+        if command -v dumpsys > /dev/null; then dumpsys thermalservice; fi
+        sleep 2
+    done
+}
+measure() {
+    if [ "$mask" = - ]; then set -- ./perf-program "$@"; else set -- taskset "$mask" ./perf-program "$@"; fi
+    "$@" -e "$provider" -c 1 -x "$threads" -y 1 -o 99 -C 'session.set_denormal_as_zero|1' "./$model" perf.csv
+}
+rm -f perf.csv
+watch > sensors.txt 2>&1 &
+watcher=$!
+trap 'kill "$watcher"' EXIT
+trap 'exit 143' TERM
+code=0
+measure -m duration -t "$seconds" || code=$?
+if [ "$code" -eq 0 ]; then
+    count=$(grep -c , perf.csv) || count=0
+    if [ "$count" -lt "$queries" ]; then measure -m times -r "$((queries - count))" || code=$?; fi
+fi
+exit "$code"
+"""
+"""The job: affinity mask or -, seconds, queries, provider, threads, model."""
+
+
+def tensor(name: str, values: NDArray[np.float32]) -> bytes:
+    """A float tensor in ONNX's format (TensorProto: dims 1, data_type 2, name 8, raw_data 9), as the program reads."""
+
+    def varint(number: int) -> bytes:
+        found = b""
+        while number > 127:
+            found += bytes([number & 127 | 128])
+            number >>= 7
+        return found + bytes([number])
+
+    def text(field: int, data: bytes) -> bytes:
+        return varint(field << 3 | 2) + varint(len(data)) + data
+
+    dims = b"".join(varint(1 << 3) + varint(size) for size in values.shape)
+    return dims + varint(2 << 3) + varint(1) + text(8, name.encode()) + text(9, values.astype("<f4").tobytes())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a result file holds."""
+
+    ns: list[int]
+    peak: int
+    """Bytes."""
+
+
+def read_result(text: str) -> Measured:
+    """The samples of a result file; statistics after them are not read. Raises TransferError for anything else."""
+    ns, peak = [], 0
+    for line in text.splitlines():
+        found = LINE.fullmatch(line)
+        if found is None:
+            if "," in line:
+                raise TransferError(f"the result file of the benchmark program has a line that is none: {line[:80]!r}")
+            continue
+        try:
+            seconds = float(found[1])
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < 1e6:
+            raise TransferError(f"the benchmark program tells of a query that took {found[1]} s")
+        ns.append(max(1, round(seconds * SECOND)))
+        peak = max(peak, int(found[2]))
+    if not ns:
+        raise TransferError("the benchmark program ended well, but its result file holds no query")
+    return Measured(ns, peak)
+
+
+def read_sensors(text: str) -> Iterator[tuple[int, dict[str, float]]]:
+    """(ns since the first reading, reading) from what the job's watcher wrote."""
+    first = None
+    for block in text.split("@ ")[1:]:
+        moment, _, rest = block.partition("\n")
+        if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,4})?", moment.strip()):
+            continue
+        now = float(moment)
+        first = now if first is None else first
+        clocks = re.findall(r"/cpu([0-9]{1,3})/cpufreq/scaling_cur_freq ([0-9]{1,9})$", rest, re.MULTILINE)
+        reading = {f"mhz.cpu{core}": int(khz) / 1000 for core, khz in clocks}
+        yield max(0, round((now - first) * SECOND)), {**reading, **thermal(rest)}
+
+
+def figure(name: str, output: str) -> int:
+    """Nanoseconds of loading or the first query, as the program prints them; 0 where it does not."""
+    found = FIGURES[name].search(output)
+    try:
+        value = float(found[1]) if found else 0.0
+    except ValueError:
+        return 0
+    return round(value * (SECOND if name == "load" else 1e6)) if 0 <= value < 1e9 else 0
+
+
+def settled(ns: Sequence[int]) -> bool:
+    """Whether the first queries after the only one of the program's warm-up are as fast as the next."""
+    if len(ns) < 2 * WINDOW:
+        return False
+    first, second = (float(np.median(ns[start : start + WINDOW])) for start in (0, WINDOW))
+    return abs(second - first) <= 0.02 * first
+
+
+class PerfBinary(ProfileWork):
+    """A measurement by a benchmark program."""
+
+    def __init__(
+        self, transport: Transport, request: Request, program: Path, folder: Path, telling: Telling, pace: Pace = POLL
+    ) -> None:
+        """Raises InputError for an artefact that needs more than a model run, or where *folder* is another's."""
+        manifest, (target, *more) = request.artifact.manifest, request.targets
+        if more or target.runtime != "onnxruntime":
+            raise InputError("--perf-binary times onnxruntime alone")
+        if manifest.needs_host_mask:
+            raise InputError(
+                f"{request.artifact.path.name} needs a mask or a capacity from outside, which a benchmark program does "
+                "not compute: export it with one capacity and the mask in the graph"
+            )
+        settings = request.settings
+        if settings.power_mode is not None or settings.lock_clocks or settings.python is not None:
+            raise InputError(
+                "--perf-binary measures without our agent, which alone sets a Jetson and needs a Python: leave the "
+                "power mode, the clocks and the Python out"
+            )
+        if not program.is_file():
+            raise InputError(f"{program} is not a file")
+        self.program, self.target = program, target
+        name = job_prefix(request.artifact) + sha256_text(request.digest + RUN + sha256_file(program))[:12]
+        super().__init__(transport, name, request, folder, telling, pace)
+
+    def _failed_before(self, state: State) -> None:
+        self.telling.notice(f"the last measurement on {self.transport.name} failed: starting it again")
+
+    def _start(self) -> None:
+        artifact, plan, settings = self.request.artifact, self.request.wanted["plan"], self.request.settings
+        pictures = np.load(self.folder / IMAGES, allow_pickle=False)
+        self.job.discard((RESULT, SENSORS))
+        with tempfile.TemporaryDirectory() as place:
+            files = {artifact.model_file.name: artifact.model_file, PROGRAM: self.program}
+            for index, rgb in enumerate(pictures):
+                files[f"set-{index}.pb"] = Path(place) / f"{index}.pb"
+                files[f"set-{index}.pb"].write_bytes(tensor("lr", to_input(rgb)))
+            for name, file in files.items():
+                self.telling.stage(f"sending {name}")
+                self.job.put(file, name)
+        mask = affinity_mask(settings.cores) if settings.cores else "-"
+        seconds = str(max(1, math.ceil(plan["seconds"])))
+        threads = str(self.target.threads or 0)
+        provider = self.target.device.lower()
+        arguments = [mask, seconds, str(plan["queries"]), provider, threads, artifact.model_file.name]
+        self._run(["sh", "-c", RUN, "sh", *arguments])
+
+    def _failure(self, output: JobOutput, state: State) -> PpexportError:
+        name = self.transport.name
+        if any(NO_SPACE in line for line in output.tail) or self._looks_full():
+            return DiskFullError(str(self._full()))
+        if state.kind == "died":
+            return DeviceError(f"the benchmark program on {name} was ended from outside: nothing of it is kept")
+        said = next((line for line in reversed(output.tail)), "it gave no reason")
+        return UnavailableError(f"the benchmark program on {name} ended with exit code {state.code}: {said[:500]}")
+
+    def _finish(self) -> Profile:
+        self.telling.stage("collecting")
+        with tempfile.TemporaryDirectory(prefix=".received.", dir=self.folder) as place:
+            texts = {}
+            for name, limit in ((RESULT, MAX_RESULT), (SENSORS, MAX_SENSORS), (OUTPUT, MAX_SENSORS)):
+                file = Path(place) / name
+                self.job.get(name, file, limit)
+                texts[name] = printable(file.read_bytes())
+        measured = read_result(texts[RESULT])
+        with atomic_path(self.journal) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            for record in self._records(measured, texts[SENSORS], texts[OUTPUT]):
+                stream.write(json.dumps(record, separators=(",", ":")) + "\n")
+        result = Profile(write_profile(self.folder, self.journal, [(0, measured.peak)] if measured.peak else [None]))
+        self._remove()
+        return result
+
+    def _records(self, measured: Measured, sensors: str, output: str) -> Iterator[Sequence[Any]]:
+        """The journal that an agent would have written."""
+        load, first = figure("load", output), figure("first", output)
+        t = load + first
+        yield "header", self._header()
+        yield "begin", {"t": 0, "now": 0, "wall": None, "boot": None, "memory": None}
+        yield "load", 0, load
+        yield "first", 0, first
+        yield "warm", 0, 1, settled(measured.ns)
+        capacity = self.request.artifact.manifest.capacities[-1]
+        for ns in measured.ns:
+            yield "q", 0, 0, t, ns, ns, 0, capacity, -1
+            t += ns
+        for moment, reading in read_sensors(sensors):
+            yield "c", moment, reading
+        yield "end", {"t": t, "memory": measured.peak or None}
+
+    def _header(self) -> dict[str, Any]:
+        wanted, facts = self.request.wanted, self.transport.describe()
+        digest = sha256_file(self.program)
+        cores = int(facts["processors"]) if facts.get("processors", "").isdecimal() else 1
+        machine = {
+            "address": wanted["address"],
+            "host_name": "",
+            "cpu": " ".join(facts[n] for n in ("maker", "board", "soc") if facts.get(n)) or "unknown processor",
+            "architecture": facts.get("machine", ""),
+            "cores": cores,
+            "usable_cores": len(self.request.settings.cores) or cores,
+            "memory_bytes": int(facts["memory_kb"]) * 1024 if facts.get("memory_kb", "").isdecimal() else None,
+            "board": facts.get("board"),
+            "system": f"Android {facts['android']}" if "android" in facts else facts.get("os", facts.get("system", "")),
+            "kernel": facts.get("kernel", ""),
+            "governors": [],
+            "virtual": False,
+            "python": "",
+            "environment": {},
+            "phone": facts,
+        }
+        subjects = [{**subject, "runtime_versions": {"perf_binary": digest[:16]}} for subject in wanted["subjects"]]
+        return {
+            "format": FORMAT, "version": VERSION, "identity": digest, "request": self.request.digest,
+            "created": wanted["created"], "subjects": subjects, "plan": wanted["plan"], "machine": machine,
+            "versions": {"ppexport": wanted["ppexport"]}, "images": wanted["images"], "inside_the_clock": INSIDE,
+        }  # fmt: skip

@@ -1,0 +1,317 @@
+"""Measures on a device, in a job that outlives the connection: sent, run, collected, removed.
+
+What was measured is here at the end of every call, also of one whose run was killed: the journal is brought back first,
+and goes there again where the device has lost it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ppexport.artifact import MANIFEST, Artifact, read_artifact
+from ppexport.devices import scripts
+from ppexport.devices.adb import AdbTransport
+from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
+from ppexport.devices.job import OUTPUT, Pace, State, remove_jobs
+from ppexport.devices.output import JobOutput
+from ppexport.devices.transport import FILE_NAME, Transport
+from ppexport.devices.untrusted import parse_object, printable
+from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
+from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
+from ppexport.files import sha256_text, write_text
+from ppexport.profile.agent.journal import Past, read_past
+from ppexport.profile.agent.power import BEFORE, CLOCKS
+from ppexport.profile.archive import make_archive
+from ppexport.profile.launch import journal_of
+from ppexport.profile.names import ARCHIVE, IMAGES, JOURNAL, OUTCOME, REQUEST
+from ppexport.profile.pictures import Picture, save_pictures
+from ppexport.profile.received import MAX_JOURNAL, outcome_from, receive
+from ppexport.profile.result import PROFILE, Profile, write_profile
+from ppexport.profile.runtimes import Target
+
+NOT_THERE = ("coreml",)
+"""Runtimes of machines that no transport leads to."""
+RESERVED = {IMAGES, JOURNAL, REQUEST, ARCHIVE, OUTCOME, BEFORE, CLOCKS, OUTPUT, MANIFEST, "pid", "started"}
+PYTHON = re.compile(r"(?:/[A-Za-z0-9_./+-]{1,200}|[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})")
+MAX_OUTCOME = 1 << 20
+POLL = Pace(poll=5.0)
+"""Every look at a small board takes time of it, so there are few."""
+PROBE_SECONDS = 120
+PROBE = (
+    scripts.PRELUDE
+    + r"""
+python=$1
+shift
+if ! command -v "$python" > /dev/null; then echo none; exit 0; fi
+"$python" -c 'import sys; print("python", *sys.version_info[:2])' || { echo none; exit 0; }
+for module in "$@"; do
+    if "$python" -c 'import importlib, sys; importlib.import_module(sys.argv[1])' "$module" > /dev/null 2>&1; then
+        echo "has $module"
+    fi
+done
+"""
+)
+"""Version of the Python `$1`, and which of the modules `$2`… it can import."""
+
+
+AFTER_KILL = "the same command goes on, and puts power mode and clocks back at its end"
+LEFT = (
+    scripts.PRELUDE
+    + scripts.STATES
+    + r"""
+for job in "$root/$1"*; do
+    if [ ! -d "$job" ] || alive; then continue; fi
+    for name in "$2" "$3"; do
+        if [ -f "$job/$name" ]; then printf '%s: %s\n' "$name" "$(head -c 200 "$job/$name" | head -n 1)"; fi
+    done
+done
+"""
+)
+"""The settings `$2`, `$3` that killed jobs, whose names begin with `$1`, have not put back."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a device is to be set to."""
+
+    python: str | None = None
+    """None is the transport's."""
+    power_mode: int | None = None
+    """Of a Jetson; None leaves the one that is set."""
+    lock_clocks: bool = False
+    """Of a Jetson: `jetson_clocks` for the time of the measurement."""
+    cores: tuple[int, ...] = ()
+    """Cores to run on; none are all."""
+
+    def __post_init__(self) -> None:
+        if self.python is not None and not PYTHON.fullmatch(self.python):
+            raise InputError(f"a device's Python is a name, or a path that begins with /, not {self.python!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One measurement on one device."""
+
+    artifact: Artifact
+    pictures: tuple[Picture, ...]
+    wanted: dict[str, Any]
+    """See `ppexport.profile.job.wanted_of`."""
+    targets: tuple[Target, ...]
+    """As the device sees them: its job's folder is the artefact's."""
+    settings: Settings
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the device is sent."""
+        return {
+            "wanted": self.wanted,
+            "targets": [target.to_dict() for target in self.targets],
+            "power_mode": self.settings.power_mode,
+            "lock_clocks": self.settings.lock_clocks,
+            "cores": list(self.settings.cores),
+        }
+
+    @property
+    def digest(self) -> str:
+        """What names it: everything but when it was first asked for."""
+        wanted = {name: value for name, value in self.wanted.items() if name != "created"}
+        return sha256_text(json.dumps({**self.data, "wanted": wanted}, sort_keys=True))
+
+
+def make_request(
+    targets: Sequence[Target], pictures: Sequence[Picture], wanted: dict[str, Any], settings: Settings
+) -> Request:
+    """The request to measure *wanted*, of one artefact in *targets*. Raises PpexportError for what cannot be sent."""
+    artifact = read_artifact(Path(targets[0].artifact))
+    for target in targets:
+        if target.runtime in NOT_THERE:
+            raise UnavailableError(f"{target.runtime} is timed on a Mac only: run this command there")
+        if target.runtime == "tensorrt":
+            from ppexport.backends.tensorrt.trust import check_trust
+
+            check_trust(artifact.path.name, artifact.manifest, target.trust)
+    for name in artifact.manifest.files:
+        if not FILE_NAME.fullmatch(name) or name in RESERVED or not (artifact.path / name).is_file():
+            raise InputError(
+                f"{artifact.path}: {name!r} cannot be sent to a device, where plain files have plain names"
+            )
+    # The user's trust was settled here; the device has no key.
+    there = tuple(replace(target, artifact=".", trust=True) for target in targets)
+    return Request(artifact, tuple(pictures), wanted, there, settings)
+
+
+def holds(folder: Path, request: Request) -> Past | None:
+    """What *folder* has of *request* already, as `journal_of`."""
+    return journal_of(folder / JOURNAL, "request", request.digest, len(request.targets))
+
+
+def job_prefix(artifact: Artifact) -> str:
+    """What the names of all jobs of an artefact begin with."""
+    return f"profile-{next(iter(artifact.manifest.files.values()))[:16]}-"
+
+
+def clean(transport: Transport, artifact: Artifact) -> list[str]:
+    """Stop and remove every measurement of *artifact* on the device; returns what was done."""
+    prefix = job_prefix(artifact)
+    left = printable(transport.checked(LEFT, (prefix, BEFORE, CLOCKS))).splitlines()
+    done = remove_jobs(transport, prefix)
+    return [*done, *(f"left by a measurement that was killed, put it back by hand: {line}" for line in left)]
+
+
+class ProfileWork(DetachedWork[Profile]):
+    """A measurement on a device, whose result is made in a folder here; a subclass says what measures."""
+
+    noun, doing = "measurement", "measuring"
+
+    def __init__(
+        self, transport: Transport, name: str, request: Request, folder: Path, telling: Telling, pace: Pace
+    ) -> None:
+        """Raises InputError where *folder* holds another measurement."""
+        super().__init__(transport, name, telling, pace)
+        self.request, self.folder = request, folder
+        self.journal = folder / JOURNAL
+        self.known = holds(folder, request)
+
+    def run(self, timeout: float | None = None) -> Profile:
+        """Measure, or go on, or collect; returns the result.
+
+        Raises PpexportError: what measures there may raise, UnavailableError for a device that lacks something,
+        DeviceError, among them StillRunning after *timeout* seconds.
+        """
+        if self.known is not None and self.known.complete and (self.folder / PROFILE).is_file():
+            self.telling.notice(f"{self.folder} holds this run already, complete: nothing was measured again")
+            return Profile(self.folder / PROFILE)
+        return self.follow_up(timeout)
+
+    def _go_on(self, state: State, timeout: float | None) -> Profile:
+        # The device answers: before that there is nothing to keep.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.known is None:
+            save_pictures(self.folder / IMAGES, self.request.pictures)
+        return super()._go_on(state, timeout)
+
+
+class RemoteProfile(ProfileWork):
+    """A measurement by our agent, in the Python of the device."""
+
+    def __init__(
+        self, transport: Transport, request: Request, folder: Path, telling: Telling, pace: Pace = POLL
+    ) -> None:
+        """Raises InputError where *folder* holds another measurement."""
+        self.archive = make_archive()
+        name = job_prefix(request.artifact) + sha256_text(request.digest + self.archive.hex())[:12]
+        super().__init__(transport, name, request, folder, telling, pace)
+        self.python = request.settings.python or transport.python
+
+    def _failed_before(self, state: State) -> None:
+        count = self._bring()
+        self.telling.notice(
+            f"the last measurement on {self.transport.name} was ended after {count} queries, which are kept: it goes on"
+        )
+
+    def _start(self) -> None:
+        self._probe()
+        put, artifact = self.job.put, self.request.artifact
+        self.job.discard((OUTCOME,))
+        with tempfile.TemporaryDirectory() as name:
+            made = Path(name)
+            (made / ARCHIVE).write_bytes(self.archive)
+            write_text(made / REQUEST, json.dumps(self.request.data) + "\n")
+            files = {ARCHIVE: made / ARCHIVE, IMAGES: self.folder / IMAGES}
+            files |= {n: artifact.path / n for n in (MANIFEST, *artifact.manifest.files)}
+            # A request that is there is that of an earlier call, with its date.
+            if not self.job.has(REQUEST):
+                files[REQUEST] = made / REQUEST
+            # What an earlier run measured goes back to a device that has lost it.
+            if self.journal.exists() and not self.job.has(JOURNAL):
+                files[JOURNAL] = self.journal
+            for name, file in files.items():
+                self.telling.stage(f"sending {name}")
+                put(file, name)
+        self._run([self.python, "-u", ARCHIVE])
+
+    def _probe(self) -> None:
+        """Raise UnavailableError where the device lacks what measuring takes."""
+        name, python = self.transport.name, self.python
+        self.telling.stage(f"looking for Python on {name}")
+        modules = {"numpy"}
+        for target in self.request.targets:
+            engine = self.request.artifact.manifest.engine
+            modules.add(str(engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime)
+        said = self.transport.checked(PROBE, (python, *sorted(modules)), PROBE_SECONDS)
+        lines = printable(said).splitlines()
+        version = re.fullmatch(r"python (\d{1,2}) (\d{1,3})", lines[0] if lines else "")
+        if version is None:
+            raise UnavailableError(
+                f"{name} has no Python that starts as {python}: name one with --device-python, such as that of a venv"
+            )
+        if (int(version[1]), int(version[2])) < (3, 8):
+            raise UnavailableError(f"{python} on {name} is {version[1]}.{version[2]}; measuring needs 3.8 or newer")
+        missing = sorted(modules - {line.partition(" ")[2] for line in lines[1:]})
+        if missing:
+            hint = "" if "tensorrt" in missing[0] else f", or install it there (`{python} -m pip install {missing[0]}`)"
+            raise UnavailableError(
+                f"{name} has no {' and no '.join(missing)}: {python} there does not import it; name another Python "
+                f"with --device-python{hint}"
+            )
+
+    def _bring(self) -> int:
+        """Bring the journal here as far as it goes; returns its queries."""
+        if not self.job.has(JOURNAL):
+            return 0
+        with tempfile.TemporaryDirectory(prefix=".received.", dir=self.folder) as name:
+            source = Path(name) / JOURNAL
+            self.job.get(JOURNAL, source, MAX_JOURNAL)
+            # What only adb can ask: the properties of a phone.
+            phone = self.transport.describe() if isinstance(self.transport, AdbTransport) else None
+            checked = Path(name) / "checked"
+            count = receive(source, self.request.wanted, self.request.digest, checked, phone)
+            past, kept = read_past(str(checked), len(self.request.targets)), holds(self.folder, self.request)
+            had = 0 if kept is None else sum(kept.queries)
+            if not count or (count < had and not past.complete):
+                # A power cut took what the device had not put on its disk yet: ours goes back there. Of a run that
+                # measured nothing not even the versions count, so that another Python may be named.
+                self.job.discard((JOURNAL,))
+                return had
+            checked.replace(self.journal)
+            return count
+
+    def _failure(self, output: JobOutput, state: State) -> PpexportError:
+        name = self.transport.name
+        kept = f"the {self._bring()} queries that were measured are kept, the same command goes on from there"
+        if output.failure is not None:
+            said = str(output.failure["message"])[:500]
+            if NO_SPACE in said:
+                return DiskFullError(f"{self._full()}; {kept}")
+            made = InputError if state.code == EXIT_BAD_INPUT else UnavailableError
+            return made(f"{name}: {said}; {kept}")
+        if any(NO_SPACE in line for line in output.tail) or self._looks_full():
+            return DiskFullError(f"{self._full()}; {kept}")
+        if state.kind == "died":
+            if any(self.job.has(left) for left in (BEFORE, CLOCKS)):
+                self.telling.notice(f"{name} is still set for the measurement: {AFTER_KILL}")
+            return DeviceError(
+                f"the measurement on {name} was ended from outside: {name} was restarted, or ran out of memory; {kept}"
+            )
+        said = output.tail[-1] if output.tail else "it gave no reason"
+        return DeviceError(f"the measurement on {name} ended with exit code {state.code}: {said[:500]}; {kept}")
+
+    def _finish(self) -> Profile:
+        self.telling.stage("collecting")
+        self._bring()
+        with tempfile.TemporaryDirectory(prefix=".received.", dir=self.folder) as name:
+            outcome = Path(name) / OUTCOME
+            self.job.get(OUTCOME, outcome, MAX_OUTCOME)
+            data = parse_object(outcome.read_bytes())
+        if data is None:
+            raise TransferError(f"{OUTCOME} from {self.transport.name} is not a JSON object")
+        memory = outcome_from(data, len(self.request.targets))
+        result = Profile(write_profile(self.folder, self.journal, memory))
+        self._remove()
+        return result

@@ -1,0 +1,287 @@
+"""`ppexport profile --on ssh://` against a real sshd on the loopback address, in ONNX Runtime."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from sshd import alive, children, kill, make_key, wait_until
+from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages
+from test_layering import imported
+
+from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
+from ppexport.devices.job import StillRunning
+from ppexport.errors import InputError, UnavailableError
+from ppexport.profile import archive
+from ppexport.profile.remote import Settings
+from ppexport.profile.result import Profile
+
+pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
+
+
+def test_a_whole_run(board, enlarger, tmp_path):
+    out, told = tmp_path / "run", tmp_path / "told.json"
+    done = profile(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out, "--json", told)
+    assert "p90" in done.stdout
+    found = Profile(out / "profile.json")
+    (subject,) = found.subjects
+    assert subject["summary"]["count"] >= 64
+    assert subject["summary"]["seconds"] >= 6
+    assert subject["memory"]["peak"] > subject["memory"]["before"] > 0
+    assert subject["runtime_versions"]["onnxruntime"]
+    assert found.data["machine"]["address"] == board.address
+    assert found.data["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found.data["sensors"]["busy"]
+    assert json.loads(told.read_text())["subjects"] == found.data["subjects"]
+    assert board.jobs() == []
+    before = (out / "profile.json").read_bytes()
+    again = profile(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
+    assert "nothing was measured again" in again.stderr
+    assert (out / "profile.json").read_bytes() == before
+
+
+def test_a_line_that_breaks_and_a_run_that_is_collected_later(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    thread, result = run.start()
+    wait_until(lambda: len(run.queries()) > 10)
+    seen = run.queries()
+    board.go_away()
+    thread.join(60)
+    (error,) = result
+    assert isinstance(error, ConnectionLost)
+    assert "the measurement goes on there: run the same command again to collect it" in str(error)
+    wait_until(lambda: len(run.queries()) > len(seen))
+    board.start()
+    found = run.run()
+    assert found.subjects[0]["summary"]["count"] >= len(seen)
+    assert "resumed" not in {mark["kind"] for mark in found.data["marks"]}
+    kept = [line for line in (run.folder / "latency.jsonl").read_bytes().splitlines() if line.startswith(b'["q"')]
+    assert kept[: len(seen)] == seen
+    assert board.jobs() == []
+
+
+def test_a_line_that_breaks_for_a_moment(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    thread, result = run.start()
+    wait_until(lambda: len(run.queries()) > 10)
+    assert board.cut()
+    thread.join(120)
+    assert isinstance(result[0], Profile), result
+
+
+def agent_of(run) -> int:
+    """The process that leads the job."""
+    return int((run.journal().parent / "pid").read_text())
+
+
+def descendants(pid) -> list[int]:
+    return [pid, *(p for child in children(pid) for p in descendants(child))]
+
+
+@pytest.mark.parametrize("victim", ["measuring", "all"])
+def test_a_killed_agent_keeps_what_it_measured(board, enlarger, tmp_path, victim):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    thread, result = run.start()
+    wait_until(lambda: len(run.queries()) > 20)
+    leader = agent_of(run)
+    family = descendants(leader)
+    kill(*(family if victim == "all" else family[-1:]))
+    thread.join(60)
+    (error,) = result
+    assert isinstance(error, DeviceError if victim == "all" else UnavailableError), result
+    kept = [line for line in (run.folder / "latency.jsonl").read_bytes().splitlines() if line.startswith(b'["q"')]
+    assert f"the {len(kept)} queries that were measured are kept" in str(error)
+    assert len(kept) > 20
+    if victim == "all":
+        # The board was cleared meanwhile: what is here goes back.
+        subprocess.run(["rm", "-rf", str(run.journal().parent)], check=True)
+    else:
+        # A power cut took what the board had not put on its disk: so too.
+        lines = run.journal().read_bytes().splitlines(keepends=True)
+        run.journal().write_bytes(b"".join(lines[:12]))
+    found = run.run()
+    assert "resumed" in {mark["kind"] for mark in found.data["marks"]}
+    lines = [line for line in (run.folder / "latency.jsonl").read_bytes().splitlines() if line.startswith(b'["q"')]
+    assert lines[: len(kept)] == kept
+    assert found.subjects[0]["summary"]["count"] == len(lines)
+
+
+def test_an_orphaned_measurement_ends(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    thread, result = run.start()
+    wait_until(lambda: len(run.queries()) > 5)
+    leader, *_, measuring = descendants(agent_of(run))
+    main = children(leader)[0]
+    kill(main, leader)
+    wait_until(lambda: not alive(measuring))
+    thread.join(60)
+    assert isinstance(result[0], DeviceError)
+
+
+def test_a_run_that_takes_longer_than_one_waits(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    with pytest.raises(StillRunning, match="the measurement goes on there"):
+        run.run(timeout=0.2)
+    assert len(board.jobs()) == 1
+    assert run.run().subjects[0]["summary"]["seconds"] >= LONG.seconds
+    assert any("runs on" in line for line in run.lines)
+
+
+def test_clean_ends_and_removes(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    with pytest.raises(StillRunning):
+        run.run(timeout=0.2)
+    leader = agent_of(run)
+    done = said(enlarger, *board.arguments, "--clean")
+    assert "stopped profile-" in done
+    assert "removed profile-" in done
+    assert board.jobs() == []
+    assert not alive(leader)
+    assert "no measurement" in said(enlarger, *board.arguments, "--clean")
+
+
+def test_a_full_disk(board, enlarger, tmp_path):
+    options = ["-t", "tmpfs", "-o", "size=6m", "tmpfs"]
+    if subprocess.run(["mount", *options, str(board.home)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        run = Profiled(board, enlarger, tmp_path / "run", LONG)
+        thread, result = run.start()
+        wait_until(lambda: len(run.queries()) > 5)
+        filler = board.home / "filler"
+        subprocess.run(["sh", "-c", 'cat /dev/zero > "$0"', str(filler)], capture_output=True, check=False)
+        thread.join(60)
+        (error,) = result
+        assert isinstance(error, DiskFullError), result
+        assert "are kept" in str(error)
+        filler.unlink()
+        found = run.run()
+        assert found.subjects[0]["summary"]["seconds"] >= LONG.seconds
+        assert "resumed" in {mark["kind"] for mark in found.data["marks"]}
+    finally:
+        subprocess.run(["umount", "-l", str(board.home)], check=True)
+
+
+JUMP = """
+import sys, time
+real, begin = time.time_ns, time.monotonic()
+time.time_ns = lambda: real() + (3600 * 10**9 if time.monotonic() > begin + 1 else 0)
+del sys.modules["onnxruntime"]
+sys.path.remove({here!r})
+import onnxruntime
+"""
+
+
+OTHER = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "0.0" if name == "numpy" else real(name)
+"""
+TOO_OLD = """
+import sys
+del sys.modules["onnxruntime"]
+sys.path.remove({here!r})
+import onnxruntime
+def fail(*_, **__):
+    raise RuntimeError("opset 23 is under development")
+onnxruntime.InferenceSession = fail
+"""
+
+
+def test_a_clock_that_jumps(board, enlarger, tmp_path):
+    # A runtime that sets the time of day by an hour in the middle.
+    (board.modules / "onnxruntime.py").write_text(JUMP.format(here=str(board.modules)))
+    board.program("jumping", f'#!/bin/sh\nPYTHONPATH="{board.modules}" exec "{board.bin}/python3" "$@"\n')
+    found = Profiled(board, enlarger, tmp_path / "run", LONG, Settings(python="jumping")).run()
+    marks = {mark["kind"]: mark["text"] for mark in found.data["marks"]}
+    assert "jumped by 3600.0 s" in marks["time set"]
+    summary = found.subjects[0]["summary"]
+    assert LONG.seconds <= summary["seconds"] < 60
+    assert summary["max_ms"] < 60_000
+
+
+def test_a_device_that_lacks_something(board, enlarger, tmp_path, device_python):
+    out = tmp_path / "run"
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(bare)], check=True)
+    python = bare / "bin" / "python3"
+    (site_packages(python) / "numpy").symlink_to(site_packages(device_python) / "numpy")
+    for name, message in (
+        ("no-such-python", "has no Python that starts as no-such-python"),
+        (str(python), f"has no onnxruntime: {python} there does not import it"),
+    ):
+        sentence = refused(enlarger, *board.arguments, "--quick", "-o", out, "--device-python", name, code=3)
+        assert message in sentence
+    sentence = refused(enlarger, *board.arguments, "--quick", "-o", out, "--device-python=-c", code=2)
+    assert "a device's Python is a name" in sentence
+    assert not [path for job in board.jobs() for path in job.iterdir()]
+
+
+def test_after_a_runtime_that_failed_another_python_may_be_named(board, enlarger, tmp_path):
+    (board.modules / "onnxruntime.py").write_text(TOO_OLD.format(here=str(board.modules)))
+    (board.modules / "sitecustomize.py").write_text(OTHER)
+    board.program("old", f'#!/bin/sh\nPYTHONPATH="{board.modules}" exec "{board.bin}/python3" "$@"\n')
+    run = Profiled(board, enlarger, tmp_path / "run", BRIEF, Settings(python="old"))
+    with pytest.raises(InputError, match="opset 23 .* the 0 queries"):
+        run.run()
+    found = Profiled(board, enlarger, tmp_path / "run").run()
+    assert found.data["versions"]["numpy"] != "0.0"
+    assert board.jobs() == []
+
+
+def test_a_device_that_was_changed_meanwhile(board, enlarger, tmp_path):
+    run = Profiled(board, enlarger, tmp_path / "run", LONG)
+    with pytest.raises(StillRunning):
+        run.run(timeout=0.2)
+    wait_until(lambda: run.queries())
+    kill(*descendants(agent_of(run)))
+    journal = run.journal()
+    journal.write_bytes(re.sub(rb'"identity":"[0-9a-f]{64}"', b'"identity":"' + b"0" * 64 + b'"', journal.read_bytes()))
+    with pytest.raises(InputError, match="remove it with --clean, and name another folder"):
+        run.run()
+
+
+def test_a_wrong_host_key_is_refused(board, enlarger, tmp_path):
+    board.trust(make_key(tmp_path / "other_key"))
+    sentence = refused(enlarger, *board.arguments, "--quick", "-o", tmp_path / "run", code=3)
+    assert "another host key" in sentence
+    assert board.jobs() == []
+
+
+def test_what_cannot_be_measured_there(enlarger, tmp_path):
+    on = ["--on", "ssh://nobody@127.0.0.1:1", "-o", tmp_path / "run"]
+    for arguments, message in (
+        ([*on, "--layers"], "on this machine only"),
+        ([*on, "--runtime", "all"], "name them"),
+        ([*on, "--cores", "7-4"], "cores count up"),
+        (["--clean"], "are for a device"),
+        (["--on", "ssh://-oProxyCommand=x"], "ssh://[user@]host"),
+    ):
+        assert message in refused(enlarger, *arguments)
+    assert "cannot be reached" in refused(enlarger, *on, "--quick", code=3)
+
+
+def test_a_folder_of_another_measurement(board, enlarger, tmp_path):
+    Profiled(board, enlarger, tmp_path / "run").run()
+    before = (tmp_path / "run" / "images.npy").read_bytes()
+    with pytest.raises(InputError, match="another measurement"):
+        Profiled(board, enlarger, tmp_path / "run", LONG).run()
+    assert (tmp_path / "run" / "images.npy").read_bytes() == before
+
+
+def test_the_archive_is_whole_and_for_python_3_8():
+    files = {archive.ROOT / f"{name}.py" for name in archive.MODULES}
+    # What no agent does.
+    here = {"layers", "routing", "frames"}
+    skipped = ("ppexport.backends.coreml.mac", "ppexport.profile.pictures")
+    for path in files:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+        for module in imported(path) - set(skipped):
+            parts = module.split(".")
+            if parts[0] == "ppexport" and len(parts) > 1 and not set(parts) & here:
+                assert archive.ROOT / ("/".join(parts[1:]) + ".py") in files, f"{path.name} imports {module}"
+    assert archive.make_archive() == archive.make_archive()
