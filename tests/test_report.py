@@ -27,7 +27,7 @@ from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
 from ppexport.report import latency_yaml
 from ppexport.report.material import gather
-from ppexport.report.page import render
+from ppexport.report.page import board_line, render
 
 invoke = CliRunner().invoke
 EVIL = "<script>alert(1)</script>$x_{2}$ {{ 7*7 }} \"'> é"
@@ -129,19 +129,46 @@ def test_every_section_is_there(everything):
     assert "a" * 64 in everything
 
 
+FRAMES = """<!doctype html><body>
+<iframe id="phone" width="390" height="800" src="page.html"></iframe>
+<iframe id="wide" width="1200" height="800" src="page.html"></iframe>
+<p id="phone-told"></p><p id="wide-told"></p>
+<script>
+addEventListener("load", () => { for (const id of ["phone", "wide"]) {
+  const page = document.getElementById(id).contentDocument, root = page.documentElement;
+  document.getElementById(id + "-told").textContent =
+    (root.scrollWidth - root.clientWidth) + " " + page.defaultView.getComputedStyle(page.body).backgroundColor;
+} });
+</script>"""
+"""Tells how far the page is wider than a phone and a desk, and its background."""
+
+
 def test_the_page_works_in_a_browser_without_network(everything, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     (tmp_path / "page.html").write_text(everything, encoding="utf-8")
+    (tmp_path / "frames.html").write_text(FRAMES, encoding="utf-8")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
+    ]  # fmt: skip
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{tmp_path}/page.html"],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        [*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, check=True, timeout=120
+    )
     # The sliders' script ran, by the hash in the policy; nothing else did.
     assert done.stdout.count('style="--at: 50%;"') == 2
-    assert "alert" not in done.stderr
+    # Errors of the page, refused requests among them, would be told by the console.
+    assert "CONSOLE" not in done.stderr
+    done = subprocess.run(
+        [*command, "--blink-settings=preferredColorScheme=0", "--allow-file-access-from-files",
+         f"file://{tmp_path}/frames.html"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    for name in ("phone", "wide"):
+        told = re.search(rf'id="{name}-told">([^<]*)<', done.stdout)
+        assert told is not None
+        assert told[1] == "0 rgb(18, 22, 29)"
 
 
 def test_the_pareto_front_joins_by_the_files_hash(tmp_path):
@@ -163,6 +190,30 @@ def test_report_command(tmp_path):
         assert isinstance(invoke(app, ["report", *map(str, arguments)]).exception, InputError)
     (folder / "layers.json").write_text("{}")
     assert isinstance(invoke(app, ["report", str(folder), "-o", str(out)]).exception, InputError)
+
+
+@pytest.mark.parametrize("place", [("machine", "system"), ("subjects", 0, "bytes"), ("protocol", "plan")])
+def test_profiles_that_lack_something_are_a_sentence(tmp_path, place):
+    folder = profile_folder(tmp_path / "run")
+    path = folder / "profile.json"
+    data = json.loads(path.read_text())
+    *way, last = place
+    part = data
+    for step in way:
+        part = part[step]
+    del part[last]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="a file in run lacks what a report draws"):
+        render(gather([folder]), "x")
+
+
+def test_profiles_from_before_energy_was_measured_are_drawn(tmp_path):
+    folder = profile_folder(tmp_path / "run")
+    path = folder / "profile.json"
+    data = json.loads(path.read_text())
+    del data["subjects"][0]["summary"]["energy"]
+    path.write_text(json.dumps(data))
+    assert "<svg" in render(gather([folder]), "x")
 
 
 @pytest.mark.parametrize("change", [{"pairs": []}, {"pairs": [{}]}, {"size": ["x", 1]}, {"files": 5}, {"model": 1}])
@@ -209,3 +260,23 @@ def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, mon
     (root.parent / "setup.cfg").unlink()
     with pytest.raises(InputError, match="checkout"):
         latency_yaml.record([first])
+
+
+JETSON = {"l4t": "36.3.0", "jetpack": "6.0", "power_mode": {"number": 1, "name": "15W"}, "clocks": {"locked": True}}
+
+
+def test_a_board_is_recorded_by_its_power_mode(tmp_path, monkeypatch):
+    root = tmp_path / "checkout" / "models"
+    (root / "pp_atd_light_x2").mkdir(parents=True)
+    monkeypatch.setattr(latency_yaml, "model_folder", lambda name: root / name)
+    profile = Profile(profile_folder(tmp_path / "a") / "profile.json")
+    profile.data["machine"]["jetson"] = JETSON
+    latency_yaml.record([profile])
+    assert set(yaml.safe_load((root / "pp_atd_light_x2" / "latency.yaml").read_text())) == {"Test CPU, 15W"}
+
+
+def test_what_a_board_says_of_itself():
+    assert board_line({"jetson": JETSON}) == "L4T 36.3.0, JetPack 6.0, power mode 1 (15W), clocks locked"
+    assert board_line({"phone": {"board": "Phone 9", "soc": "SM1", "android": "15"}}) == "Phone 9, SoC SM1, Android 15"
+    assert board_line({"jetson": {"l4t": None, "clocks": 3, "power_mode": "x"}}) == ""
+    assert board_line({"jetson": [], "cpu": "x"}) == ""

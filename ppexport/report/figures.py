@@ -231,5 +231,6 @@ def pareto(points: Sequence[dict[str, Any]]) -> str:
     plot.axes.set_ylabel("PSNR-Y in dB")
     plot.axes.margins(0.25)
     plot.axes.ticklabel_format(axis="y", useOffset=False)
-    plot.axes.legend(fontsize=8)
+    # Outside: a legend's dots among the points look like points.
+    plot.figure.legend(loc="outside upper center", ncols=2, fontsize=7.5, frameon=False, labelcolor=TEXT)
     return plot.svg()

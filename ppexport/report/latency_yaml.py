@@ -49,6 +49,7 @@ def entry_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:
         "p90_interval_ms": [round(float(v), 3) for v in s["p90_interval_ms"]],
         "load_ms": round(float(subject["load_ms"]), 1),
         "first_ms": round(float(subject["first_ms"]), 1),
+        "joules_per_image": None if s.get("energy") is None else round(float(s["energy"]["joules_per_image"]), 4),
         "peak_mb": None if subject["memory"] is None else round(subject["memory"]["peak"] / 1e6, 1),
         "system": profile.data["machine"]["system"],
         "cores": profile.data["machine"]["usable_cores"],
@@ -58,6 +59,13 @@ def entry_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:
         "weights_sha256": subject["weights_sha256"],
         "marks": [mark["text"] for mark in profile.data["marks"]],
     }
+
+
+def machine_of(profile: Profile) -> str:
+    """What a machine is called: its processor or board and, where there is one, the power mode it was set to."""
+    machine = profile.data["machine"]
+    mode = (machine.get("jetson") or {}).get("power_mode")
+    return str(machine["cpu"]) + (f", {mode['name']}" if isinstance(mode, dict) and mode.get("name") else "")
 
 
 def key_of(subject: dict[str, Any]) -> str:
@@ -78,7 +86,7 @@ def record(profiles: list[Profile]) -> list[Path]:
         for subject in profile.subjects:
             folder = model_folder(subject["model"])
             data = found.setdefault(folder, read_latency(folder))
-            data.setdefault(profile.data["machine"]["cpu"], {})[key_of(subject)] = entry_of(profile, subject)
+            data.setdefault(machine_of(profile), {})[key_of(subject)] = entry_of(profile, subject)
     for folder, data in found.items():
         write_text(folder / LATENCY, HEADER + yaml.safe_dump(data, sort_keys=True, allow_unicode=True))
     return [folder / LATENCY for folder in found]

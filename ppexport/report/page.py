@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ppexport
-from ppexport.errors import require
+from ppexport.errors import InputError, require
 from ppexport.files import write_text
 from ppexport.profile.layers.spans import BRANCHES
 from ppexport.report import figures
@@ -79,9 +79,20 @@ def layer_tables(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def render(material: Material, title: str) -> str:
-    """The page. Raises UnavailableError without jinja2 or matplotlib, InputError for damaged pictures."""
+    """The page. Raises UnavailableError without jinja2 or matplotlib, InputError for damaged pictures and files."""
     require("jinja2", "report")
     require("matplotlib", "report")
+    from jinja2 import UndefinedError
+
+    try:
+        return _render(material, title)
+    except (UndefinedError, KeyError, TypeError) as error:
+        # Files of this format that were edited, or that a program wrote which leaves something out.
+        folders = [p.path.parent.name for p in material.profiles] + [p.folder.name for p in material.parities]
+        raise InputError(f"a file in {', '.join(folders)} lacks what a report draws: {error}") from None
+
+
+def _render(material: Material, title: str) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -101,6 +112,7 @@ def render(material: Material, title: str) -> str:
         profiles=[
             {
                 "data": p.data, "subjects": p.subjects, "folder": p.path.parent.name,
+                "board": board_line(p.data["machine"]),
                 "distributions": figures.distributions(p), "series": figures.time_series(p),
             }
             for p in material.profiles
@@ -116,6 +128,23 @@ def render(material: Material, title: str) -> str:
         pareto=figures.pareto(points) if points else None,
         slides=[(parity.folder.name, slides(parity)) for parity in material.parities],
     )  # fmt: skip
+
+
+def board_line(machine: dict[str, Any]) -> str:
+    """What a Jetson or a phone says of itself, empty for any other machine."""
+    jetson, phone = machine.get("jetson"), machine.get("phone")
+    found = []
+    if isinstance(jetson, dict):
+        mode, clocks = jetson.get("power_mode"), jetson.get("clocks")
+        found += [f"{name} {jetson[key]}" for name, key in (("L4T", "l4t"), ("JetPack", "jetpack")) if jetson.get(key)]
+        if isinstance(mode, dict):
+            found.append(f"power mode {mode.get('number')} ({mode.get('name')})")
+        if isinstance(clocks, dict) and isinstance(clocks.get("locked"), bool):
+            found.append("clocks locked" if clocks["locked"] else "clocks not locked")
+    if isinstance(phone, dict):
+        names = (("", "maker"), ("", "board"), ("SoC ", "soc"), ("Android ", "android"), ("build ", "build"))
+        found += [f"{name}{phone[key]}" for name, key in names if phone.get(key)]
+    return ", ".join(found)
 
 
 def write_page(material: Material, out: Path) -> None:
