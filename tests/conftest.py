@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch is loaded: idle OpenMP threads that spin slow everything else on a machine of two cores many times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,6 +20,16 @@ from numpy.typing import NDArray
 
 import ppexport
 from ppexport.networks.atd import ATDLight
+
+if TYPE_CHECKING:
+    from calibrated import Calibrated
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which tests of Ctrl-C send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process for every core.
+    torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = {"atd_light_x2_trained": 2, "atd_light_x4_random": 4}
@@ -81,6 +93,14 @@ def artifact(tmp_path_factory) -> Path:
     network = ppexport.load_network("pp_atd_light_x2")
     out = tmp_path_factory.mktemp("shared") / "x2_37x53"
     return ppexport.export(network, backend="onnx", size=(37, 53), out=out)
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory) -> Calibrated:
+    """A network of two layers, exported and calibrated. Never changed by a test."""
+    from calibrated import small_calibrated
+
+    return small_calibrated(tmp_path_factory.mktemp("calibrated"))
 
 
 def photo(height: int, width: int, name: str = "coffee.png", top: int = 100, left: int = 150) -> NDArray[np.uint8]:

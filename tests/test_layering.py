@@ -22,11 +22,11 @@ DEVICE_FILES = [
     "backends/onnx/runner.py", "folders.py",
     *(f"backends/tensorrt/{name}.py" for name in (
         "__init__", "cuda", "engine_artifact", "engine_builder", "facts", "parser_report", "runner", "session", "trust",
-        "remote", "remote_collect", "remote_output", "trtexec",
+        "remote", "remote_collect", "trtexec",
     )),
     *(f"backends/openvino/{name}.py" for name in ("__init__", "runner", "session")), "parity/inputs.py",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "profile").rglob("*.py"))), "backends/onnx/modules.py",
-    "backends/coreml/mac.py",
+    "backends/coreml/device.py", "backends/coreml/mac.py",
     *(f"devices/{path.name}" for path in sorted((ROOT / "devices").glob("*.py"))),
 ]  # fmt: skip
 ROOMS = ["cards", "networks", "twin", "devices", "backends", "parity", "profile", "report"]
