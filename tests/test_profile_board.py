@@ -5,7 +5,6 @@ Their texts follow NVIDIA's Jetson Linux developer guides (nvpmodel, jetson_cloc
 
 from __future__ import annotations
 
-
 import pytest
 from sshd import children, kill, wait_until
 from sshd_profiles import BRIEF, LONG, Profiled, refused, said
