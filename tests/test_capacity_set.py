@@ -178,7 +178,7 @@ class Branch(nn.Module):
 
     def attend(self, qkv, categories, shared, capacity, impure):
         """The branch's output (n, c)."""
-        shared.slots = plan_slots(shared.tokens, capacity, impure)
+        shared.slots = plan_slots(shared.tokens, capacity, shared.pure, impure, 64)
         return self.branch(qkv, categories, qkv[:, 96:], shared)
 
     def forward(self, qkv, categories, mask, slots):

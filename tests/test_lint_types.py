@@ -53,6 +53,22 @@ def test_int64() -> None:
     assert not by_rule(lint(m.plain()), "int64"), "shapes and axes do not count"
 
 
+@pytest.mark.parametrize(("element", "found"), [(m.INT32, 1), (m.INT64, 1), (m.FLOAT, 0)])
+def test_integer_choice(element: int, found: int) -> None:
+    proto = model(
+        [
+            node("Cast", "x", "a", to=element),
+            node("Cast", "x", "mask", to=TensorProto.BOOL),
+            node("Where", "mask a w", "y", "/router/Where"),
+        ],
+        [m.constant("w", np.array(3, helper.tensor_dtype_to_np_dtype(element)))],
+        outputs=[value("y", [1, 4, 8, 8], element)],
+    )
+    findings = by_rule(lint(proto), "integer-where")
+    assert [(f.severity, f.module, f.runtimes) for f in findings] == [(ERROR, "router", (Runtime.OPENVINO,))] * found
+    assert not by_rule(lint(m.plain()), "integer-where")
+
+
 @pytest.mark.parametrize(("activation", "point"), [(np.uint8, 0), (np.uint8, 128), (np.int8, 3)])
 def test_quantization(activation: type, point: int) -> None:
     found = by_rule(lint(m.quantized(activation, point)), "quantization")

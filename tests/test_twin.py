@@ -102,8 +102,8 @@ def routed(draw):
 def test_router_is_the_networks_routing(drawn):
     categories, pure, capacity = drawn
     impure = (~pure).sum().int().view(1)
-    slots = plan_slots(tokens_to(N), capacity, impure)
-    routes = Router(N, 64)(categories, pure, slots, tokens_to(N))
+    slots = plan_slots(tokens_to(N), capacity, pure, impure, 64)
+    routes = Router(N, 64)(categories, slots, tokens_to(N))
     expected = route(categories.long().view(1, -1), pure.view(1, -1))
     assert torch.equal(routes.source[: len(expected.source)].long(), expected.source)
     assert torch.equal(routes.routed, ~pure)
@@ -114,7 +114,7 @@ def test_router_is_the_networks_routing(drawn):
 
 def shared(pure, capacity):
     tokens = tokens_to(N)
-    return Shared(tokens, {}, pure, plan_slots(tokens, capacity, (~pure).sum().int().view(1)))
+    return Shared(tokens, {}, pure, plan_slots(tokens, capacity, pure, (~pure).sum().int().view(1), 64))
 
 
 @given(routed(), st.sampled_from(["value", "zero", "normed"]))

@@ -107,11 +107,11 @@ class StaticCategoryAttention(nn.Module):
 
     def forward(self, qkv: Tensor, categories: Tensor, rest: Tensor | None, shared: Shared) -> Tensor:
         """*qkv* (n, 3c), *categories* (n,) int32, *rest* (n, c) or None for zeros -> branch output (n, c)."""
-        if self.router is None or shared.pure is None or shared.slots is None:
+        if self.router is None or shared.slots is None:
             assert self.dense is not None
             slot, source = self.dense(categories, shared.tokens)
             return self.attend(qkv.index_select(0, source)).index_select(0, slot)
-        routes = self.router(categories, shared.pure, shared.slots, shared.tokens)
+        routes = self.router(categories, shared.slots, shared.tokens)
         slot = torch.minimum(routes.rank, shared.slots.last)
         mixed = self.attend(qkv.index_select(0, routes.source)).index_select(0, slot)
         return torch.where(routes.routed.unsqueeze(1), mixed, torch.zeros(()) if rest is None else rest)
@@ -223,7 +223,7 @@ class PortableLayer(StaticLayer):
     def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
         """Put the slots into *shared*."""
         if shared.pure is not None:
-            shared.slots = plan_slots(shared.tokens, capacity, impure)
+            shared.slots = plan_slots(shared.tokens, capacity, shared.pure, impure, categories)
 
     def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
         """*norm* of the tokens *x* (n, c)."""

@@ -5,7 +5,7 @@ tokens m.
 
 After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots read
 
-    source[p] = order[r(p)]           q = p mod 2m, r = q if q < m else 2m-1-q          (int32, from m)
+    source[p] = order[r(p)]           q = p mod 2m, r = min(q, 2m-1-q)                 (int32, from m)
     slot[i]   = rank[i]               where rank[i] < min(m, C); every other token is treated as pure
 
 C is fixed when the twin is built, or, in a capacity set, the length of the input `slots`: nothing else depends on it,
@@ -45,22 +45,28 @@ class Slots(NamedTuple):
     """(1,) int32: min(m, C), tokens of lower rank are mixed."""
     last: Tensor
     """(1,) int32: C - 1."""
+    least: Tensor
+    """(n,) int32: the key that a token has at least, which is past the last category where it is pure, else 0."""
 
 
-def plan_slots(tokens: Tensor, capacity: Tensor | int, impure: Tensor) -> Slots:
-    """The slots for *impure* (1,) int32 tokens; *tokens* = 0 ... n - 1, int32; *capacity* may be a traced length."""
+def plan_slots(tokens: Tensor, capacity: Tensor | int, pure: Tensor, impure: Tensor, categories: int) -> Slots:
+    """The slots of a picture with *pure* (n,) bool and *impure* (1,) int32 tokens that are not.
+
+    *tokens* = 0 ... n - 1, int32; *capacity* may be a traced length.
+    """
     positions = tokens[:capacity]
     # Read off the positions, so that a traced capacity needs no arithmetic on shapes.
     last = positions[-1:]
     # Minimum instead of clamp: TensorRT's Clip is for floats.
-    return Slots(mirror_slots(positions, impure), torch.minimum(impure, last + 1), last)
+    limit = torch.minimum(impure, last + 1)
+    return Slots(mirror_slots(positions, impure), limit, last, pure.to(torch.int32) * categories)
 
 
 def mirror_slots(slots: Tensor, m: Tensor) -> Tensor:
     """r(p) for *slots* (C,) int32 over *m* (int32, scalar) sorted tokens; anything in range where m is 0."""
     m = torch.maximum(m, torch.ones_like(m))
     q = slots - torch.div(slots, 2 * m, rounding_mode="trunc") * (2 * m)
-    return torch.where(q < m, q, 2 * m - 1 - q)
+    return torch.minimum(q, 2 * m - 1 - q)
 
 
 def check_capacity(capacity: int, tokens: int) -> None:
@@ -77,11 +83,10 @@ class Router(nn.Module):
 
     def __init__(self, tokens: int, categories: int) -> None:
         super().__init__()
-        self.pure_key = categories
         self.sort = CountingSort(tokens, categories + 1)
 
-    def forward(self, categories: Tensor, pure: Tensor, slots: Slots, tokens: Tensor) -> StaticRoutes:
-        """*categories* (n,) int32, *pure* (n,) bool, *slots* for its number of False; *tokens* = 0 ... n - 1."""
-        keys = torch.where(pure, torch.tensor(self.pure_key, dtype=torch.int32), categories)
-        rank, order = self.sort(keys, tokens)
+    def forward(self, categories: Tensor, slots: Slots, tokens: Tensor) -> StaticRoutes:
+        """*categories* (n,) int32, *slots* of the picture, *tokens* = 0 ... n - 1."""
+        # The larger one: no choice between integers (backends/onnx/rules/tensor_types.py, IntegerChoice).
+        rank, order = self.sort(torch.maximum(categories, slots.least), tokens)
         return StaticRoutes(order.index_select(0, slots.ranks), rank, rank < slots.limit)

@@ -15,7 +15,7 @@ from ppexport.backends.onnx.rules.operators import (
 )
 from ppexport.backends.onnx.rules.shapes import DataDependentShape, DynamicShape, Rank, UnknownRank
 from ppexport.backends.onnx.rules.structure import ExternalData, InvalidGraph, ShapeConflict, SparseConstant
-from ppexport.backends.onnx.rules.tensor_types import Float64, Int64, Quantization, TensorTypes
+from ppexport.backends.onnx.rules.tensor_types import Float64, Int64, IntegerChoice, Quantization, TensorTypes
 from ppexport.backends.onnx.rules.versions import (
     ForeignDomain,
     IrVersion,
@@ -49,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     TensorTypes(),
     Float64(),
     Int64(),
+    IntegerChoice(),
     Quantization(),
     ExternalData(),
     SparseConstant(),

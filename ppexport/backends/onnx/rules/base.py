@@ -32,6 +32,7 @@ class Runtime(str, Enum):
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
     COREML = "coreml"
+    OPENVINO = "openvino"
 
     @property
     def oldest(self) -> str:
@@ -43,6 +44,7 @@ _OLDEST = {
     Runtime.ONNXRUNTIME: "ONNX Runtime 1.15",
     Runtime.TENSORRT: "TensorRT 10.3",  # JetPack 6
     Runtime.COREML: "Core ML of iOS 16",
+    Runtime.OPENVINO: "OpenVINO 2025.0",
 }
 ALL_RUNTIMES = tuple(Runtime)
 

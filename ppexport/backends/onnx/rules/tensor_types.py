@@ -101,6 +101,30 @@ class Int64(Rule):
             yield self.found(message, wide[0][0], tensor=wide[0][1], severity=Severity.NOTE)
 
 
+class IntegerChoice(Rule):
+    """Forbids Where between integers that depend on data.
+
+    On CPUs without AVX-512 OpenVINO (2026.4) takes the condition, an integer 0 or 1, for a float: 1 is then a denormal,
+    and where those count as zero the choice is always the second, without a word. That they count as zero is a setting
+    of OpenVINO, and a state of the thread that others leave behind: ONNX Runtime with its setting, PyTorch with
+    set_flush_denormal. Between floats the choice is right. Way out: the larger or smaller of two integers, or arithmetic.
+    """
+
+    id = "integer-where"
+    runtimes = (Runtime.OPENVINO,)
+    way_out = "torch.maximum or torch.minimum of the two, or arithmetic: mask * a + (1 - mask) * b"
+
+    def check(self, graph: GraphView) -> Iterator[Finding]:
+        """One finding per node."""
+        for node in graph.nodes:
+            name = node.proto.output[0] if node.proto.output else ""
+            if node.domain or node.op != "Where" or name in graph.values:
+                continue
+            element = graph.type_of(name).element
+            if element in (TensorProto.INT64, TensorProto.INT32):
+                yield self.found(f"Where between {element_name(element)}, which OpenVINO may get wrong", node)
+
+
 class Quantization(Rule):
     """Forbids QuantizeLinear and DequantizeLinear that TensorRT does not take.
 
