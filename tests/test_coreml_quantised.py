@@ -159,6 +159,9 @@ def test_what_cannot_be_is_refused(calibrated, tmp_path):
     with pytest.raises(InputError, match="--recipe is for --precision int8 or mixed, or w8a8"):
         export(precision="fp16", calibration=None, recipe=tmp_path / "r.yaml")
     assert not any(tmp_path.iterdir())
+    write_recipe(tmp_path / "r.yaml", Recipe(weight_bits=7))
+    with pytest.raises(InputError, match="w8a8 of --backend coreml has weights of 8 bits, the recipe says 7"):
+        export(recipe=tmp_path / "r.yaml")
     with pytest.raises(ExportError, match="layers.0.conv reads numbers below 0.001, whose int8 scale fp16"):
         scale_of(0.001, True, "layers.0.conv")
     assert scale_of(0.001, False, "layers.0.conv") == np.float32(0.001 / 127)

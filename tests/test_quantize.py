@@ -19,7 +19,7 @@ import ppexport
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.session import load
-from ppexport.errors import InputError
+from ppexport.errors import InputError, UnavailableError
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.compare import NEAR_TIE
@@ -182,21 +182,69 @@ def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
     assert (rechoose(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
 
 
-def test_one_int8_file_for_three_runtimes(small, tmp_path):
-    model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
-    lr = coffee()
-    picture = load(model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
+def int8_picture(small, bits, lr, path):
+    """The picture in ONNX Runtime of the file *path*, which is written in int8 with weights of *bits*."""
+    model = write_int8(small.model, small.calibration, Recipe(calibrator="max", weight_bits=bits))
+    onnx.save(model, path)
+    return load(model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
+    pytest.importorskip("openvino")
+    from ppexport.quantize.runtimes import open_in
+
+    lr, path = coffee(), tmp_path / "int8.onnx"
+    picture = int8_picture(small, bits, lr, path)
     fp32 = load(small.model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
     assert psnr(fp32, picture, 1.0) > 35
-    runs = 0
-    if pytest.importorskip("openvino"):
-        from ppexport.quantize.runtimes import open_in
+    if bits == 8 and saturates_here():
+        with pytest.raises(UnavailableError, match="saturate on this machine"):
+            open_in("openvino", path, 2)
+    else:
+        assert psnr(picture, open_in("openvino", path, 2)({"lr": lr}), 1.0) > 70
 
-        onnx.save(model, tmp_path / "int8.onnx")
-        run = open_in("openvino", tmp_path / "int8.onnx", 2)
-        assert psnr(picture, run({"lr": lr}), 1.0) > 35
-        runs += 1
-    assert runs
+
+def saturates_here() -> bool:
+    import openvino
+
+    from ppexport.backends.openvino.saturation import saturates
+
+    return saturates(openvino.Core(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def test_openvino_refuses_what_would_saturate(small, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    from ppexport.backends.openvino import session
+
+    asked = []
+
+    def saturates(core, device, settings):
+        asked.append(device)
+        return True
+
+    monkeypatch.setattr(session, "saturates", saturates)
+    lr, path = coffee(), tmp_path / "int8.onnx"
+    int8_picture(small, 8, lr, path)
+    with pytest.raises(UnavailableError, match="run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"):
+        session.Session(path)
+    int8_picture(small, 7, lr, path)
+    session.Session(path)
+    session.Session(small.artifact.graph_file)
+    assert asked == ["CPU"], "a file that cannot saturate is no reason to ask"
+
+
+def test_weights_of_seven_bits(small):
+    weights = {
+        bits: largest_weight(write_int8(small.model, small.calibration, Recipe(weight_bits=bits))) for bits in (7, 8)
+    }
+    assert weights == {7: 64, 8: 127}
+
+
+def largest_weight(model) -> int:
+    """Of all int8 constants of *model* but zero points."""
+    arrays = [numpy_helper.to_array(v) for v in model.graph.initializer if v.data_type == TensorProto.INT8]
+    return max(int(np.abs(array.astype(np.int16)).max()) for array in arrays)
 
 
 def test_tensorrt_parses_what_every_precision_writes(small):

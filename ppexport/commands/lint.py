@@ -24,7 +24,7 @@ def lint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artefact folder")],
     json: Json = None,
 ) -> None:
-    """What in an ONNX file would fail, run wrongly or slowly: ONNX Runtime 1.15, TensorRT 10.3, OpenVINO, Core ML of iOS 16.
+    """What ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 would refuse, get wrong or run slowly.
 
     Of a Core ML package: which operations are known to leave the Neural Engine, from which modules, and how many
     crossings that makes.

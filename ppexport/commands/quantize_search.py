@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,9 @@ def quantize_search(
     ),
     precision: Annotated[str, typer.Option(help="of the artefact: int8, or mixed (int8 and fp16)")] = "int8",
     budget: Annotated[float, typer.Option(min=0, help="PSNR-Y in dB that the placement may cost on the crops")] = 0.05,
+    weight_bits: Annotated[
+        int, typer.Option(min=7, max=8, help="7 for OpenVINO on CPUs without VNNI, whose products of 8 bits saturate")
+    ] = 8,
     crops: Annotated[int, typer.Option(min=2, max=4096, help="crops to measure PSNR-Y on")] = 32,
     size: Annotated[str, typer.Option(help="LR size HxW of a crop, and of the timed runs")] = "32x32",
     rounds: Annotated[int, typer.Option(min=3, help="rounds in which a placement and fp32 take turns")] = 15,
@@ -97,7 +100,8 @@ def quantize_search(
                 )
             measured, calibration = load_calibration(path), path
             check_calibration(measured, card)
-        search = Search(artifact, measured, cut, Wish(runtime, threads, rounds, budget), out)
+        bits: Literal[7, 8] = 7 if weight_bits == 7 else 8
+        search = Search(artifact, measured, cut, Wish(runtime, threads, rounds, budget, bits), out)
         outcome = run_search(search, progress)
     chosen = outcome.chosen
     about = [
@@ -110,6 +114,7 @@ def quantize_search(
     recipe = Recipe(
         groups=chosen.groups,
         calibrator=chosen.calibrator,
+        weight_bits=bits,
         measured={
             "psnr_y_change_db": round(chosen.change, 4),
             "standard_error_db": round(chosen.error, 4),

@@ -88,7 +88,12 @@ def origin(wish: Quantisation) -> dict[str, Any]:
 def placement(wish: Quantisation) -> dict[str, Any]:
     """What the manifest says of the recipe."""
     recipe = wish.recipe
-    return {"groups": list(recipe.groups), "calibrator": recipe.calibrator, "percentile": recipe.percentile}
+    return {
+        "groups": list(recipe.groups),
+        "calibrator": recipe.calibrator,
+        "percentile": recipe.percentile,
+        "weight_bits": recipe.weight_bits,
+    }
 
 
 def facts(wish: Quantisation, model: onnx.ModelProto, findings: list[Finding]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def write_int8(
     quantiser = QDQQuantizer(
         copy,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=recipe.weight_bits == 7,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
@@ -90,21 +90,27 @@ def write_int8(
     # Inferred shapes would take more room than the weights save.
     del result.graph.value_info[:]
     result.ir_version = model.ir_version
-    check_written(result, len(quantised))
+    check_written(result, len(quantised), recipe.weight_bits)
     return result
 
 
-def check_written(model: onnx.ModelProto, layers: int) -> None:
-    """Raise ExportError unless *model* holds int8 weights for *layers* layers, all zero points 0, and opset 17."""
+def check_written(model: onnx.ModelProto, layers: int, bits: int) -> None:
+    """Raise ExportError unless *model* holds weights of *bits* for *layers* layers, zero points 0, and opset 17."""
     stored = {value.name: value for value in model.graph.initializer}
-    weights = sum(node.op_type == "DequantizeLinear" and node.input[0] in stored for node in model.graph.node)
+    weights = [
+        numpy_helper.to_array(stored[node.input[0]])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    ]
     points = [
         numpy_helper.to_array(stored[node.input[2]])
         for node in model.graph.node
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     ]
-    if weights != layers or any(point.any() or point.dtype != np.int8 for point in points):
-        raise ExportError(f"the quantiser wrote {weights} of {layers} weights, or zero points that are not 0")
+    if len(weights) != layers or any(point.any() or point.dtype != np.int8 for point in points):
+        raise ExportError(f"the quantiser wrote {len(weights)} of {layers} weights, or zero points that are not 0")
+    if any(np.abs(weight.astype(np.int16)).max() > 1 << (bits - 1) for weight in weights):
+        raise ExportError(f"the quantiser wrote weights of more than {bits} bits")
     if any(entry.domain not in ("", "ai.onnx") for entry in model.opset_import):
         raise ExportError("the quantiser wrote operators that are ONNX Runtime's own")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -26,6 +26,8 @@ class Recipe(BaseModel):
     groups: tuple[str, ...] = DEFAULT_GROUPS
     calibrator: str = "percentile"
     percentile: float = PERCENTILE
+    weight_bits: Literal[7, 8] = 8
+    """7 for OpenVINO on CPUs without VNNI, whose products of 8 bits saturate (backends/openvino/saturation.py)."""
     measured: dict[str, Any] = Field(default_factory=dict)
     """What the search measured for this choice; read by nobody but people."""
 

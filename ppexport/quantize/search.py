@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -79,6 +79,7 @@ class Wish:
     threads: int
     rounds: int
     budget: float
+    weight_bits: Literal[7, 8] = 8
 
 
 @dataclass
@@ -144,7 +145,9 @@ class Search:
         )
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
-        model = write_int8(self.model, self.calibration, Recipe(calibrator=calibrator), groups)
+        model = write_int8(
+            self.model, self.calibration, Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits), groups
+        )
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)

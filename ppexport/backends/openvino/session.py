@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.openvino.saturation import has_wide_weights, saturates
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class Session:
 
     def __init__(self, path: Path, device: str = "CPU", threads: int | None = None, *, counters: bool = False) -> None:
         """*counters* True times every operation, which costs time. Raises UnavailableError without OpenVINO or the
-        device, ArtifactError where OpenVINO refuses the graph.
+        device, and where the device would compute the file's int8 weights wrongly; ArtifactError where OpenVINO refuses
+        the graph.
         """
         require("openvino", "openvino")
         # Imported by name: type checkers would ask for a package that few have.
@@ -40,9 +42,16 @@ class Session:
                 settings["INFERENCE_NUM_THREADS"] = threads
         try:
             # As bytes: external files that a graph names are never opened.
-            self.compiled = core.compile_model(core.read_model(path.read_bytes(), b""), device, settings)
+            model = core.read_model(path.read_bytes(), b"")
+            wrong = has_wide_weights(model) and saturates(core, device, settings)
+            self.compiled = None if wrong else core.compile_model(model, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {path}: {first_line(error)}") from None
+        if self.compiled is None:
+            raise UnavailableError(
+                f"OpenVINO's int8 products saturate on this machine, a CPU without VNNI, so that {path} would become "
+                "another picture: run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"
+            )
         self.request = self.compiled.create_infer_request()
         self.inputs = [port.get_any_name() for port in self.compiled.inputs]
 

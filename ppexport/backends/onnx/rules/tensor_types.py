@@ -107,7 +107,8 @@ class IntegerChoice(Rule):
     On CPUs without AVX-512 OpenVINO (2026.4) takes the condition, an integer 0 or 1, for a float: 1 is then a denormal,
     and where those count as zero the choice is always the second, without a word. That they count as zero is a setting
     of OpenVINO, and a state of the thread that others leave behind: ONNX Runtime with its setting, PyTorch with
-    set_flush_denormal. Between floats the choice is right. Way out: the larger or smaller of two integers, or arithmetic.
+    set_flush_denormal. Between floats the choice is right. Way out: the larger or smaller of
+    the two, or arithmetic.
     """
 
     id = "integer-where"
