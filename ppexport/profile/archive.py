@@ -17,7 +17,7 @@ MODULES = (
     "__init__", "artifact", "errors", "files", "mask", "picture",
     "backends/__init__", "backends/base",
     *(f"backends/onnx/{name}" for name in ("__init__", "runner", "session")),
-    *(f"backends/openvino/{name}" for name in ("__init__", "runner", "session")),
+    *(f"backends/openvino/{name}" for name in ("__init__", "runner", "saturation", "session")),
     *(f"backends/tensorrt/{name}" for name in (
         "__init__", "cuda", "engine_builder", "facts", "runner", "session", "trust",
     )),
