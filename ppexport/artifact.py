@@ -1,9 +1,9 @@
 """The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
 
-Reading one needs the standard library only, so that it works on a device. Manifest version 3:
+Reading one needs the standard library only, so that it works on a device. Manifest version 4:
 
     format        "ppexport-artifact"
-    version       3; version 2, which lacks `engine`, is read as well
+    version       4; version 3, which lacks `gates`, and 2, which lacks `engine` as well, are read too
     backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml";
                   "coreai"
     name          the model's name, e.g. "pp_atd_light_x2"
@@ -34,6 +34,8 @@ Reading one needs the standard library only, so that it works on a device. Manif
                   file meant for TensorRT: {"activation_bytes": what a run takes, estimated}; of a Core ML package:
                   {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; of a file
                   made by a calibration also {"quantisation": its hash, pictures, recipe, and what fp16 left in fp32}
+    gates         what the model's card asks of parity beyond ppexport's own gates, by precision, and "twin" for that
+                  between network and twin: {"fp16": {"psnr": 60.0}}
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ from ppexport.errors import ArtifactError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
 FORMAT = "ppexport-artifact"
-VERSION = 3
-READABLE = (2, 3)
+VERSION = 4
+READABLE = (2, 3, 4)
+_SINCE = {"engine": 3, "gates": 4}
+"""Fields that older versions lack."""
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
@@ -95,6 +99,7 @@ class Manifest:
     created: str
     versions: dict[str, str] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def needs_host_mask(self) -> bool:
@@ -153,6 +158,8 @@ def _is(value: object, kind: str) -> bool:
         return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
     if kind == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    if kind == "dict[str, dict[str, Any]]":
+        return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
     return isinstance(value, dict)
 
 
@@ -166,8 +173,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
     if data.get("version") not in READABLE:
         raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
-    if data["version"] < VERSION:
-        data["engine"] = {}
+    data.update({name: {} for name, since in _SINCE.items() if data["version"] < since})
     known = {f.name: str(f.type) for f in fields(Manifest)}
     for name, kind in known.items():
         if name not in data or not _is(data[name], kind):

@@ -37,6 +37,19 @@ class Options(BaseModel):
     compensation: Literal["value", "zero", "normed"] = "value"
 
 
+class CardGate(BaseModel):
+    """What parity of this model must meet in place of ppexport's own gate; only a stricter limit is taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Least PSNR between the outputs, dB."""
+    max_abs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest absolute error."""
+    task_change: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Largest change of the mean PSNR-Y, dB."""
+
+
 class Card(BaseModel):
     """One model. `options` is null for networks without Pure-Pass; `weights` is null where a user brings the file."""
 
@@ -52,10 +65,13 @@ class Card(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict)
     published: dict[str, Any] = Field(default_factory=dict)
     default_size: tuple[int, int] = (64, 64)
+    gates: dict[Literal["twin", "fp32", "fp16", "w8", "w8a8", "int8", "mixed"], CardGate] = Field(default_factory=dict)
+    """By precision; "twin" is the gate between network and twin."""
 
     def hash(self) -> str:
-        """SHA-256 of the card as canonical JSON."""
-        return sha256_text(json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")))
+        """SHA-256 of the card as canonical JSON, without the gates, which change nothing that is computed."""
+        content = self.model_dump(mode="json", exclude={"gates"})
+        return sha256_text(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
 def first_error(error: ValidationError) -> str:

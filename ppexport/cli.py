@@ -1,13 +1,15 @@
 """The command line. Every command is one file in `ppexport.commands`.
 
-Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 something this machine lacks.
+Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 something this machine lacks; 143 a request
+to end (SIGTERM), after clearing up.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Annotated
 
 import typer
@@ -76,8 +78,23 @@ def main(
     """Exports PP-ATD-light to edge runtimes, proves that each export computes the same picture, and times it."""
 
 
+def _end_in_order(number: int, frame: FrameType | None) -> None:
+    """End as an exception does, so that what was begun is cleared up; a second signal ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def _heed_signals() -> None:
+    """Have a request to end, and a terminal that goes away, clear up as Ctrl-C does; `nohup` stays in force."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end_in_order)
+
+
 def run() -> None:
     """Entry point: expected failures end with one sentence and their exit code."""
+    _heed_signals()
     try:
         app()
     except PpexportError as error:

@@ -205,6 +205,7 @@ def describe(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=package_versions(),
         engine=engine,
+        gates={name: gate.model_dump(exclude_none=True) for name, gate in card.gates.items()},
     )
 
 

@@ -17,7 +17,8 @@ Image8 = NDArray[np.uint8]
 """An 8-bit picture (H, W, 3), or (H, W) for grey."""
 Floats = NDArray[np.float64]
 
-_TAPS = 11
+TAPS = 11
+"""Side of SSIM's window, the least that a picture can have."""
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
@@ -81,13 +82,13 @@ def psnr_y(a: Image8, b: Image8, crop: int) -> float:
 
 def _blur(x: Floats) -> Floats:
     """*x* (H, W) filtered by the 11x11 Gaussian where it fits wholly: (H - 10, W - 10)."""
-    position = np.arange(_TAPS) - _TAPS // 2
+    position = np.arange(TAPS) - TAPS // 2
     kernel = np.exp(-(position**2) / (2 * _SIGMA**2))
     kernel /= kernel.sum()
     # The Gaussian is separable: 22 shifted copies instead of 121.
-    h, w = x.shape[0] - _TAPS + 1, x.shape[1] - _TAPS + 1
-    rows = sum((kernel[i] * x[i : i + h] for i in range(1, _TAPS)), start=kernel[0] * x[:h])
-    out: Floats = sum((kernel[i] * rows[:, i : i + w] for i in range(1, _TAPS)), start=kernel[0] * rows[:, :w])
+    h, w = x.shape[0] - TAPS + 1, x.shape[1] - TAPS + 1
+    rows = sum((kernel[i] * x[i : i + h] for i in range(1, TAPS)), start=kernel[0] * x[:h])
+    out: Floats = sum((kernel[i] * rows[:, i : i + w] for i in range(1, TAPS)), start=kernel[0] * rows[:, :w])
     return out
 
 
@@ -101,8 +102,8 @@ def ssim(a: NDArray[np.generic], b: NDArray[np.generic], peak: float = 255.0) ->
     x, y = _pair(a, b, peak)
     if x.ndim == 3:
         return float(np.mean([ssim(x[..., c], y[..., c], peak) for c in range(x.shape[2])]))
-    if x.ndim != 2 or min(x.shape) < _TAPS:
-        raise ValueError(f"SSIM takes images of at least {_TAPS}x{_TAPS} pixels, not {a.shape}")
+    if x.ndim != 2 or min(x.shape) < TAPS:
+        raise ValueError(f"SSIM takes images of at least {TAPS}x{TAPS} pixels, not {a.shape}")
     mean_x, mean_y = _blur(x), _blur(y)
     var_x = _blur(x * x) - mean_x**2
     var_y = _blur(y * y) - mean_y**2

@@ -18,7 +18,7 @@ from ppexport.backends.coreml.device import Planned, check_platform
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.errors import ArtifactError, InputError, UnavailableError
-from ppexport.parity.compare import Gate
+from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.unit_column import unit_column
 from ppexport.parity.units import parse_units
@@ -164,6 +164,6 @@ def test_units_are_checked():
 
 def test_gates_know_every_precision():
     from ppexport.backends.coreml.build import PRECISIONS
-    from ppexport.parity.compare import ARTIFACT_GATES
+    from ppexport.parity.gates import ARTIFACT_GATES
 
     assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in PRECISIONS)

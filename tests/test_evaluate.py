@@ -105,13 +105,19 @@ def test_figures_are_recorded_beside_the_card(tmp_path):
     card = make_card(name="m", weights=weights, **fields)
     record(tmp_path, "set5", card, result)
     record(tmp_path, "mine", card, result)
-    figures = read_numerics(tmp_path)
+    record(tmp_path, "set5", card, result, "onnx-int8-portable-full-64x64")
+    figures = read_numerics(tmp_path)["evaluation"]
     assert set(figures) == {"set5", "mine"}
-    assert figures["set5"]["psnr_y"] == round(result.mean.psnr_y, 3)
-    assert figures["set5"]["published_psnr_y"] == 38.29
-    assert figures["mine"]["pictures"] == 1
+    assert set(figures["set5"]) == {"pytorch-fp32", "onnx-int8-portable-full-64x64"}
+    network = figures["set5"]["pytorch-fp32"]
+    assert network["psnr_y"] == round(result.mean.psnr_y, 3)
+    assert network["published_psnr_y"] == 38.29
+    assert figures["mine"]["pytorch-fp32"]["pictures"] == 1
     with pytest.raises(InputError, match="data set"):
         record(tmp_path, "../x", card, result)
+    (tmp_path / "numerics.yaml").write_text("set5: {psnr_y: 3.0}\n")
+    with pytest.raises(InputError, match="does not hold evaluation and parity"):
+        read_numerics(tmp_path)
     (tmp_path / "numerics.yaml").write_text("[")
     with pytest.raises(InputError, match="cannot be read"):
         record(tmp_path, "set5", card, result)

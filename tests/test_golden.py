@@ -12,8 +12,9 @@ from ppexport import mask as host
 from ppexport.networks import pure_pass
 from ppexport.networks.atd import Trace, mirror_pad
 from ppexport.parity.artifact_column import ArtifactColumn
-from ppexport.parity.compare import ARTIFACT_GATES, Means, compare_columns
+from ppexport.parity.compare import Means, compare_columns
 from ppexport.parity.compute import TwinColumn
+from ppexport.parity.gates import ARTIFACT_GATES
 from ppexport.parity.inputs import ParityInput
 
 LIMIT = 2e-5

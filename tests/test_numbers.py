@@ -18,7 +18,7 @@ from all_numbers import bundled_with_weights, has_ablation, plan
 
 from ppexport.cards import bundled_cards, read_card
 from ppexport.errors import InputError
-from ppexport.numerics import read_numerics
+from ppexport.numerics import NETWORK, read_numerics
 
 CARD = {"summary": "s", "arch": "pp_atd_light", "licence": "MIT"}
 WEIGHTS = {"file": "w.safetensors", "sha256": "0" * 64}
@@ -129,7 +129,8 @@ def test_a_models_readme_states_what_was_measured(name: str, folder: Path):
     if not readme.is_file():
         pytest.skip(f"{name} has no README")
     text = readme.read_text(encoding="utf-8")
-    for data_set, figures in read_numerics(folder).items():
+    for data_set, entries in read_numerics(folder)["evaluation"].items():
+        figures = entries[NETWORK]
         for key, digits in (("psnr_y", 2), ("ssim_y", 4), ("bicubic_psnr_y", 2), ("bicubic_ssim_y", 4)):
             assert f"{figures[key]:.{digits}f}" in text, f"{data_set} {key}"
         assert f"{figures['published_psnr_y']:.2f}" in text

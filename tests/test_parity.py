@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import photo
 from onnx import numpy_helper
 from PIL import Image
 from small_networks import SIZE, small_network
@@ -19,12 +20,15 @@ import ppexport
 from ppexport.artifact import MANIFEST
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
+from ppexport.metrics import psnr_y, ssim_y
 from ppexport.parity import run as parity_run
 from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import Gate, Means, Seen, compare_columns, measure
+from ppexport.parity.compare import Means, Seen, compare_columns, measure
+from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.rechoose import rechoose, recorded
 from ppexport.parity.reference import reference_network
+from ppexport.picture import to_uint8
 from ppexport.twin.build import make_twin
 
 N = 256
@@ -54,6 +58,18 @@ def test_equal_samples_pass_and_errors_fail():
     assert "60.0 dB" in row.reason
     nan = dataclasses.replace(sample(), sr=np.full((1, 3, 32, 32), np.nan, np.float32))
     assert not judge(sample(), nan).passed
+
+
+def test_ground_truth_is_compared_by_psnr_y_and_ssim_y():
+    item = ParityInput("a", ITEM.lr, photo(32, 32))
+    columns = {"a": sample()}, {"a": sample(shift=0.05)}
+    pair = compare_columns(("r", "o"), [item], *columns, GATE, 2, Means(None))
+    first, second = (to_uint8(column["a"].sr) for column in columns)
+    row = pair.rows[0]
+    assert row.task == (psnr_y(first, item.hr, 2), psnr_y(second, item.hr, 2))
+    assert row.task_ssim == (ssim_y(first, item.hr, 2), ssim_y(second, item.hr, 2))
+    assert pair.ssim_change == row.task_ssim[1] - row.task_ssim[0] != 0
+    assert pair.to_dict()["rows"][0]["task_ssim"] == list(row.task_ssim)
 
 
 def test_a_flip_of_a_near_tie_passes_when_the_injected_picture_is_equal():
@@ -217,8 +233,14 @@ def test_a_run_passes_and_can_be_continued_elsewhere(artifact, tmp_path, monkeyp
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == names
     with Image.open(tmp_path / "run" / "worst.png") as image:
         assert image.width > 4 * 106
+    before = {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.name != "onnx-fp32.npz"}
     again = parity_run.run_against(runner, tmp_path / "run", quiet)
     assert again.passed
+    assert {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.name in before} == before
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(
+        [*names, "report-onnx-fp32.json", "worst-onnx-fp32.png"]
+    )
+    assert json.loads((tmp_path / "run" / "report-onnx-fp32.json").read_text())["pairs"][0]["reference"] == "twin"
     assert [p.reference for p in again.pairs] == ["twin"]
 
 

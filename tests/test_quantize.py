@@ -22,7 +22,7 @@ from ppexport.backends.onnx.session import load
 from ppexport.errors import InputError, UnavailableError
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
-from ppexport.parity.compare import NEAR_TIE
+from ppexport.parity.gates import NEAR_TIE
 from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize import collect
 from ppexport.quantize.audit import audit

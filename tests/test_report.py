@@ -15,6 +15,7 @@ from conftest import photo
 from profiles import reading, steady, subject, write_journal
 from typer.testing import CliRunner
 
+from ppexport import numerics
 from ppexport.cards import models_folder
 from ppexport.cli import app
 from ppexport.errors import InputError
@@ -25,7 +26,7 @@ from ppexport.profile import statistics
 from ppexport.profile.layers.result import layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
-from ppexport.report import latency_yaml
+from ppexport.report import latency_yaml, numerics_yaml
 from ppexport.report.material import gather
 from ppexport.report.page import board_line, render
 
@@ -61,8 +62,9 @@ def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision
             "passed": passed, "worst": name}  # fmt: skip
     report = {
         "format": "ppexport-parity", "version": 1, "model": "pp_atd_light_x2", "backend": "onnx",
-        "precision": precision, "size": [16, 24], "files": {"model.onnx": digest}, "weights": {}, "versions": {},
-        "passed": passed, "pairs": [pair],
+        "precision": precision, "flavour": "portable", "capacities": [384], "size": [16, 24],
+        "created": "2026-11-23T12:00:00+00:00", "files": {"model.onnx": digest}, "weights": {"sha256": "c" * 64},
+        "versions": {}, "passed": passed, "pairs": [pair],
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     return folder
@@ -233,12 +235,17 @@ def test_a_parity_run_cannot_name_files_outside_its_folder(tmp_path):
     assert 'class="slider"' not in render(gather([folder]), "x")
 
 
+def in_checkout(monkeypatch, root):
+    """The bundled models are those in *root*."""
+    monkeypatch.setattr(numerics, "models_folder", lambda: root)
+    monkeypatch.setattr(numerics, "find_card", lambda name: (type("C", (), {"name": name}), root / name))
+
+
 def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, monkeypatch):
     root = tmp_path / "checkout" / "models"
     shutil.copytree(models_folder() / "pp_atd_light_x2", root / "pp_atd_light_x2")
     (root.parent / "setup.cfg").write_text("")
-    monkeypatch.setattr(latency_yaml, "models_folder", lambda: root)
-    monkeypatch.setattr(latency_yaml, "find_card", lambda name: (type("C", (), {"name": name}), root / name))
+    in_checkout(monkeypatch, root)
     target = root / "pp_atd_light_x2" / "latency.yaml"
     target.unlink(missing_ok=True)
     first = Profile(profile_folder(tmp_path / "a") / "profile.json")
@@ -260,6 +267,36 @@ def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, mon
     (root.parent / "setup.cfg").unlink()
     with pytest.raises(InputError, match="checkout"):
         latency_yaml.record([first])
+
+
+def test_parity_is_recorded_by_backend_and_precision(tmp_path, monkeypatch):
+    root = tmp_path / "checkout" / "models"
+    (root / "pp_atd_light_x2").mkdir(parents=True)
+    (root.parent / "setup.cfg").write_text("")
+    in_checkout(monkeypatch, root)
+    target = root / "pp_atd_light_x2" / "numerics.yaml"
+    target.write_text("evaluation:\n  set5:\n    pytorch-fp32: {psnr_y: 36.9}\n")
+    runs = [parity_folder(tmp_path / p, precision=p) for p in ("fp32", "fp16")]
+    parities = gather(runs).parities
+    assert numerics_yaml.record(parities) == [target]
+    data = numerics.read_numerics(target.parent)
+    assert data["evaluation"] == {"set5": {"pytorch-fp32": {"psnr_y": 36.9}}}
+    assert set(data["parity"]) == {f"onnx-{p}-portable-full-16x24" for p in ("fp32", "fp16")}
+    entry = data["parity"]["onnx-fp16-portable-full-16x24"]
+    assert (entry["psnr"], entry["psnr_same_routing"], entry["flips"]) == (120.5, 120.5, 0)
+    assert (entry["date"], entry["passed"], entry["psnr_y_change"]) == ("2026-11-23", True, 0.001)
+    del parities[0].data["flavour"]
+    with pytest.raises(InputError, match="of an older ppexport and does not tell its flavour"):
+        numerics_yaml.record(parities)
+
+
+def test_columns_that_were_filled_in_later_are_drawn_too(tmp_path):
+    folder = parity_folder(tmp_path / "p")
+    later = parity_folder(tmp_path / "q", precision="fp16")
+    shutil.copy(later / "report.json", folder / "report-onnx-fp16.json")
+    parities = gather([folder]).parities
+    assert [parity.name for parity in parities] == ["p", "p onnx-fp16"]
+    assert "p onnx-fp16" in render(gather([folder]), "x")
 
 
 JETSON = {"l4t": "36.3.0", "jetpack": "6.0", "power_mode": {"number": 1, "name": "15W"}, "clocks": {"locked": True}}

@@ -372,7 +372,7 @@ def test_parity_compares_the_picture_of_an_engine(engine, orin, tmp_path):
 
 def test_of_an_fp16_engine_photographs_are_judged():
     from ppexport.parity.columns import Sample
-    from ppexport.parity.compare import ARTIFACT_GATES
+    from ppexport.parity.gates import ARTIFACT_GATES
     from ppexport.parity.inputs import ParityInput
     from ppexport.parity.run import compare_with_engine
 

@@ -36,36 +36,39 @@ def evaluate(
     from ppexport.artifact import MANIFEST
     from ppexport.evaluate import artifact_upscaler, find_pairs, network_upscaler
     from ppexport.evaluate import evaluate as run_evaluate
+    from ppexport.numerics import NETWORK, check_record
+    from ppexport.numerics import record as write_record
 
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
     own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
+        from ppexport.numerics import artifact_key, card_of_artifact
         from ppexport.opening import open_artifact
 
         runner = open_artifact(Path(target))
-        if own or record is not None:
-            raise InputError("an artefact has its weights and options inside, and no card to record figures beside")
+        manifest = runner.artifact.manifest
+        if own:
+            raise InputError("an artefact has its weights and options inside")
         if scale not in (None, runner.scale):
             raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
-        run, factor, name = artifact_upscaler(runner), runner.scale, target
+        run, factor, name, key = artifact_upscaler(runner), runner.scale, target, artifact_key(manifest)
+        beside = None if record is None else card_of_artifact(manifest)
     else:
         from ppexport.cards import find_card
         from ppexport.networks.load import card_of
-        from ppexport.numerics import check_record
-        from ppexport.numerics import record as write_record
 
         if record is not None and (target is None or own):
             raise InputError("--record writes beside a model's card: name a model, without a checkpoint or options")
-        if record is not None:
-            check_record(find_card(str(target))[1], record)
+        beside = None if record is None else find_card(str(target))
         network = load(target, checkpoint, arch, scale, **options)
-        run, factor, name = network_upscaler(network), network.config.scale, card_of(network).name
+        run, factor, name, key = network_upscaler(network), network.config.scale, card_of(network).name, NETWORK
+    if record is not None and beside is not None:
+        check_record(beside[1], record)
     pairs = find_pairs(hr, lr, factor)
     with progress_bar("pictures") as progress:
         result = run_evaluate(run, pairs, factor, progress)
-    if record is not None:
-        card, folder = find_card(str(target))
-        people(json).print(f"recorded in {write_record(folder, record, card, result)}")
+    if record is not None and beside is not None:
+        people(json).print(f"recorded in {write_record(beside[1], record, beside[0], result, key)}")
     emit_json(json, {"model": name, "hr": str(hr), **result.to_dict()})
     rows = [
         [s.name, f"{s.psnr_y:.3f}", f"{s.ssim_y:.4f}", f"{s.bicubic_psnr_y:.3f}", f"{s.bicubic_ssim_y:.4f}"]

@@ -91,16 +91,16 @@ def parity(
 
 def show(report: ParityReport, console: Console) -> None:
     """Print the tables and the verdict of a run."""
-    from ppexport.parity.run import REPORT, WORST
-
     for pair in report.pairs:
         console.print(_pair_table(pair))
         if pair.agreement is not None and min(pair.agreement) < 1:
             shares = " ".join(f"{100 * share:.1f}" for share in pair.agreement)
             console.print(f"equal categories of impure tokens as it runs, per layer, in %: {shares}")
-        if pair.task_change is not None and not pair.task_ok:
+        if pair.task_change is not None:
+            similar = "" if pair.ssim_change is None else f", SSIM-Y by {pair.ssim_change:+.6f}"
+            over = "" if pair.task_ok else f": more than {pair.gate.task_change:g} dB"
             console.print(
-                f"PSNR-Y changed by {pair.task_change:+.4f} dB on average: more than {pair.gate.task_change:g}"
+                f"PSNR-Y against ground truth changes by {pair.task_change:+.4f} dB on average{similar}{over}"
             )
         if not pair.passed:
             layer = pair.first_bad_layer or "not measured"
@@ -116,4 +116,4 @@ def show(report: ParityReport, console: Console) -> None:
         )
     if report.host_mask_differs:
         console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")
-    console.print(f"{'pass' if report.passed else 'FAIL'}: {report.folder / REPORT}, {report.folder / WORST}")
+    console.print(f"{'pass' if report.passed else 'FAIL'}: {report.file}, {report.error_map}")

@@ -18,7 +18,8 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of `parity` and `profile` runs")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the page to write")] = Path("report.html"),
     record: Annotated[
-        bool, typer.Option("--record", help="also write the latencies to the models' latency.yaml, in a checkout")
+        bool,
+        typer.Option("--record", help="also write figures to the models' latency.yaml and numerics.yaml (checkout)"),
     ] = False,
     json: Json = None,
 ) -> None:
@@ -36,10 +37,9 @@ def report(
     write_page(material, out)
     if record:
         from ppexport.report.latency_yaml import record as write_latency
+        from ppexport.report.numerics_yaml import record as write_parity
 
-        if not material.profiles:
-            raise InputError("--record needs a folder of a profile run")
-        written = write_latency(material.profiles)
+        written = [*write_latency(material.profiles), *write_parity(material.parities)]
     counts = {"parity": len(material.parities), "profiles": len(material.profiles), "layers": len(material.layers)}
     emit_json(json, {"report": str(out), "bytes": out.stat().st_size, **counts, "recorded": list(map(str, written))})
     console = people(json)

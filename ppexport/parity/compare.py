@@ -11,51 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.files import finite
-from ppexport.metrics import psnr, psnr_y, ssim
+from ppexport.metrics import TAPS, psnr, psnr_y, ssim, ssim_y
 from ppexport.parity.columns import Column, Sample
+from ppexport.parity.gates import NEAR_TIE, Gate
 from ppexport.parity.inputs import ParityInput
 from ppexport.picture import to_uint8
-
-NEAR_TIE = 1e-6
-"""Two categories closer than this may fall either way in fp32."""
-HALF_TIE = 1e-3
-"""The same in fp16, whose roundings reach the similarities through the tokens, where what a choice was made from cannot
-be seen (`--against`, without torch). Measured for the bundled x2 at 32x32, on all inputs: of the flips that no earlier
-flip explains, the surest led by 2.1e-4; for x4 at 64x64 by 1.5e-3, where this is too strict."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a pair of columns must meet on every input."""
-
-    psnr: float
-    """Least PSNR between the outputs, in dB, peak 1."""
-    max_abs: float = math.inf
-    """Largest absolute error."""
-    task_change: float = math.inf
-    """Largest change of the mean PSNR-Y against ground truth, in dB."""
-    near_tie: float = NEAR_TIE
-    """Two categories closer than this may fall either way."""
-
-    @property
-    def flips_count(self) -> bool:
-        """Whether any flip is allowed; PSNR-Y is then judged with them, not with the reference's categories."""
-        return math.isinf(self.near_tie)
-
-
-TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
-INT8_GATE = Gate(psnr=0.0, task_change=0.10, near_tie=math.inf)
-"""Of int8 only the picture's quality is judged, flips and all: how far it is from fp32, and how many tokens chose
-another category, is reported."""
-ARTIFACT_GATES = {
-    "fp32": Gate(psnr=90.0, task_change=0.001),
-    "fp16": Gate(psnr=55.0, task_change=0.02, near_tie=HALF_TIE),
-    # Weights of 8 bits are judged by the task; below 30 dB they are not these weights.
-    "w8": Gate(psnr=30.0, task_change=0.10, near_tie=HALF_TIE),
-    "w8a8": INT8_GATE,
-    "int8": INT8_GATE,
-    "mixed": INT8_GATE,
-}
 
 
 @dataclass(frozen=True)
@@ -116,6 +76,8 @@ class Comparison:
     """The pictures of reference and other with the same categories."""
     task: tuple[float, float] | None = None
     """PSNR-Y against ground truth of reference and other."""
+    task_ssim: tuple[float, float] | None = None
+    """SSIM-Y against ground truth of the same two; None for pictures too small for it."""
 
 
 @dataclass
@@ -128,6 +90,8 @@ class Pair:
     rows: list[Comparison] = field(default_factory=list)
     task_change: float | None = None
     """Mean PSNR-Y of the other minus that of the reference."""
+    ssim_change: float | None = None
+    """The same of SSIM-Y, which no gate judges."""
     first_bad_layer: str = ""
 
     @property
@@ -173,7 +137,9 @@ def measure(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Error
         return Errors(-math.inf, math.inf, math.inf, None)
     difference = np.abs(other.astype(np.float64) - reference)
     similar = (
-        ssim(reference[0].transpose(1, 2, 0), other[0].transpose(1, 2, 0), 1.0) if min(other.shape[2:]) > 10 else None
+        ssim(reference[0].transpose(1, 2, 0), other[0].transpose(1, 2, 0), 1.0)
+        if min(other.shape[2:]) >= TAPS
+        else None
     )
     return Errors(psnr(reference, other, 1.0), float(difference.max()), float(np.quantile(difference, 0.999)), similar)
 
@@ -307,16 +273,21 @@ def compare_columns(
 ) -> Pair:
     """Compare column *other* with *reference*, input by input; *means* are for examining flips."""
     pair = Pair(*names, gate)
-    changes = []
+    changes, similar = [], []
     for item in inputs:
         row = _compare(item, reference[item.name], other[item.name], gate, means)
         if item.hr is not None and min(item.hr.shape[:2]) > 2 * scale:
             pictures = (reference[item.name].sr, other[item.name].sr)
             # Where near ties were accepted, the pictures of the same routing are the ones to judge.
             same = None if gate.flips_count or not row.passed else row.judged
-            first, second = (psnr_y(to_uint8(sr), item.hr, scale) for sr in same or pictures)
-            row.task = (first, second)
-            changes.append(0.0 if first == second else second - first)
+            first, second = (to_uint8(sr) for sr in same or pictures)
+            row.task = (psnr_y(first, item.hr, scale), psnr_y(second, item.hr, scale))
+            # Both may be infinite.
+            changes.append(0.0 if row.task[0] == row.task[1] else row.task[1] - row.task[0])
+            if min(item.hr.shape[:2]) - 2 * scale >= TAPS:
+                row.task_ssim = (ssim_y(first, item.hr, scale), ssim_y(second, item.hr, scale))
+                similar.append(row.task_ssim[1] - row.task_ssim[0])
         pair.rows.append(row)
     pair.task_change = float(np.mean(changes)) if changes else None
+    pair.ssim_change = float(np.mean(similar)) if similar else None
     return pair

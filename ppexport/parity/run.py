@@ -6,6 +6,9 @@ twin.npz
 onnx-fp32.npz     or onnx-fp16, coreml-fp16, ...: the artefact's
 report.json       gates and figures
 worst.png         error map of the worst input of the artefact
+
+A column that is filled in later, by `--against`, has a report and an error map of its own: report-onnx-fp32.json,
+worst-onnx-fp32.png.
 """
 
 from __future__ import annotations
@@ -14,26 +17,29 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Artifact, Manifest
+from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
 from ppexport.errors import InputError
 from ppexport.files import write_text
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import ARTIFACT_GATES, NEAR_TIE, TWIN_GATE, Gate, Means, Pair, Seen, compare_columns
+from ppexport.parity.compare import Means, Pair, Seen, compare_columns
 from ppexport.parity.error_map import save_error_map
+from ppexport.parity.gates import NEAR_TIE, Gate, artifact_gate, twin_gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
 INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
+TWIN_COLUMN = "twin"
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total)."""
@@ -65,6 +71,23 @@ class ParityReport:
     """Of a Core ML package on a Mac, by compute unit: where every operation would run, or why the trial failed."""
     over_capacity: list[str] = field(default_factory=list)
     """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
+    continued: bool = False
+    """Whether this is one column more of a run that was kept before, and leaves the report of that as it is."""
+
+    @property
+    def file(self) -> Path:
+        """The report's file."""
+        return self._named(REPORT)
+
+    @property
+    def error_map(self) -> Path:
+        """The picture of the worst input's errors."""
+        return self._named(WORST)
+
+    def _named(self, name: str) -> Path:
+        """*name* in the run's folder; with the column in it where that was filled in later."""
+        stem, suffix = name.split(".")
+        return self.folder / (f"{stem}-{self.pairs[-1].other}.{suffix}" if self.continued else name)
 
     @property
     def passed(self) -> bool:
@@ -78,9 +101,12 @@ class ParityReport:
         return {
             "format": "ppexport-parity",
             "version": 1,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": m.name,
             "backend": m.backend,
             "precision": m.precision,
+            "flavour": m.flavour,
+            "capacities": m.capacities,
             "size": m.size,
             "files": m.files,
             "weights": m.weights,
@@ -182,26 +208,19 @@ def compare_sources(
     return pair
 
 
-def gate_of(artifact: Artifact) -> Gate:
-    """The gate of an artefact's precision."""
-    precision = artifact.manifest.precision
-    if precision not in ARTIFACT_GATES:
-        raise InputError(f"no parity gate is known for precision {precision!r}")
-    return ARTIFACT_GATES[precision]
-
-
 def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
     """Write the report, its columns and the error map into the run's folder."""
     for name, column in columns.items():
-        save_column(report.folder / f"{name}.npz", column)
+        if not (report.continued and name == TWIN_COLUMN):
+            save_column(report.folder / f"{name}.npz", column)
     last = report.pairs[-1]
     worst = last.worst.name
     save_error_map(
-        report.folder / WORST,
+        report.error_map,
         next(item for item in inputs if item.name == worst).lr,
         *(columns[name][worst].sr for name in (last.reference, last.other)),
     )
-    write_text(report.folder / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
+    write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
 def run_parity(
@@ -230,8 +249,8 @@ def run_parity(
     report.over_capacity = [item.name for item in over]
     fitting = [item for item in inputs if item not in over]
     pairs: list[tuple[Source, Source | EngineColumn, Gate, list[ParityInput]]] = [
-        (reference, static, TWIN_GATE, fitting),
-        (static, shipped, gate_of(artifact), inputs),
+        (reference, static, twin_gate(manifest), fitting),
+        (static, shipped, artifact_gate(manifest), inputs),
     ]
     for first, second, gate, judged in pairs:
         both = (columns[first.name], columns[second.name])
@@ -250,7 +269,7 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
     """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch."""
     artifact = runner.artifact
     inputs = load_inputs(folder / INPUTS, artifact.size)
-    reference = load_column(folder / "twin.npz")
+    reference = load_column(folder / f"{TWIN_COLUMN}.npz")
     missing = [item.name for item in inputs if item.name not in reference]
     if missing:
         raise InputError(f"{folder / 'twin.npz'} has no picture for input {missing[0]!r}")
@@ -260,12 +279,12 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
             raise InputError(f"{folder} is a run of another scale: {name!r} is {sample.sr.shape}, not {expected}")
     source = artifact_column(runner)
     column = compute(source, inputs, progress)
-    report = ParityReport(artifact.manifest, folder)
-    names, gate = ("twin", source.name), gate_of(artifact)
+    report = ParityReport(artifact.manifest, folder, continued=True)
+    names, gate = (TWIN_COLUMN, source.name), artifact_gate(artifact.manifest)
     if isinstance(source, EngineColumn):
         pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale)
     else:
         pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
     report.pairs.append(pair)
-    keep(report, inputs, {"twin": reference, source.name: column})
+    keep(report, inputs, {TWIN_COLUMN: reference, source.name: column})
     return report

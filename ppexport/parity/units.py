@@ -9,8 +9,9 @@ from ppexport.backends.coreml.device import UNITS
 from ppexport.backends.coreml.trial import CHILD, TrialError
 from ppexport.errors import InputError
 from ppexport.parity.columns import Column
+from ppexport.parity.gates import artifact_gate
 from ppexport.parity.inputs import ParityInput
-from ppexport.parity.run import ParityReport, compare_with_engine, gate_of
+from ppexport.parity.run import ParityReport, compare_with_engine
 from ppexport.parity.unit_column import unit_column
 
 
@@ -42,6 +43,8 @@ def run_units(
             continue
         report.units[unit] = plan
         columns[name] = column
-        pair = compare_with_engine(("twin", name), inputs, reference, column, gate_of(artifact), artifact.scale)
+        pair = compare_with_engine(
+            ("twin", name), inputs, reference, column, artifact_gate(artifact.manifest), artifact.scale
+        )
         report.pairs.append(pair)
     return columns

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from ppexport.cards import find_card, models_folder
 from ppexport.errors import InputError
 from ppexport.files import write_text
+from ppexport.numerics import key_of as artifact_key
+from ppexport.numerics import model_folder
 from ppexport.profile.result import Profile
-from ppexport.records import check_checkout, read_record
+from ppexport.records import read_record
 
 LATENCY = "latency.yaml"
 HEADER = "# Written by `ppexport report DIR --record`; milliseconds of one query, see ppexport/profile/result.py.\n"
@@ -25,16 +26,6 @@ def read_latency(folder: Path) -> dict[str, Any]:
     if not all(isinstance(entry, dict) for entry in data.values()):
         raise InputError(f"{path} is not a mapping of machines")
     return data
-
-
-def model_folder(name: str) -> Path:
-    """The folder of the bundled model *name*. Raises InputError outside a checkout, or for any other model."""
-    root = models_folder()
-    check_checkout(root, "latencies")
-    card, folder = find_card(name)
-    if folder.parent != root or card.name != name:
-        raise InputError(f"{name!r} is no bundled model: leave --record out")
-    return folder
 
 
 def entry_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:
@@ -70,10 +61,8 @@ def machine_of(profile: Profile) -> str:
 
 def key_of(subject: dict[str, Any]) -> str:
     """What an entry is called on its machine: backend, precision, flavour, capacities, size and runtime."""
-    h, w = subject["size"]
-    slots = "set" if len(subject["capacities"]) > 1 else "full"
-    runtime = f"{subject['runtime']}:{subject['runtime_device']}"
-    return f"{subject['backend']}-{subject['precision']}-{subject['flavour']}-{slots}-{h}x{w} {runtime}"
+    fields = (subject[name] for name in ("backend", "precision", "flavour", "capacities", "size"))
+    return f"{artifact_key(*fields)} {subject['runtime']}:{subject['runtime_device']}"
 
 
 def record(profiles: list[Profile]) -> list[Path]:

@@ -13,15 +13,28 @@ from ppexport.profile.layers.result import read_layers
 from ppexport.profile.result import PROFILE, Profile, read_json
 
 PARITY = "report.json"
-FIELDS = ("model", "backend", "precision", "size", "files", "passed", "pairs")
+CONTINUED = "report-*.json"
+"""Of columns that were filled in later."""
+FIELDS = ("model", "backend", "precision", "size", "files", "weights", "versions", "passed", "pairs")
 
 
 @dataclass(frozen=True)
 class Parity:
     """One parity run."""
 
-    folder: Path
+    path: Path
+    """Its report."""
     data: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.path.parent
+
+    @property
+    def name(self) -> str:
+        """What it is called: its folder, and the column if that was filled in later."""
+        return self.folder.name + self.path.stem.removeprefix("report").replace("-", " ", 1)
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -47,9 +60,8 @@ class Material:
     parities: list[Parity] = field(default_factory=list)
 
 
-def read_parity(folder: Path) -> Parity:
-    """The parity run in *folder*. Raises InputError."""
-    path = folder / PARITY
+def read_parity(path: Path) -> Parity:
+    """The parity run whose report is *path*. Raises InputError."""
     data = read_json(path, "ppexport-parity", 1)
     try:
         valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
@@ -68,7 +80,7 @@ def read_parity(folder: Path) -> Parity:
         valid = False
     if not valid:
         raise InputError(f"{path} does not hold what a parity run holds")
-    return Parity(folder, data)
+    return Parity(path, data)
 
 
 def _checked(path: Path, kind: str, version: int, names: Sequence[str]) -> dict[str, Any]:
@@ -87,8 +99,8 @@ def gather(folders: Sequence[Path]) -> Material:
         before = len(found.profiles) + len(found.parities)
         if (folder / PROFILE).is_file():
             found.profiles.append(Profile(folder / PROFILE))
-        if (folder / PARITY).is_file():
-            found.parities.append(read_parity(folder))
+        reports = [folder / PARITY, *sorted(folder.glob(CONTINUED))]
+        found.parities += [read_parity(path) for path in reports if path.is_file()]
         if len(found.profiles) + len(found.parities) == before:
             raise InputError(f"{folder} holds neither {PROFILE} nor a parity run's {PARITY}")
         found.layers += [read_layers(path) for path in sorted(folder.glob("layers*.json"))]

@@ -36,16 +36,16 @@ def matrix(parities: list[Parity]) -> dict[str, Any]:
         known = [row["errors"]["psnr"] for row in pair["rows"] if row["errors"]["psnr"] is not None]
         flips = [sum(row["flips"]) for row in pair["rows"] if row.get("flips")]
         change = pair.get("task_change")
-        ties = sum(1 for row in pair["rows"] if row["passed"] and row.get("reason"))
+        excused = sum(1 for row in pair["rows"] if row["passed"] and row.get("reason"))
         rows.append(
             {
                 "model": data["model"],
                 "size": "x".join(map(str, data["size"])),
                 "backend": data["backend"],
-                "run": parity.folder.name,
+                "run": parity.name,
                 "precision": data["precision"],
                 "passed": data["passed"],
-                "ties": ties,
+                "excused": excused,
                 "gate": pair["gate"]["psnr"],
                 "worst": min(known) if known else None,
                 "flips": sum(flips),
@@ -88,7 +88,7 @@ def render(material: Material, title: str) -> str:
         return _render(material, title)
     except (UndefinedError, KeyError, TypeError) as error:
         # Files of this format that were edited, or that a program wrote which leaves something out.
-        folders = [p.path.parent.name for p in material.profiles] + [p.folder.name for p in material.parities]
+        folders = [p.path.parent.name for p in material.profiles] + [p.name for p in material.parities]
         raise InputError(f"a file in {', '.join(folders)} lacks what a report draws: {error}") from None
 
 
@@ -126,7 +126,7 @@ def _render(material: Material, title: str) -> str:
         frames=material.frames,
         points=points,
         pareto=figures.pareto(points) if points else None,
-        slides=[(parity.folder.name, slides(parity)) for parity in material.parities],
+        slides=[(parity.name, slides(parity)) for parity in material.parities],
     )  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""The gates of parity, and cards that ask for more than they do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from ppexport.artifact import parse_manifest
+from ppexport.cards import Card, bundled_cards, make_card, read_card
+from ppexport.errors import CardError, InputError
+from ppexport.exporting import describe
+from ppexport.parity.gates import ARTIFACT_GATES, TWIN, TWIN_GATE, Gate, artifact_gate, tighten, twin_gate
+
+FIELDS = {"name": "m", "summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT"}
+
+
+def test_a_card_may_name_every_gate_there_is():
+    named = get_args(get_args(Card.model_fields["gates"].annotation)[0])
+    assert set(named) == {TWIN, *ARTIFACT_GATES}
+
+
+@pytest.mark.parametrize("gates", [{"fp64": {"psnr": 60}}, {"fp16": {"psnr": -1}}, {"fp16": {"ssim": 1}}, {"fp16": 60}])
+def test_a_card_with_gates_that_are_none_is_refused(gates):
+    with pytest.raises(CardError, match="bad model card: gates"):
+        make_card(**FIELDS, gates=gates)
+
+
+def test_gates_are_tightened_limit_by_limit():
+    gate = ARTIFACT_GATES["fp16"]
+    assert tighten(gate, {}, "x") == gate
+    assert tighten(gate, {"psnr": 60}, "x") == replace(gate, psnr=60.0)
+    assert tighten(gate, {"psnr": gate.psnr, "max_abs": 0.1}, "x") == replace(gate, max_abs=0.1)
+    assert tighten(gate, {"task_change": 0.0}, "x") == replace(gate, task_change=0.0)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"psnr": 54.9}, {"psnr": math.nan}, {"task_change": 0.021}, {"near_tie": 1e-9}, {"psnr": True}, {"psnr": "9"}],
+)
+def test_a_looser_gate_is_an_error(asked):
+    with pytest.raises(InputError, match=r"the gate: .*(a card may only tighten a gate|is no limit)"):
+        tighten(ARTIFACT_GATES["fp16"], asked, "the gate")
+
+
+def manifest_of(card):
+    """What an artefact of *card* would say."""
+    twin = SimpleNamespace(scale=2, size=(16, 16), flavour="portable", tokens=256)
+    shape = SimpleNamespace(capacities=(256,), mask="graph")
+    return describe(twin, card, "onnx", "fp32", shape, {"model.onnx": "0" * 64}, {})
+
+
+def test_an_artefact_carries_the_gates_of_its_card():
+    bundled = read_card(bundled_cards()["pp_atd_light_x2"])
+    gates = make_card(**FIELDS, gates={"fp16": {"psnr": 60}, "twin": {"psnr": 120}}).gates
+    card = bundled.model_copy(update={"gates": gates})
+    assert card.hash() == bundled.hash(), "gates change nothing that is computed"
+    manifest = manifest_of(card)
+    assert parse_manifest(manifest.to_json(), "m") == manifest
+    assert artifact_gate(replace(manifest, precision="fp16")) == replace(ARTIFACT_GATES["fp16"], psnr=60.0)
+    assert artifact_gate(manifest) == ARTIFACT_GATES["fp32"]
+    assert twin_gate(manifest) == replace(TWIN_GATE, psnr=120.0)
+    loose = replace(manifest, gates={"fp32": {"psnr": 1.0}})
+    with pytest.raises(InputError, match="the gate 'fp32' of pp_atd_light_x2: psnr 1 asks for less than"):
+        artifact_gate(loose)
+
+
+@pytest.mark.parametrize("name", bundled_cards())
+def test_bundled_cards_tighten(name):
+    card = read_card(bundled_cards()[name])
+    for key, asked in card.gates.items():
+        gate = TWIN_GATE if key == TWIN else ARTIFACT_GATES[key]
+        assert isinstance(tighten(gate, asked.model_dump(exclude_none=True), key), Gate)
