@@ -1,7 +1,7 @@
 """The command line. Every command is one file in `ppexport.commands`.
 
-Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 something this machine lacks; 143 a request
-to end (SIGTERM), after clearing up.
+Exit codes: 0 success; 1 a gate, a check or a lint rule failed; 2 bad input; 3 something this machine lacks; 143 after a
+request to end (SIGTERM), when what was begun is cleared up.
 """
 
 from __future__ import annotations

@@ -60,6 +60,28 @@ def test_equal_samples_pass_and_errors_fail():
     assert not judge(sample(), nan).passed
 
 
+def test_the_worst_input_is_named_with_its_place():
+    other = sample()
+    other.sr[0, 1, 20, 7] += 0.2
+    pair = compare_columns(("r", "o"), [ITEM], {"a": sample()}, {"a": other}, GATE, 2, Means(None))
+    assert (pair.worst.name, pair.worst.errors.at) == ("a", (20, 7))
+    assert pair.place == ", most at row 20, column 7 of the result"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_input_that_moved_the_task_metric_is_named(sign):
+    hr = np.full((32, 32, 3), 128, np.uint8)
+    items = [ParityInput(name, ITEM.lr, hr) for name in "abc"]
+    # From 20 levels off to nearer or farther; the gate on pictures lets all of this pass.
+    base = {name: sample(shift=20 / 255) for name in "abc"}
+    moved = {name: sample(shift=(20 + sign * step) / 255) for name, step in zip("abc", (0, 3, 1), strict=True)}
+    gate = Gate(psnr=1.0, task_change=0.001)
+    pair = compare_columns(("r", "o"), items, base, moved, gate, 2, Means(None))
+    assert not pair.passed
+    assert all(row.passed for row in pair.rows)
+    assert pair.worst.name == "b"
+
+
 def test_ground_truth_is_compared_by_psnr_y_and_ssim_y():
     item = ParityInput("a", ITEM.lr, photo(32, 32))
     columns = {"a": sample()}, {"a": sample(shift=0.05)}

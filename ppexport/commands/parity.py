@@ -104,7 +104,7 @@ def show(report: ParityReport, console: Console) -> None:
             )
         if not pair.passed:
             layer = pair.first_bad_layer or "not measured"
-            console.print(f"worst input: {pair.worst.name}; first bad layer: {layer}")
+            console.print(f"worst input: {pair.worst.name}{pair.place}; first bad layer: {layer}")
     for unit, plan in report.units.items():
         told = plan.get("failed") or plan.get("unknown")
         placed = ", ".join(f"{count} on {device}" for device, count in plan.get("operations", {}).items())

@@ -40,6 +40,8 @@ class Errors:
     max_abs: float
     p999: float
     ssim: float | None
+    at: tuple[int, int] | None = None
+    """(row, column) of the largest error, SR pixels; None where the picture is not finite."""
 
     def within(self, gate: Gate) -> bool:
         """Whether the picture meets *gate*."""
@@ -113,8 +115,19 @@ class Pair:
 
     @property
     def worst(self) -> Comparison:
-        """The failed input with the lowest PSNR, or the lowest of all."""
+        """The failed input of the lowest PSNR, or the lowest of all; if the task metric fails, what moved it."""
+        moved = [(row.task[1] - row.task[0], row) for row in self.rows if row.task and row.task[0] != row.task[1]]
+        if not self.task_ok and all(row.passed for row in self.rows) and moved:
+            assert self.task_change is not None
+            down = self.task_change < 0
+            return min(moved, key=lambda change: change[0] if down else -change[0])[1]
         return min(self.rows, key=lambda row: (row.passed, row.errors.psnr))
+
+    @property
+    def place(self) -> str:
+        """Where in the picture the worst input is off, for people."""
+        at = self.worst.errors.at
+        return "" if at is None else f", most at row {at[0]}, column {at[1]} of the result"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; infinite figures become null."""
@@ -141,7 +154,14 @@ def measure(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Error
         if min(other.shape[2:]) >= TAPS
         else None
     )
-    return Errors(psnr(reference, other, 1.0), float(difference.max()), float(np.quantile(difference, 0.999)), similar)
+    row, column = np.unravel_index(difference.max(axis=(0, 1)).argmax(), difference.shape[2:])
+    return Errors(
+        psnr(reference, other, 1.0),
+        float(difference.max()),
+        float(np.quantile(difference, 0.999)),
+        similar,
+        (int(row), int(column)),
+    )
 
 
 Rerun = Callable[[ParityInput, NDArray[np.uint8]], Sample]

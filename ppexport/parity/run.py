@@ -199,7 +199,7 @@ def compare_sources(
     if isinstance(other, EngineColumn):
         return compare_with_engine(names, inputs, *columns, gate, scale)
     pair = compare_columns(names, inputs, *columns, gate, scale, means_for(reference, other))
-    if not all(row.passed for row in pair.rows):
+    if not pair.passed:
         item = next(item for item in inputs if item.name == pair.worst.name)
         forced = columns[0][item.name].categories
         pair.first_bad_layer = first_bad_layer(
