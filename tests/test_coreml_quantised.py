@@ -95,7 +95,7 @@ def test_the_manifest_names_pictures_and_recipe(calibrated, package):
     assert said["calibration_sha256"] == calibrated.calibration.sha256
     assert said["int8"]["groups"] == list(DEFAULT_GROUPS)
     assert said["int8"]["layers"] == len(operations(package, "quantize"))
-    assert len(said["images"]) == 5
+    assert len(said["images"]) == 4
 
 
 def test_levels_are_no_arithmetic_of_whole_numbers(package):

@@ -65,7 +65,7 @@ def test_ranges_are_those_of_the_tensors(small):
         assert small.calibration.figure(name, "count") == sum(sampled(v[i].reshape(-1)).size for v in values)
     assert small.calibration.figure("lr", "high") <= 1
     about = small.calibration.about
-    assert (about.crops, about.size, about.warnings, len(about.images)) == (4, list(SIZE), ["a warning"], 5)
+    assert (about.crops, about.size, about.warnings, len(about.images)) == (4, list(SIZE), ["a warning"], 4)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_figures(small, tmp_path, monkeypatch):
@@ -273,12 +273,31 @@ def test_the_audit_keeps_what_fp16_cannot_hold(small):
     lossy = replace(small.calibration, figures=figures)
     assert "keeps 50.0 dB in fp16" in audit(small.model, lossy)[0].reason
     model, findings = quantised(small.model, Quantisation("fp16", lossy, Recipe()))
-    kept = {f.node for f in findings}
+    assert QKV in {f.node for f in findings}
+    assert kept_single(model, findings)
+    # In the mixed file the linear layer is an int8 product and a sum, whose result is the tensor that was judged.
+    mixed, findings = quantised(small.model, Quantisation("mixed", lossy, Recipe(groups=("qkv",))))
+    assert f"{QKV}/bias" in {f.node for f in findings}
+    assert kept_single(mixed, findings)
+
+
+def kept_single(model, findings) -> bool:
+    """Whether *model* holds all nodes of *findings*, and each makes fp32."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
     made = {n.name: n.output[0] for n in model.graph.node}
-    assert QKV in kept
-    assert all(types[made[name]] == TensorProto.FLOAT for name in kept if name in made)
+    return all(types[made[f.node]] == TensorProto.FLOAT for f in findings)
+
+
+def test_the_audit_sees_the_values_of_the_dictionary(small):
+    # Those of a block's first layer are constants.
+    layer = "/layers.0/residual_group/layers.1"
+    figures = small.calibration.figures.copy()
+    figures[small.calibration.row(f"{layer}/attn_atd/wv/Gemm_output_0"), COLUMNS.index("high")] = 9000
+    large = replace(small.calibration, figures=figures)
+    model, findings = quantised(small.model, Quantisation("fp16", large, Recipe()))
+    assert {f.node for f in findings} == {f"{layer}/attn_atd/wv/Gemm", f"{layer}/attn_atd/Gemm/product"}
+    assert kept_single(model, findings)
 
 
 def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
@@ -290,7 +309,8 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     said = manifest.engine["quantisation"]
     assert manifest.precision == "int8"
     assert said["calibration_sha256"] == small.calibration.sha256
-    assert [i["name"] for i in said["images"]] == sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
+    names = sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
+    assert [i["name"] for i in said["images"]] == names[:4], "as many crops were cut, each of the next picture"
     assert said["warnings"] == ["a warning"]
     assert np.isfinite(runner(coffee()).sr).all()
     with pytest.raises(InputError, match="is quantised already"):

@@ -8,6 +8,7 @@ from PIL import Image
 from shared import FREE_IMAGES, evaluation_pairs
 
 from ppexport.errors import ImageError, InputError
+from ppexport.quantize.collect import images_hash, used_pictures
 from ppexport.quantize.pictures import cut_crops, known_evaluation_pictures, read_sources, warnings_about
 
 
@@ -50,6 +51,20 @@ def test_evaluation_sets_are_known_by_the_name_of_their_folder(name, tmp_path):
     for photo in FREE_IMAGES.glob("*.png"):
         (tmp_path / name / photo.name).write_bytes(photo.read_bytes())
     assert f"evaluation set ({name})" in said_of(tmp_path / name)
+
+
+def test_pictures_that_are_not_used_are_told_and_not_listed(tmp_path):
+    for number, side in enumerate((40, 64, 100, 120)):
+        with Image.open(FREE_IMAGES / "chelsea.png") as image:
+            image.crop((0, 0, side, side)).save(tmp_path / f"{number}.png")
+    sources = read_sources(tmp_path)
+    crops = cut_crops(sources, (32, 32), 2, 2)
+    assert "2 of 4 pictures are not used: smaller than a crop, or more than crops" in said_of(tmp_path, crops=2)
+    assert "1 of 4 pictures are not used" in said_of(tmp_path, crops=32)
+    assert "only 3 different pictures" in said_of(tmp_path, crops=32)
+    used = used_pictures(sources, crops)
+    assert [picture["name"] for picture in used] == ["1.png", "2.png"]
+    assert images_hash(used) == images_hash([*reversed(used)]) != images_hash(used[:1])
 
 
 def test_too_few_all_alike_narrow_and_grey(tmp_path):

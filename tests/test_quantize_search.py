@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from ppexport.errors import InputError
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
 from ppexport.quantize.calibration import load_calibration
-from ppexport.quantize.collect import calibrate
+from ppexport.quantize.collect import calibrate, is_of
 from ppexport.quantize.groups import GROUPS, ROUTING
 from ppexport.quantize.pictures import cut_crops, read_sources
 from ppexport.quantize.qdq import write_int8
@@ -123,6 +124,27 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
     plot(tmp_path / "p.png", outcome, "title")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(to_dict(outcome)))["chosen"] == outcome.chosen.name
+
+
+def test_what_a_search_goes_on_with(search_in, tmp_path):
+    search = search_in(tmp_path)
+
+    def key(crops=search.crops, wish=search.wish):
+        return Search(search.artifact, search.calibration, crops, wish, tmp_path).key
+
+    assert key(wish=replace(search.wish, budget=0.1)) == search.key, "another budget measures nothing anew"
+    assert key(wish=replace(search.wish, weight_bits=7)) != search.key
+    first, *others = search.crops
+    assert key([replace(first, hr=first.hr ^ 1), *others]) != search.key, "a picture that was changed under its name"
+
+
+def test_a_calibration_of_other_pictures_is_not_taken_for_this_one(search_in, tmp_path):
+    search = search_in(tmp_path)
+    sources = read_sources(FREE_IMAGES)
+    crops = cut_crops(sources, SIZE, 2, 3)
+    assert is_of(search.calibration, search.artifact, sources, crops)
+    assert not is_of(search.calibration, search.artifact, sources, cut_crops(sources, SIZE, 2, 4))
+    assert not is_of(search.calibration, search.artifact, sources, cut_crops(sources[1:], SIZE, 2, 3))
 
 
 def test_a_trial_says_what_its_file_does(search_in, tmp_path):

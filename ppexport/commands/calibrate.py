@@ -44,8 +44,8 @@ def calibrate(
     return_large_blocks()
     console = people(json)
     sources = read_sources(images)
-    if not out.resolve().parent.is_dir():
-        raise InputError(f"{out} cannot be written: {out.parent} is not a folder")
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise InputError(f"{out} cannot be written: name a file in a folder that exists")
     with ExitStack() as stack:
         if target is not None and (Path(target) / MANIFEST).is_file():
             if (checkpoint, arch, scale, size) != (None, None, None, None):

@@ -56,7 +56,7 @@ def quantize_search(
     from ppexport.quantize.build import check_calibration
     from ppexport.quantize.calibration import load_calibration
     from ppexport.quantize.collect import calibrate as run_calibrate
-    from ppexport.quantize.collect import fp32_artifact
+    from ppexport.quantize.collect import fp32_artifact, is_of
     from ppexport.quantize.pictures import LEAST_CROPS, cut_crops, read_sources, warnings_about
     from ppexport.quantize.recipe import Recipe, write_recipe
     from ppexport.quantize.runtimes import RUNTIMES
@@ -88,13 +88,17 @@ def quantize_search(
     artifact = read_artifact(folder)
     with progress_bars() as progress:
         cut = cut_crops(sources, artifact.size, artifact.scale, crops, "search")
-        for warning in warnings_about(images, sources, cut):
+        warned = warnings_about(images, sources, cut)
+        for warning in warned:
             console.print(f"warning: {warning}")
         if measured is None:
             path = out / "calibration.npz"
-            if not path.is_file():
-                own = cut_crops(sources, artifact.size, artifact.scale, max(crops, LEAST_CROPS))
-                said = warnings_about(images, sources, own)
+            own = cut_crops(sources, artifact.size, artifact.scale, max(crops, LEAST_CROPS))
+            said = warnings_about(images, sources, own)
+            for warning in said:
+                if warning not in warned:
+                    console.print(f"warning, of the calibration: {warning}")
+            if not (path.is_file() and is_of(load_calibration(path), artifact, sources, own)):
                 run_calibrate(
                     artifact, sources, own, said, path, lambda done, total: progress("calibration", done, total)
                 )
@@ -106,8 +110,8 @@ def quantize_search(
     chosen = outcome.chosen
     about = [
         f"{card.name} x{card.scale}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} crops of "
-        f"{wanted[1]}x{wanted[0]} LR pixels from {len(sources)} pictures; time on {runtime}, {threads} threads, "
-        f"{rounds} rounds in turns with fp32, median and bootstrap interval of 95 %."
+        f"{wanted[1]}x{wanted[0]} LR pixels from {len({c.source for c in cut})} pictures, computed by ONNX "
+        f"Runtime; time on {runtime}, {threads} threads, {rounds} rounds in turns with fp32, median and bootstrap interval of 95 %."
     ]
     write_text(out / TABLE, markdown(outcome, about))
     plot(out / PICTURE, outcome, f"{card.name}: int8 on {runtime}")

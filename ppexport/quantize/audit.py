@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from ppexport.backends.tensorrt.half import LARGEST, computes_half
+from ppexport.backends.tensorrt.half import LARGEST, computes_half, split_sum
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.tensors import sources_of
 
@@ -44,14 +44,17 @@ def judge(calibration: Calibration, name: str) -> str | None:
 
 
 def audit(model: onnx.ModelProto, calibration: Calibration) -> list[Finding]:
-    """The nodes of *model* that fp16 is meant for and that *calibration* forbids.
+    """The nodes of *model* that fp16 is meant for and that *calibration* forbids, named as `write_half` names them.
 
     A tensor that was not recorded, such as a stored weight, is judged by nobody: `write_half` refuses weights that
     exceed fp16. Raises nothing.
     """
     recorded = set(calibration.names)
-    candidates = [node for node in model.graph.node if computes_half(node)]
-    sources = sources_of(model, {name for node in candidates for name in (*node.input, *node.output) if name})
+    split = onnx.ModelProto()
+    split.CopyFrom(model)
+    split_sum(split)
+    candidates = [node for node in split.graph.node if computes_half(node)]
+    sources = sources_of(split, {name for node in candidates for name in (*node.input, *node.output) if name})
     findings = []
     for node in candidates:
         parts = dict.fromkeys(s for name in (*node.input, *node.output) for s in sources.get(name, ()) if s in recorded)

@@ -59,8 +59,10 @@ def quantised(model: onnx.ModelProto, wish: Quantisation) -> tuple[onnx.ModelPro
     if wish.precision != "fp16":
         result = write_int8(model, wish.calibration, wish.recipe)
     if wish.precision != "int8":
-        findings = audit(model, wish.calibration)
-        result = write_half(result, keep=int8_nodes(result) | {f.node for f in findings})
+        int8 = int8_nodes(result)
+        # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.
+        findings = [found for found in audit(result, wish.calibration) if found.node not in int8]
+        result = write_half(result, keep=int8 | {found.node for found in findings})
     return result, findings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,16 @@ Progress = Callable[[int, int], None]
 PACKAGES = ("ppexport", "onnxruntime", "onnx", "numpy")
 
 
-def images_hash(sources: Sequence[Source]) -> str:
+def used_pictures(sources: Sequence[Source], crops: Sequence[Crop]) -> list[dict[str, str]]:
+    """Name and pixel hash of the pictures that *crops* were cut from, by name; of equal ones the last."""
+    used = {c.source for c in crops}
+    named = {s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources if s.sha256 in used}
+    return sorted(named.values(), key=lambda picture: picture["name"])
+
+
+def images_hash(pictures: Sequence[Mapping[str, str]]) -> str:
     """SHA-256 of the sorted pixel hashes: of the pictures, whatever their names and order."""
-    return sha256_text("\n".join(sorted(s.sha256 for s in sources)))
+    return sha256_text("\n".join(sorted(picture["sha256"] for picture in pictures)))
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -115,8 +122,8 @@ def calibrate(
     check_artifact(artifact)
     recorded = find_tensors(artifact.graph_file)
     m = artifact.manifest
-    listed = sorted({s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources}.values(), key=lambda i: i["name"])
-    pictures = images_hash(sources)
+    listed = used_pictures(sources, crops)
+    pictures = images_hash(listed)
     named = [m.weights, m.options, m.size, [c.name for c in crops], pictures, recorded.names]
     key = sha256_text(json.dumps(named))
     state = State(out.with_name(f"{out.name}.partial"), key, len(recorded.names))
@@ -142,6 +149,14 @@ def calibrate(
     save_calibration(out, calibration)
     state.path.unlink(missing_ok=True)
     return calibration
+
+
+def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source], crops: Sequence[Crop]) -> bool:
+    """Whether *calibration* was measured in *artifact* on the pictures of *crops*, on as many crops of that size."""
+    about, m = calibration.about, artifact.manifest
+    measured = about.weights_sha256, about.options, about.images_sha256, about.crops, list(about.size)
+    pictures = images_hash(used_pictures(sources, crops))
+    return measured == (m.weights["sha256"], m.options, pictures, len(crops), m.size)
 
 
 def fp32_artifact(network: nn.Module, size: tuple[int, int] | None, out: Path) -> Artifact:

@@ -51,6 +51,8 @@ class Crop:
     """(1, 3, h, w) in [0, 1]."""
     hr: Pixels
     """(h * scale, w * scale, 3)."""
+    source: str
+    """The picture it was cut from: its `Source.sha256`."""
 
 
 def pixel_hash(pixels: Pixels) -> str:
@@ -100,7 +102,7 @@ def cut_crops(
         top = int(place.integers(0, source.pixels.shape[0] - high + 1))
         left = int(place.integers(0, source.pixels.shape[1] - wide + 1))
         hr = np.ascontiguousarray(source.pixels[top : top + high, left : left + wide])
-        crops.append(Crop(f"{source.name}+{left}+{top}", to_input(resize_bicubic(hr, scale)), hr))
+        crops.append(Crop(f"{source.name}+{left}+{top}", to_input(resize_bicubic(hr, scale)), hr, source.sha256))
     return crops
 
 
@@ -127,7 +129,11 @@ def warnings_about(folder: Path, sources: Sequence[Source], crops: Sequence[Crop
             f"these are pictures of an evaluation set ({', '.join(sets)}): what is calibrated on them must not be "
             "evaluated on them"
         )
-    different = len({s.sha256 for s in sources})
+    used = {c.source for c in crops}
+    unused = sum(s.sha256 not in used for s in sources)
+    if unused:
+        said.append(f"{unused} of {len(sources)} pictures are not used: smaller than a crop, or more than crops")
+    different = len(used)
     if different < LEAST_PICTURES:
         said.append(f"only {different} different pictures: calibration wants at least {LEAST_PICTURES}")
     if len(crops) < LEAST_CROPS:

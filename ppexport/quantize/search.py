@@ -31,7 +31,7 @@ from ppexport.picture import to_uint8
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.collect import crop_inputs
 from ppexport.quantize.groups import GROUPS, ROUTING
-from ppexport.quantize.pictures import Crop
+from ppexport.quantize.pictures import Crop, pixel_hash
 from ppexport.quantize.qdq import write_int8
 from ppexport.quantize.ranges import CALIBRATORS
 from ppexport.quantize.recipe import Recipe
@@ -42,6 +42,8 @@ BUDGET = 0.05
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
 STATE = "search.json"
+STATE_VERSION = 2
+"""Of what that file holds."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -101,7 +103,10 @@ class Search:
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
         self.model = onnx.load(artifact.graph_file)
-        named = [artifact.manifest.files, calibration.sha256, [c.name for c in crops], asdict(wish)]
+        # A budget decides between placements, it does not change what they cost.
+        asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
+        cut = [[c.name, pixel_hash(c.hr)] for c in crops]
+        named = [STATE_VERSION, artifact.manifest.files, calibration.sha256, cut, asked]
         self.key = sha256_text(json.dumps(named))
         self.kept: dict[str, Any] = self._read()
         self.reference: list[tuple[float, Inside]] = []
