@@ -111,7 +111,8 @@ def quantize_search(
     about = [
         f"{card.name} x{card.scale}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} crops of "
         f"{wanted[1]}x{wanted[0]} LR pixels from {len({c.source for c in cut})} pictures, computed by ONNX "
-        f"Runtime; time on {runtime}, {threads} threads, {rounds} rounds in turns with fp32, median and bootstrap interval of 95 %."
+        f"Runtime; time on {runtime}, {threads} threads, {rounds} rounds in turns with fp32, median and bootstrap "
+        "interval of 95 %."
     ]
     write_text(out / TABLE, markdown(outcome, about))
     plot(out / PICTURE, outcome, f"{card.name}: int8 on {runtime}")
