@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from ppexport.errors import ArtifactError, InputError
 from ppexport.mask import pure_mask
 
 Image = NDArray[np.float32]
+if TYPE_CHECKING:
+    # No such type in Python 3.8, which devices have.
+    Arrays = dict[str, NDArray[Any]]
 
 
 class Result(NamedTuple):
@@ -41,9 +44,9 @@ class Prepared(NamedTuple):
     """Slots to run with."""
 
 
-def feeds(manifest: Manifest, prepared: Prepared) -> dict[str, NDArray[Any]]:
+def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
     """What a model takes: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
-    inputs: dict[str, NDArray[Any]] = {"lr": prepared.lr}
+    inputs: Arrays = {"lr": prepared.lr}
     if len(manifest.capacities) > 1:
         inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
     if manifest.mask == "input":

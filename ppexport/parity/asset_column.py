@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,12 @@ from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
-from ppexport.parity.kept import Arrays, Kept
+from ppexport.parity.kept import Kept
 from ppexport.parity.rechoose import ChosenFrom
 from ppexport.twin.build import StaticTwin
+
+if TYPE_CHECKING:
+    from ppexport.backends.base import Arrays
 
 SAME_DB = 120.0
 """The copy computes the same numbers, although the runtime may fuse other operations in it."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, is_plain_name
 from ppexport.parity.columns import load_arrays
 
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    from ppexport.backends.base import Arrays
 
 
 class Kept:

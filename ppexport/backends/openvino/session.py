@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.backends.openvino.saturation import has_wide_weights, saturates
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 if TYPE_CHECKING:
-    Arrays = dict[str, NDArray[Any]]
+    from ppexport.backends.base import Arrays
 
 
 class Session:

@@ -20,7 +20,7 @@ from ppexport.errors import ArtifactError, UnavailableError
 from ppexport.mask import padded_size
 
 if TYPE_CHECKING:
-    Arrays = dict[str, NDArray[Any]]
+    from ppexport.backends.base import Arrays
 
 
 @dataclass(frozen=True)

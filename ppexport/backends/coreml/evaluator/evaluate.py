@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ assert _operations  # imported to fill OPERATIONS
 
 CONST = "const"
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    from ppexport.backends.base import Arrays
 
 
 def opset_number(opset: str) -> int:
