@@ -230,6 +230,33 @@ def test_shape_fill_and_range():
     assert found.tolist() == [[1.5, 1.5]] * 2
     (found,) = run_one("range_1d", {}, {"start": 2, "end": 9, "step": 3}, [("int32", (3,))])
     assert found.tolist() == [2, 5, 8]
+    # The first whole number that fp32 does not hold.
+    odd = 2**24 + 1
+    (found,) = run_one("fill", {}, {"shape": [1], "value": odd}, [("int32", (1,))])
+    assert found.tolist() == [odd]
+    (found,) = run_one("fill_like", {"ref_tensor": rand(1)}, {"value": odd}, [("int32", (1,))])
+    assert found.tolist() == [odd]
+    (found,) = run_one("range_1d", {}, {"start": odd, "end": odd + 2, "step": 1}, [("int32", (2,))])
+    assert found.tolist() == [odd, odd + 1]
+    constants = {"one_hot_vector_size": 2, "on_value": odd, "off_value": 0}
+    (found,) = run_one("one_hot", {"indices": np.int32([1])}, constants, [("int32", (1, 2))])
+    assert found.tolist() == [[0, odd]]
+
+
+def test_an_exclusive_running_sum_does_not_lose_small_numbers():
+    x = np.float32([1, 1e20, 1])
+    (found,) = run_one("cumsum", {"x": x}, {"axis": 0, "exclusive": True}, [("fp32", (3,))])
+    np.testing.assert_array_equal(found, np.float32([0, 1, 1e20]))
+
+
+def test_a_bias_reaches_beyond_the_last_window_of_a_transposed_convolution():
+    x, weight = rand(1, 2, 3), rand(2, 3, 2)
+    constants = {"bias": np.float32([1, 2, 3]), "pad_type": "custom", "strides": [2], "output_shape": [1, 3, 7]}
+    constants["pad"] = [0, 0]
+    (found,) = run_one("conv_transpose", {"x": x, "weight": weight}, constants, [("fp32", (1, 3, 7))])
+    layer = torch.nn.functional.conv_transpose1d
+    expected = layer(*map(torch.from_numpy, (x, weight)), torch.tensor([1.0, 2, 3]), stride=2, output_padding=1)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -377,6 +404,15 @@ def test_half_precision_is_rounded_once_per_operation():
         ("gelu", {"x": rand(2)}, {"mode": "ODD"}, [("fp32", (2,))], "gelu has no mode 'ODD'"),
         ("softmax", {"x": rand(2)}, {"axis": "left"}, [("fp32", (2,))], "a int is needed, not 'left'"),
         ("floor_div", {"x": np.int32([1]), "y": np.int32([0])}, {}, [("int32", (1,))], "divided by zero"),
+        ("add", {"x": np.int32([2**31 - 1]), "y": np.int32([1])}, {}, [("int32", (1,))], "does not fit into int32"),
+        ("sub", {"x": np.int32([-(2**31)]), "y": np.int32([1])}, {}, [("int32", (1,))], "does not fit into int32"),
+        ("mul", {"x": np.int32([2**20]), "y": np.int32([2**20])}, {}, [("int32", (1,))], "does not fit into int32"),
+        ("square", {"x": np.int32([2**16])}, {}, [("int32", (1,))], "does not fit into int32"),
+        ("pow", {"x": np.int32([2]), "y": np.int32([31])}, {}, [("int32", (1,))], "does not fit into int32"),
+        ("pow", {"x": np.int32([2]), "y": np.int32([64])}, {}, [("int32", (1,))], "is beyond 64 bits"),
+        ("real_div", {"x": np.int32([7]), "y": np.int32([2])}, {}, [("int32", (1,))], "real_div of whole numbers"),
+        ("relu", {"x": np.float32([0.5])}, {}, [("int32", (1,))], "holds fractions, the file says int32"),
+        ("relu", {"x": np.float32([np.inf])}, {}, [("int32", (1,))], "infinity"),
         ("split", {"x": rand(5)}, {"axis": 0, "num_splits": 2}, [("fp32", (2,))], "does not split into 2"),
     ],
 )

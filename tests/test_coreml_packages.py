@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -13,12 +14,17 @@ from torch import nn
 
 pytest.importorskip("coremltools")
 
-from coreml_programs import evaluated, saved
+from coreml_programs import ELEMENTS, evaluated, saved
 
-from ppexport.backends.coreml.divergence import divergences, first_divergence
+from ppexport.backends.coreml.divergence import agreement, divergences, first_divergence
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.frontend import coremltools, quiet_converter
+from ppexport.backends.coreml.placement import place
+from ppexport.backends.coreml.reading.decode import Decoder
 from ppexport.backends.coreml.reading.package import read_package
+from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
+from ppexport.backends.coreml.reading.weights import WeightFile
+from ppexport.backends.coreml.reading.wire import Message
 from ppexport.errors import ArtifactError, InputError
 from ppexport.metrics import psnr
 
@@ -141,6 +147,16 @@ def test_the_first_divergence_names_the_operation(tmp_path):
     name = found[3].name
     wrong = exact.run(inputs, keep=[name])[name] + 1
     assert next(iter(half.run(inputs, replace={name: wrong}).values())).shape == (2, 10, 32)
+    with pytest.raises(InputError, match="computes no nonsense, which could be replaced"):
+        half.run(inputs, replace={"nonsense": wrong})
+
+
+def test_infinite_numbers_agree_with_the_same_alone():
+    one = np.array([np.inf, 1.0])
+    assert agreement(one, one) == math.inf
+    for other in (-np.inf, np.nan, 1.0):
+        assert agreement(one, np.array([other, 1.0])) == -math.inf
+    assert agreement(np.array([np.nan]), np.array([np.nan])) == math.inf
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +207,7 @@ def test_a_package_without_its_parts(copied, tmp_path):
         read_package(copied)
 
 
-@pytest.mark.parametrize("entry", ["../../secret", "/etc/passwd", "", 3])
+@pytest.mark.parametrize("entry", ["../../secret", "/etc/passwd", "a\0b", "", 3])
 def test_a_manifest_that_points_outside(entry, copied):
     manifest = json.loads((copied / "Manifest.json").read_text())
     manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = entry
@@ -244,6 +260,40 @@ def test_a_damaged_model_file_never_crashes(copied):
             evaluator.run({p.name: np.zeros((4, 48), np.float32) for p in evaluator.function.inputs})
         except (ArtifactError, InputError):
             pass
+
+
+def test_a_constant_that_ends_inside_a_number_is_damaged():
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    # A float with 6 bytes of packed numbers.
+    message = Message(memoryview(field(1, field(1, b"\0" * 6))))
+    with pytest.raises(ArtifactError, match="ends inside a number"):
+        Decoder(lambda *_: np.zeros(1)).tensor(message, TensorType(ELEMENTS["fp32"], (1,)))
+
+
+@pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (1 << 40, 1 << 24, 4)])
+def test_a_shape_beyond_64_bits_is_damaged(shape, package):
+    # Their products are 0 modulo 2^64.
+    with pytest.raises(ArtifactError, match="holds 0 values"):
+        Decoder(lambda *_: np.zeros(1)).tensor(Message(memoryview(b"")), TensorType(ELEMENTS["fp32"], shape))
+    weights = WeightFile(part(package, "weight.bin"))
+    with pytest.raises(ArtifactError, match=r"values of fp32 take \d+ bytes"):
+        weights.read(64, ELEMENTS["fp32"], shape)
+
+
+def test_operations_that_wait_for_each_other_are_damaged():
+    kind = TensorType(ELEMENTS["fp16"], (1,))
+    waiting = [
+        Operation("relu", name, {"x": [Reference(read)]}, (Port(name, kind),))
+        for name, read in (("a", "b"), ("b", "a"))
+    ]
+    with pytest.raises(ArtifactError, match="its operations wait for each other \\('a', 'b'\\)"):
+        place(Function("main", "CoreML8", (), ("b",), tuple(waiting)))
+    # The same behind something that runs.
+    first = Operation("relu", "c", {"x": [Reference("in")]}, (Port("c", kind),))
+    with pytest.raises(ArtifactError, match="wait for each other"):
+        place(Function("main", "CoreML8", (Port("in", kind),), ("b",), (first, *waiting)))
 
 
 def test_other_kinds_of_models_are_refused(copied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def test_a_unit_has_a_column_of_its_own(coreml_set):
         ("import os; os.abort()", r"ended with -6: it said nothing"),
         ("pass", "left no result"),
         ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'x')", "left no result"),
+        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'PK\\3\\4')", "left no result"),
+        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'')", "left no result"),
     ],
 )
 def test_a_trial_that_fails_says_how(code, message, tmp_path):
@@ -140,6 +143,20 @@ def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path, monkeypatch):
     code = "import time; x = bytearray(200 << 20); time.sleep(60)"
     with pytest.raises(TrialError, match=r"took \d+ MB, more than 100"):
         run_trial(tmp_path, "gpu", INPUTS, seconds=30, megabytes=100, command=child(code))
+
+
+def test_memory_that_cannot_be_watched(tmp_path, monkeypatch):
+    def slow(command, **_):
+        raise subprocess.TimeoutExpired(command, 10)
+
+    def missing(command, **_):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(trial.subprocess, "run", slow)
+    assert trial.resident_megabytes(1) == 0
+    monkeypatch.setattr(trial.subprocess, "run", missing)
+    with pytest.raises(TrialError, match="cannot be watched: ps does not run"):
+        run_trial(tmp_path, "cpu", INPUTS, seconds=30, command=child("import time; time.sleep(60)"))
 
 
 def test_a_plan_counts_devices_and_crossings():

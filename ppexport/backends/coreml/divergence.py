@@ -35,7 +35,8 @@ class Divergence:
     module: str | None
     """Dotted path of the PyTorch module, None where the name does not tell."""
     decibel: float
-    """Power of the reference's result over the power of the difference; -inf where values are not finite."""
+    """Power of the reference's result over the power of the difference; -inf where other values are
+    infinite or no numbers."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; infinite figures become null."""
@@ -45,10 +46,10 @@ class Divergence:
 def agreement(reference: NDArray[Any], other: NDArray[Any]) -> float:
     """How well *other* agrees, in dB; inf where it is equal."""
     a, b = reference.astype(np.float64), other.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return -math.inf
     kept = np.isfinite(a)
-    error, power = float(np.square(a - b)[kept].sum()), float(np.square(a)[kept].sum())
+    if not np.array_equal(kept, np.isfinite(b)) or not np.array_equal(a[~kept], b[~kept], equal_nan=True):
+        return -math.inf
+    error, power = float(np.square(a[kept] - b[kept]).sum()), float(np.square(a[kept]).sum())
     return math.inf if not error else -math.inf if not power else 10 * math.log10(power / error)
 
 

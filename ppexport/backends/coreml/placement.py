@@ -21,7 +21,7 @@ from typing import Any
 
 from ppexport.backends.coreml.reading.program import Function, Operation, Package
 from ppexport.backends.coreml.scopes import module_of
-from ppexport.errors import InputError
+from ppexport.errors import ArtifactError, InputError
 
 NO_KERNEL = frozenset(
     (
@@ -108,10 +108,13 @@ def _reads(op: Operation, parameter: str) -> list[str]:
 
 
 def count_crossings(steps: list[Operation], leaving: set[str]) -> int:
-    """Changes of side in a schedule of *steps* that changes only where nothing more can run on its side."""
+    """Changes of side in a schedule of *steps* that changes only where nothing more can run on its side.
+
+    Raises ArtifactError for operations that wait for each other.
+    """
     makers = {port.name: op.name for op in steps for port in op.outputs}
     needs = {op.name: {makers[n] for n in op.reads() if n in makers} for op in steps}
-    pending, done, crossings, away = list(steps), set[str](), -1, False
+    pending, done, crossings, away, idle = list(steps), set[str](), -1, False, False
     while pending:
         crossings += 1
         before = len(pending)
@@ -126,11 +129,13 @@ def count_crossings(steps: list[Operation], leaving: set[str]) -> int:
                     rest.append(op)
             progress = len(rest) < len(pending)
             pending = rest
-        if len(pending) == before and crossings > 1:
-            raise InputError("the program reads results that nothing computes")
         if len(pending) == before:
             # Nothing could run on the side it started from.
+            if idle:
+                waiting = ", ".join(repr(op.name) for op in pending[:3])
+                raise ArtifactError(f"the package is damaged: its operations wait for each other ({waiting})")
             crossings -= 1
+            idle = True
         away = not away
     return max(crossings, 0)
 

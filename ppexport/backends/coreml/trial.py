@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,15 @@ class Trial:
 
 
 def resident_megabytes(process: int) -> float:
-    """Memory of a *process*, 0 where it cannot be told."""
-    done = subprocess.run(
-        ["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False, timeout=10
-    )
+    """Memory of a *process*, 0 where it cannot be told this time. Raises TrialError where it never can."""
+    look = ["ps", "-o", "rss=", "-p", str(process)]
+    try:
+        done = subprocess.run(look, capture_output=True, text=True, check=False, timeout=10)
+    except subprocess.TimeoutExpired:
+        # A Mac that is busy compiling; the next look tells, and the trial's own time is limited.
+        return 0.0
+    except OSError as error:
+        raise TrialError(f"the memory of a trial cannot be watched: ps does not run ({error.strerror})") from None
     return int(done.stdout) / 1024 if done.stdout.strip().isdigit() else 0.0
 
 
@@ -104,7 +110,7 @@ def _read(folder: Path, count: int, unit: str) -> Trial:
         with np.load(folder / "outputs.npz", allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise TrialError(f"Core ML with {UNITS[unit]} left no result: {error}") from None
     outputs: list[Arrays] = [{} for _ in range(count)]
     for key, value in arrays.items():

@@ -59,6 +59,8 @@ def rounded(result: Tensor, port: Port, rounding: bool) -> Tensor:
     limits = np.iinfo(kind)
     if result.dtype == torch.bool:
         return result.to(torch.int32)
+    if result.is_floating_point() and not torch.equal(result, result.trunc()):
+        raise ArtifactError(f"its result holds fractions, the file says {kind}")
     if result.numel() and (int(result.min()) < limits.min or int(result.max()) > limits.max):
         raise ArtifactError(f"its result from {int(result.min())} to {int(result.max())} does not fit into {kind}")
     return result.to(torch.int64 if kind in ("int64", "uint32") else torch.int32)
@@ -121,7 +123,7 @@ class Evaluator:
             return {port.name: rounded(r, port, self.rounding) for r, port in zip(results, op.outputs, strict=True)}
         except KeyError as error:
             raise ArtifactError(f"operation {op.name!r} ({op.type}) reads {error}, which nothing computes") from None
-        except (ArtifactError, RuntimeError, IndexError, ValueError, TypeError) as error:
+        except (ArtifactError, RuntimeError, IndexError, ValueError, TypeError, OverflowError) as error:
             raise ArtifactError(f"operation {op.name!r} ({op.type}): {first_line(error)}") from None
 
     def _inputs(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -150,6 +152,9 @@ class Evaluator:
         *replace* gives results that stand in for what an operation computed; *keep* still returns what it computed.
         """
         wanted = {*self.function.outputs, *keep}
+        unknown = sorted((replace or {}).keys() - {port.name for op in self.steps for port in op.outputs})
+        if unknown:
+            raise InputError(f"the function computes no {', '.join(unknown)}, which could be replaced")
         stand_in = {name: torch.from_numpy(np.array(array)) for name, array in (replace or {}).items()}
         live: dict[str, Value | Tensor] = {**self.constants, **self._inputs(inputs)}
         found: Arrays = {n: v.numpy() for n, v in live.items() if n in wanted and isinstance(v, Tensor)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -86,14 +87,17 @@ class Decoder:
             if len(texts) != 1 and not shape:
                 raise ArtifactError("the model file is damaged: a text is missing")
             return texts if shape else texts[0]
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if 7 in message:
             chunks = message.message(7).chunks(1)
             return kind.element.unpack(chunks[-1] if chunks else memoryview(b""), count).reshape(shape)
         number = next(iter(message.fields), 0)
         body = message.message(number)
         if number in _PACKED:
-            values: NDArray[np.generic] = np.frombuffer(b"".join(body.chunks(1)), _PACKED[number])
+            packed, width = b"".join(body.chunks(1)), np.dtype(_PACKED[number])
+            if len(packed) % width.itemsize:
+                raise ArtifactError(f"the model file is damaged: a constant {kind} ends inside a number")
+            values: NDArray[np.generic] = np.frombuffer(packed, width)
         elif number in _VARINTS:
             values = np.array(body.integers(1), np.int64).astype(_VARINTS[number])
         else:

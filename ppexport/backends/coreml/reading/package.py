@@ -23,7 +23,7 @@ MODEL_PREFIX = "@model_path/"
 def inside(base: Path, name: str) -> Path:
     """The file *name* below *base*. Raises ArtifactError where it would be outside, or is a link."""
     parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+    if not parts or "\0" in name or PurePosixPath(name).is_absolute() or ".." in parts:
         raise ArtifactError(f"{name!r} is not a file inside the package")
     path = base
     for part in parts:

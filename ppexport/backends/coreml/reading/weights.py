@@ -10,6 +10,7 @@ A program names a blob by the offset of its header.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -50,6 +51,6 @@ class WeightFile:
         if start + size > len(self.data):
             raise ArtifactError(f"{where} ends behind the end of the file: the package is damaged")
         try:
-            return kind.unpack(self.data[start : start + size], int(np.prod(shape, dtype=np.int64))).reshape(shape)
+            return kind.unpack(self.data[start : start + size], math.prod(shape)).reshape(shape)
         except ArtifactError as error:
             raise ArtifactError(f"{where}: {error}") from None

@@ -1,4 +1,7 @@
-"""Arithmetic, comparisons and logic, element by element, with broadcasting."""
+"""Arithmetic, comparisons and logic, element by element, with broadcasting.
+
+Whole numbers are computed with 64 bits, so that a result that its type does not hold is an error and no other number.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,34 @@ from ppexport.backends.coreml.evaluator.registry import operation
 from ppexport.errors import ArtifactError
 
 
+def wide(x: Tensor) -> Tensor:
+    """Whole numbers with 64 bits; others as they are."""
+    return x if x.is_floating_point() or x.dtype == torch.bool else x.long()
+
+
 @operation
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y."""
-    return x + y
+    return wide(x) + wide(y)
 
 
 @operation
 def sub(x: Tensor, y: Tensor) -> Tensor:
     """x - y."""
-    return x - y
+    return wide(x) - wide(y)
 
 
 @operation
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """x * y."""
-    return x * y
+    return wide(x) * wide(y)
 
 
 @operation
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """x / y of floats."""
+    if not x.is_floating_point() or not y.is_floating_point():
+        raise ArtifactError("real_div of whole numbers is not known here")
     return x / y
 
 
@@ -50,7 +60,9 @@ def mod(x: Tensor, y: Tensor) -> Tensor:
 @operation
 def pow_(x: Tensor, y: Tensor) -> Tensor:
     """x to the power y."""
-    return torch.pow(x, y)
+    if not x.is_floating_point() and bool((x.double().pow(y.double()).abs() >= 2.0**62).any()):
+        raise ArtifactError("a power of whole numbers is beyond 64 bits")
+    return torch.pow(wide(x), wide(y))
 
 
 @operation
@@ -186,7 +198,7 @@ def round_(x: Tensor) -> Tensor:
 @operation
 def square(x: Tensor) -> Tensor:
     """x * x."""
-    return x * x
+    return wide(x) * wide(x)
 
 
 @operation

@@ -65,14 +65,15 @@ def conv_transpose(
     if pad_type not in ("valid", "custom"):
         raise ArtifactError(f"conv_transpose with pad_type {pad_type!r} is not known here")
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-    out = function(x, weight, bias, stride=strides or 1, dilation=dilations or 1, groups=groups)
+    out = function(x, weight, None, stride=strides or 1, dilation=dilations or 1, groups=groups)
     for axis in range(axes):
         before = pad[2 * axis] if pad else 0
         after = pad[2 * axis + 1] if pad else 0
         length = out.shape[axis + 2] - before - after if output_shape is None else output_shape[axis + 2]
         out = F.pad(out, [0, 0] * (axes - 1 - axis) + [0, max(0, before + length - out.shape[axis + 2])])
         out = out.narrow(axis + 2, before, length)
-    return out
+    # Last, since it is added also where *output_shape* reaches beyond the last window.
+    return out if bias is None else out + bias.reshape(1, -1, *[1] * axes)
 
 
 @operation

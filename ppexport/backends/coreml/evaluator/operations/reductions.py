@@ -87,7 +87,9 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     flipped = x.flip(axis) if reverse else x
     summed = flipped.cumsum(axis)
     if exclusive:
-        summed = summed - flipped
+        # Not the sum without its last summand: a large one would take the small ones before it along.
+        ahead = torch.zeros_like(summed.narrow(axis, 0, 1))
+        summed = torch.cat([ahead, summed.narrow(axis, 0, x.shape[axis] - 1)], dim=axis)
     return summed.flip(axis) if reverse else summed
 
 

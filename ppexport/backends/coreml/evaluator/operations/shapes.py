@@ -9,6 +9,9 @@ from torch import Tensor
 from ppexport.backends.coreml.evaluator.registry import operation
 from ppexport.errors import ArtifactError
 
+EXACT = torch.float64
+"""Holds every int32; the evaluator rounds it to the type that the file declares."""
+
 
 @operation
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
@@ -113,19 +116,19 @@ def shape(x: Tensor) -> Tensor:
 @operation
 def fill(shape: list[int], value: float = 0.0) -> Tensor:
     """*value* everywhere."""
-    return torch.full(shape, value)
+    return torch.full(shape, value, dtype=EXACT)
 
 
 @operation
 def fill_like(ref_tensor: Tensor, value: float = 0.0) -> Tensor:
     """*value* everywhere, in the shape of *ref_tensor*."""
-    return torch.full(ref_tensor.shape, value)
+    return torch.full(ref_tensor.shape, value, dtype=EXACT)
 
 
 @operation
 def range_1d(end: float, start: float, step: float) -> Tensor:
     """start, start + step, ... below *end*."""
-    return torch.arange(start, end, step)
+    return torch.arange(start, end, step, dtype=EXACT)
 
 
 @operation
@@ -142,4 +145,4 @@ def one_hot(
     """*on_value* at the index along a new *axis*, *off_value* elsewhere."""
     places = torch.arange(one_hot_vector_size)
     hot = (indices.unsqueeze(-1) == places).movedim(-1, axis)
-    return torch.where(hot, torch.tensor(on_value), torch.tensor(off_value))
+    return torch.where(hot, torch.tensor(on_value, dtype=EXACT), torch.tensor(off_value, dtype=EXACT))
