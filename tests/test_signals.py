@@ -11,11 +11,20 @@ import time
 import pytest
 
 
+def started(command, number):
+    """The process of *command*, which does not ignore signal *number* even where whoever started the tests does."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "ppexport", "export", "pp_atd_light_x2", "--size", "16x16", "-o", tmp_path / "out"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with started(command, number) as process:
         end = time.monotonic() + 120
         while not (begun := [*tmp_path.iterdir()]) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
