@@ -14,25 +14,36 @@ from ppexport.networks.atd import Trace, mirror_pad
 from ppexport.parity.artifact_column import ArtifactColumn
 from ppexport.parity.compare import Means, compare_columns
 from ppexport.parity.compute import TwinColumn
-from ppexport.parity.gates import ARTIFACT_GATES
+from ppexport.parity.gates import ARTIFACT_GATES, NEAR_TIE
 from ppexport.parity.inputs import ParityInput
 
 LIMIT = 2e-5
 
 
-def categories_of(trace: Trace) -> torch.Tensor:
-    return torch.stack([c.reshape(-1) for c in trace.categories])
+def check_golden(case, arch, run) -> None:
+    """That *run*, called as `run(categories, trace)`, makes the authors' picture and their choices.
+
+    Where two categories are closer than a near tie, each processor rounds to its own choice, and one such choice moves
+    a hundred tokens. So the picture is compared under the stored categories, which must then be the run's own but for
+    near ties, and as it runs where no choice differs.
+    """
+    golden = torch.from_numpy(case[f"{ARCHS[arch]}_categories"])
+    expected = torch.from_numpy(case[f"{ARCHS[arch]}_sr"])
+    routed = slice(None) if arch == "atd_light" else torch.from_numpy(~case["pure"].reshape(-1))
+    trace = Trace()
+    assert (run(golden, trace) - expected).abs().max() <= LIMIT
+    own, gaps = (torch.stack([t.reshape(-1) for t in kind])[:, routed] for kind in (trace.categories, trace.gaps))
+    differs = own != golden[:, 0, routed]
+    assert not differs.any() or gaps[differs].max() < NEAR_TIE
+    if not differs.any():
+        assert (run(None, None) - expected).abs().max() <= LIMIT
 
 
 @golden_cases
 @both_archs
 def test_network_is_the_authors(case, arch):
-    trace = Trace()
-    sr = golden_network(case.name, arch)(case.lr, trace=trace)
-    assert np.abs(sr.numpy() - case[f"{ARCHS[arch]}_sr"]).max() <= LIMIT
-    golden = case[f"{ARCHS[arch]}_categories"][:, 0]
-    impure = slice(None) if arch == "atd_light" else ~case["pure"].reshape(-1)
-    assert np.array_equal(categories_of(trace).numpy()[:, impure], golden[:, impure])
+    network = golden_network(case.name, arch)
+    check_golden(case, arch, lambda categories, trace: network(case.lr, categories=categories, trace=trace))
 
 
 @golden_cases
@@ -48,17 +59,18 @@ def test_labels_and_masks_are_equal_bit_for_bit(case):
 
 @golden_cases
 @both_archs
-def test_twin_is_the_network(case, arch):
-    network = golden_network(case.name, arch)
-    traces = Trace(), Trace()
-    expected = network(case.lr, trace=traces[0])
-    sr, impure = ppexport.make_twin(network, size=case.size)(case.lr, trace=traces[1])
-    assert (sr - expected).abs().max() <= LIMIT
+def test_twin_is_the_authors(case, arch):
+    twin = ppexport.make_twin(golden_network(case.name, arch), size=case.size)
     tokens = case["pure"].size
-    assert impure.tolist() == [tokens if arch == "atd_light" else int((~case["pure"]).sum())]
-    routed = slice(None) if arch == "atd_light" else torch.from_numpy(~case["pure"].reshape(-1))
-    first, second = (categories_of(t)[:, routed] for t in traces)
-    assert torch.equal(first.int(), second.int())
+    impure_tokens = [tokens if arch == "atd_light" else int((~case["pure"]).sum())]
+
+    def run(categories, trace):
+        forced = None if categories is None else categories[:, 0].int()
+        sr, impure = twin(case.lr, categories=forced, trace=trace)
+        assert impure.tolist() == impure_tokens
+        return sr
+
+    check_golden(case, arch, run)
 
 
 def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:

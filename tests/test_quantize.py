@@ -182,11 +182,11 @@ def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
     assert (rechoose(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
 
 
-def int8_picture(small, bits, lr, path):
-    """The picture in ONNX Runtime of the file *path*, which is written in int8 with weights of *bits*."""
+def int8_file(small, bits, path):
+    """A session of ONNX Runtime for the file *path*, which is written in int8 with weights of *bits*."""
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max", weight_bits=bits))
     onnx.save(model, path)
-    return load(model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
+    return load(model.SerializeToString(), "test")
 
 
 @pytest.mark.parametrize("bits", [8, 7])
@@ -195,14 +195,21 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     from ppexport.quantize.runtimes import open_in
 
     lr, path = coffee(), tmp_path / "int8.onnx"
-    picture = int8_picture(small, bits, lr, path)
+    session = int8_file(small, bits, path)
+    picture = session.run(["sr"], {"lr": lr})[0]
     fp32 = load(small.model.SerializeToString(), "test").run(["sr"], {"lr": lr})[0]
     assert psnr(fp32, picture, 1.0) > 35
     if bits == 8 and saturates_here():
         with pytest.raises(UnavailableError, match="saturate on this machine"):
             open_in("openvino", path, 2)
     else:
-        assert psnr(picture, open_in("openvino", path, 2)({"lr": lr}), 1.0) > 70
+        # Values that lie on the border between two int8 steps fall either way on the next processor, so no figure in
+        # dB holds everywhere. What does: the runtimes differ by no more than one of them does when its own input
+        # moves by 1e-6, as far as two runtimes are apart in fp32. Saturated products end at 27 dB.
+        signs = np.random.default_rng(0).choice([-1e-6, 1e-6], (5, *lr.shape)).astype(np.float32)
+        moved = min(psnr(picture, session.run(["sr"], {"lr": lr + sign})[0], 1.0) for sign in signs)
+        assert moved > psnr(fp32, picture, 1.0)
+        assert psnr(picture, open_in("openvino", path, 2)({"lr": lr}), 1.0) >= moved
 
 
 def saturates_here() -> bool:
@@ -224,11 +231,11 @@ def test_openvino_refuses_what_would_saturate(small, tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(session, "saturates", saturates)
-    lr, path = coffee(), tmp_path / "int8.onnx"
-    int8_picture(small, 8, lr, path)
+    path = tmp_path / "int8.onnx"
+    int8_file(small, 8, path)
     with pytest.raises(UnavailableError, match="run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"):
         session.Session(path)
-    int8_picture(small, 7, lr, path)
+    int8_file(small, 7, path)
     session.Session(path)
     session.Session(small.artifact.graph_file)
     assert asked == ["CPU"], "a file that cannot saturate is no reason to ask"
