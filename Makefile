@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint numbers wheel-test clean
+.PHONY: demo test test-slow test-cpus lint numbers wheel-test clean
 
 demo: $(READY)
 	$(BIN)/ppexport demo -o demo
@@ -17,6 +17,10 @@ test: $(READY) lint
 # Every golden case through its own export, and whatever else takes minutes.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The tests of numerics under other instruction sets that this machine can imitate.
+test-cpus: $(READY)
+	bash tests/cpus.sh $(BIN)/python
 
 lint: $(READY)
 	$(BIN)/ruff check .
