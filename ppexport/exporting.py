@@ -144,10 +144,10 @@ def choose_quantisation(
         return None
     measured = calibration_for(card, None if calibration is None else Path(calibration))
     check_calibration(measured, card)
-    chosen = recipe_for(card, None if recipe is None else Path(recipe))
+    chosen, chosen_from = recipe_for(card, None if recipe is None else Path(recipe))
     if activations and chosen.weight_bits != 8:
         raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {chosen.weight_bits}")
-    return Quantisation(precision, measured, chosen)
+    return Quantisation(precision, measured, chosen, chosen_from)
 
 
 def check_format(backend: str, precision: str, file_format: str) -> None:

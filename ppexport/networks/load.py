@@ -16,6 +16,8 @@ from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
 
 ARCHITECTURES: dict[str, type[ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
+OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
+"""What a card says of weights that came without one."""
 
 
 def build_network(card: Card) -> ATDLight:
@@ -39,8 +41,8 @@ def _effective_card(
         if arch not in ARCHITECTURES or scale is None:
             raise InputError(f"without a model name, give arch ({', '.join(ARCHITECTURES)}), scale and checkpoint")
         folder = Path()
-        fields = {"name": f"{arch}_x{scale}", "summary": "a checkpoint of the user's", "arch": arch, "scale": scale}
-        fields["licence"] = "as the checkpoint's"
+        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
+        fields["licence"] = OWN_LICENCE
     if fields["arch"] == "pp_atd_light":
         fields["options"] = {**(fields.get("options") or {}), **options}
     elif options:
@@ -80,8 +82,11 @@ def load_network(
     digest = sha256_file(path)
     if checkpoint is None and card.weights is not None and digest != card.weights.sha256:
         raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
-    weights = {"file": path.name, "sha256": digest}
-    network.card = card.model_copy(update={"weights": Weights(**weights)})  # type: ignore[assignment]
+    if card.weights is not None and digest != card.weights.sha256:
+        # What the card says of its own weights is not true of the user's.
+        card = card.model_copy(update={"summary": OWN_SUMMARY, "licence": OWN_LICENCE, "training": {}})
+    weights = Weights(file=path.name, sha256=digest)
+    network.card = card.model_copy(update={"weights": weights})  # type: ignore[assignment]
     network.digest = state_digest(network)  # type: ignore[assignment]
     return network.eval()
 
