@@ -36,7 +36,7 @@ class ImageError(PpexportError):
     """A picture that cannot be read or written."""
 
 
-class TwinError(PpexportError):
+class TwinError(InputError):
     """A network or a size that the static rewrite cannot express."""
 
 

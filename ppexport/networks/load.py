@@ -14,6 +14,7 @@ from ppexport.files import sha256_file
 from ppexport.networks.atd import ATDLight
 from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
+from ppexport.networks.usable import check_network
 
 ARCHITECTURES: dict[str, type[ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
 OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
@@ -111,10 +112,9 @@ def card_of(network: nn.Module) -> Card:
     """The effective card of *network*: that it was loaded with, or a new one for a network that was built by hand.
 
     Options are those the network has now; where the weights were changed since, their hash is that of the tensors.
-    Raises InputError for a network that is not of this toolkit.
+    Raises InputError for a network that cannot be exported, as `check_network` does.
     """
-    if not isinstance(network, ATDLight):
-        raise InputError(f"{type(network).__name__} is not a network of ppexport")
+    network = check_network(network)
     digest, scale = state_digest(network), network.config.scale
     card = getattr(network, "card", None)
     if isinstance(card, Card):
