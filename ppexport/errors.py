@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 EXIT_GATE_FAILED = 1
 """A gate, a check or a lint rule failed; the command itself worked."""
 EXIT_BAD_INPUT = 2
@@ -9,11 +11,31 @@ EXIT_BAD_INPUT = 2
 EXIT_UNAVAILABLE = 3
 """A package, a device or weights that this machine lacks are needed."""
 
+ESCAPES = re.compile(
+    # Control sequences and strings of terminals, 7-bit and 8-bit, also those that never end; then any other escape.
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Controls but tab and newline, and the marks that turn the direction of text.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def printable(data: bytes | str) -> str:
+    """*data* without anything that a terminal would obey."""
+    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+    text = ESCAPES.sub("", text.replace("\r\n", "\n"))
+    return CONTROLS.sub("", text)
+
 
 class PpexportError(Exception):
     """Base of every expected failure: its text is one sentence a user can act on."""
 
     exit_code = EXIT_BAD_INPUT
+
+    def __str__(self) -> str:
+        """The sentence, in which the names of files and the words of libraries may hold codes for a terminal."""
+        return printable(super().__str__())
 
 
 class InputError(PpexportError):
@@ -36,7 +58,7 @@ class ImageError(PpexportError):
     """A picture that cannot be read or written."""
 
 
-class TwinError(PpexportError):
+class TwinError(InputError):
     """A network or a size that the static rewrite cannot express."""
 
 
@@ -50,9 +72,17 @@ class UnavailableError(PpexportError):
     exit_code = EXIT_UNAVAILABLE
 
 
+UNSAFE = re.compile(r"weights_only|allow_pickle|pickle\.load|\btrust", re.IGNORECASE)
+"""In the messages of NumPy and PyTorch that advise to load a file which may run code."""
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the kind of *error* where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of another library's message, or the kind of *error* where it says nothing.
+
+    Advice to load a file unsafely is never passed on.
+    """
+    line = (printable(str(error)).strip() or type(error).__name__).splitlines()[0]
+    return "it could only be read unsafely, which ppexport never does" if UNSAFE.search(line) else line
 
 
 def require(module: str, extra: str) -> None:

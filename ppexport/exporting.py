@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import platform
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from ppexport.quantize.build import (
 )
 from ppexport.quantize.bundled import calibration_for, recipe_for
 from ppexport.quantize.layer_inputs import module_ranges
+from ppexport.sizes import check_capacities, check_size
 from ppexport.twin.build import StaticTwin, make_twin
 
 BACKENDS = ("onnx", "tensorrt", "coreml", "coreai")
@@ -80,7 +80,7 @@ def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def capacity_set(size: tuple[int, int], steps: int = SET_STEPS["onnx"]) -> list[int]:
     """At most *steps* even capacities for LR images of *size* (h, w), the last one full."""
-    tokens = padded_tokens(size)
+    tokens = padded_tokens(check_size(size))
     return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
 
 
@@ -90,18 +90,16 @@ def choose_shape(
     """The inputs of the graph to make. Raises InputError for an impossible wish."""
     pure_pass = isinstance(network, PPATDLight)
     # Who chooses a capacity knows the mask: the flavour made for speed does not compute it again.
-    from_host = flavour == "ort" and capacities is not None and len(capacities) > 1
+    from_host = flavour == "ort" and capacities is not None and len(check_capacities(capacities, size)) > 1
     mask = mask or (("input" if from_host else "graph") if pure_pass else "none")
     check_choice("mask", mask, MASKS["pp_atd_light" if pure_pass else "atd_light"])
     tokens = padded_tokens(size)
     if capacities is None:
         return Shape((tokens,), mask)
-    chosen = [operator.index(c) for c in capacities]
-    if not chosen or chosen != sorted(set(chosen)) or any(c % GROUP or not 0 < c <= tokens for c in chosen):
-        raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {chosen}")
-    if not pure_pass and chosen != [tokens]:
+    chosen = check_capacities(capacities, size)
+    if not pure_pass and chosen != (tokens,):
         raise InputError("atd_light has no pure tokens, so every token needs a slot: leave the capacities out")
-    return Shape(tuple(chosen), mask)
+    return Shape(chosen, mask)
 
 
 def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads: bool) -> str:
@@ -144,10 +142,10 @@ def choose_quantisation(
         return None
     measured = calibration_for(card, None if calibration is None else Path(calibration))
     check_calibration(measured, card)
-    chosen = recipe_for(card, None if recipe is None else Path(recipe))
+    chosen, chosen_from = recipe_for(card, None if recipe is None else Path(recipe))
     if activations and chosen.weight_bits != 8:
         raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {chosen.weight_bits}")
-    return Quantisation(precision, measured, chosen)
+    return Quantisation(precision, measured, chosen, chosen_from)
 
 
 def check_format(backend: str, precision: str, file_format: str) -> None:
@@ -247,17 +245,17 @@ def export(
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
     check_format(backend, precision, file_format)
-    height, width = (operator.index(side) for side in size)
+    size = check_size(size)
     out = artifact_target(out)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     card = card_of(network)
-    shape = choose_shape(network, (height, width), capacities, mask, flavour)
+    shape = choose_shape(network, size, capacities, mask, flavour)
     wish = choose_quantisation(card, backend, precision, calibration, recipe)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
-    twin = make_twin(network, (height, width), shape.capacities[-1], flavour)
+    twin = make_twin(network, size, shape.capacities[-1], flavour)
     kept = Path(keep) if keep else None
     with new_folder(out) as folder:
         engine: dict[str, Any] = {}

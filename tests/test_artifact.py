@@ -284,7 +284,7 @@ def test_changed_weights_do_not_keep_the_files_hash():
         ({"backend": "onnx", "target": "iOS16"}, "--target is for --backend coreml"),
         ({"backend": "tensorrt", "interface": "image"}, "--interface is for --backend coreml"),
         ({"backend": "coreml", "keep": "graphs"}, "--keep is for ONNX graphs"),
-        ({"backend": "onnx", "precision": "int8"}, "the calibration was measured on other weights"),
+        ({"backend": "onnx", "precision": "int8"}, "no calibration is bundled for these weights"),
         ({"backend": "onnx", "precision": "fp16", "flavour": "ort"}, "fp16 is written into flavour portable"),
         ({"backend": "onnx", "calibration": "c.npz"}, "--calibration is for --precision fp16, int8 or mixed"),
         ({"backend": "tensorrt", "precision": "fp16", "recipe": "r.yaml"}, "--recipe is for --precision int8 or mixed"),

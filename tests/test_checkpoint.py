@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, golden_network
 from safetensors.torch import save_file
 
 import ppexport
-from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
+from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError, first_line
+from ppexport.networks.checkpoint import read_state
+from ppexport.parity.columns import load_arrays
+from ppexport.quantize.calibration import load_calibration
 
 STATE = golden_network("atd_light_x2_trained", "atd_light").state_dict()
 
@@ -29,6 +36,110 @@ def test_published_checkpoints_load(tmp_path, wrapper, suffix):
     network = load(path)
     assert not network.training
     assert all(torch.equal(value, STATE[key]) for key, value in network.state_dict().items())
+
+
+def under(*wrappers, prefix="", **beside):
+    """STATE inside *wrappers*, the outermost first, its keys behind *prefix*, with training state *beside* it."""
+    state = {prefix + key: value for key, value in STATE.items()}
+    for wrapper in reversed(wrappers):
+        state = {wrapper: state, **beside}
+    return state
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        under("state_dict"),
+        under("state_dict", epoch=3, optimizer={"state": {}, "param_groups": [{"lr": 0.1}]}),
+        under("model"),
+        under("net_g"),
+        under("generator_ema"),
+        under("model", "state_dict"),
+        under(prefix="module."),
+        under("params", prefix="module."),
+        under("state_dict", prefix="generator."),
+        under("model", prefix="module._orig_mod."),
+    ],
+)
+def test_wrappers_and_prefixes_are_taken_off(tmp_path, content):
+    torch.save(content, tmp_path / "net.pth")
+    state = read_state(tmp_path / "net.pth")
+    assert state.keys() == STATE.keys()
+    assert all(torch.equal(value, STATE[key]) for key, value in state.items())
+
+
+def test_a_prefix_of_some_keys_only_is_no_wrapper(tmp_path):
+    torch.save({**STATE, "module.norm.weight": STATE["norm.weight"]}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match=r"does not know: 'module\.norm\.weight'"):
+        load(tmp_path / "net.pth")
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="entry 'model' is not a tensor"):
+        load(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".PTH", ".Pt", ".CKPT", ".SAFETENSORS"])
+def test_suffixes_in_any_case(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_file(STATE, path) if suffix == ".SAFETENSORS" else torch.save(STATE, path)
+    assert read_state(path).keys() == STATE.keys()
+
+
+ADVICE = re.compile(r"weights_only|allow_pickle|trust|two options|\x1b|\x9b", re.IGNORECASE)
+
+
+def make_refused(tmp_path):
+    """Files that PyTorch refuses, with the advice to load them without care: {name: what is said}."""
+    torch.save(golden_network("atd_light_x2_trained", "atd_light"), tmp_path / "whole.pth")
+    torch.save({"params": STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "args.pth")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "script.pt"))
+    (tmp_path / "protocol2.pth").write_bytes(pickle.dumps({"a": argparse.Namespace()}, protocol=2))
+    (tmp_path / "protocol5.pth").write_bytes(pickle.dumps({"a": argparse.Namespace()}, protocol=5))
+    (tmp_path / "junk.bin").write_bytes(b"\x1b[31mhello")
+    with tarfile.open(tmp_path / "tar.pth", "w") as archive:
+        archive.add(__file__, "file")
+    (tmp_path / "red\x1b[31m.pth").write_bytes(b"hello")
+    save = r"save the tensors alone where it was made, with torch\.save\(network\.state_dict\(\), FILE\)"
+    return {
+        "whole.pth": rf"objects of ppexport\.networks\.atd\.ATDLight .*{save}",
+        "args.pth": rf"objects of argparse\.Namespace .*{save}",
+        "script.pt": rf"a TorchScript archive.*{save}",
+        "protocol2.pth": rf"objects of argparse\.Namespace .*{save}",
+        **dict.fromkeys(
+            ["protocol5.pth", "junk.bin", "tar.pth", "red\x1b[31m.pth"], "is damaged or is no weights file"
+        ),
+    }
+
+
+def test_advice_to_load_unsafely_is_never_passed_on(tmp_path, recwarn):
+    for name, message in make_refused(tmp_path).items():
+        with pytest.raises(CheckpointError, match=message) as error:
+            load(tmp_path / name)
+        assert not ADVICE.search(str(error.value)), name
+        assert "\n" not in str(error.value)
+    assert [str(warning.message) for warning in recwarn if ADVICE.search(str(warning.message))] == []
+    assert not any("TorchScript" in str(warning.message) for warning in recwarn)
+
+
+@pytest.mark.parametrize("read", [load_calibration, load_arrays])
+def test_advice_of_numpy_is_not_passed_on_either(tmp_path, read):
+    (tmp_path / "a.npz").write_bytes(b"hello")
+    np.savez(tmp_path / "b.npz", about=np.array([{}], dtype=object))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(InputError, match="could only be read unsafely, which ppexport never does") as error:
+            read(tmp_path / name)
+        assert not ADVICE.search(str(error.value))
+
+
+def test_no_error_hands_codes_to_the_terminal():
+    text = "red\x1b[31m \x9b2J\x1b]0;title\x07plain\u202e\r"
+    assert str(InputError(text)) == "red plain"
+    assert first_line(ValueError(f"\x1b[1m\n{text}\nmore")) == "red plain"
+    assert first_line(ValueError("\x1b[1m")) == "ValueError"
 
 
 def test_half_precision_weights_become_float32(tmp_path):

@@ -13,12 +13,15 @@ import torch
 from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
+from safetensors.torch import save_file
 from shared import FREE_IMAGES
 
 import ppexport
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.session import load
+from ppexport.cards import models_folder
+from ppexport.commands.export import NOTES
 from ppexport.errors import InputError, UnavailableError
 from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
@@ -27,6 +30,7 @@ from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize import collect
 from ppexport.quantize.audit import audit
 from ppexport.quantize.build import Quantisation, check_calibration, quantised
+from ppexport.quantize.bundled import calibration_for, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, check_artifact
 from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable
@@ -319,6 +323,8 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     names = sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
     assert [i["name"] for i in said["images"]] == names[:4], "as many crops were cut, each of the next picture"
     assert said["warnings"] == ["a warning"]
+    assert said["int8"]["recipe"] == "default", "a network built by hand, although it has a bundled model's name"
+    assert said["int8"]["recipe"] in NOTES
     assert np.isfinite(runner(coffee()).sr).all()
     with pytest.raises(InputError, match="is quantised already"):
         check_artifact(runner.artifact)
@@ -332,6 +338,49 @@ def test_a_calibration_of_another_model_is_refused(small):
         check_calibration(small.calibration, card)
     with pytest.raises(InputError, match="has no tensor 'nonsense'"):
         small.calibration.row("nonsense")
+
+
+def tuned(tmp_path, scale):
+    """The bundled x2 or x4 with one weight changed: a user's checkpoint of the same architecture."""
+    state = ppexport.load_network(f"pp_atd_light_x{scale}").state_dict()
+    state["norm.bias"] = state["norm.bias"] + 1e-3
+    save_file(state, tmp_path / "tuned.safetensors")
+    return tmp_path / "tuned.safetensors"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_users_checkpoint_never_gets_what_was_measured_for_the_bundled_weights(tmp_path, by_name):
+    checkpoint = tuned(tmp_path, 4)
+    chosen = {"name": "pp_atd_light_x4"} if by_name else {"arch": "pp_atd_light", "scale": 4}
+    card = card_of(ppexport.load_network(**chosen, checkpoint=checkpoint))
+    assert card.name == "pp_atd_light_x4", "the name that chose the bundled files"
+    assert (card.licence, card.training) == ("as the checkpoint's", {})
+    assert recipe_for(card, None) == (Recipe(), "default")
+    with pytest.raises(InputError, match=r"no calibration is bundled for these weights.*`ppexport calibrate`.*--cali"):
+        calibration_for(card, None)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_bundled_weights_get_their_recipe_and_calibration_under_any_name(scale):
+    card = card_of(ppexport.load_network(f"pp_atd_light_x{scale}"))
+    weights = models_folder() / card.name / card.weights.file
+    other = card_of(ppexport.load_network(arch="pp_atd_light", scale=scale, checkpoint=weights))
+    for one in (card, other.model_copy(update={"name": "mine"})):
+        recipe, origin = recipe_for(one, None)
+        assert (recipe.weights_sha256, origin) == (card.weights.sha256, "bundled")
+        check_calibration(calibration_for(one, None), card)
+
+
+def test_a_recipe_of_other_weights_is_taken_on_request_and_said(tmp_path):
+    card = card_of(ppexport.load_network("pp_atd_light_x2"))
+    for digest, origin in (
+        (None, "given"),
+        (card.weights.sha256, "given"),
+        ("0" * 64, "given, found for other weights"),
+    ):
+        write_recipe(tmp_path / "r.yaml", Recipe(weights_sha256=digest))
+        assert recipe_for(card, tmp_path / "r.yaml")[1] == origin
+        assert (origin in NOTES) == (digest == "0" * 64)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"x" * 100])

@@ -24,6 +24,13 @@ from ppexport.commands.options import (
 from ppexport.console import emit_json, people, stages
 
 EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
+NOTES = {
+    "default": "note: no recipe is bundled for these weights, so the default recipe chose what becomes int8: "
+    "`ppexport quantize-search` measures which layers to choose and writes a recipe for --recipe",
+    "given, found for other weights": "note: the recipe was found for other weights, where it may have cost another "
+    "loss: `ppexport quantize-search` finds one for these",
+}
+"""What a person is told of the recipe of an int8 file, by where it comes from."""
 
 
 def export(
@@ -113,8 +120,12 @@ def export(
     folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
     m = artifact.manifest
+    console = people(json)
+    note = NOTES.get(m.engine.get("quantisation", {}).get("int8", {}).get("recipe"))
+    if note is not None:
+        console.print(note)
     slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"
-    people(json).print(
+    console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]}, {m.backend} {m.precision}, "
         f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
     )

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
 ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `export` makes it")]
-Checkpoint = Annotated[Path | None, typer.Option(help="weights in place of the model's: .pth or .safetensors")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="weights in place of the model's: .safetensors, .pth, .pt, .ckpt or .bin")
+]
 Arch = Annotated[str | None, typer.Option(help="atd_light or pp_atd_light, for a checkpoint without a model name")]
 Scale = Annotated[int | None, typer.Option(help="2, 3 or 4, for a checkpoint without a model name")]
 Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]

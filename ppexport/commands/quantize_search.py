@@ -120,6 +120,7 @@ def quantize_search(
         groups=chosen.groups,
         calibrator=chosen.calibrator,
         weight_bits=bits,
+        weights_sha256=None if card.weights is None else card.weights.sha256,
         measured={
             "psnr_y_change_db": round(chosen.change, 4),
             "standard_error_db": round(chosen.error, 4),

@@ -1,8 +1,12 @@
-"""Reads weights files, safely and strictly: published `.pth` checkpoints and `.safetensors`."""
+"""Reads weights files, safely and strictly: PyTorch checkpoints and `.safetensors`, as people have them."""
 
 from __future__ import annotations
 
+import re
+import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,37 +16,31 @@ from torch import Tensor
 from ppexport.errors import CheckpointError, first_line
 from ppexport.networks.atd import ATDLight
 
-WRAPPERS = ("params_ema", "params")
-"""Where a published checkpoint keeps its state dict, best first."""
+WRAPPERS = ("params_ema", "generator_ema", "params", "state_dict", "net_g", "model")
+"""Where a checkpoint keeps its state dict, or the next wrapper, best first."""
+PREFIXES = ("module.", "generator.", "_orig_mod.")
+"""Of the keys of a network that was saved inside a wrapper (DataParallel, a generator, torch.compile)."""
+SAFETENSORS = ".safetensors"
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+OBJECT = re.compile(r"\bGLOBAL ([\w.]+)")
+"""Names the class in the message of torch for a pickle that holds more than tensors."""
+WAY_OUT = "save the tensors alone where it was made, with torch.save(network.state_dict(), FILE)"
 INDEX = "relative_position_index_SA"
 LAST = "upsample.0.weight"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The flat state dict in *path*. `.pth` and `.pt` are unpickled with `weights_only=True`: no code of theirs runs.
+    """The flat state dict in *path*, by its suffix in any case, without wrappers and without the prefixes of its keys.
 
-    Raises CheckpointError for a file that is missing, truncated, hostile or holds no tensors.
+    Pickled files are read with `weights_only=True`: no code of theirs runs. Raises CheckpointError for a file that is
+    missing, truncated, hostile or holds no tensors.
     """
+    suffix = path.suffix.lower()
+    if suffix not in (SAFETENSORS, *PICKLED):
+        raise CheckpointError(f"{path}: weights are {', '.join((SAFETENSORS, *PICKLED[:-1]))} or {PICKLED[-1]} files")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix not in (".pth", ".pt"):
-            raise CheckpointError(f"{path}: weights are .safetensors, .pth or .pt files")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-    except Exception as error:  # torch.load raises whatever the bytes provoke
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and was refused: {first_line(error)}"
-        ) from None
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
+    state = _unwrapped(_safetensors(path) if suffix == SAFETENSORS else _pickled(path))
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path} holds no state dict (looked for {', '.join(WRAPPERS)} and a flat one)")
     for key, value in state.items():
@@ -50,6 +48,54 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: entry {key!r} is not a tensor")
         if value.is_meta or value.is_nested or value.is_quantized or value.layout != torch.strided:
             raise CheckpointError(f"{path}: {key!r} is not an ordinary dense tensor")
+    return _without_prefixes(state)
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {first_line(error)}") from None
+
+
+def _pickled(path: Path) -> Any:
+    """What *path* holds. Nothing of what torch says of a refused file is passed on: it advises to load it unsafely."""
+    if _is_torchscript(path):
+        raise CheckpointError(f"{path} is a TorchScript archive, which holds a program: {WAY_OUT}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the bytes provoke
+        found = OBJECT.search(str(error))
+        if found:
+            raise CheckpointError(
+                f"{path} holds objects of {found[1]} beside its tensors, which only code could read: {WAY_OUT}"
+            ) from None
+        raise CheckpointError(f"{path} is damaged or is no weights file of PyTorch") from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+
+
+def _unwrapped(state: Any) -> Any:
+    """The innermost dict in *state* that is in no wrapper any more; of several wrappers the best."""
+    # A hostile file may hold a dict that holds itself.
+    for _ in WRAPPERS:
+        if isinstance(state, dict):
+            state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
+    return state
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """*state* without the prefixes that all of its keys have, which may be several."""
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

@@ -14,8 +14,11 @@ from ppexport.files import sha256_file
 from ppexport.networks.atd import ATDLight
 from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
+from ppexport.networks.usable import check_network
 
 ARCHITECTURES: dict[str, type[ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
+OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
+"""What a card says of weights that came without one."""
 
 
 def build_network(card: Card) -> ATDLight:
@@ -39,8 +42,8 @@ def _effective_card(
         if arch not in ARCHITECTURES or scale is None:
             raise InputError(f"without a model name, give arch ({', '.join(ARCHITECTURES)}), scale and checkpoint")
         folder = Path()
-        fields = {"name": f"{arch}_x{scale}", "summary": "a checkpoint of the user's", "arch": arch, "scale": scale}
-        fields["licence"] = "as the checkpoint's"
+        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
+        fields["licence"] = OWN_LICENCE
     if fields["arch"] == "pp_atd_light":
         fields["options"] = {**(fields.get("options") or {}), **options}
     elif options:
@@ -80,8 +83,11 @@ def load_network(
     digest = sha256_file(path)
     if checkpoint is None and card.weights is not None and digest != card.weights.sha256:
         raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
-    weights = {"file": path.name, "sha256": digest}
-    network.card = card.model_copy(update={"weights": Weights(**weights)})  # type: ignore[assignment]
+    if card.weights is not None and digest != card.weights.sha256:
+        # What the card says of its own weights is not true of the user's.
+        card = card.model_copy(update={"summary": OWN_SUMMARY, "licence": OWN_LICENCE, "training": {}})
+    weights = Weights(file=path.name, sha256=digest)
+    network.card = card.model_copy(update={"weights": weights})  # type: ignore[assignment]
     network.digest = state_digest(network)  # type: ignore[assignment]
     return network.eval()
 
@@ -106,10 +112,9 @@ def card_of(network: nn.Module) -> Card:
     """The effective card of *network*: that it was loaded with, or a new one for a network that was built by hand.
 
     Options are those the network has now; where the weights were changed since, their hash is that of the tensors.
-    Raises InputError for a network that is not of this toolkit.
+    Raises InputError for a network that cannot be exported, as `check_network` does.
     """
-    if not isinstance(network, ATDLight):
-        raise InputError(f"{type(network).__name__} is not a network of ppexport")
+    network = check_network(network)
     digest, scale = state_digest(network), network.config.scale
     card = getattr(network, "card", None)
     if isinstance(card, Card):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Manifest
 from ppexport.backends.base import Prepared, Result
-from ppexport.errors import InputError
+from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, is_plain_name
 from ppexport.mask import pixel_labels
 from ppexport.parity.inputs import ParityInput
@@ -74,7 +74,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         with np.load(path, allow_pickle=False) as data:
             return {key: data[key] for key in data.files}
     except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
-        raise InputError(f"{path} is not a readable parity file: {error}") from None
+        raise InputError(f"{path} is not a readable parity file: {first_line(error)}") from None
 
 
 def save_column(path: Path, column: Column) -> None:

@@ -20,6 +20,7 @@ from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
 from ppexport.errors import ExportError, InputError
 from ppexport.quantize.audit import Finding, audit
+from ppexport.quantize.bundled import GIVEN
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.qdq import int8_nodes, write_int8
 from ppexport.quantize.recipe import Recipe
@@ -38,6 +39,8 @@ class Quantisation:
     precision: str
     calibration: Calibration
     recipe: Recipe
+    recipe_from: str = GIVEN
+    """Where the recipe comes from, as `bundled.recipe_for` says it."""
 
 
 def check_calibration(calibration: Calibration, card: Card) -> None:
@@ -95,6 +98,7 @@ def placement(wish: Quantisation) -> dict[str, Any]:
         "calibrator": recipe.calibrator,
         "percentile": recipe.percentile,
         "weight_bits": recipe.weight_bits,
+        "recipe": wish.recipe_from,
     }
 
 

@@ -1,4 +1,4 @@
-"""Calibrations and recipes that come with the bundled models."""
+"""Calibrations and recipes that come with the bundled weights; the hash of the weights chooses them, never a name."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ from ppexport.errors import InputError
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.recipe import Recipe, read_recipe
 
+BUNDLED, DEFAULT, GIVEN, FOREIGN = "bundled", "default", "given", "given, found for other weights"
+"""Where a recipe comes from, as the manifest says it."""
 
-def _data(folder: str, name: str) -> Path:
-    return Path(str(files("ppexport.calibration"))) / folder / name
+
+def _data(folder: str, pattern: str) -> list[Path]:
+    return sorted((Path(str(files("ppexport.calibration"))) / folder).glob(pattern))
 
 
 def calibration_for(card: Card, path: Path | None) -> Calibration:
-    """The calibration at *path*, or the one bundled for the model of *card*. Raises InputError where there is none."""
+    """The calibration at *path*, or the bundled one of the weights of *card*. Raises InputError where there is none."""
     if path is not None:
         return load_calibration(path)
-    bundled = _data("ranges", f"{card.name}.npz")
-    if not bundled.is_file():
-        raise InputError(
-            f"{card.name} comes without a calibration: run `ppexport calibrate` and pass its file with --calibration"
-        )
-    return load_calibration(bundled)
+    assert card.weights is not None
+    for bundled in map(load_calibration, _data("ranges", "*.npz")):
+        if bundled.about.weights_sha256 == card.weights.sha256:
+            return bundled
+    raise InputError(
+        f"no calibration is bundled for these weights ({card.weights.file}): run `ppexport calibrate` with the same "
+        "model or checkpoint, and pass the file that it writes with --calibration"
+    )
 
 
-def recipe_for(card: Card, path: Path | None) -> Recipe:
-    """The recipe at *path*, or the one bundled for the model of *card*, or the default."""
+def recipe_for(card: Card, path: Path | None) -> tuple[Recipe, str]:
+    """The recipe at *path*, or the bundled one of the weights of *card*, or the default; and which of these it is."""
+    assert card.weights is not None
     if path is not None:
-        return read_recipe(path)
-    bundled = _data("recipes", f"{card.name}.yaml")
-    return read_recipe(bundled) if bundled.is_file() else Recipe()
+        recipe = read_recipe(path)
+        return recipe, GIVEN if recipe.weights_sha256 in (None, card.weights.sha256) else FOREIGN
+    for bundled in map(read_recipe, _data("recipes", "*.yaml")):
+        if bundled.weights_sha256 == card.weights.sha256:
+            return bundled, BUNDLED
+    return Recipe(), DEFAULT

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, sha256_file
 from ppexport.quantize.histogram import BINS, COLUMNS, Histograms
 
@@ -124,7 +124,7 @@ def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
     except InputError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
-        raise InputError(f"{path} is not {what}: {error}") from None
+        raise InputError(f"{path} is not {what}: {first_line(error)}") from None
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -28,6 +28,8 @@ class Recipe(BaseModel):
     percentile: float = PERCENTILE
     weight_bits: Literal[7, 8] = 8
     """7 for OpenVINO on CPUs without VNNI, whose products of 8 bits saturate (backends/openvino/saturation.py)."""
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Of the weights that it was found for; a bundled recipe is taken for these alone."""
     measured: dict[str, Any] = Field(default_factory=dict)
     """What the search measured for this choice; read by nobody but people."""
 

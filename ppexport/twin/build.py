@@ -7,10 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ppexport.errors import TwinError
+from ppexport.errors import InputError, TwinError
 from ppexport.mask import mirror_index, padded_size, padded_tokens
 from ppexport.networks.atd import ATDLight, Block, PatchNorm, Trace, TransformerLayer
 from ppexport.networks.pp_atd import PPATDLight
+from ppexport.networks.usable import check_network
+from ppexport.sizes import check_size, whole_numbers
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
 from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
@@ -169,21 +171,27 @@ def make_twin(
 
     *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
     for every image. *flavour* is "portable", or "ort", made for ONNX Runtime's CPU kernels.
-    Raises TwinError for another network, size, capacity or flavour.
+    Raises TwinError, which is an InputError, for another network, size, capacity or flavour, and InputError for a
+    network that `networks.usable.check_network` refuses.
     """
     if flavour not in FLAVOURS:
         raise TwinError(f"a flavour is one of {', '.join(FLAVOURS)}, not {flavour!r}")
     if not isinstance(network, ATDLight):
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
-    h, w = size
-    if h < 1 or w < 1:
-        raise TwinError(f"the LR size is at least 1x1, not {h}x{w}")
+    check_network(network)
+    try:
+        size = h, w = check_size(size)
+    except InputError as error:
+        raise TwinError(str(error)) from None
     tokens = padded_tokens(size)
     if tokens > MAX_TOKENS:
         raise TwinError(f"{h}x{w} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles")
     if capacity is not None:
         try:
+            (capacity,) = whole_numbers([capacity])
             check_capacity(capacity, tokens)
+        except TypeError:
+            raise TwinError(f"a capacity is a whole number, not {capacity!r}") from None
         except ValueError as error:
             raise TwinError(str(error)) from None
         if capacity != tokens and not isinstance(network, PPATDLight):

@@ -8,6 +8,7 @@ needs iOS 18:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,10 +99,14 @@ def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
             last_passes=[quantising_pass(options.ranges, paths.of)] if options.precision == "w8a8" else [],
         ),
     )
-    spec = model.get_spec()
-    for _, block in specification.blocks(spec):
-        specification.rename(block, specification.module_names(model._mil_program, paths.of))
-    ct.utils.save_spec(spec, str(target), weights_dir=model.weights_dir)
+    try:
+        spec = model.get_spec()
+        for _, block in specification.blocks(spec):
+            specification.rename(block, specification.module_names(model._mil_program, paths.of))
+        ct.utils.save_spec(spec, str(target), weights_dir=model.weights_dir)
+    finally:
+        # coremltools would keep its copy until this process ends.
+        shutil.rmtree(model.package_path, ignore_errors=True)
 
 
 def quantisation() -> Any:

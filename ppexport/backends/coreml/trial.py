@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.coreml.device import UNITS, Arrays
-from ppexport.errors import PpexportError
+from ppexport.errors import PpexportError, first_line
 
 CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial_child")
 SECONDS, MEGABYTES = 900.0, 8192
@@ -111,7 +111,7 @@ def _read(folder: Path, count: int, unit: str) -> Trial:
             arrays = {key: data[key] for key in data.files}
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise TrialError(f"Core ML with {UNITS[unit]} left no result: {error}") from None
+        raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
     outputs: list[Arrays] = [{} for _ in range(count)]
     for key, value in arrays.items():
         number, _, name = key.partition(".")

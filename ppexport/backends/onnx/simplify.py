@@ -8,11 +8,13 @@ would turn every 15 KiB bias table into a 1 MiB bias.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ppexport.errors import ExportError, require
+from ppexport.errors import ExportError, printable, require
 
 TIMEOUT = 900
 """Seconds; a 512x512 graph takes a few."""
@@ -22,13 +24,30 @@ def simplify_file(source: Path, target: Path) -> None:
     """Write the simplified *source* to *target*. Raises ExportError where onnxsim crashes, hangs or refuses."""
     require("onnxsim", "export")
     command = [sys.executable, "-m", __name__, str(source.resolve()), str(target.resolve())]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"onnxsim did not finish in {TIMEOUT} s") from None
+    # The child's own folder: a crash may leave files in it, and Python looks for modules in it first.
+    with TemporaryDirectory() as scratch:
+        try:
+            done = subprocess.run(command, cwd=scratch, capture_output=True, timeout=TIMEOUT, check=False)
+        except subprocess.TimeoutExpired:
+            target.unlink(missing_ok=True)
+            raise ExportError(f"onnxsim did not finish in {TIMEOUT} s") from None
     if done.returncode != 0 or not target.is_file():
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ExportError(f"onnxsim failed with exit code {done.returncode}: {last}")
+        target.unlink(missing_ok=True)
+        raise ExportError(_failure(done.returncode, printable(done.stderr)))
+
+
+def _failure(code: int, said: str) -> str:
+    """What to say of a child that ended with *code* and whose standard error is *said*."""
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        hint = (
+            "memory may have run out, so export a smaller size"
+            if code == -signal.SIGKILL
+            else "try another of its versions"
+        )
+        return f"onnxsim was ended by {names.get(-code, f'signal {-code}')} while it simplified the graph: {hint}"
+    last = (said.strip() or "no message").splitlines()[-1]
+    return f"onnxsim failed with exit code {code}: {last}"
 
 
 def main(source: str, target: str) -> None:

@@ -1,0 +1,43 @@
+"""Sizes and capacities as users give them: whole numbers, or an error that says what is needed."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from ppexport.artifact import GROUP
+from ppexport.errors import InputError
+from ppexport.mask import padded_tokens
+
+
+def whole_numbers(values: Any) -> list[int]:
+    """The items of *values* as ints. Raises TypeError for a text, a bool, a fraction or no list at all."""
+    if isinstance(values, (str, bytes)):
+        raise TypeError("a text")
+    found = list(values)
+    if any(isinstance(value, bool) for value in found):
+        raise TypeError("a bool")
+    return [operator.index(value) for value in found]
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1."""
+    try:
+        height, width = whole_numbers(size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"a size is (height, width) in whole pixels of at least 1x1, such as (64, 64), not {size!r}")
+    return height, width
+
+
+def check_capacities(capacities: Any, size: tuple[int, int]) -> tuple[int, ...]:
+    """*capacities* as ints. Raises InputError unless they ascend in multiples of 128 that LR images of *size* have."""
+    tokens = padded_tokens(size)
+    try:
+        chosen = whole_numbers(capacities)
+    except TypeError:
+        chosen = []
+    if not chosen or chosen != sorted(set(chosen)) or any(c % GROUP or not 0 < c <= tokens for c in chosen):
+        raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {capacities!r}")
+    return tuple(chosen)
