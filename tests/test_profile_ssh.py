@@ -280,6 +280,17 @@ def test_the_probe_imports_what_a_measurement_imports(board, enlarger, tmp_path)
     assert board.jobs() == []
 
 
+def test_a_provider_that_the_device_lacks(board, enlarger, tmp_path):
+    out = tmp_path / "run"
+    arguments = [*board.arguments, "--quick", "-o", out]
+    assert "no provider called 'Qn'" in refused(enlarger, *arguments, "--runtime", "onnxruntime:Qn", code=2)
+    assert not out.exists()
+    sentence = refused(enlarger, *arguments, "--runtime", "onnxruntime:NNAPI", code=3)
+    assert "has no provider Nnapi; the 0 queries" in sentence
+    assert not (out / "profile.json").exists()
+    assert not (out / "latency.jsonl").exists()
+
+
 def test_after_a_runtime_that_failed_another_python_may_be_named(board, enlarger, tmp_path):
     (board.modules / "onnxruntime.py").write_text(TOO_OLD.format(here=str(board.modules)))
     (board.modules / "sitecustomize.py").write_text(OTHER)
