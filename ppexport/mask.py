@@ -13,9 +13,13 @@ bit, to those of the PyTorch network and of every exported graph:
 from __future__ import annotations
 
 import colorsys
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    # Devices have NumPy 1.17, which has no such module.
+    from numpy.typing import NDArray
 
 MULTIPLE = 16
 """Images are padded to multiples of the attention window before anything else."""

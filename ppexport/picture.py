@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    # Devices have NumPy 1.17, which has no such module.
+    from numpy.typing import NDArray
 
 
 def to_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:

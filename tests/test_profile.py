@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from dataclasses import replace
@@ -137,13 +138,86 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_pat
     assert isinstance(error("--layer-times", tmp_path / "none"), InputError)
     assert isinstance(error("--images", tmp_path), InputError)
     assert not (tmp_path / "x").exists()
-    missing = error("--runtime", "onnxruntime:Nonsense", "--quick")
+    missing = error("--runtime", "onnxruntime:CUDA", "--quick")
     assert isinstance(missing, UnavailableError)
-    assert "no provider Nonsense" in str(missing)
+    assert "no provider CUDA" in str(missing)
     # What was measured of it is nothing, so the folder is free for another runtime.
     assert not (tmp_path / "x" / JOURNAL).exists()
     with pytest.raises(InputError, match="one runtime"):
         plan_of(False, True, choose(artifact, "onnxruntime,openvino", None, False))
+
+
+MISSING = {"CUDA": "CUDA", "NNAPI": "Nnapi", "QNN": "QNN", "Cuda": "CUDA"}
+"""Providers that no package for CPUs has: as a user spells them, and as ONNX Runtime does."""
+
+
+@pytest.mark.parametrize("spelt", MISSING)
+def test_a_provider_that_is_missing_is_not_replaced(artifact, tmp_path, spelt):
+    done = invoke(app, ["profile", str(artifact), "--quick", "--runtime", f"onnxruntime:{spelt}", "-o", str(tmp_path)])
+    assert isinstance(done.exception, UnavailableError), done.output
+    assert f"has no provider {MISSING[spelt]}" in str(done.exception)
+    assert not (tmp_path / JOURNAL).exists()
+    assert not (tmp_path / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "sentence"),
+    [
+        ("onnxruntime:CUDDA", "no provider called 'CUDDA': did you mean onnxruntime:CUDA?"),
+        ("onnxruntime:xnpack", "did you mean onnxruntime:Xnnpack?"),
+        ("onnxruntime:nonsense", "no provider called 'nonsense': it has CPU, CUDA, Tensorrt, "),
+    ],
+)
+def test_a_provider_that_is_misspelt(artifact, runtime, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        choose(artifact, runtime, None, False)
+
+
+def test_every_provider_of_this_onnx_runtime_is_known(artifact):
+    import onnxruntime
+
+    for name in onnxruntime.get_all_providers():
+        known = name.replace("ExecutionProvider", "")
+        assert choose(artifact, f"onnxruntime:{known.upper()}", None, False)[0].device == known
+
+
+def test_a_provider_that_fails_in_a_run_is_not_replaced(artifact, monkeypatch):
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+
+    made = []
+
+    class Recorded(onnxruntime.InferenceSession):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    class Failing:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def run(self, *arguments):
+            raise EPFail("the device is gone")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    runner = open_target(choose(artifact, None, 1, False)[0])
+    assert runner.artifact.path == artifact
+    (session,) = made
+    session._sess = Failing(session._sess)
+    with pytest.raises(EPFail, match="the device is gone"):
+        session.run(None, {"lr": np.zeros((1, 3, 37, 53), np.float32)})
+
+
+def test_an_engine_has_no_other_device(tmp_path, artifact, monkeypatch):
+    whole = read_artifact(artifact)
+    engine = Artifact(artifact, replace(whole.manifest, backend="tensorrt", flavour="tensorrt"))
+    monkeypatch.setattr("ppexport.profile.runtimes.read_artifact", lambda path: engine)
+    assert choose(artifact, "tensorrt:GPU", None, False)[0].name == "tensorrt"
+    with pytest.raises(InputError, match="tensorrt:DLA cannot be chosen"):
+        choose(artifact, "tensorrt:DLA", None, False)
 
 
 def test_a_flavour_is_for_its_runtime(tmp_path):

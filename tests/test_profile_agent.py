@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -306,20 +305,3 @@ def test_the_real_clock_is_monotonic():
     first, begin = clock.reading(), time.perf_counter_ns()
     assert clock.now() >= first["now"]
     assert abs(begin - first["now"]) < 1e9
-
-
-@pytest.mark.skipif(shutil.which("python3.8") is None, reason="no Python 3.8 here")
-def test_the_agent_runs_in_python_3_8(tmp_path):
-    python = {**os.environ, "PYENV_VERSION": os.environ.get("PYENV_VERSION", "3.8.18")}
-    code = "import ppexport.profile.agent.measure, ppexport.profile.agent.sensors, sys; print(sys.version_info[:2])"
-    package = tmp_path / "ppexport" / "profile"
-    source = Path(sensors.__file__).parent
-    shutil.copytree(source, package / "agent")
-    for folder in (package, package.parent):
-        (folder / "__init__.py").write_text("")
-    done = subprocess.run(
-        ["python3.8", "-c", code], cwd=tmp_path, env=python, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    if done.returncode and "pyenv" in done.stderr:
-        pytest.skip("no Python 3.8 here")
-    assert done.stdout.strip() == "(3, 8)", done.stderr

@@ -130,6 +130,17 @@ def test_a_benchmark_program_that_was_too_fast_runs_on(phone, program, enlarger,
     assert second.startswith("-m times -r 30 -e xnnpack")
 
 
+def test_a_benchmark_program_without_the_provider(phone, program, enlarger, tmp_path):
+    # What the program does with a provider that it was not compiled with (ort_test_session.cc).
+    program.write_text("#!/bin/sh\necho 'terminate called: QNN is not supported in this build' >&2\nexit 134\n")
+    _, run = work_of(enlarger, tmp_path / "run", program, runtime="onnxruntime:QNN")
+    with pytest.raises(UnavailableError, match="exit code 134: terminate called: QNN is not supported in this build"):
+        run()
+    assert not (tmp_path / "run" / "latency.jsonl").exists()
+    with pytest.raises(InputError, match="did you mean onnxruntime:QNN"):
+        work_of(enlarger, tmp_path / "run", program, runtime="onnxruntime:QN")
+
+
 def test_a_benchmark_program_that_fails(phone, program, enlarger, tmp_path):
     root_of(phone).mkdir(parents=True)
     (root_of(phone) / "fail").touch()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from sshd import alive, children, kill, make_key, wait_until
 from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages
@@ -17,6 +21,7 @@ from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
 from ppexport.devices.job import StillRunning
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import archive
+from ppexport.profile.probe import problem_of
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile
 
@@ -212,13 +217,78 @@ def test_a_device_that_lacks_something(board, enlarger, tmp_path, device_python)
     (site_packages(python) / "numpy").symlink_to(site_packages(device_python) / "numpy")
     for name, message in (
         ("no-such-python", "has no Python that starts as no-such-python"),
-        (str(python), f"has no onnxruntime: {python} there does not import it"),
+        (
+            str(python),
+            "and does not import onnxruntime (ModuleNotFoundError: No module named 'onnxruntime'); a measureme",
+        ),
+        (
+            str(python),
+            "needs Python 3.8 or newer, NumPy 1.17 or newer, onnxruntime: name another Python with --device-",
+        ),
+        (
+            str(python),
+            f"{python} on {board.address} is Python {platform.python_version()} with NumPy {np.__version__} ",
+        ),
     ):
         sentence = refused(enlarger, *board.arguments, "--quick", "-o", out, "--device-python", name, code=3)
         assert message in sentence
     sentence = refused(enlarger, *board.arguments, "--quick", "-o", out, "--device-python=-c", code=2)
     assert "a device's Python is a name" in sentence
-    assert not [path for job in board.jobs() for path in job.iterdir()]
+    assert board.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("none", "board has no Python that starts as py: name one with --device-python"),
+        (
+            "python 3.6.9",
+            "py on board is Python 3.6.9; a measurement needs Python 3.8 or newer, NumPy 1.17 or newer, ort",
+        ),
+        (
+            "python 3.8.2\nlacks numpy E: x",
+            "is Python 3.8.2 and does not import numpy (E: x); a measurement needs Python",
+        ),
+        (
+            "python 3.8.2\nhas numpy 1.16.6",
+            "is Python 3.8.2 with NumPy 1.16.6; a measurement needs Python 3.8 or newer, N",
+        ),
+        (
+            "python 3.8.2\nhas numpy 1.17.4\nlacks ppexport.mask ModuleNotFoundError: No module named 'numpy.typing'",
+            "with NumPy 1.17.4 and does not import ppexport.mask (ModuleNotFoundError: No module named 'numpy.typing')",
+        ),
+        (f"python 3.8.2\nhas numpy 1.17.4\nhas {archive.NAMES[-1]} ", "does not import ort (no reason given)"),
+        (f"python 3.8.2\nhas numpy 1.17.4\nnoise\nhas {archive.NAMES[-1]} \nhas ort 1", None),
+    ],
+)
+def test_what_the_probe_says_of_a_python(said, sentence):
+    found = problem_of(said, "py", "board", ["ort"])
+    assert found is None if sentence is None else sentence in found
+
+
+def test_the_probe_imports_what_a_measurement_imports(board, enlarger, tmp_path):
+    # A NumPy that lacks something which the program for devices needs, although it can be imported itself.
+    (board.modules / "sitecustomize.py").write_text(
+        "import sys\nclass Blocker:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'colorsys':\n            raise ModuleNotFoundError('no colorsys here', name=name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    board.program("poor", f'#!/bin/sh\nPYTHONPATH="{board.modules}" exec "{board.bin}/python3" "$@"\n')
+    arguments = [*board.arguments, "--quick", "-o", tmp_path / "run", "--device-python", "poor"]
+    sentence = refused(enlarger, *arguments, code=3)
+    assert "does not import ppexport.mask (ModuleNotFoundError: no colorsys here)" in sentence
+    assert board.jobs() == []
+
+
+def test_a_provider_that_the_device_lacks(board, enlarger, tmp_path):
+    out = tmp_path / "run"
+    arguments = [*board.arguments, "--quick", "-o", out]
+    assert "no provider called 'Qn'" in refused(enlarger, *arguments, "--runtime", "onnxruntime:Qn", code=2)
+    assert not out.exists()
+    sentence = refused(enlarger, *arguments, "--runtime", "onnxruntime:NNAPI", code=3)
+    assert "has no provider Nnapi; the 0 queries" in sentence
+    assert not (out / "profile.json").exists()
+    assert not (out / "latency.jsonl").exists()
 
 
 def test_after_a_runtime_that_failed_another_python_may_be_named(board, enlarger, tmp_path):
@@ -273,8 +343,70 @@ def test_a_folder_of_another_measurement(board, enlarger, tmp_path):
     assert (tmp_path / "run" / "images.npy").read_bytes() == before
 
 
+OLD_NUMPY = """
+import runpy, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy.typing":
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+IN_NUMPY_1_17 = {
+    "abs", "arange", "array", "asarray", "ascontiguousarray", "bool_", "clip", "count_nonzero", "ctypeslib", "dtype",
+    "float32", "floor", "full", "generic", "int16", "int32", "int64", "int8", "isfinite", "isnan", "load", "ndarray",
+    "ones", "prod", "uint8", "where", "zeros",
+}  # fmt: skip
+"""What the archive may use of NumPy; each was looked up in 1.17.4. A name that is missing here needs the same."""
+
+
+def checked(*command, **environment) -> str:
+    """What the archive's check says of NumPy and of all that a measurement imports of ppexport."""
+    command = [*map(str, command), "check", "numpy", *archive.NAMES]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "", **environment}, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_the_archive_needs_no_more_of_numpy_than_1_17_has(tmp_path, device_python):
+    (tmp_path / "agent.pyz").write_bytes(archive.make_archive())
+    assert checked(device_python, "-c", OLD_NUMPY, tmp_path / "agent.pyz") == f"has {archive.NAMES[-1]} \n"
+    for name in archive.MODULES:
+        tree = ast.parse((archive.ROOT / f"{name}.py").read_text(encoding="utf-8"))
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np"
+        }
+        assert used <= IN_NUMPY_1_17, name
+
+
+def python_3_8() -> str:
+    """A real Python 3.8; skips the test where there is none."""
+    found = shutil.which("python3.8")
+    version = os.environ.get("PYENV_VERSION", "3.8.18")
+    told = found and subprocess.run(
+        [found, "-c", "import sys; print(sys.executable, sys.version_info[:2])"],
+        env={**os.environ, "PYENV_VERSION": version}, capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    if not told or not told.strip().endswith("(3, 8)"):
+        pytest.skip("no Python 3.8 here")
+    return told.rpartition(" (")[0]
+
+
+def test_the_archive_starts_in_python_3_8(tmp_path):
+    (tmp_path / "agent.pyz").write_bytes(archive.make_archive())
+    # Importing takes nothing of NumPy, so that an empty one will do where 3.8 has none.
+    (tmp_path / "numpy.py").write_text('__version__ = "1.17.0"\n')
+    found = checked(python_3_8(), tmp_path / "agent.pyz", PYTHONPATH=str(tmp_path))
+    assert found == f"has {archive.NAMES[-1]} \n"
+
+
 def test_the_archive_is_whole_and_for_python_3_8():
-    files = {archive.ROOT / f"{name}.py" for name in archive.MODULES}
+    files = {archive.ROOT / f"{name}.py" for name in (archive.MAIN, *archive.MODULES)}
     # What no agent does.
     here = {"layers", "routing", "frames"}
     skipped = ("ppexport.backends.coreml.mac", "ppexport.profile.pictures")

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from ppexport.artifact import Artifact, Manifest
-from ppexport.backends.base import Image as Batch
 from ppexport.backends.base import Prepared, Result, Runner
 from ppexport.errors import ArtifactError, ImageError, InputError
 from ppexport.images import read_image
 from ppexport.picture import to_input, to_levels
 from ppexport.tiles import Blender, Pixels, axis_weights, cut, plan_grid
 from ppexport.upscale import Report, TileRun, Upscaled, upscale_array, upscale_file
+
+if TYPE_CHECKING:
+    from ppexport.backends.base import Image as Batch
 
 rng = np.random.default_rng(3)
 

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact, Manifest, smallest_capacity
 from ppexport.errors import ArtifactError, InputError
 from ppexport.mask import pure_mask
 
-Image = NDArray[np.float32]
 if TYPE_CHECKING:
-    # No such type in Python 3.8, which devices have.
+    # Devices have NumPy 1.17, which has no numpy.typing, and Python 3.8, where `dict[...]` fails.
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.float32]
     Arrays = dict[str, NDArray[Any]]
 
 

@@ -142,9 +142,10 @@ DISCARD = (
 job=$root/$1
 shift
 for name; do rm -f "$job/$name"; done
+rmdir "$job" 2>/dev/null || :
 """
 )
-"""Remove the files `$2`…"""
+"""Remove the files `$2`…, and the folder where that leaves nothing in it."""
 
 GET = PRELUDE + 'cat "$root/$1/$2"\n'
 """The file `$2` on standard output."""

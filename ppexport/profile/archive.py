@@ -1,7 +1,7 @@
 """The program that measures on a device: one file, made of this package's own modules, so that here and there the very
 same code is timed.
 
-It needs Python 3.8 to 3.13, NumPy and the runtime of the artefact. Equal sources make equal bytes.
+It needs Python 3.8 to 3.13, NumPy 1.17 or newer and the runtime of the artefact. Equal sources make equal bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ MODULES = (
         "sensors", "tegrastats",
     )),
 )  # fmt: skip
-"""All that the archive's main program imports."""
-MAIN = "import sys\nfrom ppexport.profile.onboard import main\nsys.exit(main())\n"
+"""All that a measurement imports of ppexport."""
+NAMES = tuple("ppexport" + f"/{name}".replace("/__init__", "").replace("/", ".") for name in MODULES)
+"""The same as Python imports them."""
+MAIN = "profile/archive_main"
+"""What the archive runs."""
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -38,7 +41,7 @@ def make_archive() -> bytes:
     """The archive, for `python3 agent.pyz`."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        texts = {f"ppexport/{name}.py": (ROOT / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
-        for name, text in {"__main__.py": MAIN, **texts}.items():
-            archive.writestr(zipfile.ZipInfo(name, LONG_AGO), text, zipfile.ZIP_DEFLATED)
+        for name, source in {"__main__": MAIN, **{f"ppexport/{name}": name for name in MODULES}}.items():
+            text = (ROOT / f"{source}.py").read_text(encoding="utf-8")
+            archive.writestr(zipfile.ZipInfo(f"{name}.py", LONG_AGO), text, zipfile.ZIP_DEFLATED)
     return stream.getvalue()

@@ -31,6 +31,7 @@ from ppexport.profile.archive import make_archive
 from ppexport.profile.launch import journal_of
 from ppexport.profile.names import ARCHIVE, IMAGES, JOURNAL, OUTCOME, REQUEST
 from ppexport.profile.pictures import Picture, save_pictures
+from ppexport.profile.probe import PROBE, groups_of, problem_of
 from ppexport.profile.received import MAX_JOURNAL, outcome_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.profile.runtimes import Target
@@ -43,23 +44,6 @@ MAX_OUTCOME = 1 << 20
 POLL = Pace(poll=5.0)
 """Every look at a small board takes time of it, so there are few."""
 PROBE_SECONDS = 120
-PROBE = (
-    scripts.PRELUDE
-    + r"""
-python=$1
-shift
-if ! command -v "$python" > /dev/null; then echo none; exit 0; fi
-"$python" -c 'import sys; print("python", *sys.version_info[:2])' || { echo none; exit 0; }
-for module in "$@"; do
-    if "$python" -c 'import importlib, sys; importlib.import_module(sys.argv[1])' "$module" > /dev/null 2>&1; then
-        echo "has $module"
-    fi
-done
-"""
-)
-"""Version of the Python `$1`, and which of the modules `$2`… it can import."""
-
-
 AFTER_KILL = "the same command goes on, and puts power mode and clocks back at its end"
 LEFT = (
     scripts.PRELUDE
@@ -237,29 +221,22 @@ class RemoteProfile(ProfileWork):
         self._run([self.python, "-u", ARCHIVE])
 
     def _probe(self) -> None:
-        """Raise UnavailableError where the device lacks what measuring takes."""
-        name, python = self.transport.name, self.python
+        """Raise UnavailableError where the device's Python cannot import the modules that a measurement imports."""
+        name, engine = self.transport.name, self.request.artifact.manifest.engine
+        runtimes = {
+            str(engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime
+            for target in self.request.targets
+        }
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / ARCHIVE).write_bytes(self.archive)
+            self.job.put(Path(place) / ARCHIVE, ARCHIVE)
         self.telling.stage(f"looking for Python on {name}")
-        modules = {"numpy"}
-        for target in self.request.targets:
-            engine = self.request.artifact.manifest.engine
-            modules.add(str(engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime)
-        said = self.transport.checked(PROBE, (python, *sorted(modules)), PROBE_SECONDS)
-        lines = printable(said).splitlines()
-        version = re.fullmatch(r"python (\d{1,2}) (\d{1,3})", lines[0] if lines else "")
-        if version is None:
-            raise UnavailableError(
-                f"{name} has no Python that starts as {python}: name one with --device-python, such as that of a venv"
-            )
-        if (int(version[1]), int(version[2])) < (3, 8):
-            raise UnavailableError(f"{python} on {name} is {version[1]}.{version[2]}; measuring needs 3.8 or newer")
-        missing = sorted(modules - {line.partition(" ")[2] for line in lines[1:]})
-        if missing:
-            hint = "" if "tensorrt" in missing[0] else f", or install it there (`{python} -m pip install {missing[0]}`)"
-            raise UnavailableError(
-                f"{name} has no {' and no '.join(missing)}: {python} there does not import it; name another Python "
-                f"with --device-python{hint}"
-            )
+        arguments = (self.job.folder, ARCHIVE, self.python, *groups_of(sorted(runtimes)))
+        said = self.transport.checked(PROBE, arguments, PROBE_SECONDS)
+        problem = problem_of(printable(said), self.python, name, sorted(runtimes))
+        if problem is not None:
+            self.job.discard((ARCHIVE,))
+            raise UnavailableError(problem)
 
     def _bring(self) -> int:
         """Bring the journal here as far as it goes; returns its queries."""

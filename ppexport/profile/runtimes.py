@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ RUNTIMES = {
 """Runtime -> backend of the artefacts it runs, packages whose versions matter."""
 DEVICES = {"onnxruntime": "CPU", "openvino": "CPU", "tensorrt": "GPU", "coreml": "ALL"}
 """Where a runtime computes unless told otherwise: an execution provider, a device, compute units."""
+PROVIDERS = (
+    "CPU", "CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "OpenVINO", "Dnnl", "VitisAI", "QNN", "Nnapi",
+    "CoreML", "Dml", "Xnnpack", "WebGpu", "WebNN", "Js", "ACL", "ArmNN", "Rknpu", "SNPE", "VSINPU", "CANN", "Azure",
+)  # fmt: skip
+"""Execution providers as ONNX Runtime 1.15 to 1.32 spell them (`onnxruntime.get_all_providers()`, which lists those too
+that a build lacks), so that a misspelt one is told from a missing one also where another machine measures."""
 NAME = re.compile(r"([a-z]+)(?::([A-Za-z0-9_.]{1,40}))?")
 SILENT = ("Azure",)
 """Providers that are always listed and compute nothing here."""
@@ -69,6 +76,25 @@ def installed(backend: str, flavour: str) -> list[str]:
     return found
 
 
+def _device_of(runtime: str, text: str | None) -> str:
+    """The device of *runtime* that a user calls *text*, None for the usual one. Raises InputError for none that exists.
+
+    Capitals of a provider do not matter: NNAPI is what ONNX Runtime calls Nnapi. Whether a machine has it is not asked.
+    """
+    if text is None:
+        return DEVICES[runtime]
+    if runtime == "tensorrt" and text != DEVICES[runtime]:
+        raise InputError(f"a TensorRT engine runs on the GPU that it was built for: tensorrt:{text} cannot be chosen")
+    if runtime != "onnxruntime":
+        return text
+    names = {name.lower(): name for name in PROVIDERS}
+    if text.lower() not in names:
+        near = get_close_matches(text.lower(), names, 1)
+        hint = f"did you mean onnxruntime:{names[near[0]]}?" if near else f"it has {', '.join(PROVIDERS)}"
+        raise InputError(f"ONNX Runtime has no provider called {text!r}: {hint}")
+    return names[text.lower()]
+
+
 def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
     """The targets that `--runtime` *wanted* means for the artefact *path*: None its own, "all", or a list.
 
@@ -87,7 +113,7 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
             raise InputError(f"{path} is for backend {backend}, which {match[1]} does not run: {', '.join(own)}")
         if not takes(match[1], flavour):
             raise InputError(f"{path} is of flavour ort, for ONNX Runtime alone: export it with --flavour portable")
-        targets.append(Target(str(path.resolve()), match[1], match[2] or DEVICES[match[1]], threads, trust))
+        targets.append(Target(str(path.resolve()), match[1], _device_of(match[1], match[2]), threads, trust))
     if len(set(targets)) < len(targets):
         raise InputError("--runtime names the same runtime twice")
     return targets

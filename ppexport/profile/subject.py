@@ -8,13 +8,16 @@ reading and decoding of files, conversion from 8 bits, tiling, blending.
 from __future__ import annotations
 
 import time
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ppexport.picture import to_input
 from ppexport.profile.agent.measure import Query, Subject
 from ppexport.profile.runtimes import Target, open_target
+
+if TYPE_CHECKING:
+    # Devices have NumPy 1.17, which has no numpy.typing.
+    import numpy as np
+    from numpy.typing import NDArray
 
 INSIDE = (
     "checks of the input; mask and choice of the capacity where the host computes them; the run from float32 in host "

@@ -12,16 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ppexport.backends.base import Image
 from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from ppexport.backends.base import Image
 
 CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
 TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add$")

@@ -38,6 +38,8 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
     # A provider that does not start is replaced by the CPU, with no more than a line in the log.
     if session.get_providers()[0] != wanted:
         raise UnavailableError(f"ONNX Runtime cannot start its provider {provider} on this machine")
+    # Likewise one that fails in a later run, unless this is called.
+    session.disable_fallback()
     return session
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from ppexport.errors import ArtifactError, UnavailableError
+
+if TYPE_CHECKING:
+    # Devices have NumPy 1.17, which has no such module.
+    from numpy.typing import DTypeLike, NDArray
 
 NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so")
 TO_DEVICE, TO_HOST = 1, 2

@@ -9,8 +9,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from ppexport.artifact import Artifact
 from ppexport.backends.tensorrt.cuda import NO_GPU, Cuda
 from ppexport.backends.tensorrt.engine_builder import BuildError, describe_gpu, import_tensorrt
@@ -20,6 +18,9 @@ from ppexport.errors import ArtifactError, UnavailableError
 from ppexport.mask import padded_size
 
 if TYPE_CHECKING:
+    # Devices have NumPy 1.17, which has no such module.
+    from numpy.typing import NDArray
+
     from ppexport.backends.base import Arrays
 
 
