@@ -14,7 +14,7 @@ pytest.importorskip("coremltools")
 
 import core_ml_stand_in
 from conftest import golden_network
-from small_networks import SIZE, shortened, small_network
+from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.coreml import device
@@ -309,6 +309,12 @@ def test_a_changed_weight_fails_the_comparison(half, tmp_path):
     weights.write_bytes(data)
     with pytest.raises((ExportError, ArtifactError)):
         self_check(copied, twin, [256], "fp16")
+
+
+def test_numbers_beyond_fp16_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="the package gives NaN or infinite values: .*65504.*export it as fp32$"):
+        ppexport.export(beyond_half(small_network()), backend="coreml", precision="fp16", size=SIZE, out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_placement_names_operations_and_modules(half, tmp_path):
