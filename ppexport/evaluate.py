@@ -147,7 +147,11 @@ def network_upscaler(network: Any) -> Upscaler:
 
     def run(lr: Pixels) -> Pixels:
         with torch.no_grad():
-            return to_uint8(network(torch.from_numpy(to_input(lr))).numpy())
+            sr = network(torch.from_numpy(to_input(lr))).numpy()
+        # Converted to 8 bits they would become ordinary colours.
+        if not np.isfinite(sr).all():
+            raise InputError("the network returned NaN or infinite values: its weights are damaged or too large")
+        return to_uint8(sr)
 
     return run
 

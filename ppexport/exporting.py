@@ -16,6 +16,7 @@ from torch import nn
 from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
 from ppexport.backends.coreai.build import build_for_coreai
 from ppexport.backends.coreml.build import Options, build_for_coreml
+from ppexport.backends.coreml.frontend import check_installed
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
@@ -240,12 +241,14 @@ def export(
     `ppexport calibrate` wrote, or the bundled model's own; *recipe* says what becomes int8. *file_format* "ort" also
     converts the ONNX file to what ONNX Runtime Mobile reads, which is then the artefact's model. *keep* receives
     intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
-    ExportError; *out* is then as it was.
+    ExportError, UnavailableError where a package is missing or too new; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
     check_options(backend, pad_heads, target, interface, keep)
     check_format(backend, precision, file_format)
     size = check_size(size)
+    if backend == "coreml":
+        check_installed()
     out = artifact_target(out)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ppexport.backends.base import Prepared, Runner
-from ppexport.errors import ArtifactError, ImageError
+from ppexport.errors import ImageError
 from ppexport.images import MAX_PIXELS, Picture, check_output, read_image, write_image
 from ppexport.picture import to_input
 from ppexport.pipeline import overlap
@@ -128,8 +128,6 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
     not write into a result it has returned: that is blended while the next tile runs.
     """
-    h, w = grid.tile
-    expected = (1, 3, h * runner.scale, w * runner.scale)
     runs: list[TileRun] = []
 
     def prepare(origin: Origin) -> tuple[Origin, Prepared]:
@@ -138,10 +136,8 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     def run(tile: tuple[Origin, Prepared]) -> tuple[Origin, NDArray[np.float32]]:
         origin, prepared = tile
         begin = time.perf_counter()
-        sr, impure_tokens, capacity = runner.run(prepared)
+        sr, impure_tokens, capacity = runner.run_unchecked(prepared)
         seconds = time.perf_counter() - begin
-        if sr.shape != expected:
-            raise ArtifactError(f"{runner.artifact.path} returned {sr.shape}, expected {expected}")
         runs.append(TileRun(origin, int(impure_tokens), int(capacity), seconds))
         if progress is not None:
             progress(len(runs), len(grid))
@@ -149,9 +145,8 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
 
     def finish(tile: tuple[Origin, NDArray[np.float32]]) -> None:
         origin, sr = tile
-        # Converted to 8 bits, NaN would become an ordinary colour.
-        if not np.isfinite(sr).all():
-            raise ArtifactError(f"{runner.artifact.path} returned NaN or infinite values for the tile at {origin}")
+        # Here and not in `run`, so that the runtime does not wait for it.
+        runner.check_picture(sr, f" for the tile at {origin}")
         blender.add(sr[0])
 
     if progress is not None:

@@ -44,7 +44,13 @@ fi
 if [ -e "$here/fill" ]; then
     cat /dev/zero > filler || :
 fi
+if [ -e "$here/kill" ]; then
+    printf 'half an eng' > "$engine"
+    echo '[11/23/2026-03:00:01] [E] Error[1]: an error that is not the reason' >&2
+    kill -s KILL $$
+fi
 echo "engine of $(wc -c < model.onnx) bytes" > "$engine" || exit 1
+if [ -e "$here/empty" ]; then : > "$engine"; fi
 echo cache > "$cache"
 echo '{"Layers": [{"Name": "_gemm_mha_v2_myl0", "LayerType": "kgen"}], "Bindings": []}' > "$layers"
 echo '[11/23/2026-03:00:02] [I] Engine built in 12.5 sec.'

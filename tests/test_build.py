@@ -152,6 +152,33 @@ def test_a_log_that_does_not_say_passed_is_a_failure(device, source, tmp_path):
     assert "its log does not say so" in error_of(done)
 
 
+def test_an_empty_engine_is_a_failure_and_the_same_command_builds_anew(device, source, tmp_path):
+    device.install_trtexec()
+    device.steer("empty")
+    out = tmp_path / "engine"
+    done = build(source, *device.arguments, "-o", out, code=1)
+    assert "its engine is an empty file" in error_of(done)
+    assert "&&&& PASSED" in (tmp_path / "engine-build.log").read_text()
+    assert (out.exists(), device.jobs()) == (False, [])
+    device.steer("empty", False)
+    build(source, *device.arguments, "-o", out)
+    assert read_artifact(out).model_file.stat().st_size > 0
+    assert len(device.lines("runs")) == 2
+
+
+def test_a_build_without_memory_names_the_reason_and_starts_again(device, source, tmp_path):
+    device.install_trtexec()
+    device.steer("kill")
+    out = tmp_path / "engine"
+    done = build(source, *device.arguments, "-o", out, code=1)
+    assert re.search(r"was killed \(exit code 137\), most likely because the memory ran out: .*--work", error_of(done))
+    assert not out.exists()
+    device.steer("kill", False)
+    build(source, *device.arguments, "-o", out)
+    assert "of 200000 bytes" in read_artifact(out).model_file.read_text()
+    assert len(device.lines("runs")) == 2
+
+
 def test_a_killed_build(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")
@@ -190,14 +217,21 @@ def test_what_comes_back_is_not_trusted(device, source, tmp_path):
     with pytest.raises(TransferError, match="not a JSON object"):
         Told(device, source).run(out)
     (job / "layers.json").write_text("{}")
-    (job / "output").write_text("nothing")
-    with pytest.raises(BuildFailed, match="does not say so"):
-        Told(device, source).run(out)
     assert not out.exists()
     (job / "output").write_text(log.replace("Orin", "\x1b]0;owned\x07Orin\x1b[31m"))
     Told(device, source).run(out)
     assert read_artifact(out).manifest.engine["gpu"] == "Orin"
     assert device.lines("runs") == ["run"]
+
+
+def test_a_log_that_was_changed_is_a_failure_and_the_same_call_builds_anew(device, source, tmp_path):
+    out = tmp_path / "engine"
+    (finished(device, source, out) / "output").write_text("nothing")
+    with pytest.raises(BuildFailed, match="does not say so"):
+        Told(device, source).run(out)
+    assert (out.exists(), device.jobs()) == (False, [])
+    Told(device, source).run(out)
+    assert device.lines("runs") == ["run", "run"]
 
 
 def test_the_same_command_builds_here(source, tmp_path, monkeypatch):

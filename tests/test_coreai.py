@@ -16,12 +16,13 @@ from torch import nn
 
 pytest.importorskip("coreai_torch")
 
-from small_networks import small_network
+from small_networks import beyond_half, small_network
 
 import ppexport
 from ppexport.artifact import sha256_path
 from ppexport.backends.coreai.halved import Halved, halved
 from ppexport.backends.coreai.session import Session
+from ppexport.errors import ExportError
 from ppexport.metrics import psnr
 from ppexport.parity.asset_column import AssetColumn
 from ppexport.parity.inputs import ParityInput
@@ -145,6 +146,14 @@ def test_bad_wishes_are_refused(options, message, fails, tmp_path):
     size = [] if "--size" in options else ["--size", "32x32"]
     fails("export", "pp_atd_light_x2", "--backend", "coreai", *size, *options, "-o", tmp_path / "x", message=message)
     assert not (tmp_path / "x").exists()
+
+
+def test_numbers_beyond_fp16_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="the asset gives NaN or infinite values: .*65504.*export it as fp32$"):
+        ppexport.export(
+            beyond_half(small_network()), backend="coreai", precision="fp16", size=(16, 16), out=tmp_path / "a"
+        )
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):

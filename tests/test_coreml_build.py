@@ -14,7 +14,7 @@ pytest.importorskip("coremltools")
 
 import core_ml_stand_in
 from conftest import golden_network
-from small_networks import SIZE, shortened, small_network
+from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.coreml import device
@@ -27,7 +27,7 @@ from ppexport.backends.coreml.precision import computes_half, computes_half_wide
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
 from ppexport.backends.coreml.session import Session
-from ppexport.errors import ArtifactError, ExportError, InputError
+from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.exporting import capacity_set
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
@@ -309,6 +309,22 @@ def test_a_changed_weight_fails_the_comparison(half, tmp_path):
     weights.write_bytes(data)
     with pytest.raises((ExportError, ArtifactError)):
         self_check(copied, twin, [256], "fp16")
+
+
+def test_numbers_beyond_fp16_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="the package gives NaN or infinite values: .*65504.*export it as fp32$"):
+        ppexport.export(beyond_half(small_network()), backend="coreml", precision="fp16", size=SIZE, out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("version", ["2.4.0", "2.5.1", "3.0.0rc1"])
+def test_a_numpy_that_coremltools_fails_with_is_named_at_once(version, tmp_path, monkeypatch):
+    network = small_network()
+    monkeypatch.setattr(np, "__version__", version)
+    stages = []
+    with pytest.raises(UnavailableError, match=rf"with NumPy {version}, .*: pip install 'numpy<2\.4'$"):
+        ppexport.export(network, backend="coreml", size=SIZE, out=tmp_path / "a", step=stages.append)
+    assert stages == []
 
 
 def test_placement_names_operations_and_modules(half, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from coreml_programs import ELEMENTS, evaluated, saved
 from ppexport.backends.coreml.divergence import agreement, divergences, first_divergence
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.frontend import coremltools, quiet_converter
-from ppexport.backends.coreml.placement import place
+from ppexport.backends.coreml.placement import place, place_package
 from ppexport.backends.coreml.reading.decode import Decoder
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
@@ -222,6 +223,15 @@ def test_links_are_not_followed(copied, tmp_path):
     weights.symlink_to(tmp_path / "weight.bin")
     with pytest.raises(ArtifactError, match="is a link"):
         read_package(copied)
+
+
+def test_an_input_that_is_no_tensor_is_an_error(package):
+    read = read_package(package)
+    function = replace(read.functions["main"], inputs=(Port("in0", None),))
+    foreign = replace(read, functions={"main": function})
+    with pytest.raises(ArtifactError, match="input 'in0' of the package is no tensor"):
+        Evaluator(foreign).run({"in0": np.zeros((4, 48), np.float32)})
+    assert place_package(foreign).operations > 0
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ def test_a_network_is_evaluated_on_whole_pictures(tmp_path, x2):
     assert score.psnr_y > score.bicubic_psnr_y + 0.5
 
 
+def test_a_network_that_overflows_has_no_figures(tmp_path, x2):
+    save(tmp_path / "a.png", photo(52, 70))
+    x2.conv_first.weight *= 1e38
+    with pytest.raises(InputError, match="NaN or infinite values"):
+        evaluate(network_upscaler(x2), find_pairs(tmp_path, None, 2), 2)
+
+
 def test_bad_folders(tmp_path):
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     with pytest.raises(InputError, match="is not a folder"):

@@ -56,8 +56,16 @@ def test_equal_samples_pass_and_errors_fail():
     row = judge(sample(), sample(shift=1e-3))
     assert not row.passed
     assert "60.0 dB" in row.reason
-    nan = dataclasses.replace(sample(), sr=np.full((1, 3, 32, 32), np.nan, np.float32))
-    assert not judge(sample(), nan).passed
+
+
+def test_what_is_not_finite_fails_whatever_the_same_routing_gives():
+    other = sample(flip=[3], gap=1e-9)
+    reference = sample(gap=1e-9)
+    assert judge(reference, other, lambda item, categories: reference).passed
+    for bad in (np.nan, np.inf):
+        other.sr[0, 0, 0, 0] = bad
+        row = judge(reference, other, lambda item, categories: reference)
+        assert (row.passed, row.reason) == (False, "the picture holds NaN or infinite values")
 
 
 def test_the_worst_input_is_named_with_its_place():

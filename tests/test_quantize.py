@@ -15,8 +15,10 @@ from conftest import photo
 from onnx import TensorProto, numpy_helper
 from safetensors.torch import save_file
 from shared import FREE_IMAGES
+from small_networks import beyond_half, small_network
 
 import ppexport
+from ppexport.artifact import read_artifact
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.session import load
@@ -298,6 +300,21 @@ def kept_single(model, findings) -> bool:
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
     made = {n.name: n.output[0] for n in model.graph.node}
     return all(types[made[f.node]] == TensorProto.FLOAT for f in findings)
+
+
+def test_a_calibration_keeps_numbers_beyond_fp16_in_fp32(tmp_path):
+    network = beyond_half(small_network())
+    artifact = read_artifact(ppexport.export(network, backend="onnx", size=SIZE, out=tmp_path / "fp32"))
+    sources, crops = crops_and_sources()
+    calibrate(artifact, sources, crops, [], tmp_path / "c.npz")
+    out = ppexport.export(
+        network, backend="onnx", size=SIZE, out=tmp_path / "a", precision="fp16", calibration=tmp_path / "c.npz"
+    )
+    kept = read_artifact(out).manifest.engine["quantisation"]["kept_fp32"]
+    assert any("convffn/fc1" in node and "fp16 ends at 65504" in reason for node, reason in kept.items())
+    single, half = (ppexport.open_artifact(folder)(coffee()).sr for folder in (tmp_path / "fp32", out))
+    rounded = RoundedModel(read_artifact(out).graph_file).run({"lr": coffee()}).sr
+    assert min(psnr(single, half, 1.0), psnr(single, rounded, 1.0)) > 55
 
 
 def test_the_audit_sees_the_values_of_the_dictionary(small):

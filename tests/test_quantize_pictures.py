@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,30 @@ def test_crops_repeat_and_differ_by_purpose():
     assert {c.name.split("+")[0] for c in first[:5]} == {s.name for s in sources}
     assert all(c.lr.shape == (1, 3, 16, 24) and c.hr.shape == (32, 48, 3) for c in first)
     assert [c.name for c in cut_crops(sources, (16, 24), 2, 12, "search")] != [c.name for c in first]
+
+
+def test_a_folder_is_never_whole_in_memory(tmp_path):
+    pixels = np.zeros((700, 1000, 3), np.uint8)
+    for number in range(12):
+        pixels[0, 0] = number
+        save(tmp_path, f"{number}.png", pixels)
+    tracemalloc.start()
+    try:
+        sources = read_sources(tmp_path)
+        crops = cut_crops(sources, (16, 24), 2, 24)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len({crop.source for crop in crops}) == 12
+    assert peak < 6 * pixels.nbytes
+
+
+def test_a_picture_that_changes_is_an_error(tmp_path):
+    save(tmp_path, "a.png", np.zeros((90, 100, 3), np.uint8))
+    sources = read_sources(tmp_path)
+    save(tmp_path, "a.png", np.ones((90, 100, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a\.png was changed while it was used"):
+        cut_crops(sources, (16, 24), 2, 2)
 
 
 def test_evaluation_sets_are_known_by_their_pixels_and_by_their_folder(tmp_path):

@@ -15,25 +15,27 @@ from tensorrt_models import random_network, shorten
 
 import ppexport
 from ppexport.artifact import read_artifact
+from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.errors import InputError
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
+from ppexport.quantize.build import Quantisation, quantised
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, is_of
 from ppexport.quantize.groups import GROUPS, ROUTING
 from ppexport.quantize.pictures import cut_crops, read_sources
 from ppexport.quantize.qdq import write_int8
-from ppexport.quantize.recipe import Recipe
+from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
 from ppexport.quantize.runtimes import Ratio, compare_times, open_in
-from ppexport.quantize.search import Search, Trial, Wish, choose, order_of, pareto, run_search
-from ppexport.quantize.search_report import COLUMNS, markdown, plot, rows, to_dict
+from ppexport.quantize.search import Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
+from ppexport.quantize.search_report import COLUMNS, found_recipe, markdown, plot, rows, to_dict
 
 SIZE = (16, 32)
 
 
-def trial(name="t", change=-0.01, time=0.9, size=3_000_000, groups=("qkv",), spread=0.01) -> Trial:
+def trial(name="t", change=-0.01, time=0.9, size=3_000_000, groups=("qkv",), spread=0.01, error=0.001) -> Trial:
     ratio = Ratio(time, time - spread, time + spread, 10.0)
-    return Trial(name, groups, "max", change, 0.001, change - 0.01, (1.0, 0.9), size, ratio)
+    return Trial(name, groups, "max", change, error, change - 0.01, (1.0, 0.9), size, ratio)
 
 
 trials = st.lists(
@@ -72,6 +74,15 @@ def test_the_fastest_within_the_budget_is_chosen_if_it_is_surely_faster():
         choose([costly, routing], 0.05)
 
 
+def test_the_budget_counts_the_standard_error():
+    sure, doubtful = trial("sure", -0.04, 0.9, error=0.006), trial("doubtful", -0.02, 0.5, error=0.02)
+    assert (sure.cost, doubtful.cost) == pytest.approx((0.04987, 0.0529))
+    assert choose([sure, doubtful], 0.05)[0] is sure
+    assert choose([sure, doubtful], 0.053)[0] is doubtful
+    with pytest.raises(InputError, match=r"the best, sure, costs 0\.040 dB, and up to 0\.050 dB .*--crops"):
+        choose([sure, doubtful], 0.045)
+
+
 def test_groups_join_by_what_they_save_for_what_they_cost():
     cheap, dear, useless = trial("a", -0.001, 0.9), trial("b", -0.1, 0.8), trial("c", -0.001, 1.2, 4_000_000)
     assert order_of([useless, dear, cheap], 4_000_000) == [cheap, dear, useless]
@@ -86,9 +97,9 @@ def search_in(tmp_path_factory):
     calibrate(artifact, sources, cut_crops(sources, SIZE, 2, 3), [], folder / "c.npz")
     crops = cut_crops(sources, SIZE, 2, 3, "search")
 
-    def make(out):
+    def make(out, precision="int8"):
         out.mkdir(exist_ok=True)
-        wish = Wish("onnxruntime", 2, 3, 100.0)
+        wish = Wish("onnxruntime", 2, 3, 100.0, precision=precision)
         return Search(artifact, load_calibration(folder / "c.npz"), crops, wish, out)
 
     return make
@@ -134,6 +145,7 @@ def test_what_a_search_goes_on_with(search_in, tmp_path):
 
     assert key(wish=replace(search.wish, budget=0.1)) == search.key, "another budget measures nothing anew"
     assert key(wish=replace(search.wish, weight_bits=7)) != search.key
+    assert key(wish=replace(search.wish, precision="mixed")) != search.key
     first, *others = search.crops
     assert key([replace(first, hr=first.hr ^ 1), *others]) != search.key, "a picture that was changed under its name"
 
@@ -160,6 +172,33 @@ def test_a_trial_says_what_its_file_does(search_in, tmp_path):
         for c in search.crops
     ]
     assert found.change == pytest.approx(np.mean(changes), abs=0.02)
+
+
+def test_a_search_in_mixed_measures_mixed_files(search_in, tmp_path):
+    search = search_in(tmp_path, "mixed")
+    found = search.measure("one", ["qkv"], "max")
+    wish = Quantisation("mixed", search.calibration, Recipe(calibrator="max", groups=("qkv",)))
+    model, _ = quantised(search.model, wish)
+    assert found.bytes == model.ByteSize()
+    onnx.save(model, tmp_path / "mixed.onnx")
+    rounded = RoundedModel(tmp_path / "mixed.onnx")
+    base = open_in("onnxruntime", search.artifact.model_file, 1)
+    changes = [
+        psnr_y(to_uint8(rounded.run({"lr": c.lr}).sr), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)
+        for c in search.crops
+    ]
+    assert found.change == pytest.approx(np.mean(changes), abs=0.02)
+
+
+def test_a_recipe_lists_the_pictures_that_chose_it(search_in, tmp_path):
+    search, chosen = search_in(tmp_path), trial(groups=("ffn_in",))
+    pictures = [{"name": f"photograph number {n} ü.png", "sha256": f"{n:064x}"} for n in range(4096)]
+    found = found_recipe(Outcome(30.0, 1, [chosen], chosen, "why"), search, pictures, "0" * 64)
+    write_recipe(tmp_path / "r.yaml", found)
+    read = read_recipe(tmp_path / "r.yaml")
+    assert (read.groups, read.measured["images"]) == (("ffn_in",), pictures)
+    assert (read.measured["precision"], read.measured["budget_db"]) == ("int8", 100.0)
+    assert read.measured["calibration_sha256"] == search.calibration.sha256
 
 
 def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):

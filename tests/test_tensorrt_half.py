@@ -9,6 +9,7 @@ import onnx
 import pytest
 from conftest import photo
 from onnx import TensorProto, helper, numpy_helper
+from small_networks import beyond_half, small_network
 from tensorrt_models import random_network, shorten
 from typer.testing import CliRunner
 
@@ -149,6 +150,14 @@ def test_only_moved_numbers_follow_into_half():
 def test_weights_beyond_fp16_are_an_error():
     with pytest.raises(ExportError, match=r"a\.w holds numbers above 65504"):
         write_half(small(weight=1e5))
+
+
+def test_numbers_beyond_fp16_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="NaN or infinite values: .*65504.*export it as fp32, or calibrate"):
+        ppexport.export(
+            beyond_half(small_network()), backend="tensorrt", precision="fp16", size=(16, 16), out=tmp_path / "a"
+        )
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_foreign_graph_is_an_error():

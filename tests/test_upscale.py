@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from ppexport.artifact import Artifact, Manifest
-from ppexport.backends.base import Prepared, Result, Runner
+from ppexport.backends.base import Prepared, Result, Runner, SessionRunner
 from ppexport.errors import ArtifactError, ImageError, InputError
 from ppexport.images import read_image
 from ppexport.picture import to_input, to_levels
@@ -359,6 +360,46 @@ def test_values_that_are_not_finite_are_an_error(bad: float) -> None:
     runner.change = spoil
     with pytest.raises(ArtifactError, match=r"repeat returned NaN or infinite values for the tile at \(48, 0\)"):
         upscale_array(runner, noise(112, 80))
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend", "way"),
+    [
+        ("fp32", "onnx", "the weights are damaged or too large for fp32"),
+        ("fp16", "tensorrt", "exceed 65504.*: export it as fp32, or calibrate the model"),
+        ("w8", "coreml", "exceed 65504, the largest of fp16: export it as fp32$"),
+    ],
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_runner_names_itself_and_the_way_out(precision: str, backend: str, way: str, bad: float) -> None:
+    runner = Repeat((8, 8))
+    manifest = dataclasses.replace(runner.artifact.manifest, precision=precision, backend=backend)
+    runner.artifact = dataclasses.replace(runner.artifact, manifest=manifest)
+    runner.change = lambda run, result: result._replace(sr=result.sr * np.float32(bad))
+    prepared = runner.prepare(np.ones((1, 3, 8, 8), np.float32))
+    with pytest.raises(ArtifactError, match=f"^repeat returned NaN or infinite values: .*{way}"):
+        runner.run(prepared)
+    assert not np.isfinite(runner.run_unchecked(prepared).sr).any()
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        ({}, "sr"),
+        ({"sr": np.zeros((1, 3, 16, 16)), "impure_tokens": np.zeros(0)}, "impure_tokens"),
+        ({"impure_tokens": np.zeros(1)}, "sr"),
+    ],
+)
+def test_a_foreign_model_without_our_outputs_is_an_error(found: dict[str, Any], name: str) -> None:
+    class Foreign:
+        facts: ClassVar = {"ppexport.capacities": "256", "ppexport.card_sha256": ""}
+
+        def run(self, inputs: Any) -> dict[str, Any]:
+            return found
+
+    runner = SessionRunner(artifact((8, 8), 2), Foreign())
+    with pytest.raises(ArtifactError, match=f"computes no {name}"):
+        runner(np.zeros((1, 3, 8, 8), np.float32))
 
 
 def test_a_result_of_another_shape_is_an_error() -> None:

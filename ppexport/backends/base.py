@@ -56,6 +56,16 @@ def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
     return inputs
 
 
+def way_out(precision: str, backend: str) -> str:
+    """Why an artifact of *precision* returns values that are not finite, and what to do about it."""
+    if precision in ("fp32", "int8"):
+        return "the weights are damaged or too large for fp32"
+    way = "numbers inside it exceed 65504, the largest of fp16: export it as fp32"
+    if backend in ("onnx", "tensorrt"):
+        way += ", or calibrate the model, which keeps in fp32 what exceeds fp16 (`ppexport calibrate`, `--calibration`)"
+    return way
+
+
 class Runner(ABC):
     """An opened artefact: `runner(lr)` super-resolves one image of exactly `runner.size`.
 
@@ -102,8 +112,29 @@ class Runner(ABC):
         return Prepared(lr, pure, smallest_capacity(manifest.capacities, int(pure.size - np.count_nonzero(pure))))
 
     def run(self, prepared: Prepared) -> Result:
-        """Super-resolve an image that `prepare` made ready."""
+        """Super-resolve an image that `prepare` made ready. Raises ArtifactError as `check_picture` does."""
+        result = self._run(prepared)
+        self.check_picture(result.sr)
+        return result
+
+    def run_unchecked(self, prepared: Prepared) -> Result:
+        """The same for a caller that looks at the picture itself: `parity` reports what is not finite."""
         return self._run(prepared)
+
+    def check_picture(self, sr: Image, where: str = "") -> None:
+        """Raise ArtifactError, naming the artifact, *where* and the way out, if *sr* holds NaN or infinite values.
+
+        Also if it has another shape than it should. Converted to 8 bits NaN would become an ordinary colour, black as a
+        rule. The check takes 4 microseconds for a picture of 128x128 and 50 for one of 512x512.
+        """
+        expected = (1, 3, *(side * self.scale for side in self.size))
+        if sr.shape != expected:
+            raise ArtifactError(f"{self.artifact.path} returned {sr.shape}, expected {expected}")
+        if not np.isfinite(sr).all():
+            m = self.artifact.manifest
+            raise ArtifactError(
+                f"{self.artifact.path} returned NaN or infinite values{where}: {way_out(m.precision, m.backend)}"
+            )
 
     @abstractmethod
     def _run(self, prepared: Prepared) -> Result:
@@ -132,5 +163,8 @@ class SessionRunner(Runner):
 
     def _run(self, prepared: Prepared) -> Result:
         found = self.session.run(feeds(self.artifact.manifest, prepared))
+        for name in ("sr", "impure_tokens"):
+            if name not in found or not found[name].size:
+                raise ArtifactError(f"{self.artifact.model_file} computes no {name}: no export made it")
         sr = np.asarray(found["sr"], np.float32)
         return Result(sr, int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)

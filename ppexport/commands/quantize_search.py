@@ -28,7 +28,10 @@ def quantize_search(
         "onnxruntime"
     ),
     precision: Annotated[str, typer.Option(help="of the artefact: int8, or mixed (int8 and fp16)")] = "int8",
-    budget: Annotated[float, typer.Option(min=0, help="PSNR-Y in dB that the placement may cost on the crops")] = 0.05,
+    budget: Annotated[
+        float,
+        typer.Option(min=0, help="PSNR-Y in dB that the placement may cost: the crops' mean and 1.645 standard errors"),
+    ] = 0.05,
     weight_bits: Annotated[
         int, typer.Option(min=7, max=8, help="7 for OpenVINO on CPUs without VNNI, whose products of 8 bits saturate")
     ] = 8,
@@ -44,8 +47,10 @@ def quantize_search(
     """Search for the layers whose int8 saves time or size and keeps the picture, and export what is found.
 
     Measures every group of layers alone and then together, in dB of PSNR-Y on crops of the pictures and in time on the
-    runtime. Writes OUT/pareto.md, pareto.png, search.json, recipe.yaml (for `export --recipe`) and OUT/artifact. The
-    same command goes on with a search that was interrupted. The pictures choose: evaluate on others.
+    runtime; with --precision mixed as mixed files, which hold fp16 beside int8. A placement is within the budget if
+    its mean cost plus 1.645 standard errors is, that is with 95 % confidence: more crops leave less doubt. Writes
+    OUT/pareto.md, pareto.png, search.json, recipe.yaml (for `export --recipe`) and OUT/artifact. The same command
+    continues a search that was interrupted. The pictures choose, and are listed in the recipe: evaluate on others.
     """
     from ppexport.artifact import MANIFEST, read_artifact
     from ppexport.exporting import check_choice
@@ -56,12 +61,12 @@ def quantize_search(
     from ppexport.quantize.build import check_calibration
     from ppexport.quantize.calibration import load_calibration
     from ppexport.quantize.collect import calibrate as run_calibrate
-    from ppexport.quantize.collect import fp32_artifact, is_of
+    from ppexport.quantize.collect import fp32_artifact, is_of, used_pictures
     from ppexport.quantize.pictures import LEAST_CROPS, cut_crops, read_sources, warnings_about
-    from ppexport.quantize.recipe import Recipe, write_recipe
+    from ppexport.quantize.recipe import write_recipe
     from ppexport.quantize.runtimes import RUNTIMES
-    from ppexport.quantize.search import Search, Wish, run_search
-    from ppexport.quantize.search_report import COLUMNS, PICTURE, TABLE, markdown, plot, rows, to_dict
+    from ppexport.quantize.search import MARGIN, Search, Wish, run_search
+    from ppexport.quantize.search_report import COLUMNS, PICTURE, TABLE, found_recipe, markdown, plot, rows, to_dict
 
     require("matplotlib", "quantize")
     check_choice("runtime", runtime, RUNTIMES)
@@ -105,34 +110,21 @@ def quantize_search(
             measured, calibration = load_calibration(path), path
             check_calibration(measured, card)
         bits: Literal[7, 8] = 7 if weight_bits == 7 else 8
-        search = Search(artifact, measured, cut, Wish(runtime, threads, rounds, budget, bits), out)
+        search = Search(artifact, measured, cut, Wish(runtime, threads, rounds, budget, bits, precision), out)
         outcome = run_search(search, progress)
     chosen = outcome.chosen
     about = [
-        f"{card.name} x{card.scale}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} crops of "
-        f"{wanted[1]}x{wanted[0]} LR pixels from {len({c.source for c in cut})} pictures, computed by ONNX "
+        f"{card.name} x{card.scale} in {precision}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} "
+        f"crops of {wanted[1]}x{wanted[0]} LR pixels from {len({c.source for c in cut})} pictures, computed by ONNX "
         f"Runtime; time on {runtime}, {threads} threads, {rounds} rounds in turns with fp32, median and bootstrap "
-        "interval of 95 %."
+        f"interval of 95 %. Within the budget, {budget:g} dB, is what costs no more with {MARGIN:g} standard errors on "
+        "top."
     ]
     write_text(out / TABLE, markdown(outcome, about))
-    plot(out / PICTURE, outcome, f"{card.name}: int8 on {runtime}")
-    recipe = Recipe(
-        groups=chosen.groups,
-        calibrator=chosen.calibrator,
-        weight_bits=bits,
-        weights_sha256=None if card.weights is None else card.weights.sha256,
-        measured={
-            "psnr_y_change_db": round(chosen.change, 4),
-            "standard_error_db": round(chosen.error, 4),
-            "crops": len(cut),
-            "runtime": runtime,
-            "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
-            "reason": outcome.reason,
-        },
-    )
-    write_recipe(out / "recipe.yaml", recipe)
+    plot(out / PICTURE, outcome, f"{card.name}: {precision} on {runtime}")
+    weights = None if card.weights is None else card.weights.sha256
+    write_recipe(out / "recipe.yaml", found_recipe(outcome, search, used_pictures(sources, cut), weights))
     with stages("search") as step:
-        assert calibration is not None
         run_export(
             network,
             backend="onnx",
@@ -144,6 +136,6 @@ def quantize_search(
             step=step,
         )
     console.print(table(about[0], COLUMNS, rows(outcome)))
-    emit_json(json, {"model": card.name, "runtime": runtime, **to_dict(outcome)})
+    emit_json(json, {"model": card.name, "runtime": runtime, "precision": precision, **to_dict(outcome)})
     console.print(f"chosen: {', '.join(chosen.groups)} ({chosen.calibrator}), {outcome.reason}")
     console.print(f"{out / TABLE}, {out / PICTURE}, {out / 'recipe.yaml'}, {out / 'artifact'}")

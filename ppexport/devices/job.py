@@ -18,6 +18,8 @@ T = TypeVar("T")
 STATE = re.compile(r"(absent|new|running|died)|exited ([0-9]{1,3})")
 OUTPUT = "output"
 """The file of a job's output in its folder."""
+KILLED = 137
+"""Exit code of a program that was ended by SIGKILL."""
 FIRST_POLL = 0.25
 """Seconds after which a job that was just started is looked at; twice as many after every further look."""
 CHUNK = 1 << 18
@@ -42,6 +44,18 @@ class State:
     def failed(self) -> bool:
         """Whether it ended otherwise."""
         return self.kind == "died" or (self.kind == "exited" and self.code != 0)
+
+    @property
+    def killed(self) -> bool:
+        """Whether its program was killed, which a machine without memory does."""
+        return self.kind == "exited" and self.code == KILLED
+
+    @property
+    def ending(self) -> str:
+        """How a job with an exit code ended, for people."""
+        if self.killed:
+            return f"was killed (exit code {KILLED}), most likely because the memory ran out"
+        return f"ended with exit code {self.code}"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class ArtifactColumn:
         inside = self.debug.run(self._inputs(prepared), None if categories is None else categories.astype(np.int64))
         result = Result(inside.sr, inside.impure_tokens, prepared.capacity)
         if not self.rounds:
-            shipped = self.runner.run(prepared)
+            shipped = self.runner.run_unchecked(prepared)
             result = shipped if categories is None else shipped._replace(sr=inside.sr)
         return routed_sample(item, prepared, self.manifest, result, inside.categories, (inside.pure, inside.labels))
 
@@ -71,7 +71,7 @@ class EngineColumn:
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*."""
         assert categories is None, "categories cannot be injected into an engine"
-        result = self.runner(item.lr)
+        result = self.runner.run_unchecked(self.runner.prepare(item.lr))
         return Sample(sr=result.sr, impure=result.impure_tokens, capacity=result.capacity)
 
 

@@ -74,7 +74,7 @@ class AssetColumn:
         """What the asset itself computes."""
 
         def run() -> Arrays:
-            return {name: np.asarray(value) for name, value in self.runner.run(prepared)._asdict().items()}
+            return {name: np.asarray(value) for name, value in self.runner.run_unchecked(prepared)._asdict().items()}
 
         found = self.kept.arrays(_key(item), run)
         return Result(found["sr"], int(found["impure_tokens"]), int(found["capacity"]))
@@ -90,7 +90,8 @@ class AssetColumn:
         prepared = self.runner.prepare(item.lr)
         result, inside = self._shipped(item, prepared), self._opened(item, prepared)
         same = psnr(result.sr, inside["sr"].astype(np.float32), 1.0)
-        if not same >= SAME_DB:
+        # A picture that is not finite fails by itself, whatever its copy computes.
+        if np.isfinite(result.sr).all() and not same >= SAME_DB:
             raise ArtifactError(
                 f"{self.runner.artifact.path}: an asset converted from the same model computes another picture of "
                 f"{item.name} ({same:.1f} dB): export again with the installed versions"

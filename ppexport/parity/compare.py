@@ -279,6 +279,9 @@ def _compare(item: ParityInput, reference: Sample, other: Sample, gate: Gate, me
     row.equal_mask = share_equal(reference.pure, other.pure)
     if reference.impure != other.impure or {row.equal_labels, row.equal_mask} - {None, 1.0}:
         row.passed, row.reason = False, f"the masks differ: {reference.impure} and {other.impure} impure tokens"
+    # Whatever the same routing would give: what runs is what is judged.
+    if not (np.isfinite(reference.sr).all() and np.isfinite(other.sr).all()):
+        row.passed, row.reason = False, "the picture holds NaN or infinite values"
     return row
 
 

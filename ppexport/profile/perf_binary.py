@@ -223,7 +223,7 @@ class PerfBinary(ProfileWork):
         if state.kind == "died":
             return DeviceError(f"the benchmark program on {name} was ended from outside: nothing of it is kept")
         said = next((line for line in reversed(output.tail)), "it gave no reason")
-        return UnavailableError(f"the benchmark program on {name} ended with exit code {state.code}: {said[:500]}")
+        return UnavailableError(f"the benchmark program on {name} {state.ending}: {said[:500]}")
 
     def _finish(self) -> Profile:
         self.telling.stage("collecting")

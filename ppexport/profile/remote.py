@@ -277,7 +277,7 @@ class RemoteProfile(ProfileWork):
                 f"the measurement on {name} was ended from outside: {name} was restarted, or ran out of memory; {kept}"
             )
         said = output.tail[-1] if output.tail else "it gave no reason"
-        return DeviceError(f"the measurement on {name} ended with exit code {state.code}: {said[:500]}; {kept}")
+        return DeviceError(f"the measurement on {name} {state.ending}: {said[:500]}; {kept}")
 
     def _finish(self) -> Profile:
         self.telling.stage("collecting")

@@ -1,8 +1,8 @@
 """An artefact in a runtime, as the measuring loop takes it.
 
-Inside the clock of a query: the checks of the input, Pure-Pass mask and choice of the capacity where the host computes
-them, and the run from float32 in host memory to float32 in host memory, copies to a device and back included. Outside:
-reading and decoding of files, conversion from 8 bits, tiling, blending.
+Inside the clock of a query: the checks of the input and the result, Pure-Pass mask and choice of the capacity where the
+host computes them, and the run from float32 in host memory to float32 in host memory, copies to a device and back
+included. Outside: reading and decoding of files, conversion from 8 bits, tiling, blending.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INSIDE = (
-    "checks of the input; mask and choice of the capacity where the host computes them; the run from float32 in host "
-    "memory to float32 in host memory, with copies to the device and back. Not inside: file reading and decoding, "
-    "conversion from 8 bits, tiling, blending"
+    "checks of the input and the result; mask and choice of the capacity where the host computes them; the run from "
+    "float32 in host memory to float32 in host memory, with copies to the device and back. Not inside: file reading "
+    "and decoding, conversion from 8 bits, tiling, blending"
 )
 
 

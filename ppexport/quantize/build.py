@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,17 @@ def check_calibration(calibration: Calibration, card: Card) -> None:
         )
 
 
-def quantised(model: onnx.ModelProto, wish: Quantisation) -> tuple[onnx.ModelProto, list[Finding]]:
-    """*model* in the wished precision, and what the audit of fp16 kept in fp32."""
+def quantised(
+    model: onnx.ModelProto, wish: Quantisation, groups: Collection[str] | None = None
+) -> tuple[onnx.ModelProto, list[Finding]]:
+    """*model* in the requested precision, and what the audit of fp16 kept in fp32.
+
+    *groups* are int8 in place of the recipe's.
+    """
     findings: list[Finding] = []
     result = model
     if wish.precision != "fp16":
-        result = write_int8(model, wish.calibration, wish.recipe)
+        result = write_int8(model, wish.calibration, wish.recipe, groups)
     if wish.precision != "int8":
         int8 = int8_nodes(result)
         # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.

@@ -34,12 +34,25 @@ HASHES = "evaluation_sets.json"
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A picture that was read."""
+    """A picture that was looked at; its pixels are not kept, since a folder may hold more than memory does."""
 
-    name: str
+    path: Path
     sha256: str
     """Of its pixels: `pixel_hash`."""
-    pixels: Pixels
+    size: tuple[int, int]
+    """(height, width)."""
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return self.path.name
+
+    def read(self) -> Pixels:
+        """Its pixels (height, width, 3). Raises ImageError, and InputError where the file is another than before."""
+        pixels = read_pixels(self.path)
+        if pixel_hash(pixels) != self.sha256:
+            raise InputError(f"{self.path} was changed while it was used")
+        return pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +82,21 @@ def known_evaluation_pictures() -> dict[str, str]:
     return {digest: name for name, digests in json.loads(text).items() for digest in digests}
 
 
+def read_pixels(path: Path) -> Pixels:
+    """The picture *path* as 8-bit RGB, a transparent one as it is without alpha. Raises ImageError."""
+    rgb = read_image(path).rgb
+    return np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
+
+
 def read_sources(folder: Path) -> list[Source]:
-    """Every picture of *folder* as 8-bit RGB, transparent ones as they are without alpha.
+    """Every picture of *folder*, read one after the other.
 
     Raises InputError where there is none, ImageError for the first that cannot be read.
     """
     found = []
     for path in pictures_in(folder):
-        rgb = read_image(path).rgb
-        pixels = np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
-        found.append(Source(path.name, pixel_hash(pixels), pixels))
+        pixels = read_pixels(path)
+        found.append(Source(path, pixel_hash(pixels), (pixels.shape[0], pixels.shape[1])))
     return found
 
 
@@ -88,22 +106,26 @@ def cut_crops(
     """*count* crops of LR *size* (h, w), taken from the pictures in turn; LR by antialiased bicubic.
 
     Where a crop lies follows from the picture, its number and *purpose* alone, so that a resumed run cuts the same
-    crops, and other purposes others. Pictures smaller than a crop are left out. Raises InputError where all are.
+    crops, and other purposes others. Every picture is read once; those smaller than a crop are left out. Raises
+    InputError where all are, and where a file is another than when it was looked at.
     """
     high, wide = size[0] * scale, size[1] * scale
-    usable = [s for s in sources if s.pixels.shape[0] >= high and s.pixels.shape[1] >= wide]
+    usable = [s for s in sources if s.size[0] >= high and s.size[1] >= wide]
     if not usable:
         raise InputError(f"none of the {len(sources)} pictures is as large as a crop, {wide}x{high} pixels")
-    crops = []
-    for number in range(count):
-        source, turn = usable[number % len(usable)], number // len(usable)
-        seed = hashlib.sha256(f"{source.sha256} {turn} {purpose}".encode()).digest()
-        place = np.random.default_rng(int.from_bytes(seed[:8], "big"))
-        top = int(place.integers(0, source.pixels.shape[0] - high + 1))
-        left = int(place.integers(0, source.pixels.shape[1] - wide + 1))
-        hr = np.ascontiguousarray(source.pixels[top : top + high, left : left + wide])
-        crops.append(Crop(f"{source.name}+{left}+{top}", to_input(resize_bicubic(hr, scale)), hr, source.sha256))
-    return crops
+    crops: dict[int, Crop] = {}
+    for first, source in enumerate(usable[:count]):
+        pixels = source.read()
+        for number in range(first, count, len(usable)):
+            seed = hashlib.sha256(f"{source.sha256} {number // len(usable)} {purpose}".encode()).digest()
+            place = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+            top = int(place.integers(0, source.size[0] - high + 1))
+            left = int(place.integers(0, source.size[1] - wide + 1))
+            # A copy, since a view would keep the whole picture.
+            hr = pixels[top : top + high, left : left + wide].copy()
+            name = f"{source.name}+{left}+{top}"
+            crops[number] = Crop(name, to_input(resize_bicubic(hr, scale)), hr, source.sha256)
+    return [crops[number] for number in range(count)]
 
 
 def _thumbnail(pixels: Pixels) -> NDArray[np.float64]:

@@ -14,7 +14,8 @@ from ppexport.files import write_text
 from ppexport.quantize.groups import DEFAULT_GROUPS, check_groups
 from ppexport.quantize.ranges import PERCENTILE, check_calibrator
 
-MAX_BYTES = 1 << 16
+MAX_BYTES = 1 << 20
+"""A recipe lists the pictures that chose it, up to 4096."""
 HEADER = "# Written by `ppexport quantize-search`; read by `ppexport export --recipe`.\n"
 
 

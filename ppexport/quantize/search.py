@@ -24,25 +24,29 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact
 from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
+from ppexport.quantize.build import Quantisation, quantised
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.collect import crop_inputs
 from ppexport.quantize.groups import GROUPS, ROUTING
 from ppexport.quantize.pictures import Crop, pixel_hash
-from ppexport.quantize.qdq import write_int8
 from ppexport.quantize.ranges import CALIBRATORS
 from ppexport.quantize.recipe import Recipe
 from ppexport.quantize.runtimes import Ratio, compare_times, open_in
 
 BUDGET = 0.05
 """dB of PSNR-Y that a placement may cost on the search's crops, half of what the gate allows on an evaluation set."""
+MARGIN = 1.645
+"""Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence
+it costs no more on pictures like these."""
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
 STATE = "search.json"
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Of what that file holds."""
 Progress = Callable[[str, int, int], None]
 
@@ -68,6 +72,11 @@ class Trial:
     """Against fp32, on the runtime."""
 
     @property
+    def cost(self) -> float:
+        """dB that it costs at most, with 95 % confidence: what the budget is for."""
+        return MARGIN * self.error - self.change
+
+    @property
     def placeable(self) -> bool:
         """Whether it may be chosen: routing stays in float."""
         return ROUTING not in self.groups
@@ -82,6 +91,8 @@ class Wish:
     rounds: int
     budget: float
     weight_bits: Literal[7, 8] = 8
+    precision: str = "int8"
+    """ "int8", or "mixed": every placement is measured with fp16 where the calibration allows it."""
 
 
 @dataclass
@@ -128,6 +139,8 @@ class Search:
         found = []
         for crop in self.crops:
             inside = debug.run(crop_inputs(self.artifact, crop))
+            if not np.isfinite(inside.sr).all():
+                raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
         return found
 
@@ -150,13 +163,14 @@ class Search:
         )
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
-        model = write_int8(
-            self.model, self.calibration, Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits), groups
-        )
+        recipe = Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits)
+        model, _ = quantised(self.model, Quantisation(self.wish.precision, self.calibration, recipe), groups)
+        # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
+        opened = RoundedModel if self.wish.precision == "mixed" else DebugModel
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
-            pictures = self._pictures(DebugModel(path))
+            pictures = self._pictures(opened(path))
             run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)
@@ -193,14 +207,15 @@ def order_of(alone: Sequence[Trial], fp32_bytes: int) -> list[Trial]:
 def choose(trials: Sequence[Trial], budget: float) -> tuple[Trial, str]:
     """The fastest placement within *budget* that is surely faster than fp32, else the smallest within it, and why.
 
-    Raises InputError where none is within the budget.
+    A placement is within the budget if its `cost` is. Raises InputError where none is.
     """
-    fitting = [t for t in trials if t.placeable and t.change >= -budget]
+    fitting = [t for t in trials if t.placeable and t.cost <= budget]
     if not fitting:
-        best = max((t for t in trials if t.placeable), key=lambda t: t.change)
+        best = min((t for t in trials if t.placeable), key=lambda t: t.cost)
         raise InputError(
-            f"no placement costs at most {budget:g} dB; the best, {best.name}, costs {-best.change:.3f} dB: "
-            "raise --budget or calibrate on more pictures"
+            f"no placement costs at most {budget:g} dB; the best, {best.name}, costs {-best.change:.3f} dB, and up to "
+            f"{best.cost:.3f} dB within its margin of {MARGIN:g} standard errors: measure more crops (--crops), raise "
+            "--budget, or calibrate on more pictures"
         )
     faster = [t for t in fitting if t.time.high < 1]
     if faster:

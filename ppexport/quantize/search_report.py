@@ -1,14 +1,15 @@
-"""A search for people: the table, the plot, and the figures as JSON."""
+"""What a search leaves: the table, the plot, the figures as JSON, and the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ppexport.files import atomic_path
-from ppexport.quantize.search import Outcome, Trial, pareto
+from ppexport.quantize.recipe import Recipe
+from ppexport.quantize.search import Outcome, Search, Trial, pareto
 
 COLUMNS = ["placement", "PSNR-Y change dB", "worst crop", "time of fp32's", "MB", "equal categories", "Pareto"]
 TABLE, PICTURE = "pareto.md", "pareto.png"
@@ -55,6 +56,31 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "pareto": [t.name for t in pareto(outcome.trials)],
         "trials": [asdict(t) for t in outcome.trials],
     }
+
+
+def found_recipe(
+    outcome: Outcome, search: Search, pictures: Sequence[Mapping[str, str]], weights: str | None
+) -> Recipe:
+    """The recipe that *search* found for *weights* (their hash), what was measured, and the *pictures* that chose."""
+    chosen, wish = outcome.chosen, search.wish
+    return Recipe(
+        groups=chosen.groups,
+        calibrator=chosen.calibrator,
+        weight_bits=wish.weight_bits,
+        weights_sha256=weights,
+        measured={
+            "psnr_y_change_db": round(chosen.change, 4),
+            "standard_error_db": round(chosen.error, 4),
+            "precision": wish.precision,
+            "budget_db": wish.budget,
+            "crops": len(search.crops),
+            "runtime": wish.runtime,
+            "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
+            "reason": outcome.reason,
+            "calibration_sha256": search.calibration.sha256,
+            "images": [dict(picture) for picture in pictures],
+        },
+    )
 
 
 def plot(path: Path, outcome: Outcome, title: str) -> None:

@@ -70,7 +70,9 @@ def slides(parity: Parity) -> list[Slide]:
         if len(found) == MOST or name not in inputs or name not in reference or name not in other:
             continue
         lr, first, second = to_uint8(inputs[name].lr), reference[name], other[name]
-        if first.sr.shape != second.sr.shape or second.sr.shape[2] % h or not np.isfinite(second.sr).all():
+        if first.sr.shape != second.sr.shape or second.sr.shape[2] % h:
+            continue
+        if not (np.isfinite(first.sr).all() and np.isfinite(second.sr).all()):
             continue
         difference = np.abs(first.sr.astype(np.float64) - second.sr).max(axis=(0, 1))
         largest = float(difference.max())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ppexport.artifact import smallest_capacity
+from ppexport.backends.base import way_out
 from ppexport.backends.coreai.frontend import Front, OpenFront, convert
 from ppexport.backends.coreai.halved import halved
 from ppexport.backends.coreai.session import Session
@@ -88,6 +89,8 @@ def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precisio
         found = session.run(inputs)
     finally:
         session.close()
+    if not np.isfinite(found["sr"]).all():
+        raise ExportError(f"in {precision} the asset gives NaN or infinite values: {way_out(precision, 'coreai')}")
     decibel = psnr(expected.numpy(), found["sr"].astype(np.float32), 1.0)
     if not decibel >= LEAST_DB[precision] or int(found["impure_tokens"].reshape(-1)[0]) != int(impure):
         raise ExportError(f"the converted asset differs from the twin ({decibel:.1f} dB): please report this model")

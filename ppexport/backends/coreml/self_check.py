@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ppexport.artifact import smallest_capacity
+from ppexport.backends.base import way_out
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.errors import ExportError
 from ppexport.metrics import psnr
@@ -52,6 +53,10 @@ def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precisio
         if len(capacities) > 1:
             inputs["slots"] = np.zeros((1, capacity), np.int32)
         inside = debug.run(inputs, categories)
+        if not np.isfinite(inside.sr).all():
+            raise ExportError(
+                f"in {precision} the package gives NaN or infinite values: {way_out(precision, 'coreml')}"
+            )
         decibel = psnr(reference, inside.sr, 1.0)
         if not decibel >= least or inside.impure_tokens != int(impure):
             raise ExportError(

@@ -69,7 +69,7 @@ class Session:
             fed["lr"] = np.floor(np.clip(fed["lr"], 0, 1) * np.float32(255) + np.float32(0.5))
         evaluator = self.evaluator(None if slots is None else slots.shape[1])
         found = evaluator.run(fed, keep=keep, replace=replace)
-        found["sr"] = found["sr"].astype(np.float32)
-        if self.images:
-            found["sr"] /= np.float32(255)
+        if "sr" in found:
+            sr = found["sr"].astype(np.float32)
+            found["sr"] = sr / np.float32(255) if self.images else sr
         return found

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 
+from ppexport.backends.base import way_out
 from ppexport.backends.onnx.build import (
     MODEL,
     SLOTS,
@@ -41,16 +42,19 @@ BYTES: dict[int, int] = {onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.INT64: 8,
 
 def against_fp32(single: Path, rounded: Path, twin: StaticTwin, shape: Shape) -> tuple[float, bool]:
     """PSNR of the file *rounded*, every node rounded to its declared type, against the fp32 file *single* on the
-    example, and whether it is finite and has the same impure tokens.
+    example, and whether it has the same impure tokens.
 
-    The categories of *single* are injected: lower precision flips near ties.
+    The categories of *single* are injected: lower precision flips near ties. Raises ExportError where a picture is not
+    finite.
     """
     with torch.no_grad():
         inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
     reference = DebugModel(single).run(inputs)
     result = RoundedModel(rounded).run(inputs, reference.categories)
-    same = result.impure_tokens == reference.impure_tokens and bool(np.isfinite(result.sr).all())
-    return psnr(reference.sr, result.sr, 1.0), same
+    for precision, sr in (("fp32", reference.sr), ("fp16", result.sr)):
+        if not np.isfinite(sr).all():
+            raise ExportError(f"in {precision} the graph gives NaN or infinite values: {way_out(precision, 'onnx')}")
+    return psnr(reference.sr, result.sr, 1.0), result.impure_tokens == reference.impure_tokens
 
 
 def half_check(single: Path, half: Path, twin: StaticTwin, shape: Shape) -> None:

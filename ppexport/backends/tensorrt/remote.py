@@ -19,6 +19,7 @@ from ppexport.backends.tensorrt.engine_artifact import engine_artifact
 from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
 from ppexport.backends.tensorrt.remote_collect import LIMITS, collect
 from ppexport.devices import scripts
+from ppexport.devices.errors import TransferError
 from ppexport.devices.job import OUTPUT, Pace, State, remove_jobs
 from ppexport.devices.output import TAIL, JobOutput
 from ppexport.devices.transport import Transport
@@ -150,7 +151,11 @@ class RemoteBuild(DetachedWork[Path]):
                 collect(self.job, self.request, Path(folder))
             except BuildFailed:
                 self._tell(self._log())
+                # What is there would fail again: the same command is to build anew.
+                self._remove()
                 raise
+            except TransferError as error:
+                raise TransferError(f"{error}; if that happens again, --clean removes the build there") from None
             made = engine_artifact(self.source.path, Path(folder), out)
         self._remove()
         return made
@@ -182,6 +187,11 @@ class RemoteBuild(DetachedWork[Path]):
             return full if NO_SPACE in output.failure["message"] else failure(output.failure)
         if any(NO_SPACE in line for line in output.tail):
             return full
+        if state.killed:
+            return BuildFailed(
+                f"the build on {name} {state.ending}: free memory there, limit it with --workspace, or export a "
+                "smaller --size; the same command starts it again"
+            )
         said = trtexec.read_log("\n".join(output.tail)).errors
         if state.kind == "exited" and said:
             return BuildFailed(f"trtexec on {name} built no engine: {said[0]}")
@@ -191,4 +201,4 @@ class RemoteBuild(DetachedWork[Path]):
             return BuildFailed(
                 f"the build on {name} was ended from outside: {name} was restarted, or ran out of memory"
             )
-        return BuildFailed(f"the build on {name} ended with exit code {state.code} and gave no reason")
+        return BuildFailed(f"the build on {name} {state.ending} and gave no reason")

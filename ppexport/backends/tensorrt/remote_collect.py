@@ -59,6 +59,8 @@ def collect(job: Job, request: dict[str, Any], folder: Path) -> None:
     """Bring the files of a build that ended well into *folder*. Raises DeviceError, or BuildFailed for trtexec's."""
     engine = folder / request["engine"]
     digest = job.get(request["engine"], engine, LIMITS["engine"])
+    if engine.stat().st_size == 0:
+        raise BuildFailed("TensorRT says that the build went well, but its engine is an empty file")
     job.get(request["timing_cache"], folder / request["timing_cache"], LIMITS["timing_cache"])
     if job.has(trtexec.ARGUMENTS):
         _collect_trtexec(job, request, folder, digest)

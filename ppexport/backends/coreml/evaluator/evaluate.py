@@ -127,14 +127,17 @@ class Evaluator:
             raise ArtifactError(f"operation {op.name!r} ({op.type}): {first_line(error)}") from None
 
     def _inputs(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-        """The function's *inputs* as tensors. Raises InputError for other names, types or shapes."""
+        """The function's *inputs* as tensors. Raises InputError for other names, types or shapes, ArtifactError for an
+        input that is no tensor.
+        """
         expected = {port.name: port for port in self.function.inputs}
         if set(inputs) != set(expected):
             raise InputError(f"the function takes {sorted(expected)}, not {sorted(inputs)}")
         found = {}
         for name, array in inputs.items():
             kind = expected[name].type
-            assert kind is not None
+            if kind is None:
+                raise ArtifactError(f"input {name!r} of the package is no tensor, which the evaluator cannot feed")
             if kind.element.numpy != array.dtype or len(kind.shape) != array.ndim or kind.shape != array.shape:
                 raise InputError(f"input {name!r} is {kind}, not {array.dtype} {array.shape}")
             found[name] = to_tensor(array)
