@@ -25,6 +25,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ppexport.alpha import bleed
 from ppexport.errors import ImageError, InputError
 from ppexport.files import atomic_path, make_temporary
 
@@ -69,6 +70,11 @@ class Picture:
     def transparent(self) -> bool:
         """Whether any pixel is not opaque."""
         return self.alpha is not None and bool((self.alpha < 255).any())
+
+    @property
+    def bled(self) -> Pixels:
+        """`rgb` for a network: invisible pixels take the colours of visible ones near them (`ppexport.alpha`)."""
+        return self.rgb if self.alpha is None else bleed(self.rgb, self.alpha)
 
 
 def pictures_in(folder: Path) -> list[Path]:

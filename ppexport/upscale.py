@@ -170,7 +170,8 @@ def upscale_file(
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter; a grey picture stays grey; the colour profile is kept.
+    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`ppexport.alpha`); a grey
+    picture stays grey; the colour profile is kept.
     Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
     known about *target* is checked before the first tile is run.
     """
@@ -178,7 +179,7 @@ def upscale_file(
     picture = read_image(source, max_pixels=max_pixels)
     height, width = (side * runner.scale for side in picture.size)
     check_output(target, (height, width), picture.transparent)
-    sr, report = upscale_array(runner, picture.rgb, progress)
+    sr, report = upscale_array(runner, picture.bled, progress)
     alpha = picture.alpha
     if alpha is not None:
         alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))

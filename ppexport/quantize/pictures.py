@@ -70,13 +70,13 @@ def known_evaluation_pictures() -> dict[str, str]:
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """Every picture of *folder* as 8-bit RGB, transparent ones as they are without alpha.
+    """Every picture of *folder* as 8-bit RGB, transparent ones as `upscale` gives them to the network.
 
     Raises InputError where there is none, ImageError for the first that cannot be read.
     """
     found = []
     for path in pictures_in(folder):
-        rgb = read_image(path).rgb
+        rgb = read_image(path).bled
         pixels = np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
         found.append(Source(path.name, pixel_hash(pixels), pixels))
     return found
