@@ -73,4 +73,4 @@ def _halved(rgb: NDArray[Any], weight: NDArray[Any]) -> tuple[Floats, Floats]:
             total[:h, :w] += part * rgb[down::2, right::2]
             share[:h, :w] += part
     np.divide(total, share, out=total, where=share > 0)
-    return total, share[..., 0] / 4
+    return total, share[..., 0] * np.float32(0.25)
