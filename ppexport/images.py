@@ -7,6 +7,9 @@ maps, stereo) the first is read; animations are refused.
 
 Writing: PNG; JPEG of quality 95 without chroma subsampling; lossless WebP, since lossy WebP always halves the colour
 resolution. Files are whole or absent. A picture may replace the file that it was read from.
+
+Kept: the colour profile, a PNG's colour chunks (`ppexport.colour_chunks`), and the dots per inch as they are, so that
+an enlarged picture is printed larger. WebP has no field for dots per inch.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ppexport.alpha import bleed
+from ppexport.colour_chunks import Chunks, beyond_srgb, read_chunks
 from ppexport.errors import ImageError, InputError
 from ppexport.files import atomic_path, make_temporary
 
@@ -59,6 +64,10 @@ class Picture:
     """Whether the file had one channel of colour, and the file written will have."""
     icc: bytes | None = None
     """The colour profile."""
+    chunks: Chunks = ()
+    """The colour chunks of a PNG."""
+    dpi: tuple[float, float] | None = None
+    """Dots per inch, (x, y)."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,6 +78,11 @@ class Picture:
     def transparent(self) -> bool:
         """Whether any pixel is not opaque."""
         return self.alpha is not None and bool((self.alpha < 255).any())
+
+    @property
+    def bled(self) -> Pixels:
+        """`rgb` for a network: invisible pixels take the colours of visible ones near them (`ppexport.alpha`)."""
+        return self.rgb if self.alpha is None else bleed(self.rgb, self.alpha)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -116,7 +130,9 @@ def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
         image = opener(stream)
         _check_header(path, image, max_pixels)
         image.load()
-        picture = _picture(image, header)
+        picture = replace(_picture(image, header), dpi=_dpi(image))
+        if name == "PNG":
+            picture = replace(picture, chunks=read_chunks(stream))
         return _upright(picture, _orientation(image))
     except ImageError:
         raise
@@ -226,6 +242,15 @@ def _keyed(levels: Pixels, key: int | tuple[int, int, int], depth: int) -> NDArr
     return np.where(hit, 0, 255).astype(np.uint8)
 
 
+def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
+    """The dots per inch (x, y) of *image*, None where there are none that every format can hold."""
+    try:
+        x, y = map(float, image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if all(1 <= dots < 1 << 16 for dots in (x, y)) else None
+
+
 def _orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
     try:
@@ -246,7 +271,8 @@ def _upright(picture: Picture, orientation: int) -> Picture:
         return plane[:, ::-1] if mirrored else plane
 
     alpha = None if picture.alpha is None else turn(picture.alpha)
-    return replace(picture, rgb=turn(picture.rgb), alpha=alpha)
+    dpi = picture.dpi[::-1] if picture.dpi is not None and turns % 2 else picture.dpi
+    return replace(picture, rgb=turn(picture.rgb), alpha=alpha, dpi=dpi)
 
 
 def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
@@ -278,16 +304,28 @@ def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
         raise ImageError(f"{path}: {name} sides end at {limit} pixels, the result has {size[1]}x{size[0]}: use .png")
 
 
-def write_image(path: Path, picture: Picture) -> None:
-    """Write *picture* (rgb uint8) to *path* in the format of its extension, atomically, with alpha and profile.
+def check_colours(path: Path, picture: Picture) -> None:
+    """Raise ImageError where *picture* says of its colours what a file of *path*'s extension cannot hold."""
+    name = _FORMATS[Path(path).suffix.lower()]
+    chunk = None if name == "PNG" else beyond_srgb(picture.chunks, picture.icc is not None)
+    if chunk is not None:
+        raise ImageError(
+            f"{path}: the picture's {chunk} chunk says that its colours are not sRGB, which {name} cannot hold: "
+            "use .png, or convert the picture to sRGB first"
+        )
 
-    A grey picture is written as one channel, its luma. Raises ImageError as `check_output`, and if writing fails (a
-    full disk, for example); the file that was there before is then untouched.
+
+def write_image(path: Path, picture: Picture) -> None:
+    """Write *picture* (rgb uint8) to *path* in the format of its extension, atomically, with all that goes with it.
+
+    A grey picture is written as one channel, its luma. Raises ImageError as `check_output` and `check_colours`, and if
+    writing fails (a full disk, for example); the file that was there before is then untouched.
     """
     path = Path(path)
     if picture.rgb.dtype != np.uint8:
         raise ValueError(f"write_image takes uint8 pixels, not {picture.rgb.dtype}")
     check_output(path, picture.size, picture.transparent)
+    check_colours(path, picture)
     name = _FORMATS[path.suffix.lower()]
     try:
         image = _to_pillow(picture, alpha=name != "JPEG")
@@ -296,6 +334,12 @@ def write_image(path: Path, picture: Picture) -> None:
         space = b"GRAY" if picture.grey and name != "WEBP" else b"RGB "
         if picture.icc is not None and picture.icc[16:20] == space:
             options["icc_profile"] = picture.icc
+        if picture.dpi is not None and name != "WEBP":
+            options["dpi"] = picture.dpi
+        if name == "PNG":
+            options["pnginfo"] = PngInfo()
+            for kind, content in picture.chunks:
+                options["pnginfo"].add(kind, content)
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             image.save(stream, format=name, **options)
     except MemoryError:

@@ -95,7 +95,7 @@ def parameters(network: ATDLight) -> int:
 
 def read_levels(path: Path) -> NDArray[np.uint8]:
     """A picture as the network's mask sees it: uint8 (H, W, 3), finer levels rounded."""
-    rgb = read_image(path).rgb
+    rgb = read_image(path).bled
     if rgb.dtype == np.uint8:
         return np.asarray(rgb, np.uint8)
     return to_uint8(rgb.transpose(2, 0, 1))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ppexport.backends.base import Prepared, Runner
 from ppexport.errors import ImageError
-from ppexport.images import MAX_PIXELS, Picture, check_output, read_image, write_image
+from ppexport.images import MAX_PIXELS, check_colours, check_output, read_image, write_image
 from ppexport.picture import to_input
 from ppexport.pipeline import overlap
 from ppexport.tiles import Blender, Grid, Pixels, cut, plan_grid
@@ -165,7 +165,8 @@ def upscale_file(
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter; a grey picture stays grey; the colour profile is kept.
+    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`ppexport.alpha`); a grey
+    picture stays grey; its profile, its colour chunks and its dots per inch are kept.
     Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
     known about *target* is checked before the first tile is run.
     """
@@ -173,9 +174,10 @@ def upscale_file(
     picture = read_image(source, max_pixels=max_pixels)
     height, width = (side * runner.scale for side in picture.size)
     check_output(target, (height, width), picture.transparent)
-    sr, report = upscale_array(runner, picture.rgb, progress)
+    check_colours(target, picture)
+    sr, report = upscale_array(runner, picture.bled, progress)
     alpha = picture.alpha
     if alpha is not None:
         alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    write_image(target, Picture(sr, alpha, picture.grey, picture.icc))
+    write_image(target, replace(picture, rgb=sr, alpha=alpha))
     return replace(report, seconds_total=time.perf_counter() - start)

@@ -24,12 +24,13 @@ from ppexport.errors import InputError
 from ppexport.exporting import capacity_set
 from ppexport.metrics import psnr
 from ppexport.parity.inputs import parity_inputs
-from ppexport.picture import to_input
+from ppexport.picture import to_input, to_uint8
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.layers import StaticCategoryAttention
 from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer
 from ppexport.twin.routing import plan_slots
 from ppexport.twin.shared import BlockCut, Shared
+from ppexport.upscale import upscale_array
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]
@@ -241,3 +242,24 @@ def test_the_exported_branch_is_the_networks_at_every_sufficient_capacity(branch
     feeds = {"qkv": qkv, "categories": categories, "mask": pure.astype(np.float32)}
     (out,) = session.run(None, {**feeds, "slots": np.zeros((1, capacity), np.int32)})
     assert np.abs(out - expected.numpy()).max() <= 2e-5
+
+
+@pytest.mark.parametrize("step", [32, 48])
+def test_a_step_between_gradients_on_a_tiles_border_shows_no_seam(network, full, chosen, step):
+    y, x = np.mgrid[: SIZE[0], :80]
+    slope = y // 4 + x // 4
+    # The step lies between windows, so that both sides are pure; noise far from it has the second tile take more slots.
+    rgb = np.stack([np.where(x < step, 200 - slope, 30 + slope), 60 + slope, np.where(x < step, 40, 180)], axis=2)
+    rgb = rgb.astype(np.uint8)
+    rgb[:, 72:] = np.random.default_rng(5).integers(0, 256, (SIZE[0], 8, 3))
+    exact, report = upscale_array(ppexport.open_artifact(full), rgb)
+    sr, set_report = upscale_array(ppexport.open_artifact(chosen), rgb)
+    assert [run.origin for run in report.tiles] == [(0, 0), (0, 32)]
+    assert len({run.capacity for run in set_report.tiles}) == 2
+    assert not set_report.over_capacity
+    assert np.abs(sr.astype(int) - exact).max() <= 1
+    whole = to_uint8(network(torch.from_numpy(to_input(rgb))).numpy())
+    # Nor does the other tile's border, where the picture has no step of its own.
+    difference = (sr.astype(float) - whole).mean(axis=0)
+    border = 2 * (80 - step)
+    assert np.abs(np.diff(difference, axis=0))[border - 5 : border + 4].max() < 0.5

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
+from ppexport.colour_chunks import beyond_srgb
 from ppexport.errors import ImageError
 from ppexport.images import Picture, check_output, read_image, write_image
 
@@ -379,6 +380,101 @@ def test_a_profile_of_another_colour_space_is_not_written(tmp_path: Path) -> Non
     assert picture.icc == profile
     write_image(tmp_path / "b.png", picture)
     assert read_image(tmp_path / "b.png").icc is None
+
+
+GAMMA_1 = (b"gAMA", struct.pack(">I", 100_000))
+WINDOWS_GAMMA = (b"gAMA", struct.pack(">I", 45_455))
+SRGB_POINTS = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
+ADOBE_POINTS = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000))
+PERCEPTUAL = (b"sRGB", b"\0")
+PQ = (b"cICP", bytes((9, 16, 0, 1)))
+PROFILE = (b"iCCP", b"x\0\0" + zlib.compress(SRGB))
+RESOLUTION = (b"pHYs", struct.pack(">IIB", 11811, 5906, 1))
+
+
+def chunks_of(path: Path) -> dict[bytes, bytes]:
+    """{kind: content} of every chunk before the pixels."""
+    data, at, found = path.read_bytes(), 8, {}
+    while (kind := data[at + 4 : at + 8]) != b"IDAT":
+        length = struct.unpack(">I", data[at : at + 4])[0]
+        assert kind not in found
+        found[kind] = data[at + 8 : at + 8 + length]
+        at += length + 12
+    return found
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [(GAMMA_1,), (WINDOWS_GAMMA, ADOBE_POINTS), (PERCEPTUAL, WINDOWS_GAMMA, SRGB_POINTS), (PQ, GAMMA_1), (RESOLUTION,)],
+)
+@pytest.mark.parametrize(("colour_type", "row"), [(0, b"\x50\x60"), (2, b"abcdef"), (4, b"abcd"), (6, b"abcdefgh")])
+def test_what_a_png_says_of_its_colours_and_resolution_is_kept(
+    tmp_path: Path, chunks: tuple[tuple[bytes, bytes], ...], colour_type: int, row: bytes
+) -> None:
+    source = png(tmp_path / "a.png", 8, colour_type, [row], *chunks)
+    write_image(tmp_path / "b.png", read_image(source))
+    assert {k: v for k, v in chunks_of(tmp_path / "b.png").items() if k != b"IHDR"} == dict(chunks)
+
+
+def test_beside_a_profile_gamma_stays_and_the_srgb_chunk_cannot(tmp_path: Path) -> None:
+    source = png(tmp_path / "a.png", 8, 2, [b"abc"], PROFILE, GAMMA_1, PERCEPTUAL)
+    write_image(tmp_path / "b.png", read_image(source))
+    found = chunks_of(tmp_path / "b.png")
+    assert found[b"gAMA"] == GAMMA_1[1]
+    assert b"sRGB" not in found
+    assert read_image(tmp_path / "b.png").icc == SRGB
+
+
+@pytest.mark.parametrize("chunk", [(b"gAMA", bytes(5)), (b"cHRM", bytes(33)), (b"sRGB", b"\0\0"), (b"cICP", b"\1")])
+def test_a_chunk_of_a_wrong_length_is_left_out(tmp_path: Path, chunk: tuple[bytes, bytes]) -> None:
+    picture = read_image(png(tmp_path / "a.png", 8, 2, [b"abc"], chunk, WINDOWS_GAMMA))
+    assert picture.chunks == (WINDOWS_GAMMA,)
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "b.webp"])
+@pytest.mark.parametrize(
+    ("chunks", "named"),
+    [
+        ((GAMMA_1,), "gAMA"),
+        ((WINDOWS_GAMMA, ADOBE_POINTS), "cHRM"),
+        ((PQ, PERCEPTUAL), "cICP"),
+        ((PROFILE, PQ), "cICP"),
+        ((PROFILE, GAMMA_1), None),
+        ((PERCEPTUAL, GAMMA_1), None),
+        ((WINDOWS_GAMMA, SRGB_POINTS), None),
+        (((b"cICP", bytes((1, 13, 0, 1))), GAMMA_1), None),
+        (((b"gAMA", bytes(4)),), None),
+    ],
+)
+def test_colours_that_a_format_cannot_hold_are_an_error(
+    tmp_path: Path, name: str, chunks: tuple[tuple[bytes, bytes], ...], named: str | None
+) -> None:
+    picture = read_image(png(tmp_path / "a.png", 8, 2, [b"abc"], *chunks))
+    assert beyond_srgb(picture.chunks, picture.icc is not None) == named
+    if named is None:
+        write_image(tmp_path / name, picture)
+    else:
+        with pytest.raises(ImageError, match=rf"{name}: the picture's {named} chunk .* use \.png"):
+            write_image(tmp_path / name, picture)
+
+
+@pytest.mark.parametrize("source", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("target", ["b.png", "b.jpg"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_dots_per_inch_are_kept_and_turned(tmp_path: Path, source: str, target: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / source, Image.fromarray(RGB), dpi=(300, 150), exif=exif.tobytes())
+    write_image(tmp_path / target, read_image(path))
+    with Image.open(tmp_path / target) as image:
+        found = tuple(round(float(v)) for v in image.info["dpi"])
+    assert found == ((300, 150) if orientation == 1 else (150, 300))
+
+
+@pytest.mark.parametrize("dots", [(0, 0, 1), (1, 1, 1), (2**32 - 1, 2**32 - 1, 1), (3, 2, 0)])
+def test_a_resolution_of_nonsense_is_left_out(tmp_path: Path, dots: tuple[int, int, int]) -> None:
+    picture = read_image(png(tmp_path / "a.png", 8, 2, [b"abc"], (b"pHYs", struct.pack(">IIB", *dots))))
+    assert picture.dpi is None
 
 
 CHECKS: list[tuple[str, tuple[int, int], bool, str]] = [

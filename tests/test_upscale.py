@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from ppexport.artifact import Artifact, Manifest
 from ppexport.backends.base import Prepared, Result, Runner, SessionRunner
@@ -437,7 +437,8 @@ def test_a_file_with_alpha(tmp_path: Path) -> None:
     lr = source(tmp_path, np.dstack([rgb, alpha]))
     report = upscale_file(Repeat(), lr, tmp_path / "sr.png")
     picture = read_image(tmp_path / "sr.png")
-    np.testing.assert_array_equal(picture.rgb, enlarged(rgb, 2))
+    visible = enlarged(alpha[..., None], 2)[..., 0] > 0
+    np.testing.assert_array_equal(picture.rgb[visible], enlarged(rgb, 2)[visible])
     expected = Image.fromarray(alpha).resize((140, 200), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(picture.alpha, np.asarray(expected))
     assert isinstance(report, Report)
@@ -469,6 +470,20 @@ def test_the_colour_profile_is_kept(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     upscale_file(Repeat(), source(tmp_path, noise(9, 9), icc_profile=profile), tmp_path / "sr.png")
     assert read_image(tmp_path / "sr.png").icc == profile
+
+
+def test_gamma_and_resolution_are_kept(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    lr = source(tmp_path, noise(9, 9), pnginfo=info, dpi=(300, 300))
+    upscale_file(Repeat(), lr, tmp_path / "sr.png")
+    with Image.open(tmp_path / "sr.png") as image:
+        assert image.info["gamma"] == 1.0
+        assert round(image.info["dpi"][0]) == 300
+    runner = Repeat()
+    with pytest.raises(ImageError, match="gAMA chunk"):
+        upscale_file(runner, lr, tmp_path / "sr.jpg")
+    assert runner.seen == []
 
 
 def test_16_bit_grey_reaches_the_runner_in_full(tmp_path: Path) -> None:
@@ -561,3 +576,34 @@ def test_a_file_may_be_upscaled_in_place(tmp_path: Path) -> None:
     path = source(tmp_path, rgb)
     upscale_file(Repeat(), path, path)
     np.testing.assert_array_equal(read_image(path).rgb, enlarged(rgb, 2))
+
+
+@pytest.mark.parametrize("name", ["lr.jpg", "lr.png", "lr.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_of_a_picture_smaller_than_a_tile(tmp_path: Path, name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lr.jpg": {"quality": 95}, "lr.png": {}, "lr.webp": {"lossless": True, "exact": True}}[name]
+    lr = source(tmp_path, noise(5, 9), name, exif=exif.tobytes(), **options)
+    with Image.open(lr) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert upright.shape[:2] == ((5, 9) if orientation < 5 else (9, 5))
+    runner = Repeat((16, 24))
+    report = upscale_file(runner, lr, tmp_path / "sr.png")
+    assert report.sr_size == (upright.shape[0] * 2, upright.shape[1] * 2)
+    with Image.open(tmp_path / "sr.png") as image:
+        assert 0x0112 not in image.getexif()
+        np.testing.assert_array_equal(np.asarray(image), enlarged(upright, 2))
+
+
+def test_a_picture_too_wide_for_jpeg_is_known_before_the_first_run(tmp_path: Path) -> None:
+    rgb = noise(2, 33_000)
+    lr = source(tmp_path, rgb)
+    runner = Repeat((2, 9_000))
+    with pytest.raises(ImageError, match=r"JPEG sides end at 65500 pixels, the result has 66000x4: use \.png"):
+        upscale_file(runner, lr, tmp_path / "sr.jpg")
+    assert runner.seen == []
+    upscale_file(runner, source(tmp_path, rgb, "lr.jpg", quality=95), tmp_path / "sr.png")
+    assert read_image(tmp_path / "sr.png").size == (4, 66_000)
+    upscale_file(runner, source(tmp_path, rgb[:, :32_750]), tmp_path / "sr.jpg")
+    assert read_image(tmp_path / "sr.jpg").size == (4, 65_500)

@@ -45,7 +45,7 @@ class Picture:
 
 def read_rgb(path: Path) -> Pixels:
     """The picture *path* as uint8 (H, W, 3). Raises ImageError for a file that cannot be read."""
-    rgb = read_image(path).rgb
+    rgb = read_image(path).bled
     if rgb.dtype != np.uint8:
         rgb = to_levels(rgb)
     return np.ascontiguousarray(rgb)

@@ -83,8 +83,8 @@ def known_evaluation_pictures() -> dict[str, str]:
 
 
 def read_pixels(path: Path) -> Pixels:
-    """The picture *path* as 8-bit RGB, a transparent one as it is without alpha. Raises ImageError."""
-    rgb = read_image(path).rgb
+    """The picture *path* as 8-bit RGB, a transparent one as `upscale` gives it to the network. Raises ImageError."""
+    rgb = read_image(path).bled
     return np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
 
 
