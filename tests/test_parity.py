@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
+import math
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,10 +18,12 @@ import torch
 from conftest import photo
 from onnx import numpy_helper
 from PIL import Image
+from rich.console import Console
 from small_networks import SIZE, small_network
 
 import ppexport
 from ppexport.artifact import MANIFEST
+from ppexport.commands.parity import show
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
 from ppexport.metrics import psnr_y, ssim_y
@@ -98,7 +104,7 @@ def test_ground_truth_is_compared_by_psnr_y_and_ssim_y():
     row = pair.rows[0]
     assert row.task == (psnr_y(first, item.hr, 2), psnr_y(second, item.hr, 2))
     assert row.task_ssim == (ssim_y(first, item.hr, 2), ssim_y(second, item.hr, 2))
-    assert pair.ssim_change == row.task_ssim[1] - row.task_ssim[0] != 0
+    assert pair.ssim_y_change == row.task_ssim[1] - row.task_ssim[0] != 0
     assert pair.to_dict()["rows"][0]["task_ssim"] == list(row.task_ssim)
 
 
@@ -148,6 +154,83 @@ def test_a_flip_in_half_precision_passes_if_the_reference_makes_it_too(chosen, t
     assert pair.agreement == [1, 1 - 1 / N]
 
 
+def near_the_truth(shift):
+    """An input whose ground truth the picture of `sample(shift)` almost meets."""
+    hr = to_uint8(sample(shift).sr)
+    hr[::2] += 2
+    return ParityInput("a", ITEM.lr, hr)
+
+
+@pytest.mark.parametrize(
+    ("as_run", "injected", "failed"),
+    [
+        (0.0, 0.0, []),
+        (0.02, 0.0, ["task"]),
+        (0.0, 0.02, ["task_same_routing"]),
+        (0.02, 0.02, ["task", "task_same_routing"]),
+    ],
+)
+def test_half_precision_meets_the_task_gate_as_it_runs_and_with_the_same_routing(as_run, injected, failed):
+    other, again = sample(shift=as_run, flip=[3], gap=0.3), sample(shift=injected, gap=0.3)
+    seen = Seen(again.categories, again.gaps, 100.0, 20.0)
+    means = Means(lambda item, categories: again, look=lambda item, categories: seen)
+    gate = Gate(psnr=10.0, task_change=0.02, near_tie=1e-3)
+    pair = compare_columns(("r", "o"), [near_the_truth(0)], {"a": sample(gap=0.3)}, {"a": other}, gate, 2, means)
+    assert pair.rows[0].passed, "injection alone saves every one of them"
+    assert pair.failed_tasks == failed
+    assert pair.passed is (not failed)
+    hr, pictures = near_the_truth(0).hr, {shift: to_uint8(sample(shift).sr) for shift in (0.0, as_run, injected)}
+    own = psnr_y(pictures[0.0], hr, 2)
+    assert pair.psnr_y_change == psnr_y(pictures[as_run], hr, 2) - own
+    assert pair.psnr_y_change_same_routing == psnr_y(pictures[injected], hr, 2) - own
+    assert pair.ssim_y_change == ssim_y(pictures[as_run], hr, 2) - ssim_y(pictures[0.0], hr, 2)
+    assert pair.ssim_y_change_same_routing == ssim_y(pictures[injected], hr, 2) - ssim_y(pictures[0.0], hr, 2)
+    assert pair.worst.name == "a"
+    saved = json.loads(json.dumps(pair.to_dict(), allow_nan=False))
+    assert (saved["psnr_y_change"], saved["psnr_y_change_same_routing"]) == (
+        pair.psnr_y_change, pair.psnr_y_change_same_routing
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("near_tie", "failed"), [(1e-6, []), (1e-3, ["task"]), (math.inf, ["task"])])
+def test_near_ties_of_fp32_are_judged_with_the_same_routing(near_tie, failed):
+    other, again = sample(shift=0.02, flip=[3]), sample()
+    gate = Gate(psnr=10.0, task_change=0.02, near_tie=near_tie)
+    columns = {"a": sample(gap=1e-7)}, {"a": other}
+    pair = compare_columns(("r", "o"), [near_the_truth(0)], *columns, gate, 2, Means(lambda item, categories: again))
+    assert pair.failed_tasks == failed
+    assert pair.psnr_y_change < -0.02
+    assert pair.psnr_y_change_same_routing == 0
+
+
+def test_an_engine_that_tells_no_category_is_judged_as_it_runs():
+    columns = ({"a": dataclasses.replace(sample(shift), categories=None, gaps=None)} for shift in (0, 0.02))
+    pair = compare_columns(("r", "o"), [near_the_truth(0)], *columns, Gate(psnr=10.0, task_change=0.02), 2)
+    assert pair.failed_tasks == ["task"]
+    assert pair.psnr_y_change_same_routing is None
+
+
+def test_a_narrow_terminal_shows_names_figures_and_reasons_whole():
+    items = [dataclasses.replace(near_the_truth(0), name=name) for name in ("hubble_deep_field", "chelsea")]
+    base = {item.name: sample(gap=0.3) for item in items}
+    other = {"hubble_deep_field": sample(shift=0.02, flip=[3]), "chelsea": sample(shift=0.02)}
+    gate = Gate(psnr=55.0, task_change=0.02, near_tie=1e-3)
+    pair = compare_columns(("twin", "onnx-fp16"), items, base, other, gate, 2, Means(lambda item, _: sample(flip=[3])))
+    report = SimpleNamespace(pairs=[pair], units={}, over_capacity=[], host_mask_differs=[], passed=False, file="f",
+                             error_map="m")  # fmt: skip
+    out = io.StringIO()
+    show(report, Console(file=out, width=80, soft_wrap=True, highlight=False, markup=False))
+    lines = out.getvalue().splitlines()
+    assert any(re.search(r"│ hubble_deep_field +│ FAIL +│", line) for line in lines), out.getvalue()
+    assert max(len(line) for line in lines if "│" in line) <= 80
+    assert "hubble_deep_field: FAIL, a category flipped although the reference was sure of it by 3.0e-01" in lines
+    assert "chelsea: FAIL, 34.0 dB, largest error 2.0e-02" in lines
+    change, same = pair.psnr_y_change, pair.psnr_y_change_same_routing
+    assert f"changes by {change:+.4f} dB on average as it runs" in out.getvalue()
+    assert f"changes by {same:+.4f} dB on average with the same routing" in out.getvalue()
+    assert out.getvalue().count(": more than 0.02 dB") == 2
+
+
 def test_where_nothing_can_be_injected_the_reference_follows():
     other = sample(shift=0.02, flip=[3])
     for followed, passed in ((sample(shift=0.02, gap=1e-8), True), (sample(gap=1e-8), False)):
@@ -185,7 +268,7 @@ def test_the_task_metric_has_its_own_gate():
     pair = compare_columns(("r", "o"), [item], *columns, Gate(psnr=10, task_change=0.001), 2)
     assert pair.rows[0].passed
     assert not pair.passed
-    assert pair.task_change < -0.1
+    assert pair.psnr_y_change < -0.1
     json.dumps(pair.to_dict(), allow_nan=False)
 
 
@@ -280,6 +363,11 @@ def tamper(artifact, folder, name, change):
     model = onnx.load(folder / "model.onnx")
     (weight,) = (i for i in model.graph.initializer if i.name == name)
     weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
+    return rewritten(folder, model)
+
+
+def rewritten(folder, model):
+    """The artefact *folder* with *model* in it and a manifest that agrees, opened."""
     onnx.save(model, folder / "model.onnx")
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {"model.onnx": sha256_file(folder / "model.onnx")}
@@ -297,6 +385,39 @@ def test_a_wrong_artifact_fails_and_the_layer_is_found(artifact, tmp_path, monke
     assert first.passed
     assert second.first_bad_layer == "layers.2.residual_group.layers.3"
     assert second.worst.reason
+
+
+def test_an_artifact_whose_routing_collapses_fails_although_injection_saves_it(tmp_path, monkeypatch):
+    """A broken dictionary sends all tokens into category 0. The twin does so too, if it is given that dictionary."""
+    network = small_network(layers=2)
+    last = network.layers[0].residual_group.layers[1]
+    with torch.no_grad():
+        # The dictionary of the last layer then does nothing but choose the categories.
+        for parameter in last.attn_atd.wv.parameters():
+            parameter.zero_()
+    lr = next(item for item in parity_inputs(SIZE, 2) if item.name == "noise").lr
+    hr = to_uint8(make_twin(network, SIZE)(torch.from_numpy(lr))[0].numpy())
+    hr[::2] ^= 8
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: [ParityInput("noise", lr, hr)])
+    folder = ppexport.export(network, backend="tensorrt", precision="fp16", size=SIZE, out=tmp_path / "a")
+    model = onnx.load(folder / "model.onnx")
+    names = [node.name for node in model.graph.node]
+    at = names.index("/layers.0/residual_group/layers.1/attn_atd/wk/Gemm")
+    keys = model.graph.node[at]
+    broken = onnx.helper.make_node("Mul", [keys.input[0], "zero"], ["collapsed"], name="/collapse/Mul")
+    keys.input[0] = "collapsed"
+    model.graph.node.insert(at, broken)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    report = parity_run.run_parity(network, rewritten(folder, model), tmp_path / "run", quiet)
+    pair = report.pairs[-1]
+    (row,) = pair.rows
+    assert pair.agreement == [1.0, 0.0]
+    assert row.passed, "the flips alone are excused"
+    assert row.injected.psnr > 55
+    assert abs(pair.psnr_y_change_same_routing) < 0.02
+    assert pair.psnr_y_change < -0.02
+    assert pair.failed_tasks == ["task"]
+    assert not report.passed
 
 
 def test_the_reference_must_be_the_artifacts(artifact, tmp_path):

@@ -55,13 +55,13 @@ def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision
     save_column(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
     row = {
         "name": name, "errors": {"psnr": 120.5, "max_abs": 1e-6, "p999": 1e-6, "ssim": 1.0}, "passed": passed,
-        "reason": "", "flips": [0, 0], "task": [30.0, 30.001],
+        "reason": "", "flips": [0, 0], "task": [30.0, 30.001], "task_same_routing": [30.0, 30.002],
     }  # fmt: skip
     gate = {"psnr": 90.0, "max_abs": None, "task_change": 0.001, "near_tie": 1e-6}
-    pair = {"reference": "twin", "other": f"onnx-{precision}", "gate": gate, "rows": [row], "task_change": 0.001,
-            "passed": passed, "worst": name}  # fmt: skip
+    pair = {"reference": "twin", "other": f"onnx-{precision}", "gate": gate, "rows": [row], "passed": passed,
+            "worst": name, "psnr_y_change": 0.001, "psnr_y_change_same_routing": 0.002}  # fmt: skip
     report = {
-        "format": "ppexport-parity", "version": 1, "model": "pp_atd_light_x2", "backend": "onnx",
+        "format": "ppexport-parity", "version": 2, "model": "pp_atd_light_x2", "backend": "onnx",
         "precision": precision, "flavour": "portable", "capacities": [384], "size": [16, 24],
         "created": "2026-11-23T12:00:00+00:00", "files": {"model.onnx": digest}, "weights": {"sha256": "c" * 64},
         "versions": {}, "passed": passed, "pairs": [pair],
@@ -227,6 +227,43 @@ def test_damaged_parity_runs_are_refused(tmp_path, change):
         gather([folder])
 
 
+def test_both_changes_of_quality_are_on_the_page(everything):
+    assert '<th class="n">PSNR-Y change as it runs</th><th class="n">with the same routing</th>' in everything
+    assert '<td class="n">+0.0010 dB</td><td class="n">+0.0020 dB</td>' in everything
+
+
+@pytest.mark.parametrize(
+    ("near_tie", "row", "as_it_runs", "same_routing"),
+    [
+        # Nothing flipped: one figure is both.
+        (1e-3, {"flips": [0, 0]}, 0.003, 0.003),
+        # Version 1 took the injected picture where flips were accepted, and did not say so.
+        (1e-3, {"flips": [0, 5], "injected": {"psnr": 80.0}}, None, 0.003),
+        (1e-3, {"flips": [0, 5], "injected": {"psnr": 80.0}, "passed": False}, 0.003, None),
+        # In int8 any flip is allowed, and nothing was judged with other categories.
+        (None, {"flips": [0, 5], "injected": {"psnr": 80.0}}, 0.003, None),
+        # An engine tells no category.
+        (1e-3, {"flips": None}, 0.003, None),
+    ],
+)
+def test_quality_of_version_1_stands_under_its_right_name(tmp_path, near_tie, row, as_it_runs, same_routing):
+    folder = parity_folder(tmp_path / "p")
+    data = json.loads((folder / "report.json").read_text())
+    (pair,) = data["pairs"]
+    del pair["psnr_y_change"], pair["psnr_y_change_same_routing"], pair["rows"][0]["task_same_routing"]
+    pair["gate"]["near_tie"] = near_tie
+    pair["rows"][0].update(row)
+    pair["task_change"], pair["ssim_change"], data["version"] = 0.003, -0.0004, 1
+    (folder / "report.json").write_text(json.dumps(data))
+    (parity,) = gather([folder]).parities
+    entry = numerics_yaml.entry_of(parity)
+    assert (entry["psnr_y_change"], entry["psnr_y_change_same_routing"]) == (as_it_runs, same_routing)
+    assert (entry["ssim_y_change"] is None, entry["ssim_y_change_same_routing"] is None) == (
+        as_it_runs is None, same_routing is None
+    )  # fmt: skip
+    assert parity.psnr_y == (None if as_it_runs is None else 30.001)
+
+
 def test_a_parity_run_cannot_name_files_outside_its_folder(tmp_path):
     folder = parity_folder(tmp_path / "p")
     data = json.loads((folder / "report.json").read_text())
@@ -284,7 +321,8 @@ def test_parity_is_recorded_by_backend_and_precision(tmp_path, monkeypatch):
     assert set(data["parity"]) == {f"onnx-{p}-portable-full-16x24" for p in ("fp32", "fp16")}
     entry = data["parity"]["onnx-fp16-portable-full-16x24"]
     assert (entry["psnr"], entry["psnr_same_routing"], entry["flips"]) == (120.5, 120.5, 0)
-    assert (entry["date"], entry["passed"], entry["psnr_y_change"]) == ("2026-11-23", True, 0.001)
+    assert (entry["date"], entry["passed"]) == ("2026-11-23", True)
+    assert (entry["psnr_y_change"], entry["psnr_y_change_same_routing"]) == (0.001, 0.002)
     del parities[0].data["flavour"]
     with pytest.raises(InputError, match="of an older ppexport and does not tell its flavour"):
         numerics_yaml.record(parities)

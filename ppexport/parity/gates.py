@@ -27,7 +27,7 @@ class Gate:
     max_abs: float = math.inf
     """Largest absolute error."""
     task_change: float = math.inf
-    """Largest change of the mean PSNR-Y against ground truth, in dB."""
+    """Largest change of the mean PSNR-Y against ground truth, in dB: as it runs, and with the same routing."""
     near_tie: float = NEAR_TIE
     """Two categories closer than this may fall either way."""
 

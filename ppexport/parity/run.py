@@ -36,6 +36,8 @@ from ppexport.parity.error_map import save_error_map
 from ppexport.parity.gates import NEAR_TIE, Gate, artifact_gate, twin_gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
+VERSION = 2
+"""Of report.json. Version 1 did not tell changes of PSNR-Y as it runs from those with the same routing."""
 INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
@@ -100,7 +102,7 @@ class ParityReport:
         m = self.manifest
         return {
             "format": "ppexport-parity",
-            "version": 1,
+            "version": VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": m.name,
             "backend": m.backend,

@@ -260,7 +260,7 @@ def _arrays(entry: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
     return columns
 
 
-def read_json(path: Path, expected: str, version: int) -> dict[str, Any]:
+def read_json(path: Path, expected: str, *versions: int) -> dict[str, Any]:
     """The JSON object of the format *expected* in *path*, texts made printable. Raises InputError."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -270,8 +270,9 @@ def read_json(path: Path, expected: str, version: int) -> dict[str, Any]:
         raise InputError(f"{path} is not readable JSON: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(data, dict) or data.get("format") != expected:
         raise InputError(f"{path} is not a {expected} file")
-    if data.get("version") != version:
-        raise InputError(f"{path} has version {data.get('version')!r}; this ppexport reads {version}")
+    if data.get("version") not in versions:
+        known = " and ".join(map(str, versions))
+        raise InputError(f"{path} has version {data.get('version')!r}; this ppexport reads {known}")
     return {key: value if key == "samples" else cleaned(value) for key, value in data.items()}
 
 

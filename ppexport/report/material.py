@@ -17,6 +17,8 @@ CONTINUED = "report-*.json"
 """Of columns that were filled in later."""
 FIELDS = ("model", "backend", "precision", "size", "files", "weights", "versions", "passed", "pairs")
 
+CHANGES = ("psnr_y_change", "psnr_y_change_same_routing", "ssim_y_change", "ssim_y_change_same_routing")
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -44,9 +46,11 @@ class Parity:
 
     @property
     def psnr_y(self) -> float | None:
-        """Mean PSNR-Y of the artefact against ground truth, dB; None where no input has one."""
-        known = [row["task"][1] for row in self.judged["rows"] if row.get("task")]
-        return sum(known) / len(known) if known else None
+        """Mean PSNR-Y of the artefact against ground truth as it runs, dB; None where no input has one, or not all
+        inputs that have one were measured like that (version 1)."""
+        rows = [row for row in self.judged["rows"] if row.get("task") or row.get("task_same_routing")]
+        known = [row["task"][1] for row in rows if row.get("task")]
+        return sum(known) / len(known) if known and len(known) == len(rows) else None
 
 
 @dataclass
@@ -62,8 +66,10 @@ class Material:
 
 def read_parity(path: Path) -> Parity:
     """The parity run whose report is *path*. Raises InputError."""
-    data = read_json(path, "ppexport-parity", 1)
+    data = read_json(path, "ppexport-parity", 1, 2)
     try:
+        if data["version"] == 1:
+            _label_version_1(data["pairs"])
         valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
         for pair in data["pairs"]:
             float(pair["gate"]["psnr"])
@@ -71,16 +77,43 @@ def read_parity(path: Path) -> Parity:
                 valid &= isinstance(row["name"], str) and isinstance(row["passed"], bool)
                 psnr = row["errors"]["psnr"]
                 valid &= psnr is None or isinstance(psnr, (int, float))
-                task = row.get("task")
-                valid &= task is None or all(isinstance(v, (int, float)) for v in task)
+                for task in (row.get("task"), row.get("task_same_routing")):
+                    valid &= task is None or all(isinstance(v, (int, float)) for v in task)
+            for name in CHANGES:
+                valid &= pair.get(name) is None or isinstance(pair[name], (int, float))
             valid &= isinstance(pair["reference"], str) and isinstance(pair["other"], str)
         valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
         valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         valid = False
     if not valid:
         raise InputError(f"{path} does not hold what a parity run holds")
     return Parity(path, data)
+
+
+def _label_version_1(pairs: list[dict[str, Any]]) -> None:
+    """Put the quality of a report of version 1 under the names of version 2.
+
+    It had one figure for both: of a row whose flips were accepted with the reference's categories that of the same
+    routing, else as it runs.
+    """
+    for pair in pairs:
+        # An infinite gap: every flip was allowed, and nothing was judged with other categories.
+        any_flip = pair["gate"].get("near_tie") is None
+        same, runs = True, True
+        for row in pair["rows"]:
+            task = row.get("task")
+            injected = bool(row.get("injected")) and row["passed"] and not any_flip
+            equal = row.get("flips") is not None and not any(row["flips"])
+            if injected:
+                row["task"] = None
+            if injected or equal:
+                row["task_same_routing"] = task
+            runs &= task is None or not injected
+            same &= task is None or injected or equal
+        for old, new in (("task_change", "psnr_y_change"), ("ssim_change", "ssim_y_change")):
+            change = pair.pop(old, None)
+            pair[new], pair[f"{new}_same_routing"] = change if runs else None, change if same else None
 
 
 def _checked(path: Path, kind: str, version: int, names: Sequence[str]) -> dict[str, Any]:

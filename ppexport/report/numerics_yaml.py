@@ -29,12 +29,20 @@ def entry_of(parity: Parity) -> dict[str, Any]:
         "psnr_same_routing": round(min(alike), 2) if alike else None,
         "flips": sum(sum(row["flips"]) for row in rows if row.get("flips")),
         "equal_categories": None if agreement is None else round(min(agreement), 4),
-        "psnr_y_change": None if pair.get("task_change") is None else round(pair["task_change"], 4),
-        "ssim_y_change": None if pair.get("ssim_change") is None else round(pair["ssim_change"], 6),
+        "psnr_y_change": _rounded(pair, "psnr_y_change", 4),
+        "psnr_y_change_same_routing": _rounded(pair, "psnr_y_change_same_routing", 4),
+        "ssim_y_change": _rounded(pair, "ssim_y_change", 6),
+        "ssim_y_change_same_routing": _rounded(pair, "ssim_y_change_same_routing", 6),
         "files": data["files"],
         "weights_sha256": data["weights"]["sha256"],
         "versions": data["versions"],
     }
+
+
+def _rounded(pair: dict[str, Any], name: str, digits: int) -> float | None:
+    """The figure *name*, without a sign where it rounds to zero; None where it was not measured."""
+    value = pair.get(name)
+    return None if value is None else round(value, digits) + 0.0
 
 
 def record(parities: list[Parity]) -> list[Path]:

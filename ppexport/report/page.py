@@ -35,7 +35,6 @@ def matrix(parities: list[Parity]) -> dict[str, Any]:
         data, pair = parity.data, parity.judged
         known = [row["errors"]["psnr"] for row in pair["rows"] if row["errors"]["psnr"] is not None]
         flips = [sum(row["flips"]) for row in pair["rows"] if row.get("flips")]
-        change = pair.get("task_change")
         excused = sum(1 for row in pair["rows"] if row["passed"] and row.get("reason"))
         rows.append(
             {
@@ -49,7 +48,8 @@ def matrix(parities: list[Parity]) -> dict[str, Any]:
                 "gate": pair["gate"]["psnr"],
                 "worst": min(known) if known else None,
                 "flips": sum(flips),
-                "change": change,
+                "change": pair.get("psnr_y_change"),
+                "change_same_routing": pair.get("psnr_y_change_same_routing"),
                 "failed": [row["name"] for row in pair["rows"] if not row["passed"]],
                 "inputs": len(pair["rows"]),
             }

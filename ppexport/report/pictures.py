@@ -63,7 +63,10 @@ def slides(parity: Parity) -> list[Slide]:
     h, w = parity.data["size"]
     inputs = {item.name: item for item in load_inputs(files[0], (h, w))}
     reference, other = load_column(files[1]), load_column(files[2])
-    rows = sorted(pair["rows"], key=lambda row: (not row.get("task"), row["name"] != pair.get("worst")))
+    rows = sorted(
+        pair["rows"],
+        key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")),
+    )
     found: list[Slide] = []
     for row in rows:
         name = row["name"]
