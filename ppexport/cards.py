@@ -10,11 +10,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ppexport.errors import CardError
-from ppexport.files import is_plain_name, sha256_text
+from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
+from ppexport.files import is_plain_name, sha256_file, sha256_text
 
 CARD = "card.yaml"
 MAX_BYTES = 1 << 16
+ARCHITECTURES = ("atd_light", "pp_atd_light")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""Of weights files, in any case; all but the first are PyTorch's."""
+OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
+"""What a card says of weights that came without one."""
 
 
 class Weights(BaseModel):
@@ -133,3 +138,68 @@ def find_card(name: str) -> tuple[Card, Path]:
     if (folder / CARD).is_file():
         return read_card(folder), folder
     raise CardError(f"no model is called {name!r} and it is no folder with a {CARD}; bundled: {', '.join(bundled)}")
+
+
+def effective_card(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> tuple[Card, Path]:
+    """The card of *name* or a fresh one for *arch* and *scale*, with *options* in place of the card's; its folder.
+
+    Raises CardError or InputError.
+    """
+    if name is not None:
+        card, folder = find_card(name)
+        for what, given, own in (("arch", arch, card.arch), ("scale", scale, card.scale)):
+            if given is not None and given != own:
+                raise InputError(f"model {name} has {what} {own}, not {given}: leave {what} out or name another model")
+        fields = card.model_dump()
+    else:
+        if arch not in ARCHITECTURES or scale is None:
+            raise InputError(
+                f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch "
+                f"({', '.join(ARCHITECTURES)}), scale and checkpoint"
+            )
+        folder = Path()
+        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
+        fields["licence"] = OWN_LICENCE
+    if fields["arch"] == "pp_atd_light":
+        fields["options"] = {**(fields.get("options") or {}), **options}
+    elif options:
+        raise InputError(f"{fields['arch']} has no Pure-Pass options: {', '.join(options)}")
+    return make_card(**fields), folder
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise CheckpointError unless *path* is a file with the suffix of weights."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path}: weights are {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such weights file")
+
+
+def card_with_weights(
+    name: str | None, arch: str | None, scale: int | None, checkpoint: str | Path | None, options: dict[str, Any]
+) -> tuple[Card, Path]:
+    """The effective card of these weights, and their file, which is *checkpoint* or the card's own.
+
+    Raises CardError, InputError, CheckpointError for a file that is missing or is not what the card says, or
+    UnavailableError where a card has no weights of its own.
+    """
+    card, folder = effective_card(name, arch, scale, options)
+    if checkpoint is not None:
+        path = Path(checkpoint)
+    elif card.weights is None:
+        if name is None:
+            raise InputError("without a model name, a checkpoint is needed")
+        raise UnavailableError(
+            f"no weights are bundled for {card.name}: give the .pth file its authors publish, or a .safetensors, with "
+            f"--checkpoint FILE (checkpoint= in Python), such as: ppexport export {name} --checkpoint FILE.pth -o OUT"
+        )
+    else:
+        path = folder / card.weights.file
+    check_weights_file(path)
+    digest = sha256_file(path)
+    if card.weights is not None and digest != card.weights.sha256:
+        if checkpoint is None:
+            raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
+        # What the card says of its own weights is not true of the user's.
+        card = card.model_copy(update={"summary": OWN_SUMMARY, "licence": OWN_LICENCE, "training": {}})
+    return card.model_copy(update={"weights": Weights(file=path.name, sha256=digest)}), path

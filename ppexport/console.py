@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ppexport.errors import InputError
-from ppexport.files import finite, write_text
+from ppexport.files import check_file_target, finite, write_text
 
 
 def people(json_to: str | None) -> Console:
@@ -47,10 +48,12 @@ def check_json(json_to: str | None) -> str | None:
     """Raise InputError, before any work is done, where `emit_json` could not write."""
     if json_to not in (None, "-"):
         target = Path(str(json_to))
-        if target.is_dir():
+        if os.path.isdir(target):
             raise InputError(f"{target} is a folder, a file name is needed")
         if not target.parent.is_dir():
             raise InputError(f"{target} cannot be written: {target.parent} is not a folder")
+        if not os.path.exists(target) or target.is_file():
+            check_file_target(target)
     return json_to
 
 

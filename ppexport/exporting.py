@@ -13,39 +13,20 @@ from typing import Any
 
 from torch import nn
 
-from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
+from ppexport.artifact import Manifest, sha256_path, write_manifest
 from ppexport.backends.coreai.build import build_for_coreai
 from ppexport.backends.coreml.build import Options, build_for_coreml
-from ppexport.backends.coreml.frontend import check_installed
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
 from ppexport.cards import Card
-from ppexport.errors import InputError
-from ppexport.folders import artifact_target, new_folder
-from ppexport.mask import padded_tokens
+from ppexport.export_options import APPLE, INTERFACE, TARGET, check_request
+from ppexport.folders import new_folder
 from ppexport.networks.load import card_of
-from ppexport.networks.pp_atd import PPATDLight
-from ppexport.quantize.build import (
-    CALIBRATED,
-    Quantisation,
-    build_quantised,
-    check_calibration,
-    origin,
-    placement,
-)
-from ppexport.quantize.bundled import calibration_for, recipe_for
+from ppexport.quantize.build import build_quantised, origin, placement
 from ppexport.quantize.layer_inputs import module_ranges
-from ppexport.sizes import check_capacities, check_size
 from ppexport.twin.build import StaticTwin, make_twin
 
-BACKENDS = ("onnx", "tensorrt", "coreml", "coreai")
-APPLE = ("coreml", "coreai")
-PRECISIONS = ("fp32", *CALIBRATED)
-SET_STEPS = {"onnx": 32, "tensorrt": 4, "coreml": 4, "coreai": 4}
-"""Steps of a capacity set. Of ATD-light's multiply-adds a step of 32 is 0.7 %, and on one symbolic axis it costs
-nothing; in a TensorRT engine every step is a profile, which is built, stored and loaded like an engine of its own, and
-in a Core ML package or a Core AI asset a function."""
 PACKAGES = (
     "ppexport",
     "torch",
@@ -71,107 +52,6 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 def package_versions() -> dict[str, str]:
     """Versions of what an export depends on."""
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}
-
-
-def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise InputError unless *value* is one of *known*."""
-    if value not in known:
-        raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
-
-
-def capacity_set(size: tuple[int, int], steps: int = SET_STEPS["onnx"]) -> list[int]:
-    """At most *steps* even capacities for LR images of *size* (h, w), the last one full."""
-    tokens = padded_tokens(check_size(size))
-    return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
-
-
-def choose_shape(
-    network: nn.Module, size: tuple[int, int], capacities: Sequence[int] | None, mask: str | None, flavour: str
-) -> Shape:
-    """The inputs of the graph to make. Raises InputError for an impossible wish."""
-    pure_pass = isinstance(network, PPATDLight)
-    # Who chooses a capacity knows the mask: the flavour made for speed does not compute it again.
-    from_host = flavour == "ort" and capacities is not None and len(check_capacities(capacities, size)) > 1
-    mask = mask or (("input" if from_host else "graph") if pure_pass else "none")
-    check_choice("mask", mask, MASKS["pp_atd_light" if pure_pass else "atd_light"])
-    tokens = padded_tokens(size)
-    if capacities is None:
-        return Shape((tokens,), mask)
-    chosen = check_capacities(capacities, size)
-    if not pure_pass and chosen != (tokens,):
-        raise InputError("atd_light has no pure tokens, so every token needs a slot: leave the capacities out")
-    return Shape(chosen, mask)
-
-
-def choose_flavour(backend: str, precision: str, flavour: str | None, pad_heads: bool) -> str:
-    """The flavour of the graph to make. Raises InputError for an impossible wish."""
-    check_choice("backend", backend, BACKENDS)
-    if backend in APPLE:
-        if flavour not in (None, "portable"):
-            raise InputError("flavours are for --backend onnx: leave it out")
-        return "portable"
-    check_choice("precision", precision, PRECISIONS)
-    if backend == "tensorrt":
-        if flavour not in (None, "tensorrt"):
-            raise InputError("flavours are for --backend onnx: leave it out, and say --no-pad-heads for plain heads")
-        return "tensorrt" if pad_heads else "portable"
-    check_choice("flavour", flavour or "portable", ONNX_FLAVOURS)
-    if precision != "fp32" and flavour == "ort":
-        raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
-    return flavour or "portable"
-
-
-def choose_quantisation(
-    card: Card, backend: str, precision: str, calibration: str | Path | None, recipe: str | Path | None
-) -> Quantisation | None:
-    """What a calibration is needed for, None where nothing is. Raises InputError for files that would not be heeded.
-
-    fp16 for TensorRT has fixed rules; with a calibration its audit comes on top.
-    """
-    activations = backend == "coreml" and precision == "w8a8"
-    int8 = precision in ("int8", "mixed") or activations
-    if recipe is not None and not int8:
-        raise InputError("--recipe is for --precision int8 or mixed, or w8a8 of --backend coreml")
-    if not activations and (backend in APPLE or precision == "fp32"):
-        if calibration is not None:
-            raise InputError(
-                "--calibration is for --precision fp16, int8 or mixed of --backend onnx or tensorrt, and for w8a8 of "
-                "coreml"
-            )
-        return None
-    if backend == "tensorrt" and precision == "fp16" and calibration is None:
-        return None
-    measured = calibration_for(card, None if calibration is None else Path(calibration))
-    check_calibration(measured, card)
-    chosen, chosen_from = recipe_for(card, None if recipe is None else Path(recipe))
-    if activations and chosen.weight_bits != 8:
-        raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {chosen.weight_bits}")
-    return Quantisation(precision, measured, chosen, chosen_from)
-
-
-def check_format(backend: str, precision: str, file_format: str) -> None:
-    """Raise InputError unless a file of *file_format* can be written."""
-    check_choice("format", file_format, ort_format.FORMATS)
-    if file_format == "ort" and backend != "onnx":
-        raise InputError("--format ort is for --backend onnx")
-    if file_format == "ort" and precision not in ort_format.PRECISIONS:
-        raise InputError(
-            f"--format ort is for --precision {' or '.join(ort_format.PRECISIONS)}: in its own format ONNX Runtime "
-            "writes fp16 back to fp32"
-        )
-
-
-def check_options(backend: str, pad_heads: bool, target: str, interface: str, keep: str | Path | None) -> None:
-    """Raise InputError for an option that *backend* would not heed."""
-    wrong = {
-        "--no-pad-heads is for --backend tensorrt": backend != "tensorrt" and not pad_heads,
-        "--target is for --backend coreml": backend != "coreml" and target != Options.target,
-        "--interface is for --backend coreml": backend != "coreml" and interface != Options.interface,
-        "--keep is for ONNX graphs: --backend onnx or tensorrt": backend in APPLE and keep is not None,
-    }
-    for message, given in wrong.items():
-        if given:
-            raise InputError(message)
 
 
 def describe(
@@ -219,8 +99,8 @@ def export(
     mask: str | None = None,
     flavour: str | None = None,
     pad_heads: bool = True,
-    target: str = Options.target,
-    interface: str = Options.interface,
+    target: str = TARGET,
+    interface: str = INTERFACE,
     file_format: str = "onnx",
     calibration: str | Path | None = None,
     recipe: str | Path | None = None,
@@ -243,22 +123,30 @@ def export(
     intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
     ExportError, UnavailableError where a package is missing or too new; *out* is then as it was.
     """
-    flavour = choose_flavour(backend, precision, flavour, pad_heads)
-    check_options(backend, pad_heads, target, interface, keep)
-    check_format(backend, precision, file_format)
-    size = check_size(size)
-    if backend == "coreml":
-        check_installed()
-    out = artifact_target(out)
-    if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
-        raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     card = card_of(network)
-    shape = choose_shape(network, size, capacities, mask, flavour)
-    wish = choose_quantisation(card, backend, precision, calibration, recipe)
+    made = check_request(
+        card,
+        backend=backend,
+        size=size,
+        out=out,
+        precision=precision,
+        capacities=capacities,
+        mask=mask,
+        flavour=flavour,
+        pad_heads=pad_heads,
+        target=target,
+        interface=interface,
+        file_format=file_format,
+        calibration=calibration,
+        recipe=recipe,
+        keep=keep,
+    )
+    out, wish = made.out, made.quantisation
+    shape = Shape(made.capacities, made.mask)
     if keep is not None:
         Path(keep).mkdir(parents=True, exist_ok=True)
     step("building the twin")
-    twin = make_twin(network, size, shape.capacities[-1], flavour)
+    twin = make_twin(network, made.size, shape.capacities[-1], made.flavour)
     kept = Path(keep) if keep else None
     with new_folder(out) as folder:
         engine: dict[str, Any] = {}

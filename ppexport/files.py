@@ -23,6 +23,35 @@ def make_temporary(target: Path) -> tuple[int, str]:
     return tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
 
 
+def _new_temporary(target: Path) -> Path:
+    """A new hidden file beside *target*. Raises InputError where none can be made."""
+    try:
+        handle, name = make_temporary(target)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror}") from None
+    os.close(handle)
+    return Path(name)
+
+
+def _plain_target(target: Path) -> Path:
+    """*target* without links. Raises InputError for a folder or a device."""
+    target = Path(os.path.realpath(target))
+    # Unlike a Path's methods these raise nothing for a name that no file can have.
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise InputError(f"{target} is not a plain file that could be replaced")
+    return target
+
+
+def check_writable(target: Path) -> None:
+    """Raise InputError, before the work whose result goes there, unless a file or folder *target* could be made."""
+    _new_temporary(Path(os.path.realpath(target))).unlink()
+
+
+def check_file_target(target: Path) -> None:
+    """Raise InputError, before the work whose result goes there, where `atomic_path` could not write *target*."""
+    check_writable(_plain_target(target))
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside *target* that replaces it when the block ends without an error, else is removed.
@@ -30,15 +59,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Of a link the file it points to is replaced. Raises InputError for a folder, a device, or where nothing can be
     written.
     """
-    target = Path(os.path.realpath(target))
-    if target.exists() and not target.is_file():
-        raise InputError(f"{target} is not a plain file that could be replaced")
-    try:
-        handle, name = make_temporary(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
+    target = _plain_target(target)
+    temporary = _new_temporary(target)
     try:
         # mkstemp makes private files; a result has the permissions of any new file.
         umask = os.umask(0)

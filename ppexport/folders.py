@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ppexport.artifact import MANIFEST, parse_manifest
 from ppexport.errors import ArtifactError, InputError
+from ppexport.files import check_writable
 
 
 def check_target(out: Path) -> None:
@@ -61,6 +62,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 def artifact_target(out: str | Path) -> Path:
     """The absolute path of the artefact folder *out*. Raises InputError where none can be made."""
     path = Path(os.path.abspath(out))
+    if path.parent.is_dir():
+        check_writable(path)
     if path == Path.cwd():
         raise InputError("the artefact folder cannot be the current folder: name a new one")
     check_target(path)

@@ -9,6 +9,9 @@ from ppexport.artifact import GROUP
 from ppexport.errors import InputError
 from ppexport.mask import padded_tokens
 
+MAX_TOKENS = 1 << 20
+"""Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
+
 
 def whole_numbers(values: Any) -> list[int]:
     """The items of *values* as ints. Raises TypeError for a text, a bool, a fraction or no list at all."""
@@ -21,13 +24,18 @@ def whole_numbers(values: Any) -> list[int]:
 
 
 def check_size(size: Any) -> tuple[int, int]:
-    """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1."""
+    """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1, or pads to too many tokens."""
     try:
         height, width = whole_numbers(size)
     except (TypeError, ValueError):
         height = width = 0
     if height < 1 or width < 1:
         raise InputError(f"a size is (height, width) in whole pixels of at least 1x1, such as (64, 64), not {size!r}")
+    tokens = padded_tokens((height, width))
+    if tokens > MAX_TOKENS:
+        raise InputError(
+            f"{height}x{width} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles"
+        )
     return height, width
 
 

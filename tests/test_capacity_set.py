@@ -21,7 +21,7 @@ from ppexport.backends.onnx.build import fuse, trace
 from ppexport.cli import app
 from ppexport.commands.options import parse_capacities
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
+from ppexport.export_options import capacity_set
 from ppexport.metrics import psnr
 from ppexport.parity.inputs import parity_inputs
 from ppexport.picture import to_input, to_uint8

@@ -28,7 +28,7 @@ from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
 from ppexport.backends.coreml.session import Session
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.exporting import capacity_set
+from ppexport.export_options import capacity_set
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.networks.load import card_of

@@ -180,7 +180,7 @@ def test_units_are_checked():
 
 
 def test_gates_know_every_precision():
-    from ppexport.backends.coreml.build import PRECISIONS
+    from ppexport.backends.apple import COREML_PRECISIONS
     from ppexport.parity.gates import ARTIFACT_GATES
 
-    assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in PRECISIONS)
+    assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in COREML_PRECISIONS)

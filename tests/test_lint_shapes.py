@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lint_models as m
 import numpy as np
 import onnx
@@ -164,3 +166,26 @@ def test_a_flatten_with_a_dynamic_batch_keeps_what_is_known() -> None:
     report = lint(proto)
     assert report.facts.outputs["y"].shape == (None, 256)
     assert {finding.rule for finding in report.findings} == {"dynamic-shape", "int64"}
+
+
+def test_the_way_out_of_a_symbolic_axis_is_an_option_that_exists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that the finding names is given, and the finding is gone."""
+    from ppexport.cli import app
+
+    shape = ["batch", 3, 8, 8]
+    proto = model([node("Relu", "x", "y")], inputs=[value("x", shape)], outputs=[value("y", shape)])
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(SystemExit):
+        app(["lint", str(tmp_path / "m.onnx")])
+    said = capsys.readouterr().out
+    assert "dynamic-shape" in said
+    assert "--length AXIS=N" in said
+    with pytest.raises(SystemExit) as ended:
+        app(["lint", str(tmp_path / "m.onnx"), "--length", "batch=2"])
+    assert ended.value.code == 0
+    assert "dynamic-shape" not in capsys.readouterr().out
+    for wrong in ("batch", "=3", "batch=0", "batch=two", "batch=1.5"):
+        with pytest.raises(InputError, match="--length is AXIS=N, such as batch=1"):
+            app(["lint", str(tmp_path / "m.onnx"), "--length", wrong], standalone_mode=False)

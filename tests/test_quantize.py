@@ -31,8 +31,8 @@ from ppexport.parity.gates import NEAR_TIE
 from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize import collect
 from ppexport.quantize.audit import audit
-from ppexport.quantize.build import Quantisation, check_calibration, quantised
-from ppexport.quantize.bundled import calibration_for, recipe_for
+from ppexport.quantize.build import quantised
+from ppexport.quantize.bundled import Quantisation, calibration_for, check_calibration, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, check_artifact
 from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable

@@ -19,7 +19,8 @@ from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.errors import InputError
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
-from ppexport.quantize.build import Quantisation, quantised
+from ppexport.quantize.build import quantised
+from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, is_of
 from ppexport.quantize.groups import GROUPS, ROUTING

@@ -24,7 +24,7 @@ from ppexport.backends.tensorrt import engine_builder
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
 from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
 from ppexport.errors import UnavailableError
-from ppexport.exporting import capacity_set
+from ppexport.export_options import capacity_set
 
 SCRIPT = Path(engine_builder.__file__)
 

@@ -10,7 +10,7 @@ from conftest import photo
 
 import ppexport
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
+from ppexport.export_options import capacity_set
 from ppexport.networks.load import card_of
 from ppexport.picture import to_input
 from ppexport.sizes import check_capacities, check_size

@@ -24,7 +24,7 @@ from ppexport.artifact import ONNX_FLAVOURS
 from ppexport.commands.options import parse_size
 from ppexport.console import check_json, emit_json, fail, people, progress_bar, table
 from ppexport.errors import InputError, PpexportError
-from ppexport.exporting import check_choice
+from ppexport.export_options import check_choice
 from ppexport.picture import to_input
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,6 +12,7 @@ import typer
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
 from ppexport.console import emit_json, people, progress_bar, table
 from ppexport.errors import InputError
+from ppexport.files import check_file_target
 
 EXAMPLE = "Example: ppexport calibrate pp_atd_light_x2 --images photographs -o ranges.npz"
 
@@ -37,15 +38,15 @@ def calibrate(
     from ppexport.artifact import MANIFEST, read_artifact
     from ppexport.memory import return_large_blocks
     from ppexport.quantize.collect import calibrate as run_calibrate
-    from ppexport.quantize.collect import check_artifact, fp32_artifact
+    from ppexport.quantize.collect import check_artifact, fp32_artifact, state_path
     from ppexport.quantize.describe import audit_rows, block_rows
     from ppexport.quantize.pictures import cut_crops, read_sources, warnings_about
 
     return_large_blocks()
     console = people(json)
+    for path in (out, state_path(out)):
+        check_file_target(path)
     sources = read_sources(images)
-    if out.is_dir() or not out.resolve().parent.is_dir():
-        raise InputError(f"{out} cannot be written: name a file in a folder that exists")
     with ExitStack() as stack:
         if target is not None and (Path(target) / MANIFEST).is_file():
             if (checkpoint, arch, scale, size) != (None, None, None, None):

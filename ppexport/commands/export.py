@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from ppexport.commands.options import (
     Model,
     Scale,
     Window,
+    given,
     load,
     parse_capacities,
     parse_size,
@@ -86,36 +87,38 @@ def export(
     image: exact, and faster the more of the image is pure.
     """
     from ppexport.artifact import read_artifact
-    from ppexport.exporting import export as run_export
+    from ppexport.cards import card_with_weights
+    from ppexport.export_options import check_request
     from ppexport.memory import return_large_blocks
-    from ppexport.networks.load import card_of
 
-    return_large_blocks()
-
-    pixels = None if size is None else parse_size(size)
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    card, _ = card_with_weights(model, arch, scale, checkpoint, given(options))
+    pixels = card.default_size if size is None else parse_size(size)
+    request: dict[str, Any] = {
+        "backend": backend,
+        "size": pixels,
+        "out": out,
+        "precision": precision,
+        "capacities": parse_capacities(capacity, pixels, backend),
+        "mask": mask,
+        "flavour": flavour,
+        "pad_heads": pad_heads,
+        "target": target,
+        "interface": interface,
+        "file_format": file_format,
+        "calibration": calibration,
+        "recipe": recipe,
+        "keep": keep,
+    }
+    # Before torch is loaded, which takes seconds.
+    check_request(card, **request)
     with stages("export") as step:
         step("loading the network")
+        from ppexport.exporting import export as run_export
+
+        return_large_blocks()
         network = load(model, checkpoint, arch, scale, **options)
-        pixels = pixels or card_of(network).default_size
-        run_export(
-            network,
-            backend=backend,
-            size=pixels,
-            out=out,
-            precision=precision,
-            capacities=parse_capacities(capacity, pixels, backend),
-            mask=mask,
-            flavour=flavour,
-            pad_heads=pad_heads,
-            target=target,
-            interface=interface,
-            file_format=file_format,
-            calibration=calibration,
-            recipe=recipe,
-            keep=keep,
-            step=step,
-        )
+        run_export(network, **request, step=step)
     artifact = read_artifact(out)
     folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})

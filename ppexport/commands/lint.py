@@ -16,12 +16,17 @@ from ppexport.errors import EXIT_GATE_FAILED, InputError, require
 
 EXAMPLE = "Example: ppexport lint model.onnx"
 PACKAGE, ASSET = ".mlpackage", ".aimodel"
+LENGTH = re.compile(r"[1-9][0-9]{0,8}")
 SHOWN = 6
 """Kinds of modules that are named; the JSON has every module."""
 
 
 def lint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artefact folder")],
+    length: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=N", help="check the symbolic axis AXIS of an .onnx file at N; may be repeated"),
+    ] = None,
     json: Json = None,
 ) -> None:
     """What ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 would refuse, get wrong or run slowly.
@@ -29,6 +34,7 @@ def lint(
     Of a Core ML package: which operations are known to leave the Neural Engine, from which modules, and how many
     crossings that makes.
     """
+    symbols = parse_lengths(length or [])
     if file.is_dir() and file.suffix != PACKAGE:
         from ppexport.artifact import read_artifact
         from ppexport.backends.onnx.external import check_graphs
@@ -37,12 +43,25 @@ def lint(
         file = artifact.graph_file
         if artifact.manifest.backend == "onnx":
             check_graphs(artifact)
+    if symbols and file.suffix in (PACKAGE, ASSET):
+        raise InputError("--length is for .onnx files: the shapes of a package are fixed")
     if file.suffix == PACKAGE:
         lint_package(file, json)
     elif file.suffix == ASSET:
         raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
     else:
-        lint_onnx(file, json)
+        lint_onnx(file, symbols, json)
+
+
+def parse_lengths(texts: list[str]) -> dict[str, int]:
+    """Texts AXIS=N -> {axis: n}. Raises InputError."""
+    found = {}
+    for text in texts:
+        axis, _, number = text.rpartition("=")
+        if not axis or not LENGTH.fullmatch(number):
+            raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
+        found[axis] = int(number)
+    return found
 
 
 def lint_package(path: Path, json: str | None) -> None:
@@ -79,12 +98,14 @@ def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
     return kinds.most_common()
 
 
-def lint_onnx(file: Path, json: str | None) -> None:
-    """Print what a runtime would object to. Ends with exit code 1 for errors."""
+def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
+    """Print what a runtime would object to, *symbols* at the lengths that they are given. Ends with exit code 1
+    for errors.
+    """
     require("onnx", "export")
     from ppexport.backends.onnx.lint import lint_model
 
-    report = lint_model(file)
+    report = lint_model(file, symbols=symbols)
     emit_json(json, report.to_dict())
     console = people(json)
     for f in report.findings:

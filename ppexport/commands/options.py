@@ -55,7 +55,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_capacities(text: str, size: tuple[int, int], backend: str = "onnx") -> list[int] | None:
     """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity."""
-    from ppexport.exporting import SET_STEPS, capacity_set
+    from ppexport.export_options import SET_STEPS, capacity_set
 
     if text == "full":
         return None
@@ -66,9 +66,13 @@ def parse_capacities(text: str, size: tuple[int, int], backend: str = "onnx") ->
     return [int(number) for number in text.split(",")]
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of *options* that are not left out."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> ATDLight:
     """The network that the options describe."""
     from ppexport.networks.load import load_network
 
-    given = {key: value for key, value in options.items() if value is not None}
-    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given)  # type: ignore[return-value]
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(options))  # type: ignore[return-value]

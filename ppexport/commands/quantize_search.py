@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ import typer
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
 from ppexport.console import emit_json, people, progress_bars, stages, table
 from ppexport.errors import InputError, require
+from ppexport.files import check_writable, write_text
 
 EXAMPLE = "Example: ppexport quantize-search pp_atd_light_x2 --images photographs -o search_x2"
 
@@ -53,12 +55,11 @@ def quantize_search(
     continues a search that was interrupted. The pictures choose, and are listed in the recipe: evaluate on others.
     """
     from ppexport.artifact import MANIFEST, read_artifact
-    from ppexport.exporting import check_choice
+    from ppexport.export_options import check_choice
     from ppexport.exporting import export as run_export
-    from ppexport.files import write_text
     from ppexport.memory import return_large_blocks
     from ppexport.networks.load import card_of
-    from ppexport.quantize.build import check_calibration
+    from ppexport.quantize.bundled import check_calibration
     from ppexport.quantize.calibration import load_calibration
     from ppexport.quantize.collect import calibrate as run_calibrate
     from ppexport.quantize.collect import fp32_artifact, is_of, used_pictures
@@ -73,8 +74,9 @@ def quantize_search(
     check_choice("precision", precision, ("int8", "mixed"))
     return_large_blocks()
     console = people(json)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder")
+    if os.path.exists(out) and not out.is_dir():
+        raise InputError(f"{out} exists and is not a folder")
+    check_writable(out / TABLE if os.path.isdir(out) else out)
     sources = read_sources(images)
     network = load(model, checkpoint, arch, scale)
     card = card_of(network)

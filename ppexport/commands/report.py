@@ -9,7 +9,7 @@ import typer
 
 from ppexport.commands.options import Json
 from ppexport.console import emit_json, people
-from ppexport.errors import InputError
+from ppexport.files import check_file_target
 
 EXAMPLE = "Example: ppexport report x2_64-parity x2_64-profile -o report.html"
 
@@ -30,8 +30,7 @@ def report(
     from ppexport.report.material import gather
     from ppexport.report.page import write_page
 
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} cannot be written: name a file in a folder that exists")
+    check_file_target(out)
     material = gather(folders)
     written: list[Path] = []
     write_page(material, out)

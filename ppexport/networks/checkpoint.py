@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ppexport.cards import SUFFIXES, check_weights_file
 from ppexport.errors import CheckpointError, first_line
 from ppexport.networks.atd import ATDLight
 
@@ -20,8 +21,6 @@ WRAPPERS = ("params_ema", "generator_ema", "params", "state_dict", "net_g", "mod
 """Where a checkpoint keeps its state dict, or the next wrapper, best first."""
 PREFIXES = ("module.", "generator.", "_orig_mod.")
 """Of the keys of a network that was saved inside a wrapper (DataParallel, a generator, torch.compile)."""
-SAFETENSORS = ".safetensors"
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 OBJECT = re.compile(r"\bGLOBAL ([\w.]+)")
 """Names the class in the message of torch for a pickle that holds more than tensors."""
 WAY_OUT = "save the tensors alone where it was made, with torch.save(network.state_dict(), FILE)"
@@ -35,12 +34,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Pickled files are read with `weights_only=True`: no code of theirs runs. Raises CheckpointError for a file that is
     missing, truncated, hostile or holds no tensors.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (SAFETENSORS, *PICKLED):
-        raise CheckpointError(f"{path}: weights are {', '.join((SAFETENSORS, *PICKLED[:-1]))} or {PICKLED[-1]} files")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such weights file")
-    state = _unwrapped(_safetensors(path) if suffix == SAFETENSORS else _pickled(path))
+    check_weights_file(path)
+    state = _unwrapped(_safetensors(path) if path.suffix.lower() == SUFFIXES[0] else _pickled(path))
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path} holds no state dict (looked for {', '.join(WRAPPERS)} and a flat one)")
     for key, value in state.items():

@@ -8,17 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from ppexport.cards import Card, Options, Weights, find_card, make_card
-from ppexport.errors import CheckpointError, InputError, UnavailableError
-from ppexport.files import sha256_file
+from ppexport.cards import Card, Options, card_with_weights, effective_card, make_card
 from ppexport.networks.atd import ATDLight
 from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
 from ppexport.networks.usable import check_network
-
-ARCHITECTURES: dict[str, type[ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
-OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
-"""What a card says of weights that came without one."""
 
 
 def build_network(card: Card) -> ATDLight:
@@ -26,29 +20,6 @@ def build_network(card: Card) -> ATDLight:
     if card.arch == "pp_atd_light":
         return PPATDLight(card.scale, PurePassOptions(**(card.options or Options()).model_dump()))
     return ATDLight(card.scale)
-
-
-def _effective_card(
-    name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]
-) -> tuple[Card, Path]:
-    """The card of *name* or a fresh one for *arch* and *scale*, with *options* in place of the card's."""
-    if name is not None:
-        card, folder = find_card(name)
-        for what, given, own in (("arch", arch, card.arch), ("scale", scale, card.scale)):
-            if given is not None and given != own:
-                raise InputError(f"model {name} has {what} {own}, not {given}: leave {what} out or name another model")
-        fields = card.model_dump()
-    else:
-        if arch not in ARCHITECTURES or scale is None:
-            raise InputError(f"without a model name, give arch ({', '.join(ARCHITECTURES)}), scale and checkpoint")
-        folder = Path()
-        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
-        fields["licence"] = OWN_LICENCE
-    if fields["arch"] == "pp_atd_light":
-        fields["options"] = {**(fields.get("options") or {}), **options}
-    elif options:
-        raise InputError(f"{fields['arch']} has no Pure-Pass options: {', '.join(options)}")
-    return make_card(**fields), folder
 
 
 def load_network(
@@ -66,35 +37,17 @@ def load_network(
     options: colors, window, csmf, compensation. Raises CardError, CheckpointError, InputError, or UnavailableError
     where a card has no weights of its own.
     """
-    card, folder = _effective_card(name, arch, scale, options)
-    if checkpoint is not None:
-        path = Path(checkpoint)
-    elif card.weights is None:
-        if name is None:
-            raise InputError("without a model name, a checkpoint is needed")
-        raise UnavailableError(
-            f"no weights are bundled for {card.name}: give the .pth file its authors publish, or a .safetensors, with "
-            f"--checkpoint FILE (checkpoint= in Python), such as: ppexport export {name} --checkpoint FILE.pth -o OUT"
-        )
-    else:
-        path = folder / card.weights.file
+    card, path = card_with_weights(name, arch, scale, checkpoint, options)
     network = build_network(card)
     load_state(network, read_state(path), str(path))
-    digest = sha256_file(path)
-    if checkpoint is None and card.weights is not None and digest != card.weights.sha256:
-        raise CheckpointError(f"{path} does not match the sha256 in the card of {card.name}")
-    if card.weights is not None and digest != card.weights.sha256:
-        # What the card says of its own weights is not true of the user's.
-        card = card.model_copy(update={"summary": OWN_SUMMARY, "licence": OWN_LICENCE, "training": {}})
-    weights = Weights(file=path.name, sha256=digest)
-    network.card = card.model_copy(update={"weights": weights})  # type: ignore[assignment]
+    network.card = card  # type: ignore[assignment]
     network.digest = state_digest(network)  # type: ignore[assignment]
     return network.eval()
 
 
 def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> ATDLight:
     """The network of a card, or of *arch* and *scale*, without its weights: enough to count what it costs."""
-    card, _ = _effective_card(name, arch, scale, options)
+    card, _ = effective_card(name, arch, scale, options)
     network = build_network(card)
     network.card = card  # type: ignore[assignment]
     return network.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,14 @@ from ppexport.backends.onnx.build import (
 from ppexport.backends.tensorrt.build import against_fp32, half_check
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
-from ppexport.errors import ExportError, InputError
+from ppexport.errors import ExportError
 from ppexport.quantize.audit import Finding, audit
-from ppexport.quantize.bundled import GIVEN
-from ppexport.quantize.calibration import Calibration
+from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.qdq import int8_nodes, write_int8
-from ppexport.quantize.recipe import Recipe
 from ppexport.twin.build import StaticTwin
 
-CALIBRATED = ("fp16", "int8", "mixed")
-"""Precisions that a calibration is needed for; mixed is int8 by the recipe, and fp16 where the audit allows it."""
 LEAST_DB = 25.0
 """Least PSNR of an int8 file against the fp32 one on the example, with equal routing: below, it is broken."""
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """A calibration and what is to be made of it."""
-
-    precision: str
-    calibration: Calibration
-    recipe: Recipe
-    recipe_from: str = GIVEN
-    """Where the recipe comes from, as `bundled.recipe_for` says it."""
-
-
-def check_calibration(calibration: Calibration, card: Card) -> None:
-    """Raise InputError unless *calibration* was measured on the network of *card*."""
-    about = calibration.about
-    assert card.weights is not None
-    options = card.options.model_dump() if card.options else {}
-    if about.weights_sha256 != card.weights.sha256 or about.options != options or about.scale != card.scale:
-        raise InputError(
-            f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
-            f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"
-        )
 
 
 def quantised(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +13,31 @@ from ppexport.quantize.recipe import Recipe, read_recipe
 
 BUNDLED, DEFAULT, GIVEN, FOREIGN = "bundled", "default", "given", "given, found for other weights"
 """Where a recipe comes from, as the manifest says it."""
+CALIBRATED = ("fp16", "int8", "mixed")
+"""Precisions that a calibration is needed for; mixed is int8 by the recipe, and fp16 where the audit allows it."""
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """A calibration and what is to be made of it."""
+
+    precision: str
+    calibration: Calibration
+    recipe: Recipe
+    recipe_from: str = GIVEN
+    """Where the recipe comes from, as `recipe_for` says it."""
+
+
+def check_calibration(calibration: Calibration, card: Card) -> None:
+    """Raise InputError unless *calibration* was measured on the network of *card*."""
+    about = calibration.about
+    assert card.weights is not None
+    options = card.options.model_dump() if card.options else {}
+    if about.weights_sha256 != card.weights.sha256 or about.options != options or about.scale != card.scale:
+        raise InputError(
+            f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
+            f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"
+        )
 
 
 def _data(folder: str, pattern: str) -> list[Path]:

@@ -75,6 +75,11 @@ class State:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
+def state_path(out: Path) -> Path:
+    """Where the state of the run that makes the calibration *out* is kept."""
+    return out.with_name(f"{out.name}.partial")
+
+
 def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
     """The graph's inputs for *crop*."""
     return feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
@@ -126,7 +131,7 @@ def calibrate(
     pictures = images_hash(listed)
     named = [m.weights, m.options, m.size, [c.name for c in crops], pictures, recorded.names]
     key = sha256_text(json.dumps(named))
-    state = State(out.with_name(f"{out.name}.partial"), key, len(recorded.names))
+    state = State(state_path(out), key, len(recorded.names))
     record(artifact, recorded, crops, state, progress)
     check_finite(recorded, state.histograms)
     about = About(

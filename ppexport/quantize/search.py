@@ -30,7 +30,8 @@ from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
-from ppexport.quantize.build import Quantisation, quantised
+from ppexport.quantize.build import quantised
+from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.collect import crop_inputs
 from ppexport.quantize.groups import GROUPS, ROUTING

@@ -22,10 +22,6 @@ from ppexport.twin.pure_pass import StaticPurePass
 from ppexport.twin.routing import check_capacity
 from ppexport.twin.shared import BlockCut, Shared
 
-MAX_TOKENS = 1 << 20
-"""Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
-
-
 FLAVOURS: dict[str, type[StaticLayer]] = {
     "portable": PortableLayer,
     "ort": RowLayer,
@@ -180,12 +176,10 @@ def make_twin(
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
     check_network(network)
     try:
-        size = h, w = check_size(size)
+        size = check_size(size)
     except InputError as error:
         raise TwinError(str(error)) from None
     tokens = padded_tokens(size)
-    if tokens > MAX_TOKENS:
-        raise TwinError(f"{h}x{w} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles")
     if capacity is not None:
         try:
             (capacity,) = whole_numbers([capacity])
@@ -196,4 +190,4 @@ def make_twin(
             raise TwinError(str(error)) from None
         if capacity != tokens and not isinstance(network, PPATDLight):
             raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
-    return StaticTwin(network, (h, w), capacity or tokens, flavour).eval()
+    return StaticTwin(network, size, capacity or tokens, flavour).eval()

@@ -16,7 +16,7 @@ from peers.race import BASELINE, Heat
 from ppexport.artifact import GROUP, ONNX_FLAVOURS
 from ppexport.backends.onnx.build import MODEL
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
+from ppexport.export_options import capacity_set
 from ppexport.mask import padded_tokens
 from ppexport.networks.macs import count_macs
 

@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from ppexport.artifact import smallest_capacity
+from ppexport.backends.apple import check_coreai
 from ppexport.backends.base import way_out
 from ppexport.backends.coreai.frontend import Front, OpenFront, convert
 from ppexport.backends.coreai.halved import halved
 from ppexport.backends.coreai.session import Session
 from ppexport.backends.describing import function_name, model_facts
 from ppexport.cards import Card
-from ppexport.errors import ExportError, InputError, first_line
+from ppexport.errors import ExportError, first_line
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin, make_twin
 
 MODEL = "model.aimodel"
 AUTHOR = "ppexport"
-PRECISIONS = ("fp32", "fp16")
 LEAST_DB = {"fp32": 90.0, "fp16": 30.0}
 """Below this the conversion is wrong. Categories cannot be injected into an asset, and in fp16 near ties flip, hence
 the second figure; whether a precision is good enough is for `parity` to say."""
@@ -111,8 +111,7 @@ def build_for_coreai(
     `mask`. Raises InputError for an unknown precision, ExportError where a stage or the comparison with the twin
     fails, UnavailableError without coreai-torch.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"a Core AI precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    check_coreai(precision)
     if twin.flavour != "portable" or twin.capacity != capacities[-1]:
         raise ExportError(f"Core AI takes the portable flavour with {capacities[-1]} slots")
     step("converting")

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ppexport.backends.apple import SET_TARGET, check_coreml
 from ppexport.backends.coreml import specification
 from ppexport.backends.coreml.frontend import Conversion, convert, coremltools, quiet_converter, trace
 from ppexport.backends.coreml.interface import (
-    INTERFACES,
     Front,
     descriptions,
     example_inputs,
@@ -31,19 +31,10 @@ from ppexport.backends.coreml.scopes import ModulePaths
 from ppexport.backends.coreml.self_check import self_check
 from ppexport.backends.describing import function_name, model_facts
 from ppexport.cards import Card
-from ppexport.errors import ExportError, InputError
+from ppexport.errors import ExportError
 from ppexport.twin.build import StaticTwin, make_twin
 
 MODEL = "model.mlpackage"
-TARGETS = ("iOS16", "iOS17", "iOS18")
-"""Deployment targets; each also stands for the macOS, watchOS and tvOS of its year."""
-SET_TARGET = "iOS18"
-"""Packages of several functions exist from here on."""
-PRECISIONS = ("fp32", "fp16", "w8", "w8a8")
-"""w8: fp16, whose weights are stored with 8 bits, one scale for every output channel; w8a8: and whose layers read int8,
-as far as a recipe says."""
-ACTIVATIONS_TARGETS = ("iOS17", "iOS18")
-"""MIL quantises activations from iOS 17 on."""
 QUANTISED_FROM = 512
 """Elements of the smallest weight that w8 stores with 8 bits."""
 
@@ -67,17 +58,7 @@ class Options:
 
     def check(self, capacities: Sequence[int]) -> None:
         """Raise InputError for an impossible wish."""
-        for what, value, known in (
-            ("a Core ML precision", self.precision, PRECISIONS),
-            ("a deployment target", self.target, TARGETS),
-            ("an interface", self.interface, INTERFACES),
-        ):
-            if value not in known:
-                raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
-        if self.precision == "w8a8" and self.target not in ACTIVATIONS_TARGETS:
-            raise InputError(f"w8a8 quantises activations, which needs {' or '.join(ACTIVATIONS_TARGETS)}")
-        if len(capacities) > 1 and self.target != SET_TARGET:
-            raise InputError(f"a capacity set is a package of several functions, which needs {SET_TARGET}")
+        check_coreml(self.precision, self.target, self.interface, capacities)
 
 
 def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:

@@ -16,7 +16,6 @@ What is worked around (coremltools 9.0), each checked by the evaluator on the sa
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -28,10 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppexport.errors import ExportError, UnavailableError, first_line, require
+from ppexport.backends.apple import check_installed
+from ppexport.errors import ExportError, first_line
 
-FIRST_NUMPY_TOO_NEW = (2, 4)
-"""From here on coremltools 9.0 fails inside: "only 0-dimensional arrays can be converted to Python scalars"."""
 DROPPED_PASSES = frozenset({"common::fuse_elementwise_to_batchnorm", "common::guard_negative_gather_indices"})
 QUANTISE = "compression::linear_quantize_weights"
 SHORT_INDICES = 1 << 16
@@ -40,16 +38,6 @@ SMALLEST_HALF = 2.0**-14
 """The smallest normal number of fp16."""
 LARGEST_FOLDED = "1e4"
 """Elements of the largest constant that the converter may compute beforehand."""
-
-
-def check_installed() -> None:
-    """Raise UnavailableError unless coremltools is installed beside a NumPy that its converter works with."""
-    require("coremltools", "coreml")
-    if tuple(map(int, re.findall(r"\d+", np.__version__)[:2])) >= FIRST_NUMPY_TOO_NEW:
-        raise UnavailableError(
-            f"coremltools cannot convert with NumPy {np.__version__}, which refuses to make numbers of arrays: "
-            f"pip install 'numpy<{'.'.join(map(str, FIRST_NUMPY_TOO_NEW))}'"
-        )
 
 
 def coremltools() -> Any:

@@ -12,8 +12,6 @@ from ppexport.backends.coreml.frontend import coremltools
 from ppexport.twin.build import StaticTwin
 
 INPUT, MASK, SR, IMPURE = "lr", "mask", "sr", "impure_tokens"
-INTERFACES = ("tensor", "image")
-"""tensor: `lr` and `sr` are float32 (1, 3, h, w) in [0, 1]; image: they are RGB pictures, in an app a CVPixelBuffer."""
 DESCRIPTIONS = {
     "tensor": {
         INPUT: "Low-resolution RGB image, float32 (1, 3, {h}, {w}) in [0, 1].",

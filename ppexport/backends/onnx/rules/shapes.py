@@ -110,7 +110,10 @@ class DynamicShape(Rule):
 
     id = "dynamic-shape"
     runtimes = (Runtime.TENSORRT, Runtime.COREML)
-    way_out = "export without dynamic_axes or dynamic_shapes, one file per size; lint a meant axis with a length for it"
+    way_out = (
+        "export without dynamic_axes or dynamic_shapes, one file per size; an axis that is meant to be symbolic is "
+        "checked at a length with --length AXIS=N, symbols={AXIS: N} in Python"
+    )
 
     def check(self, graph: GraphView) -> Iterator[Finding]:
         """One finding per input and output, and a note on everything between them."""
