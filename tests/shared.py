@@ -13,6 +13,9 @@ TOOLS = ROOT / "tools"
 FREE_IMAGES = ROOT / "calibration" / "images"
 """Pictures that anybody may use, part of the project."""
 
+ODD = "a b\tü 日本"
+"""A name of a file or folder that people give, and that shells, configurations and encodings trip over."""
+
 # Programs of tools/ import their parts as `training.…`, which works from a script's own folder only.
 if str(TOOLS) not in sys.path:
     sys.path.append(str(TOOLS))

@@ -135,10 +135,11 @@ def free_port() -> int:
 class Device:
     """sshd, its keys, and what lies on the machine that it plays."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: str = "home") -> None:
+        """*home* is the name of the user's home folder there."""
         self.sshd = find_sshd()
         self.folder = folder
-        self.home = folder / "home"
+        self.home = folder / home
         self.bin = folder / "bin"
         self.modules = folder / "modules"
         for made in (self.home, self.bin, self.modules):

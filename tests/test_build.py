@@ -8,10 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from shared import ODD
 from sshd import Device, alive, wait_until
-from sshd_builds import MODEL_BYTES, Told, build, command, error_of, in_background
+from sshd_builds import MODEL_BYTES, Told, build, command, error_of, in_background, write_source
 
 from ppexport.artifact import read_artifact
 from ppexport.backends.tensorrt.parser_report import BuildFailed
@@ -190,6 +193,37 @@ def test_a_killed_build(device, source, tmp_path):
     told.run(tmp_path / "engine")
     assert any("failed" in line for line in told.lines)
     assert device.lines("runs") == ["run", "run"]
+
+
+@pytest.fixture
+def short_odd_folder():
+    """A folder of an odd name whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix=f"{ODD} ") as folder:
+        yield Path(folder)
+
+
+def test_names_with_spaces_tabs_and_letters_of_any_language(tmp_path, monkeypatch, short_odd_folder):
+    odd = tmp_path / ODD
+    (tmp_path / "device").mkdir()
+    device = Device(tmp_path / "device", home=ODD)
+    device.install_trtexec()
+    for name in ("", "home", "keys"):
+        (odd / name).mkdir()
+    device.identity = device.identity.rename(odd / "keys" / "key of 100 %d")
+    device.identity.with_name("key of 100 %d.pub").write_text((device.folder / "user_key.pub").read_text())
+    monkeypatch.setenv("TMPDIR", str(short_odd_folder))
+    monkeypatch.setenv("HOME", str(odd / "home"))
+    monkeypatch.chdir(odd)
+    source = write_source(odd / ODD)
+    device.start()
+    try:
+        build(source.name, *device.arguments, "-o", "engine of ü")
+        build(source.name, *device.arguments, "--clean")
+    finally:
+        device.go_away()
+    assert read_artifact(odd / "engine of ü").manifest.engine["gpu"] == "Orin"
+    assert list(short_odd_folder.iterdir()) == []
+    assert len(device.lines("runs")) == 1
 
 
 def finished(device, source, out):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import GOLDEN, photo
 from PIL import Image
+from shared import ODD
 
 from ppexport.cli import COMMANDS
 
@@ -64,6 +66,23 @@ def test_info_gives_the_published_figures(scale, published, pure):
     out = run("info", "--arch", "atd_light", "--scale", scale).stdout
     assert f"{published} G" in out
     assert f"{pure} G" in out
+
+
+def test_names_with_spaces_tabs_and_letters_of_any_language(artifact, tmp_path, monkeypatch):
+    odd = tmp_path / ODD
+    for name in ("", "tmp", "home", "hr ü"):
+        (odd / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(odd / "tmp"))
+    monkeypatch.setenv("HOME", str(odd / "home"))
+    monkeypatch.chdir(odd)
+    shutil.copytree(artifact, ODD)
+    for name in ("hr ü/b 日.png", "in\tü.png"):
+        Image.fromarray(photo(30, 40)).save(name)
+    run("upscale", ODD, "in\tü.png", "out 日\t.webp", "--json", "told ü.json")
+    assert Image.open("out 日\t.webp").size == (80, 60)
+    assert json.loads((odd / "told ü.json").read_text())["output"] == "out 日\t.webp"
+    run("evaluate", ODD, "--hr", "hr ü")
+    run("lint", f"{ODD}/model.onnx")
 
 
 def test_info_of_a_picture_and_a_folder(picture, tmp_path):

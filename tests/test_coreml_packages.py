@@ -25,6 +25,7 @@ from ppexport.backends.coreml.reading.decode import Decoder
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
 from ppexport.backends.coreml.reading.weights import WeightFile
+from ppexport.backends.coreml.session import Session
 from ppexport.errors import ArtifactError, InputError
 from ppexport.metrics import psnr
 from ppexport.wire import Message
@@ -304,6 +305,18 @@ def test_operations_that_wait_for_each_other_are_damaged():
     first = Operation("relu", "c", {"x": [Reference("in")]}, (Port("c", kind),))
     with pytest.raises(ArtifactError, match="wait for each other"):
         place(Function("main", "CoreML8", (Port("in", kind),), ("b",), (first, *waiting)))
+
+
+def test_a_gather_without_indices_is_placed():
+    gather = Operation("gather", "g", {"x": [Reference("in")]}, (Port("g", TensorType(ELEMENTS["fp16"], (1,))),))
+    function = Function("main", "CoreML8", (Port("in", None),), ("g",), (gather,))
+    assert place(function).operations == 1
+
+
+def test_a_package_without_our_outputs_is_no_artifact(package):
+    session = Session(package)
+    with pytest.raises(ArtifactError, match="computes no sr: no export made it"):
+        session.run({"in0": np.zeros((4, 48), np.float32)})
 
 
 def test_other_kinds_of_models_are_refused(copied):

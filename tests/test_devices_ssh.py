@@ -11,6 +11,8 @@ from sshd import wait_until
 from ppexport.devices.errors import ConnectionLost, TransferError
 from ppexport.devices.job import Job, Pace
 from ppexport.devices.opening import open_device
+from ppexport.devices.ssh import SshOptions
+from ppexport.errors import InputError
 
 pytest_plugins = ["sshd_fixtures"]
 
@@ -37,6 +39,13 @@ def test_a_step_that_hangs_is_given_up(line):
     with pytest.raises(ConnectionLost, match="does not answer"):
         line.run("sleep 60", timeout=0.5)
     assert line.run("echo again").output == b"again\n"
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a$b", "a\nb"])
+def test_a_key_whose_path_ssh_cannot_read_is_named(device, name):
+    options = SshOptions(device.identity.rename(device.folder / name), device.config)
+    with open_device(device.address, options) as transport, pytest.raises(InputError, match="ssh cannot be given"):
+        transport.run("true")
 
 
 def test_files_there_and_back(line, tmp_path):

@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 import pytest
-from sshd import alive, children, kill, make_key, wait_until
-from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages
+from shared import ODD
+from sshd import Device, alive, children, kill, make_key, wait_until
+from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages, write_enlarger
 from test_layering import imported
 
 from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
@@ -47,6 +48,23 @@ def test_a_whole_run(board, enlarger, tmp_path):
     again = profile(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
     assert "nothing was measured again" in again.stderr
     assert (out / "profile.json").read_bytes() == before
+
+
+def test_names_with_spaces_tabs_and_letters_of_any_language(device_python, tmp_path, monkeypatch):
+    (tmp_path / "device").mkdir()
+    board = Device(tmp_path / "device", home=ODD)
+    board.program("python3", f'#!/bin/sh\nexec "{device_python}" "$@"\n')
+    odd = tmp_path / ODD
+    odd.mkdir()
+    monkeypatch.setenv("TMPDIR", str(odd))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    board.start()
+    try:
+        found = Profiled(board, write_enlarger(odd / "enlarger ü"), odd / "run 日").run()
+    finally:
+        board.go_away()
+    assert found.subjects[0]["summary"]["count"] >= 16
+    assert board.jobs() == []
 
 
 def test_a_line_that_breaks_and_a_run_that_is_collected_later(board, enlarger, tmp_path):

@@ -16,11 +16,12 @@ from tensorrt_models import random_network, shorten
 import ppexport
 from ppexport.artifact import read_artifact
 from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.cards import find_card
 from ppexport.errors import InputError
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
 from ppexport.quantize.build import quantised
-from ppexport.quantize.bundled import Quantisation
+from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, is_of
 from ppexport.quantize.groups import GROUPS, ROUTING
@@ -28,7 +29,7 @@ from ppexport.quantize.pictures import cut_crops, read_sources
 from ppexport.quantize.qdq import write_int8
 from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
 from ppexport.quantize.runtimes import Ratio, compare_times, open_in
-from ppexport.quantize.search import Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
+from ppexport.quantize.search import BUDGET, Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
 from ppexport.quantize.search_report import COLUMNS, found_recipe, markdown, plot, rows, to_dict
 
 SIZE = (16, 32)
@@ -200,6 +201,13 @@ def test_a_recipe_lists_the_pictures_that_chose_it(search_in, tmp_path):
     assert (read.groups, read.measured["images"]) == (("ffn_in",), pictures)
     assert (read.measured["precision"], read.measured["budget_db"]) == ("int8", 100.0)
     assert read.measured["calibration_sha256"] == search.calibration.sha256
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_bundled_recipes_list_the_pictures_that_chose_them_and_are_within_the_budget(scale):
+    found = recipe_for(find_card(f"pp_atd_light_x{scale}")[0], None).measured
+    assert len({(picture["name"], picture["sha256"]) for picture in found["images"]}) == 24
+    assert trial(change=found["psnr_y_change_db"], error=found["standard_error_db"]).cost <= BUDGET
 
 
 def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):

@@ -7,12 +7,14 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 
 import numpy as np
 import pytest
 import yaml
 from conftest import photo
 from profiles import reading, steady, subject, write_journal
+from shared import ODD
 from typer.testing import CliRunner
 
 from ppexport import numerics
@@ -27,6 +29,7 @@ from ppexport.profile.layers.result import layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
 from ppexport.report import latency_yaml, numerics_yaml
+from ppexport.report.figures import Plot
 from ppexport.report.material import gather
 from ppexport.report.page import board_line, render
 
@@ -107,6 +110,14 @@ def test_nothing_of_a_file_becomes_markup(everything):
     assert "{{ 7*7 }}" in everything
     assert html.escape("<script>alert(1)</script>") in everything
     assert everything.count("<script") == 1
+
+
+def test_letters_that_matplotlib_lacks_are_left_to_the_browser():
+    drawn = Plot()
+    drawn.axes.set_title(ODD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "日本" in drawn.svg()
 
 
 def test_nothing_is_loaded_from_anywhere(everything):

@@ -17,6 +17,7 @@ from ppexport.devices.errors import ConnectionLost, DeviceError, HostKeyError
 from ppexport.devices.process import Sink, TimeIsUp, run_limited
 from ppexport.devices.transport import MAX_REPLY, Transport
 from ppexport.devices.untrusted import printable
+from ppexport.errors import InputError
 
 FAILED = 255
 """ssh's own exit code; no script of ours ends with it."""
@@ -25,6 +26,8 @@ IDLE_SECONDS = 120
 """The shared connection ends by itself after this, should this program be killed."""
 MAX_SOCKET_FOLDER = 60
 """A socket's path has at most 104 bytes on some systems, and ssh appends to it."""
+SPECIAL = frozenset('"\\$\n')
+"""Characters that have no form in a quoted value of ssh's which all its versions read."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,19 @@ class SshOptions:
     """Take the key of a host that is not known yet; a key that changed is refused all the same."""
 
 
+def quoted(path: Path) -> str:
+    """*path* as a value of ssh's configuration, where spaces part words and a percent sign begins an abbreviation.
+
+    Raises InputError for a path with characters of `SPECIAL`.
+    """
+    if set(str(path)) & SPECIAL:
+        raise InputError(
+            f"ssh cannot be given the path {path}: name one without double quotes, backslashes, dollar signs and line "
+            "breaks"
+        )
+    return '"' + str(path).replace("%", "%%") + '"'
+
+
 class SshTransport(Transport):
     """A device behind ssh. The connection is made when it is first needed, and again after it was lost."""
 
@@ -49,15 +65,14 @@ class SshTransport(Transport):
         self.options = options or SshOptions()
         self.name = str(address)
         base = tempfile.gettempdir()
-        base = base if len(os.fsencode(base)) <= MAX_SOCKET_FOLDER else "/tmp"
+        if len(os.fsencode(base)) > MAX_SOCKET_FOLDER or set(base) & SPECIAL:
+            base = "/tmp"
         # mkdtemp makes a folder that only this user can enter: who can use the socket is logged in.
         self._socket = Path(tempfile.mkdtemp(prefix="ppexport-", dir=base)) / "socket"
 
     def _ssh(self, *more: str) -> list[str]:
         """The ssh command up to the host; *more* are options of this call."""
         options = self.options
-        # A percent sign begins one of ssh's own abbreviations.
-        socket = str(self._socket).replace("%", "%%")
         settings = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "accept-new" if options.accept_new_host_key else "yes",
@@ -70,13 +85,13 @@ class SshTransport(Transport):
             "RemoteCommand": "none",
             "RequestTTY": "no",
             "LogLevel": "ERROR",
-            "ControlPath": socket,
+            "ControlPath": quoted(self._socket),
         }
         command = ["ssh", *(["-F", str(options.config)] if options.config else [])]
         for name, value in settings.items():
             command += ["-o", f"{name}={value}"]
         if options.identity is not None:
-            command += ["-i", str(options.identity), "-o", "IdentitiesOnly=yes"]
+            command += ["-o", f"IdentityFile={quoted(options.identity)}", "-o", "IdentitiesOnly=yes"]
         if self.address.user is not None:
             command += ["-l", self.address.user]
         if self.address.port is not None:

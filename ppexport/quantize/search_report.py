@@ -74,11 +74,11 @@ def found_recipe(
             "precision": wish.precision,
             "budget_db": wish.budget,
             "crops": len(search.crops),
+            "images": [dict(picture) for picture in pictures],
             "runtime": wish.runtime,
             "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
             "reason": outcome.reason,
             "calibration_sha256": search.calibration.sha256,
-            "images": [dict(picture) for picture in pictures],
         },
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,10 @@ class Plot:
                 for entry in legend.get_texts():
                     entry.set_color(TEXT)
         out = io.StringIO()
-        self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            # Texts stay texts, which the browser draws in a font of its own.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         self._context.__exit__(None, None, None)
         text = out.getvalue()
         text = text[text.index("<svg") :].replace(TEXT, "currentColor")

@@ -81,10 +81,13 @@ class DebugPackage:
         """Run *inputs*; *categories* (layers, n) replace the tokens' own choices, which are still returned."""
         keep = [*self.choices, *self.labels, *self.mask]
         found = self.session.run(inputs, keep, self._stand_in(categories))
+        chosen = [found[name].reshape(-1) for name in self.choices]
+        if len({row.size for row in chosen}) != 1 or not found["impure_tokens"].size:
+            raise ArtifactError(f"{self.where}: its layers choose for different numbers of tokens: no export made it")
         return Inside(
             found["sr"],
             int(found["impure_tokens"].reshape(-1)[0]),
-            np.stack([found[name].reshape(-1) for name in self.choices]).astype(np.int64),
+            np.stack(chosen).astype(np.int64),
             found[self.labels[0]].astype(np.int64) if self.labels else None,
             found[self.mask[0]].astype(np.bool_).reshape(-1) if self.mask else None,
         )

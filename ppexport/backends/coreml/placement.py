@@ -102,8 +102,8 @@ def reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reaso
 
 
 def _reads(op: Operation, parameter: str) -> list[str]:
-    """The results that one parameter is bound to."""
-    only = Operation(op.type, op.name, {parameter: op.inputs[parameter]}, op.outputs)
+    """The results that one parameter is bound to, none where a foreign operation lacks it."""
+    only = Operation(op.type, op.name, {parameter: op.inputs.get(parameter, [])}, op.outputs)
     return only.reads()
 
 

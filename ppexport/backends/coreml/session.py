@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.describing import capacity_function
-from ppexport.errors import require
+from ppexport.errors import ArtifactError, require
 
 if TYPE_CHECKING:
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
@@ -61,7 +61,7 @@ class Session:
         """Outputs for *inputs* as the ONNX graph takes them, and the results named in *keep*.
 
         `lr` and `sr` are float32 in [0, 1], also where the package takes pictures, which have 8 bits; `slots` (1, C)
-        of a capacity set chooses the function for C slots.
+        of a capacity set chooses the function for C slots. Raises ArtifactError for a foreign package without them.
         """
         fed = dict(inputs)
         slots = fed.pop("slots", None)
@@ -69,7 +69,10 @@ class Session:
             fed["lr"] = np.floor(np.clip(fed["lr"], 0, 1) * np.float32(255) + np.float32(0.5))
         evaluator = self.evaluator(None if slots is None else slots.shape[1])
         found = evaluator.run(fed, keep=keep, replace=replace)
-        if "sr" in found:
-            sr = found["sr"].astype(np.float32)
-            found["sr"] = sr / np.float32(255) if self.images else sr
+        for name in ("sr", "impure_tokens"):
+            if name not in found:
+                raise ArtifactError(f"{self.path} computes no {name}: no export made it")
+        found["sr"] = found["sr"].astype(np.float32)
+        if self.images:
+            found["sr"] /= np.float32(255)
         return found
