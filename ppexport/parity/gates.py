@@ -71,7 +71,7 @@ ARTIFACT_GATES = {
 def tighten(gate: Gate, asked: Mapping[str, Any], what: str) -> Gate:
     """*gate* with the limits *asked* for instead, {"psnr", "max_abs", "task_change": number}.
 
-    Raises InputError for a limit that is looser than the gate's, or is no limit; *what* names it.
+    Raises InputError for a limit that is looser than the gate's, or is not a valid limit; *what* names it.
     """
     for name, value in asked.items():
         if (
@@ -79,7 +79,9 @@ def tighten(gate: Gate, asked: Mapping[str, Any], what: str) -> Gate:
             or isinstance(value, bool)
             or not isinstance(value, (int, float))
         ):
-            raise InputError(f"{what}: {name}: {value!r} is no limit; a gate has psnr, max_abs and task_change")
+            raise InputError(
+                f"{what}: {name}: {value!r} is not a valid limit; a gate has psnr, max_abs and task_change"
+            )
         least = getattr(gate, name)
         # Written so that NaN is refused.
         if not (value >= least if name == "psnr" else value <= least):
