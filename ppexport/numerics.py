@@ -37,9 +37,15 @@ def key_of(backend: str, precision: str, flavour: str, capacities: Sequence[int]
     return f"{backend}-{precision}-{flavour}-{slots}-{size[0]}x{size[1]}"
 
 
+def half_in_single(m: Manifest) -> bool:
+    """Whether the artefact's half precision is computed in fp32, as ONNX Runtime's CPU kernels do."""
+    return m.backend == "onnx" and m.precision in ("fp16", "mixed")
+
+
 def artifact_key(m: Manifest) -> str:
-    """`key_of` the artefact of *m*."""
-    return key_of(m.backend, m.precision, m.flavour, m.capacities, m.size)
+    """`key_of` the artefact of *m* as its runner computes it: "fp16-weights" where only the weights are rounded."""
+    precision = f"{m.precision}-weights" if half_in_single(m) else m.precision
+    return key_of(m.backend, precision, m.flavour, m.capacities, m.size)
 
 
 def read_numerics(folder: Path) -> dict[str, Any]:

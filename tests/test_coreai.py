@@ -25,8 +25,10 @@ from ppexport.backends.coreai.session import Session
 from ppexport.errors import ExportError
 from ppexport.metrics import psnr
 from ppexport.parity.asset_column import AssetColumn
+from ppexport.parity.compute import TwinColumn
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.kept import Kept
+from ppexport.parity.run import find_bad_layer
 
 pytest_plugins = ["apple_fixtures"]
 SIZE = (32, 32)
@@ -194,6 +196,29 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
     again.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+class InputsOnly(AssetColumn):
+    """An asset that tells what its layers are given, as all do, *off* by a little from one layer on."""
+
+    def __init__(self, reference, item, own, off):
+        given = reference.layer_inputs(item, own)
+        self.given = [tokens * (1.01 if i >= off else 1) for i, tokens in enumerate(given)]
+
+    def layers(self, item, categories=None):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("off", "expected"), [(1, "layers.0.residual_group.layers.0"), (2, "layers.0.residual_group.layers.1"),
+                          (3, "after the last layer")]
+)  # fmt: skip
+def test_the_first_bad_layer_of_an_asset_is_found_by_what_layers_are_given(off, expected):
+    reference = TwinColumn(ppexport.make_twin(small_network(layers=3), size=(16, 16)), [256])
+    item = ParityInput("noise", np.ascontiguousarray(NOISE[:, :, :16, :16]))
+    sample = reference.sample(item)
+    asset = InputsOnly(reference, item, sample.categories, off)
+    assert find_bad_layer(reference, asset, item, (sample, sample), 55.0) == expected
 
 
 def test_what_was_kept_of_another_asset_is_not_used(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import photo
 from PIL import Image
 from shared import shared_folder
+from test_upscale import artifact as fake_artifact
 
 from ppexport.bicubic import enlarge_bicubic, resize_bicubic
 from ppexport.errors import InputError
@@ -99,6 +102,17 @@ def test_set5_bicubic_is_the_published_baseline():
     result = evaluate(bicubic, find_pairs(folder, folder, 2), 2)
     assert result.mean.psnr_y == pytest.approx(33.66, abs=0.02)
     assert evaluate(bicubic, find_pairs(folder, None, 2), 2) == result
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "expected"),
+    [("onnx", "fp16", "fp16-weights"), ("onnx", "int8", "int8"), ("coreml", "fp16", "fp16")],
+)
+def test_figures_of_a_runner_that_computes_in_fp32_say_so(backend, precision, expected):
+    from ppexport.numerics import artifact_key
+
+    manifest = replace(fake_artifact((64, 64), 2).manifest, backend=backend, precision=precision)
+    assert artifact_key(manifest) == f"{backend}-{expected}-portable-full-64x64"
 
 
 def test_figures_are_recorded_beside_the_card(tmp_path):

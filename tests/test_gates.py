@@ -42,7 +42,7 @@ def test_gates_are_tightened_limit_by_limit():
     [{"psnr": 54.9}, {"psnr": math.nan}, {"task_change": 0.021}, {"near_tie": 1e-9}, {"psnr": True}, {"psnr": "9"}],
 )
 def test_a_looser_gate_is_an_error(asked):
-    with pytest.raises(InputError, match=r"the gate: .*(a card may only tighten a gate|is no limit)"):
+    with pytest.raises(InputError, match=r"the gate: .*(a card may only tighten a gate|is not a valid limit)"):
         tighten(ARTIFACT_GATES["fp16"], asked, "the gate")
 
 

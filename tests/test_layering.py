@@ -9,8 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from small_networks import SIZE, small_network
 
 import ppexport
+from ppexport.parity import run as parity_run
+from ppexport.parity.inputs import parity_inputs
 
 ROOT = Path(ppexport.__file__).parent
 DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
@@ -94,11 +97,8 @@ def test_no_room_imports_a_later_one(path):
 
 BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in {blocked!r}:
-            raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Blocker())
+# As if none of them were installed, for `import` and for `find_spec`.
+sys.modules.update(dict.fromkeys({blocked!r}))
 """
 
 
@@ -118,6 +118,30 @@ def test_a_device_upscales_without_torch(artifact, tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (120, 80)
+
+
+def parity_without(blocked, artifact, against):
+    """Without the command line's parser, whose newer versions need pydantic themselves."""
+    run = None if against is None else str(against)
+    call = f"parity(Path({str(artifact)!r}), against={run!r} and Path({run!r}))"
+    return run_without(blocked, f"from pathlib import Path\nfrom ppexport.commands.parity import parity\n{call}")
+
+
+def test_a_device_compares_with_a_saved_run_without_torch(tmp_path, monkeypatch):
+    network = small_network()
+    folder = ppexport.export(network, backend="onnx", size=SIZE, out=tmp_path / "a")
+    one = [item for item in parity_inputs(SIZE, 2) if item.name == "coffee"]
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: one)
+    saved = tmp_path / "run"
+    assert parity_run.run_parity(network, ppexport.open_artifact(folder), saved, lambda *_: None).passed
+    blocked = ("torch", "onnx", "onnxsim", "pydantic", "yaml", "safetensors")
+    done = parity_without(blocked, folder, saved)
+    assert done.returncode == 0, done.stderr
+    assert "flips were not measured: onnx-fp32 does not tell its categories" in done.stdout
+    assert (saved / "report-onnx-fp32.json").is_file()
+    done = parity_without(blocked, folder, None)
+    assert "UnavailableError: torch is not installed" in done.stderr
+    assert "ppexport parity ARTIFACT --against RUN" in done.stderr
 
 
 def test_import_needs_no_torch_and_says_what_to_install():

@@ -19,6 +19,7 @@ from all_numbers import bundled_with_weights, has_ablation, plan
 from ppexport.cards import bundled_cards, read_card
 from ppexport.errors import InputError
 from ppexport.numerics import NETWORK, read_numerics
+from ppexport.parity.gates import ARTIFACT_GATES
 
 CARD = {"summary": "s", "arch": "pp_atd_light", "licence": "MIT"}
 WEIGHTS = {"file": "w.safetensors", "sha256": "0" * 64}
@@ -121,6 +122,15 @@ def test_bundled_models_have_weights_or_not():
     names = [card.name for card, _ in bundled_with_weights()]
     assert "pp_atd_light_x2" in names
     assert "atd_light_x2" not in names
+
+
+@pytest.mark.parametrize(("name", "folder"), MODELS, ids=[name for name, _ in MODELS])
+def test_stored_parity_tells_quality_as_it_runs_and_with_the_same_routing(name: str, folder: Path):
+    for key, figures in read_numerics(folder)["parity"].items():
+        changes = (figures["psnr_y_change"], figures["psnr_y_change_same_routing"])
+        assert None not in changes, key
+        if (precision := key.split("-")[1]) in ("fp16", "w8"):
+            assert max(map(abs, changes)) <= ARTIFACT_GATES[precision].task_change, key
 
 
 @pytest.mark.parametrize(("name", "folder"), MODELS, ids=[name for name, _ in MODELS])

@@ -27,9 +27,12 @@ from ppexport.commands.parity import show
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
 from ppexport.metrics import psnr_y, ssim_y
+from ppexport.parity import against as parity_against
 from ppexport.parity import run as parity_run
+from ppexport.parity.against import run_against
 from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
 from ppexport.parity.compare import Means, Seen, compare_columns, measure
+from ppexport.parity.compute import NetworkColumn, TwinColumn, first_bad_layer, layer_names
 from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.rechoose import rechoose, recorded
@@ -347,7 +350,7 @@ def test_a_run_passes_and_can_be_continued_elsewhere(artifact, tmp_path, monkeyp
     with Image.open(tmp_path / "run" / "worst.png") as image:
         assert image.width > 4 * 106
     before = {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.name != "onnx-fp32.npz"}
-    again = parity_run.run_against(runner, tmp_path / "run", quiet)
+    again = run_against(runner, tmp_path / "run", quiet)
     assert again.passed
     assert {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir() if f.name in before} == before
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(
@@ -418,6 +421,133 @@ def test_an_artifact_whose_routing_collapses_fails_although_injection_saves_it(t
     assert pair.psnr_y_change < -0.02
     assert pair.failed_tasks == ["task"]
     assert not report.passed
+
+
+@pytest.fixture(scope="module")
+def small_half(tmp_path_factory):
+    """A network of two layers, its artefact in fp16 and what a parity run on a workstation left, on one input."""
+    root, network = tmp_path_factory.mktemp("half"), small_network(layers=2)
+    folder = ppexport.export(network, backend="tensorrt", precision="fp16", size=SIZE, out=root / "a")
+    runner = ppexport.open_artifact(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity_run, "parity_inputs", lambda *_: [i for i in parity_inputs(SIZE, 2) if i.name == "noise"])
+        assert parity_run.run_parity(network, runner, root / "run", quiet).passed
+    return network, runner, root / "run"
+
+
+def edited(folder, **changes):
+    """Change the saved report in *folder*."""
+    data = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**data, **changes}))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("measured", "passed", "reason"), [(0.8e-3, True, "gap below 0.0016"), (None, False, "sure of it by 1.5e-03")]
+)
+def test_how_sure_a_flip_may_be_is_what_the_saved_run_measured(small_half, tmp_path, measured, passed, reason):
+    network, runner, saved = small_half
+    folder = shutil.copytree(saved, tmp_path / "run")
+    # A twin that chose otherwise for one token, and was sure of it by 1.5e-3.
+    (item,) = load_inputs(folder / "inputs.npz", SIZE)
+    column = load_column(folder / "twin.npz")
+    categories = load_column(folder / "onnx-fp16.npz")["noise"].categories.copy()
+    categories[1, 7] ^= 1
+    gaps = column["noise"].gaps.copy()
+    gaps[1, 7] = 1.5e-3
+    forced = TwinColumn(make_twin(network, SIZE), [256]).sample(item, categories)
+    save_column(folder / "twin.npz", {"noise": dataclasses.replace(forced, categories=categories, gaps=gaps)})
+    pairs = edited(folder)["pairs"]
+    assert pairs[-1]["rows"][0]["passed"]
+    pairs[-1]["rows"][0]["surest"] = measured
+    edited(folder, pairs=pairs)
+    (row,) = run_against(runner, folder, quiet).pairs[0].rows
+    assert row.passed is passed
+    assert reason in row.reason
+
+
+def test_what_a_run_measured_of_flips_is_saved(small_half, tmp_path):
+    saved = json.loads((small_half[2] / "report.json").read_text())
+    rows = saved["pairs"][-1]["rows"]
+    assert all((row["surest"] is None) is (not any(row["flips"])) for row in rows)
+    assert judge(sample(gap=1e-7), sample(flip=[3]), lambda item, _: sample(flip=[3])).surest == np.float32(1e-7)
+    assert parity_against.surest_flip({"pairs": []}, tmp_path) == 0
+    for bad in ({}, {"pairs": [{"reference": "twin", "rows": [{"passed": True, "surest": math.inf}]}]}):
+        with pytest.raises(InputError, match=r"report\.json"):
+            parity_against.surest_flip(bad, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"file": "w", "sha256": "0" * 64}}, "run of other weights"),
+        ({"options": {"colors": 4}}, "run of other options"),
+        ({"precision": "fp32"}, "run of other precision: 'fp32', the artefact has 'fp16'"),
+        ({"capacities": [128, 256]}, "run of other capacities"),
+        ({"scale": 4}, "run of other scale"),
+        ({"size": [32, 32]}, "run of other size"),
+        ({"weights": 3}, "run of other weights"),
+        ({"version": 1}, "saved by another version of ppexport: run `ppexport parity`"),
+        ({"format": "x"}, "not the report of a parity run"),
+    ],
+)
+def test_a_saved_run_must_be_the_artifacts(small_half, tmp_path, changes, message):
+    folder = shutil.copytree(small_half[2], tmp_path / "run")
+    edited(folder, **changes)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError, match=message):
+        run_against(small_half[1], folder, quiet)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_without_onnx_pictures_and_counts_are_compared(small_half, tmp_path, monkeypatch):
+    folder = shutil.copytree(small_half[2], tmp_path / "run")
+    monkeypatch.setattr(parity_against, "find_spec", lambda name: None)
+    pair = run_against(small_half[1], folder, quiet).pairs[0]
+    # The runtime on a CPU computes fp16 in fp32, and the column of the workstation stays.
+    assert pair.other == "onnx-fp16-weights"
+    assert pair.rows[0].flips is None
+    assert (folder / "onnx-fp16.npz").read_bytes() == (small_half[2] / "onnx-fp16.npz").read_bytes()
+
+
+def test_a_near_tie_that_nothing_can_look_into_is_named():
+    item = ParityInput("noise", ITEM.lr)
+    reference, engine = sample(gap=1e-7, pure=range(250)), sample(shift=0.02, pure=range(250))
+    engine = dataclasses.replace(engine, categories=None, gaps=None, pure=None, labels=None)
+    pair = parity_run.compare_with_engine(("twin", "e"), [item], {"noise": reference}, {"noise": engine}, GATE, 2)
+    assert not pair.passed
+    assert "e does not tell whether one of the 12 near ties of this input flipped" in pair.rows[0].reason
+
+
+def test_loosened_gates_are_refused_before_any_work(small_half, tmp_path, monkeypatch):
+    network, runner, _ = small_half
+    manifest = dataclasses.replace(runner.artifact.manifest, gates={"twin": {"psnr": 1.0}})
+    monkeypatch.setattr(runner, "artifact", dataclasses.replace(runner.artifact, manifest=manifest))
+    monkeypatch.setattr(parity_run, "compute", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(InputError, match="the gate 'twin' of .*: psnr 1 asks for less"):
+        parity_run.run_parity(network, runner, tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_are_named_by_the_networks_depths():
+    names = layer_names((2, 3))
+    assert names == [f"layers.{b}.residual_group.layers.{i}" for b, i in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))]
+    ones = [np.ones((4, 3), np.float32)] * 5
+    bad = [*ones[:3], np.full((4, 3), 1.1, np.float32), *ones[:1]]
+    assert first_bad_layer(names, ones, bad, 55.0) == "layers.1.residual_group.layers.1"
+    assert first_bad_layer(names, ones, ones, 55.0) == "after the last layer"
+    network = small_network(layers=2)
+    assert NetworkColumn(network).layer_names == layer_names((2,))
+    assert TwinColumn(make_twin(network, SIZE), [256]).layer_names == layer_names((2,))
+
+
+def test_layers_that_are_all_zero_are_compared():
+    names = layer_names((3,))
+    zero, one = np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)
+    assert first_bad_layer(names, [zero, zero, one], [zero, one, one], 55.0) == names[1]
+    assert first_bad_layer(names, [one, zero, zero], [one, zero, zero], 55.0) == "after the last layer"
+    assert first_bad_layer(names, [one, one, one], [one, zero, one], 55.0) == names[1]
+    assert first_bad_layer(names, [zero, one, one], [zero, one, np.full_like(one, np.nan)], 55.0) == names[2]
 
 
 def test_the_reference_must_be_the_artifacts(artifact, tmp_path):

@@ -42,7 +42,7 @@ def evaluate(
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
     own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
-        from ppexport.numerics import artifact_key, card_of_artifact
+        from ppexport.numerics import artifact_key, card_of_artifact, half_in_single
         from ppexport.opening import open_artifact
 
         runner = open_artifact(Path(target))
@@ -53,6 +53,11 @@ def evaluate(
             raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
         run, factor, name, key = artifact_upscaler(runner), runner.scale, target, artifact_key(manifest)
         beside = None if record is None else card_of_artifact(manifest)
+        if half_in_single(manifest):
+            people(json).print(
+                "note: ONNX Runtime computes half precision in fp32 on a CPU, so these are figures of "
+                f"{manifest.precision} weights; `ppexport parity` rounds every result"
+            )
     else:
         from ppexport.cards import find_card
         from ppexport.networks.load import card_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from ppexport.commands.options import ArtifactFolder, Checkpoint, Json, Trust
 from ppexport.console import decibel, emit_json, people, progress_bars, table
-from ppexport.errors import EXIT_GATE_FAILED, InputError
+from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,9 @@ def parity(
         Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-parity if left out")
     ] = None,
     checkpoint: Checkpoint = None,
-    against: Annotated[Path | None, typer.Option(help="compare with this saved run instead; needs no torch")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="compare with this saved run instead, of the same model; needs no torch")
+    ] = None,
     units: Annotated[
         str | None, typer.Option(help="on a Mac: compute units that a Core ML package is also run on: cpu,gpu,ne,all")
     ] = None,
@@ -66,7 +69,9 @@ def parity(
     A Core AI asset takes minutes for a picture on Linux: a run that was ended goes on with the same command.
     """
     from ppexport.opening import open_artifact
-    from ppexport.parity.run import run_against, run_parity
+    from ppexport.parity.against import run_against
+    from ppexport.parity.gates import check_gates
+    from ppexport.parity.run import run_parity
 
     if against is not None and (out is not None or checkpoint is not None):
         raise InputError(
@@ -76,6 +81,13 @@ def parity(
     runner = open_artifact(artifact, trust=trust)
     if chosen and runner.artifact.manifest.backend != "coreml":
         raise InputError("--units is for Core ML packages")
+    if against is None:
+        check_gates(runner.artifact.manifest)
+        if find_spec("torch") is None:
+            raise UnavailableError(
+                "torch is not installed, which computes the network and its twin: pip install 'ppexport[export]', or "
+                "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
+            )
     with progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)

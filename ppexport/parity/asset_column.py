@@ -100,8 +100,8 @@ class AssetColumn:
         return routed_sample(item, prepared, self.manifest, result, inside["categories"], mask)
 
     def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
-        """The input of every layer but the first, which is the output of the one before, or of a block."""
-        return list(self._opened(item, self.runner.prepare(item.lr))["tokens"])[1:]
+        """What every layer is given, with the asset's own categories: it does not tell what comes out of one."""
+        return list(self._opened(item, self.runner.prepare(item.lr))["tokens"])
 
     def chosen_from(self, item: ParityInput, categories: NDArray[np.uint8]) -> list[ChosenFrom]:
         """What every layer chose from; *categories* are the asset's own."""

@@ -80,6 +80,8 @@ class Comparison:
     tokens_db: float | None = None
     """Of `Seen`, where flips made it necessary to look; so is the next."""
     dictionary_db: float | None = None
+    surest: float | None = None
+    """The lead in the reference's own numbers of the surest flip that no earlier flip explains."""
     injected: Errors | None = None
     """Errors after the reference's categories were injected, where flips made that necessary."""
     judged: Pictures | None = field(default=None, repr=False)
@@ -314,7 +316,10 @@ def _judge_flips(
     reference, again = pair
     assert reference.categories is not None
     assert again.categories is not None
-    unexplained = int((reference.categories != again.categories)[:, impure].sum())
+    differs_still = (reference.categories != again.categories)[:, impure]
+    unexplained = int(differs_still.sum())
+    if reference.gaps is not None:
+        row.surest = float(reference.gaps[:, impure][differs_still].max(initial=0.0))
     routing = reference.categories if means.rerun is not None else again.categories
     # In fp32 the gap decides: there is no rounding to be excused. In int8 nothing needs an excuse.
     rounds = gate.near_tie > NEAR_TIE and not gate.flips_count

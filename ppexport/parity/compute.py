@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from ppexport.networks.pp_atd import PPATDLight
 from ppexport.networks.pure_pass import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput
+from ppexport.parity.rechoose import decibel, recorded
 from ppexport.twin.build import StaticTwin
 
 Layers = list[NDArray[np.float32]]
@@ -45,7 +45,7 @@ class NetworkColumn:
     name = "network"
 
     def __init__(self, network: ATDLight) -> None:
-        self.network = network
+        self.network, self.layer_names = network, layer_names(network.config.depths)
 
     def _run(self, item: ParityInput, categories: NDArray[np.uint8] | None) -> tuple[Tensor, Trace]:
         trace = Trace()
@@ -73,7 +73,7 @@ class TwinColumn:
     name = "twin"
 
     def __init__(self, twin: StaticTwin, capacities: Sequence[int]) -> None:
-        self.twin = twin
+        self.twin, self.layer_names = twin, layer_names(twin.depths)
         self.capacities = tuple(capacities)
 
     def _mask(self, item: ParityInput) -> tuple[Tensor | None, Tensor | None]:
@@ -108,13 +108,22 @@ class TwinColumn:
         """The output of every layer."""
         return _layers(self._run(item, self._mask(item)[0], categories)[3])
 
+    def layer_inputs(self, item: ParityInput, categories: NDArray[np.uint8]) -> Layers:
+        """What every layer is given, with injected *categories*."""
+        return [found.tokens for found in recorded(self.twin, item.lr, categories)]
 
-def first_bad_layer(
-    reference: Callable[[], Layers], other: Callable[[], Layers], gate_db: float, depth: int = 6
-) -> str:
-    """The first layer whose tokens differ by more than *gate_db* of their own strength, or where else to look."""
-    for number, (a, b) in enumerate(zip(reference(), other(), strict=True)):
-        error, power = float(np.mean((a.astype(np.float64) - b) ** 2)), float(np.mean(a.astype(np.float64) ** 2))
-        if not math.isfinite(error) or (error and 10 * math.log10(power / error) < gate_db):
-            return f"layers.{number // depth}.residual_group.layers.{number % depth}"
+
+def layer_names(depths: Sequence[int]) -> list[str]:
+    """The module names of all layers of a network whose blocks have *depths* layers, in the order in which they run."""
+    return [f"layers.{block}.residual_group.layers.{i}" for block, depth in enumerate(depths) for i in range(depth)]
+
+
+def first_bad_layer(names: Sequence[str], reference: Layers, other: Layers, gate_db: float) -> str:
+    """The first of the layers *names* whose tokens are off by more than *gate_db* of their strength, or where to look.
+
+    *reference* and *other* hold the tokens behind each of them, (n, c).
+    """
+    for name, a, b in zip(names, reference, other, strict=True):
+        if decibel([a], [b]) < gate_db:
+            return name
     return "after the last layer"

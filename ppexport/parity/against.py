@@ -1,0 +1,126 @@
+"""Fills in this machine's column of a saved parity run. NumPy and the artefact's runtime are enough.
+
+Categories are compared where the package `onnx` is installed, which opens the file; else pictures and counts are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppexport.artifact import Manifest
+from ppexport.backends.base import Runner
+from ppexport.errors import InputError
+from ppexport.parity.artifact_column import EngineColumn, artifact_column
+from ppexport.parity.columns import load_column, load_inputs
+from ppexport.parity.compare import Means, compare_columns
+from ppexport.parity.gates import artifact_gate, with_measured_tie
+from ppexport.parity.run import (
+    INPUTS,
+    REPORT,
+    TWIN_COLUMN,
+    VERSION,
+    ParityReport,
+    Progress,
+    compare_with_engine,
+    compute,
+    keep,
+)
+
+if TYPE_CHECKING:
+    from ppexport.parity.artifact_column import ArtifactColumn
+    from ppexport.parity.package_column import PackageColumn
+
+MAX_BYTES = 1 << 26
+"""A report is about 50 kB."""
+SAME = ("arch", "options", "scale", "size", "precision", "capacities")
+"""What must be equal in the manifest and in the saved run, beside the weights."""
+AGAIN = "run `ppexport parity` of this artefact's model again on the machine with torch, and copy its folder"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The report of the run saved in *folder*. Raises InputError for a damaged one, or one of another version."""
+    path = folder / REPORT
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES} bytes: that is no report of a parity run")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} is not the folder of a parity run: {path} {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not readable JSON") from None
+    if not isinstance(data, dict) or data.get("format") != "ppexport-parity":
+        raise InputError(f"{path} is not the report of a parity run")
+    if data.get("version") != VERSION:
+        raise InputError(f"{folder} was saved by another version of ppexport: {AGAIN}")
+    return data
+
+
+def check_same(manifest: Manifest, saved: dict[str, Any], folder: Path) -> None:
+    """Raise InputError unless the run *saved* in *folder* is of the weights, options and shapes of *manifest*."""
+    weights = saved.get("weights")
+    found = {"weights": weights.get("sha256") if isinstance(weights, dict) else None}
+    expected = {"weights": manifest.weights["sha256"]}
+    found.update({name: saved.get(name) for name in SAME})
+    expected.update({name: getattr(manifest, name) for name in SAME})
+    for name, own in expected.items():
+        if found[name] != own:
+            raise InputError(f"{folder} is a run of other {name}: {found[name]!r}, the artefact has {own!r}; {AGAIN}")
+
+
+def surest_flip(saved: dict[str, Any], folder: Path) -> float:
+    """By how much the twin led, at most, where an artefact chose otherwise and passed in the *saved* run."""
+    try:
+        rows = [row for pair in saved["pairs"] if pair["reference"] == TWIN_COLUMN for row in pair["rows"]]
+        gaps = [float(row["surest"]) for row in rows if row["passed"] and row["surest"] is not None]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / REPORT} does not hold what a parity run holds") from None
+    if not all(math.isfinite(gap) for gap in gaps):
+        raise InputError(f"{folder / REPORT} names a gap that is not a number")
+    return max(gaps, default=0.0)
+
+
+def column_here(runner: Runner) -> ArtifactColumn | PackageColumn | EngineColumn:
+    """The column of *runner*; without the package `onnx` an ONNX file cannot be opened, only run."""
+    manifest = runner.artifact.manifest
+    if manifest.backend != "onnx" or find_spec("onnx") is not None:
+        return artifact_column(runner)
+    column = EngineColumn(runner)
+    if manifest.precision in ("fp16", "mixed"):
+        # ONNX Runtime's CPU kernels compute fp16 in fp32.
+        column.name += "-weights"
+    return column
+
+
+def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
+    """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch.
+
+    Raises InputError where the run is damaged, or not of the artefact's weights, options, precision and capacities.
+    """
+    artifact = runner.artifact
+    saved = read_run(folder)
+    check_same(artifact.manifest, saved, folder)
+    gate = with_measured_tie(artifact_gate(artifact.manifest), surest_flip(saved, folder))
+    inputs = load_inputs(folder / INPUTS, artifact.size)
+    reference = load_column(folder / f"{TWIN_COLUMN}.npz")
+    missing = [item.name for item in inputs if item.name not in reference]
+    if missing:
+        raise InputError(f"{folder / 'twin.npz'} has no picture for input {missing[0]!r}")
+    expected = (1, 3, *(side * artifact.scale for side in artifact.size))
+    for name, sample in reference.items():
+        if sample.sr.shape != expected:
+            raise InputError(f"{folder} is a run of another scale: {name!r} is {sample.sr.shape}, not {expected}")
+    source = column_here(runner)
+    column = compute(source, inputs, progress)
+    report = ParityReport(artifact.manifest, folder, continued=True)
+    names = (TWIN_COLUMN, source.name)
+    if isinstance(source, EngineColumn):
+        pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale)
+    else:
+        pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
+    report.pairs.append(pair)
+    keep(report, inputs, {TWIN_COLUMN: reference, source.name: column})
+    return report
