@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused(calibrated, tmp_path):
 
     with pytest.raises(InputError, match="w8a8 quantises activations, which needs iOS17 or iOS18"):
         export(target="iOS16")
-    with pytest.raises(InputError, match="was measured on other weights or options"):
+    with pytest.raises(InputError, match="no calibration is bundled for these weights: run `ppexport calibrate`"):
         export(calibration=None)
     with pytest.raises(InputError, match="--calibration is for --precision fp16, int8 or mixed of"):
         export(precision="w8")

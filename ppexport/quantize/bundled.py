@@ -53,7 +53,7 @@ def calibration_for(card: Card, path: Path | None) -> Calibration:
         if bundled.about.weights_sha256 == card.weights.sha256:
             return bundled
     raise InputError(
-        f"no calibration is bundled for these weights ({card.weights.file}): run `ppexport calibrate` with the same "
+        "no calibration is bundled for these weights: run `ppexport calibrate` with the same "
         "model or checkpoint, and pass the file that it writes with --calibration"
     )
 
