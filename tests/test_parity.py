@@ -20,9 +20,11 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from small_networks import SIZE, small_network
+from test_upscale import artifact as make_artifact
 
 import ppexport
 from ppexport.artifact import MANIFEST
+from ppexport.backends.base import Result, Runner
 from ppexport.commands.parity import show
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
@@ -30,6 +32,7 @@ from ppexport.metrics import psnr_y, ssim_y
 from ppexport.parity import against as parity_against
 from ppexport.parity import run as parity_run
 from ppexport.parity.against import run_against
+from ppexport.parity.artifact_column import EngineColumn
 from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
 from ppexport.parity.compare import Means, Seen, compare_columns, measure
 from ppexport.parity.compute import NetworkColumn, TwinColumn, first_bad_layer, layer_names
@@ -37,6 +40,7 @@ from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.rechoose import rechoose, recorded
 from ppexport.parity.reference import reference_network
+from ppexport.parity.run import compare_with_engine
 from ppexport.picture import to_uint8
 from ppexport.twin.build import make_twin
 
@@ -75,6 +79,17 @@ def test_what_is_not_finite_fails_whatever_the_same_routing_gives():
         other.sr[0, 0, 0, 0] = bad
         row = judge(reference, other, lambda item, categories: reference)
         assert (row.passed, row.reason) == (False, "the picture holds NaN or infinite values")
+
+
+def test_an_engine_that_overflows_is_reported_and_fails_on_synthetic_inputs_too():
+    class Overflowing(Runner):
+        def _run(self, prepared):
+            return Result(np.full((1, 3, 32, 32), np.nan, np.float32), N, N)
+
+    column = EngineColumn(Overflowing(make_artifact((16, 16), 2)))
+    gate = dataclasses.replace(GATE, near_tie=1e-3)
+    pair = compare_with_engine(("r", "o"), [ITEM], {"a": sample()}, {"a": column.sample(ITEM)}, gate, 2)
+    assert (pair.passed, pair.rows[0].reason) == (False, "the picture holds NaN or infinite values")
 
 
 def test_the_worst_input_is_named_with_its_place():

@@ -62,7 +62,7 @@ def stages_alone(runner: Runner, source: Path, target: Path) -> dict[str, float]
         lr = timed("cut and convert", to_input, tile)
         timed("check, mask, capacity", runner.prepare, lr)
         sr = lr.repeat(runner.scale, axis=2).repeat(runner.scale, axis=3)
-        timed("check the result", lambda values: np.isfinite(values).all(), sr)
+        timed("check the result", runner.check_picture, sr)
         timed("blend", blender.add, sr[0])
     # The result itself, since how long a file takes depends on what it shows.
     timed("write the file", write_image, target, read_image(target))
