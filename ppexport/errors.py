@@ -9,6 +9,9 @@ EXIT_BAD_INPUT = 2
 EXIT_UNAVAILABLE = 3
 """A package, a device or weights that this machine lacks are needed."""
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells report it."""
+
 
 class PpexportError(Exception):
     """Base of every expected failure: its text is one sentence a user can act on."""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
-from ppexport.console import emit_json, people, progress_bar, table
+from ppexport.console import continues_from, emit_json, people, progress_bar, table
 from ppexport.errors import InputError
 
 EXAMPLE = "Example: ppexport calibrate pp_atd_light_x2 --images photographs -o ranges.npz"
@@ -37,7 +37,7 @@ def calibrate(
     from ppexport.artifact import MANIFEST, read_artifact
     from ppexport.memory import return_large_blocks
     from ppexport.quantize.collect import calibrate as run_calibrate
-    from ppexport.quantize.collect import check_artifact, fp32_artifact
+    from ppexport.quantize.collect import check_artifact, fp32_artifact, state_file
     from ppexport.quantize.describe import audit_rows, block_rows
     from ppexport.quantize.pictures import cut_crops, read_sources, warnings_about
 
@@ -60,7 +60,7 @@ def calibrate(
         warnings = warnings_about(images, sources, cut)
         for warning in warnings:
             console.print(f"warning: {warning}")
-        with progress_bar("crops") as progress:
+        with continues_from(state_file(out)), progress_bar("crops") as progress:
             result = run_calibrate(artifact, sources, cut, warnings, out, progress)
         audited, blocks = audit_rows(artifact, result), block_rows(result)
     console.print(table("tokens after every block", ["block", "largest", "99.99 %", "dB kept by fp16"], blocks))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
-from ppexport.console import emit_json, people, progress_bars, stages, table
+from ppexport.console import continues_from, emit_json, people, progress_bars, stages, table
 from ppexport.errors import InputError, require
 
 EXAMPLE = "Example: ppexport quantize-search pp_atd_light_x2 --images photographs -o search_x2"
@@ -86,7 +86,7 @@ def quantize_search(
             shutil.rmtree(folder, ignore_errors=True)
             fp32_artifact(network, wanted, folder)
     artifact = read_artifact(folder)
-    with progress_bars() as progress:
+    with continues_from(out), progress_bars() as progress:
         cut = cut_crops(sources, artifact.size, artifact.scale, crops, "search")
         warned = warnings_about(images, sources, cut)
         for warning in warned:

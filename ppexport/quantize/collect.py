@@ -55,6 +55,11 @@ def check_artifact(artifact: Artifact) -> None:
         raise InputError(f"{artifact.path} is a capacity set or takes its mask from outside: calibrate the model")
 
 
+def state_file(out: Path) -> Path:
+    """Where a run that writes the calibration file *out* keeps its state."""
+    return out.with_name(f"{out.name}.partial")
+
+
 class State:
     """What a run has recorded so far, in a file beside the result, replaced after every crop."""
 
@@ -126,7 +131,7 @@ def calibrate(
     pictures = images_hash(listed)
     named = [m.weights, m.options, m.size, [c.name for c in crops], pictures, recorded.names]
     key = sha256_text(json.dumps(named))
-    state = State(out.with_name(f"{out.name}.partial"), key, len(recorded.names))
+    state = State(state_file(out), key, len(recorded.names))
     record(artifact, recorded, crops, state, progress)
     check_finite(recorded, state.histograms)
     about = About(
