@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -225,7 +226,7 @@ def sha256_path(path: Path) -> str:
     for entry in sorted(path.iterdir()):
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             raise ArtifactError(f"{entry} is not a plain file")
-        listed.update(f"{entry.name}\0{sha256_path(entry)}\n".encode())
+        listed.update(os.fsencode(entry.name) + f"\0{sha256_path(entry)}\n".encode())
     return listed.hexdigest()
 
 

@@ -35,8 +35,9 @@ from ppexport.commands import (
     report,
     upscale,
 )
-from ppexport.console import fail
+from ppexport.console import fail, show_every_character
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
+from ppexport.files import system_sentence
 
 EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
 """What the `export` extra brings and a device may lack."""
@@ -95,6 +96,7 @@ def _heed_signals() -> None:
 def run() -> None:
     """Entry point: expected failures end with one sentence and their exit code."""
     _heed_signals()
+    show_every_character()
     try:
         app()
     except PpexportError as error:
@@ -109,7 +111,7 @@ def run() -> None:
         fail("this needs more memory than there is: take a smaller picture or size")
         sys.exit(EXIT_UNAVAILABLE)
     except OSError as error:
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        fail(system_sentence(error))
         sys.exit(EXIT_BAD_INPUT)
 
 

@@ -7,22 +7,34 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ppexport.errors import InputError
-from ppexport.files import check_file_target, finite, write_text
+from ppexport.errors import EXIT_INTERRUPTED, InputError
+from ppexport.files import check_file_target, finite, naming, write_text
 
 
 def people(json_to: str | None) -> Console:
     """Where text for people goes: standard output, unless JSON is written there."""
     # No markup: paths may hold square brackets.
     return Console(stderr=json_to == "-", highlight=False, soft_wrap=True, markup=False)
+
+
+def show_every_character() -> None:
+    """Have standard output and error escape what their encoding lacks, as in \\xe9: nothing fails for want of a letter.
+
+    File names may hold any bytes, and the encoding is that of the terminal, a pipe or PYTHONIOENCODING.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def emit_json(json_to: str | None, data: Any) -> None:
@@ -38,7 +50,7 @@ def emit_json(json_to: str | None, data: Any) -> None:
         return
     target = Path(json_to)
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8") as stream:
+        with naming(target), target.open("w", encoding="utf-8") as stream:
             stream.write(text)
     else:
         write_text(target, text)
@@ -55,6 +67,18 @@ def check_json(json_to: str | None) -> str | None:
         if not os.path.exists(target) or target.is_file():
             check_file_target(target)
     return json_to
+
+
+@contextmanager
+def continues_from(kept: Path) -> Iterator[None]:
+    """After Ctrl-C in the block: say that the same command continues, if *kept* is there, and end the program."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+            console.print(f"interrupted: the same command continues from what is kept in {kept}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @contextmanager

@@ -11,6 +11,9 @@ EXIT_BAD_INPUT = 2
 EXIT_UNAVAILABLE = 3
 """A package, a device or weights that this machine lacks are needed."""
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells report it."""
+
 ESCAPES = re.compile(
     # Control sequences and strings of terminals, 7-bit and 8-bit, also those that never end; then any other escape.
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"

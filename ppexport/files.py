@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,7 @@ def _new_temporary(target: Path) -> Path:
     try:
         handle, name = make_temporary(target)
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}") from None
+        raise InputError(f"{target} cannot be written: {error.strerror}{full_disk(error)}") from None
     os.close(handle)
     return Path(name)
 
@@ -53,6 +55,36 @@ def check_file_target(target: Path) -> None:
 
 
 @contextmanager
+def naming(target: Path, *hidden: Path) -> Iterator[None]:
+    """Let an OSError of the block that names no file, or one of the *hidden* ones, name *target*."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) in map(str, hidden):
+            error.filename = str(target)
+        raise
+
+
+def full_disk(error: OSError) -> str:
+    """Which disk is full and how much room it has, in brackets after a space; empty for another error."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    # An error that names no file is mostly of one that exists for a moment only.
+    named = isinstance(error.filename, (str, bytes))
+    mount = os.path.realpath(os.fsdecode(error.filename) if named else tempfile.gettempdir())
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    return f" (the disk at {mount} has {shutil.disk_usage(mount).free / 1e6:.1f} MB left)"
+
+
+def system_sentence(error: OSError) -> str:
+    """What *error* says: the file, the reason, and the disk where one is full."""
+    full = full_disk(error)
+    name = error.filename or ("a temporary file or standard output" if full else "a file")
+    return f"{name}: {error.strerror or error}{full}"
+
+
+@contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside *target* that replaces it when the block ends without an error, else is removed.
 
@@ -66,16 +98,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        yield temporary
-        os.replace(temporary, target)
+        with naming(target, temporary):
+            yield temporary
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write *text* to *target* atomically."""
+    """Write *text* to *target* atomically, in UTF-8; of a file name that is none in it the odd bytes are escaped."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256_file(path: Path) -> str:

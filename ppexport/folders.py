@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ppexport.artifact import MANIFEST, parse_manifest
 from ppexport.errors import ArtifactError, InputError
-from ppexport.files import check_writable
+from ppexport.files import check_writable, naming
 
 
 def check_target(out: Path) -> None:
@@ -53,8 +53,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         folder = work / "artifact"
         folder.mkdir()
-        yield folder
-        replace_folder(folder, out)
+        with naming(out):
+            yield folder
+            replace_folder(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -31,7 +31,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ppexport.alpha import bleed
 from ppexport.colour_chunks import Chunks, beyond_srgb, read_chunks
 from ppexport.errors import ImageError, InputError
-from ppexport.files import atomic_path, make_temporary
+from ppexport.files import atomic_path, full_disk, make_temporary
 
 Pixels: TypeAlias = NDArray[Any]
 """uint8, or float32 in [0, 1]."""
@@ -348,7 +348,8 @@ def write_image(path: Path, picture: Picture) -> None:
         raise ImageError(str(error)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{path} cannot be written: {reason}") from None
+        full = full_disk(error) if isinstance(error, OSError) else ""
+        raise ImageError(f"{path} cannot be written: {reason}{full}") from None
 
 
 def _to_pillow(picture: Picture, alpha: bool) -> Image.Image:

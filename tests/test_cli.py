@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,24 +14,27 @@ import pytest
 from conftest import GOLDEN, photo
 from PIL import Image
 from shared import ODD
+from sshd_profiles import write_enlarger
 
 from ppexport.cli import COMMANDS
+from ppexport.files import atomic_path, system_sentence
+from ppexport.folders import new_folder
 
 EXPORT_OPTIONS = ["--size", "--backend", "--precision", "--checkpoint", "--arch", "--scale", "--keep", "--json"]
 
 
-def run(*arguments, code=0):
+def run(*arguments, code=0, **environment):
     """Run ppexport and check its exit code."""
     command = [sys.executable, "-m", "ppexport", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
-def fails(*arguments, message, code=2):
+def fails(*arguments, message, code=2, **environment):
     """Run ppexport, expecting one sentence that matches *message* and nothing on standard output."""
-    done = run(*arguments, code=code)
+    done = run(*arguments, code=code, **environment)
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done
@@ -177,6 +181,59 @@ def test_mistakes_get_one_sentence(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(*arguments, message=message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "utf-8:strict"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=["ascii", "utf-8", "C"],
+)
+def test_a_name_that_the_output_cannot_show(tmp_path, environment):
+    # Text that ASCII lacks, and bytes that are no text at all.
+    folder = tmp_path / "猫" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    artifact, name = write_enlarger(folder / "enlarger"), os.fsdecode(b"in\xff.png")
+    Image.fromarray(photo(64, 96)).save(folder / name)
+    done = run("upscale", artifact, folder / name, folder / "out.png", **environment)
+    assert "caf\\udce9" in done.stdout
+    assert (folder / "out.png").is_file()
+    done = run("evaluate", artifact, "--hr", folder, "--json", folder / "scores.json", **environment)
+    assert "in\\udcff" in done.stdout
+    assert json.loads((folder / "scores.json").read_text())["images"]
+    fails("lint", folder / "no.onnx", message="no.onnx does not exist", **environment)
+
+
+@pytest.mark.parametrize("named", [None, "temporary"])
+def test_a_full_disk_is_named_with_the_file(tmp_path, named):
+    target = tmp_path / "a.npz"
+    with pytest.raises(OSError, match="No space") as raised, atomic_path(target) as temporary:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), None if named is None else str(temporary))
+    begin = f"{re.escape(str(target))}: No space left on device"
+    assert re.fullmatch(begin + r" \(the disk at /.* has \d+\.\d MB left\)", system_sentence(raised.value))
+    with pytest.raises(OSError, match="No space") as raised, new_folder(tmp_path / "x2"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert system_sentence(raised.value).startswith(f"{tmp_path / 'x2'}: No space left on device (the disk at /")
+    # What has a name of its own keeps it, and only a full disk is one.
+    other = OSError(errno.EACCES, "Permission denied", "b")
+    with pytest.raises(OSError, match="b") as raised, atomic_path(target):
+        raise other
+    assert system_sentence(raised.value) == "b: Permission denied"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_device():
+    fails("models", "--json", "/dev/full", message=r"/dev/full: No space left on device \(the disk at /")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ppexport", "models"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "a temporary file or standard output: No space left on device (the disk at /" in done.stderr
 
 
 def test_paths_are_printed_as_they_are_and_devices_stay(tmp_path, picture):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ import pytest
 from conftest import photo
 from PIL import Image
 from small_networks import small_network
+from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 import ppexport
@@ -30,6 +33,8 @@ from ppexport.profile.pictures import pictures
 from ppexport.profile.result import Profile
 from ppexport.profile.run import measure, plan_of, prepare
 from ppexport.profile.runtimes import Target, choose, open_target
+from ppexport.report.material import gather
+from ppexport.report.page import write_page
 
 invoke = CliRunner().invoke
 TINY = Plan("quick", 10, 0.0, warm_windows=2)
@@ -145,6 +150,19 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_pat
     assert not (tmp_path / "x" / JOURNAL).exists()
     with pytest.raises(InputError, match="one runtime"):
         plan_of(False, True, choose(artifact, "onnxruntime,openvino", None, False))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_a_report_of_a_folder_whose_name_is_no_text(tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    for name in (b"in\xff.png", b"in\xfe.png"):
+        Image.fromarray(photo(64, 96)).save(odd / os.fsdecode(name))
+    targets = choose(write_enlarger(odd / os.fsdecode(b"x\xe9")), None, 1, False)
+    measure(prepare(targets, TINY, odd / "run", odd), lambda done, wanted: None, pytest.fail)
+    assert Profile(odd / "run" / "profile.json").subjects[0]["artifact"] == "x\\xe9"
+    write_page(gather([odd / "run"]), odd / "report.html")
+    assert "x\\xe9 in onnxruntime" in (odd / "report.html").read_text()
 
 
 MISSING = {"CUDA": "CUDA", "NNAPI": "Nnapi", "QNN": "QNN", "Cuda": "CUDA"}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
-from ppexport.console import emit_json, people, progress_bar, table
+from ppexport.console import continues_from, emit_json, people, progress_bar, table
 from ppexport.errors import InputError
 from ppexport.files import check_file_target
 
@@ -61,7 +61,7 @@ def calibrate(
         warnings = warnings_about(images, sources, cut)
         for warning in warnings:
             console.print(f"warning: {warning}")
-        with progress_bar("crops") as progress:
+        with continues_from(state_path(out)), progress_bar("crops") as progress:
             result = run_calibrate(artifact, sources, cut, warnings, out, progress)
         audited, blocks = audit_rows(artifact, result), block_rows(result)
     console.print(table("tokens after every block", ["block", "largest", "99.99 %", "dB kept by fp16"], blocks))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppexport.commands.options import Json, Trust
-from ppexport.console import emit_json, people, progress_bar, table
+from ppexport.console import continues_from, emit_json, people, progress_bar, table
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
 EXAMPLE = "Example: ppexport compare before/profile.json after/profile.json --limit 1.05"
@@ -59,7 +59,7 @@ def compare(
             raise InputError("both are the same artefact")
         folder = out or first.resolve().with_name(f"{first.resolve().name}-against-{second.resolve().name}")
         job = prepare(targets, plan_of(quick, False, targets), folder, None)
-        with progress_bar("queries") as progress:
+        with continues_from(job.journal), progress_bar("queries") as progress:
             result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))
     else:
         if out is not None or quick or threads is not None or trust:

@@ -10,11 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ppexport.errors import EXIT_INTERRUPTED
+
 if TYPE_CHECKING:
     from ppexport.devices.work import DetachedWork, Telling
-
-EXIT_INTERRUPTED = 130
-"""What shells take Ctrl-C for."""
 
 
 @contextmanager

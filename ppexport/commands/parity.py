@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppexport.commands.options import ArtifactFolder, Checkpoint, Json, Trust
-from ppexport.console import decibel, emit_json, people, progress_bars, table
+from ppexport.console import continues_from, decibel, emit_json, people, progress_bars, table
 from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -92,10 +92,14 @@ def parity(
         if against is not None:
             report = run_against(runner, against, progress)
         else:
+            from ppexport.parity.kept import UNFINISHED
             from ppexport.parity.reference import reference_network
 
             folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
-            report = run_parity(reference_network(runner.artifact, checkpoint), runner, folder, progress, chosen)
+            network = reference_network(runner.artifact, checkpoint)
+            # Kept for assets alone, which take minutes for a picture.
+            with continues_from(folder / UNFINISHED):
+                report = run_parity(network, runner, folder, progress, chosen)
     emit_json(json, report.to_dict())
     show(report, people(json))
     if not report.passed:

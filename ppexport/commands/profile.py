@@ -11,7 +11,7 @@ import typer
 
 from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
 from ppexport.commands.profile_remote import There, clean_there, measure_there, parse_cores
-from ppexport.console import emit_json, people, progress_bar, stages, table
+from ppexport.console import continues_from, emit_json, people, progress_bar, stages, table
 from ppexport.errors import InputError, UnavailableError, require
 
 if TYPE_CHECKING:
@@ -155,24 +155,25 @@ def profile(
         emit_json(json, without_samples(result))
         return
     job = prepare(targets, plan, folder, images)
-    with progress_bar("queries") as progress, set_board(power_mode, lock_clocks, folder, console):
-        result = measure(job, progress, lambda line: console.print(line))
-    show(result, console)
-    summary = without_samples(result)
-    if layers:
-        with stages("time by layer"):
-            found = profile_layers(job, result, layer_times)
-        summary["layers"] = [{k: v for k, v in data.items() if k != "operations"} for data in found]
-        show_layers(found, console)
-    if routing:
-        with stages("time against pure share"):
-            summary["routing"] = profile_routing(job, result, images)
-        show_routing(summary["routing"], console)
-    if frames is not None:
-        with stages("frames"):
-            summary["frames"] = profile_frames(job, result, frames)
-        for data in summary["frames"]:
-            show_frames(data, console)
+    with continues_from(job.journal):
+        with progress_bar("queries") as progress, set_board(power_mode, lock_clocks, folder, console):
+            result = measure(job, progress, lambda line: console.print(line))
+        show(result, console)
+        summary = without_samples(result)
+        if layers:
+            with stages("time by layer"):
+                found = profile_layers(job, result, layer_times)
+            summary["layers"] = [{k: v for k, v in data.items() if k != "operations"} for data in found]
+            show_layers(found, console)
+        if routing:
+            with stages("time against pure share"):
+                summary["routing"] = profile_routing(job, result, images)
+            show_routing(summary["routing"], console)
+        if frames is not None:
+            with stages("frames"):
+                summary["frames"] = profile_frames(job, result, frames)
+            for data in summary["frames"]:
+                show_frames(data, console)
     emit_json(json, summary)
 
 

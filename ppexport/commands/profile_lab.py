@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ppexport.commands.devices import EXIT_INTERRUPTED, following
+from ppexport.commands.devices import following
 from ppexport.commands.profile_remote import There, clean_there, work_there
 from ppexport.console import table
-from ppexport.errors import EXIT_GATE_FAILED, InputError, PpexportError
+from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError
+from ppexport.files import system_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def measure_one(device: Device, task: Task, telling: Telling) -> Outcome:
     except PpexportError as error:
         return Outcome(result, error)
     except OSError as error:
-        return Outcome(result, InputError(f"{error.filename or 'a file'}: {error.strerror or error}"))
+        return Outcome(result, InputError(system_sentence(error)))
     return Outcome(result, None)
 
 

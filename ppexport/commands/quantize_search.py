@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
-from ppexport.console import emit_json, people, progress_bars, stages, table
+from ppexport.console import continues_from, emit_json, people, progress_bars, stages, table
 from ppexport.errors import InputError, require
 from ppexport.files import check_writable, write_text
 
@@ -93,7 +93,7 @@ def quantize_search(
             shutil.rmtree(folder, ignore_errors=True)
             fp32_artifact(network, wanted, folder)
     artifact = read_artifact(folder)
-    with progress_bars() as progress:
+    with continues_from(out), progress_bars() as progress:
         cut = cut_crops(sources, artifact.size, artifact.scale, crops, "search")
         warned = warnings_about(images, sources, cut)
         for warning in warned:

@@ -28,7 +28,7 @@ from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
-from ppexport.parity.kept import Kept
+from ppexport.parity.kept import UNFINISHED, Kept
 from ppexport.parity.rechoose import ChosenFrom
 from ppexport.twin.build import StaticTwin
 
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 SAME_DB = 120.0
 """The copy computes the same numbers, although the runtime may fuse other operations in it."""
-
-
-UNFINISHED = ".unfinished"
-"""In the folder of a run: what was computed, until all of it is there."""
 
 
 def _key(item: ParityInput) -> str:

@@ -16,6 +16,9 @@ from ppexport.parity.columns import load_arrays
 if TYPE_CHECKING:
     from ppexport.backends.base import Arrays
 
+UNFINISHED = ".unfinished"
+"""The folder of them in that of a parity run."""
+
 
 class Kept:
     """A folder of results by name; those of another *key* were made from something else, and are removed."""

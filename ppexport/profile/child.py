@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError
+from ppexport.files import naming, system_sentence
 from ppexport.profile.agent.board import board_sensors
 from ppexport.profile.agent.journal import Journal, JournalError, read_header, read_past
 from ppexport.profile.agent.machine import peak_memory
@@ -49,7 +50,7 @@ def measure(job: Job) -> None:
             raise InputError(f"{path} is of another measurement")
         past = read_past(path, len(subjects))
         if not past.complete:
-            with board_sensors() as board:
+            with naming(job.journal), board_sensors() as board:
                 sensors = [*local_sensors(), *board, end_with(os.getppid())]
                 Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors).run(past)
     except JournalError as error:
@@ -113,9 +114,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(
-            f"{error.filename or 'the journal'}: {error.strerror or error}; what was measured is kept", file=sys.stderr
-        )
+        print(f"{system_sentence(error)}; what was measured is kept", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, InputError, PpexportError
+from ppexport.files import system_sentence
 from ppexport.profile.agent.header import complete_header
 from ppexport.profile.agent.jetson import Refused
 from ppexport.profile.agent.plan import plan_from
@@ -112,7 +113,7 @@ def main() -> int:
         event("failed", kind="measuring", message=str(error))
         return error.exit_code
     except OSError as error:
-        event("failed", kind="system", message=f"{error.filename or 'a file'}: {error.strerror or error}")
+        event("failed", kind="system", message=system_sentence(error))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         event("failed", kind="ended", message="the run was ended from outside")

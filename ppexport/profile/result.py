@@ -206,7 +206,7 @@ def _column_text(values: Sequence[int]) -> Iterator[str]:
 
 
 def _write(stream: IO[str], data: Mapping[str, Any], columns: Sequence[Mapping[str, Sequence[int]]]) -> None:
-    text = json.dumps(finite(dict(data)), indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(finite(dict(data)), indent=1, allow_nan=False)
     stream.write(text[: text.rindex("}")].rstrip() + ',\n "samples": [')
     for index, subject in enumerate(columns):
         stream.write(",\n  {" if index else "\n  {")

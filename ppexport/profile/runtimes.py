@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -143,9 +144,11 @@ def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
     """What a result says of *target*: the artefact, its hash and size, the runtime. Its version is the machine's."""
     m = artifact.manifest
     folder = [f for f in artifact.path.rglob("*") if f.is_file()]
+    # A folder's name may hold bytes that are no text, and a result is text.
+    called = os.fsencode(artifact.path.name).decode(errors="backslashreplace")
     return {
-        "name": f"{artifact.path.name} in {target.name}",
-        "artifact": artifact.path.name,
+        "name": f"{called} in {target.name}",
+        "artifact": called,
         "model": m.name,
         "arch": m.arch,
         "scale": m.scale,

@@ -55,6 +55,11 @@ def check_artifact(artifact: Artifact) -> None:
         raise InputError(f"{artifact.path} is a capacity set or takes its mask from outside: calibrate the model")
 
 
+def state_path(out: Path) -> Path:
+    """Where a run that writes the calibration file *out* keeps its state."""
+    return out.with_name(f"{out.name}.partial")
+
+
 class State:
     """What a run has recorded so far, in a file beside the result, replaced after every crop."""
 
@@ -73,11 +78,6 @@ class State:
         arrays = {"key": np.array(self.key), "done": np.array(self.done), **self.histograms.to_arrays()}
         with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-
-def state_path(out: Path) -> Path:
-    """Where the state of the run that makes the calibration *out* is kept."""
-    return out.with_name(f"{out.name}.partial")
 
 
 def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
