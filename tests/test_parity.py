@@ -436,6 +436,7 @@ def test_an_artifact_whose_routing_collapses_fails_although_injection_saves_it(t
     assert pair.psnr_y_change < -0.02
     assert pair.failed_tasks == ["task"]
     assert not report.passed
+    assert pair.first_bad_layer == "layers.0.residual_group.layers.1"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import torch
 from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
-from safetensors.torch import save_file
 from shared import FREE_IMAGES
 from small_networks import beyond_half, small_network
 
@@ -22,7 +21,6 @@ from ppexport.artifact import read_artifact
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.session import load
-from ppexport.cards import models_folder
 from ppexport.commands.export import NOTES
 from ppexport.errors import InputError, UnavailableError
 from ppexport.metrics import psnr
@@ -32,7 +30,7 @@ from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize import collect
 from ppexport.quantize.audit import audit
 from ppexport.quantize.build import quantised
-from ppexport.quantize.bundled import Quantisation, calibration_for, check_calibration, recipe_for
+from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.collect import calibrate, check_artifact
 from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable
@@ -355,49 +353,6 @@ def test_a_calibration_of_another_model_is_refused(small):
         check_calibration(small.calibration, card)
     with pytest.raises(InputError, match="has no tensor 'nonsense'"):
         small.calibration.row("nonsense")
-
-
-def tuned(tmp_path, scale):
-    """The bundled x2 or x4 with one weight changed: a user's checkpoint of the same architecture."""
-    state = ppexport.load_network(f"pp_atd_light_x{scale}").state_dict()
-    state["norm.bias"] = state["norm.bias"] + 1e-3
-    save_file(state, tmp_path / "tuned.safetensors")
-    return tmp_path / "tuned.safetensors"
-
-
-@pytest.mark.parametrize("by_name", [True, False])
-def test_a_users_checkpoint_never_gets_what_was_measured_for_the_bundled_weights(tmp_path, by_name):
-    checkpoint = tuned(tmp_path, 4)
-    chosen = {"name": "pp_atd_light_x4"} if by_name else {"arch": "pp_atd_light", "scale": 4}
-    card = card_of(ppexport.load_network(**chosen, checkpoint=checkpoint))
-    assert card.name == "pp_atd_light_x4", "the name that chose the bundled files"
-    assert (card.licence, card.training) == ("as the checkpoint's", {})
-    assert recipe_for(card, None) == (Recipe(), "default")
-    with pytest.raises(InputError, match=r"no calibration is bundled for these weights.*`ppexport calibrate`.*--cali"):
-        calibration_for(card, None)
-
-
-@pytest.mark.parametrize("scale", [2, 4])
-def test_the_bundled_weights_get_their_recipe_and_calibration_under_any_name(scale):
-    card = card_of(ppexport.load_network(f"pp_atd_light_x{scale}"))
-    weights = models_folder() / card.name / card.weights.file
-    other = card_of(ppexport.load_network(arch="pp_atd_light", scale=scale, checkpoint=weights))
-    for one in (card, other.model_copy(update={"name": "mine"})):
-        recipe, origin = recipe_for(one, None)
-        assert (recipe.weights_sha256, origin) == (card.weights.sha256, "bundled")
-        check_calibration(calibration_for(one, None), card)
-
-
-def test_a_recipe_of_other_weights_is_taken_on_request_and_said(tmp_path):
-    card = card_of(ppexport.load_network("pp_atd_light_x2"))
-    for digest, origin in (
-        (None, "given"),
-        (card.weights.sha256, "given"),
-        ("0" * 64, "given, found for other weights"),
-    ):
-        write_recipe(tmp_path / "r.yaml", Recipe(weights_sha256=digest))
-        assert recipe_for(card, tmp_path / "r.yaml")[1] == origin
-        assert (origin in NOTES) == (digest == "0" * 64)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"x" * 100])

@@ -224,25 +224,33 @@ def compare_sources(
     if not pair.passed:
         item = next(item for item in inputs if item.name == pair.worst.name)
         samples = (columns[0][item.name], columns[1][item.name])
-        pair.first_bad_layer = find_bad_layer(reference, other, item, samples, gate.psnr)
+        # What fails only as it runs has no bad layer with the same categories.
+        as_it_runs = pair.failed_tasks[:1] == ["task"] and all(row.passed for row in pair.rows)
+        pair.first_bad_layer = find_bad_layer(reference, other, item, samples, gate.psnr, as_it_runs)
     return pair
 
 
 def find_bad_layer(
-    reference: Reference, other: Source, item: ParityInput, samples: tuple[Sample, Sample], gate_db: float
+    reference: Reference,
+    other: Source,
+    item: ParityInput,
+    samples: tuple[Sample, Sample],
+    gate_db: float,
+    as_it_runs: bool = False,
 ) -> str:
-    """The first layer of *other* that is off by more than *gate_db*, with the same categories in both."""
+    """The first layer of *other* off by more than *gate_db*, with the same categories in both or *as it runs*."""
     from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.compute import TwinColumn, first_bad_layer
 
     names = reference.layer_names
     if isinstance(other, AssetColumn) and isinstance(reference, TwinColumn):
-        own = samples[1].categories
+        own = samples[0 if as_it_runs else 1].categories
         assert own is not None
         # What a layer is given comes from the one before it.
         return first_bad_layer(names[:-1], reference.layer_inputs(item, own)[1:], other.layers(item)[1:], gate_db)
     forced = samples[0].categories
-    return first_bad_layer(names, reference.layers(item, forced), other.layers(item, forced), gate_db)
+    changed = other.layers(item, None if as_it_runs else forced)
+    return first_bad_layer(names, reference.layers(item, forced), changed, gate_db)
 
 
 def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
