@@ -487,10 +487,13 @@ def test_what_a_run_measured_of_flips_is_saved(small_half, tmp_path):
     rows = saved["pairs"][-1]["rows"]
     assert all((row["surest"] is None) is (not any(row["flips"])) for row in rows)
     assert judge(sample(gap=1e-7), sample(flip=[3]), lambda item, _: sample(flip=[3])).surest == np.float32(1e-7)
-    assert parity_against.surest_flip({"pairs": []}, tmp_path) == 0
-    for bad in ({}, {"pairs": [{"reference": "twin", "rows": [{"passed": True, "surest": math.inf}]}]}):
+    found = parity_against.examined(saved, tmp_path)
+    assert found.flipped == {row["name"]: row["errors"]["psnr"] for row in rows if any(row["flips"])}
+    assert parity_against.examined({"pairs": []}, tmp_path).surest == 0
+    row = {"name": "a", "passed": True, "surest": math.inf, "errors": {"psnr": 50.0}}
+    for bad in ({}, {"pairs": [{"reference": "twin", "rows": [row]}]}):
         with pytest.raises(InputError, match=r"report\.json"):
-            parity_against.surest_flip(bad, tmp_path)
+            parity_against.examined(bad, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,16 +72,32 @@ def check_same(manifest: Manifest, saved: dict[str, Any], folder: Path) -> None:
             raise InputError(f"{folder} is a run of other {name}: {found[name]!r}, the artefact has {own!r}; {AGAIN}")
 
 
-def surest_flip(saved: dict[str, Any], folder: Path) -> float:
-    """By how much the twin led, at most, where an artefact chose otherwise and passed in the *saved* run."""
+@dataclass(frozen=True)
+class Examined:
+    """What a saved run found of flips that it could examine, and that passed."""
+
+    surest: float
+    """By how much the twin led, at most."""
+    flipped: dict[str, float]
+    """{input: PSNR in dB, as it ran}."""
+
+
+def examined(saved: dict[str, Any], folder: Path) -> Examined:
+    """The flips of the *saved* run in *folder*. Raises InputError for a damaged report."""
+    surest, flipped = 0.0, dict[str, float]()
     try:
-        rows = [row for pair in saved["pairs"] if pair["reference"] == TWIN_COLUMN for row in pair["rows"]]
-        gaps = [float(row["surest"]) for row in rows if row["passed"] and row["surest"] is not None]
+        for row in (row for pair in saved["pairs"] if pair["reference"] == TWIN_COLUMN for row in pair["rows"]):
+            if not row["passed"] or row["surest"] is None:
+                continue
+            # Equal pictures have no PSNR in JSON.
+            gap, decibel = float(row["surest"]), float(row["errors"]["psnr"] or math.inf)
+            if not math.isfinite(gap) or math.isnan(decibel):
+                raise ValueError
+            surest = max(surest, gap)
+            flipped[str(row["name"])] = max(decibel, flipped.get(str(row["name"]), -math.inf))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / REPORT} does not hold what a parity run holds") from None
-    if not all(math.isfinite(gap) for gap in gaps):
-        raise InputError(f"{folder / REPORT} names a gap that is not a number")
-    return max(gaps, default=0.0)
+    return Examined(surest, flipped)
 
 
 def column_here(runner: Runner) -> ArtifactColumn | PackageColumn | EngineColumn:
@@ -103,7 +120,8 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
     artifact = runner.artifact
     saved = read_run(folder)
     check_same(artifact.manifest, saved, folder)
-    gate = with_measured_tie(artifact_gate(artifact.manifest), surest_flip(saved, folder))
+    seen = examined(saved, folder)
+    gate = with_measured_tie(artifact_gate(artifact.manifest), seen.surest)
     inputs = load_inputs(folder / INPUTS, artifact.size)
     reference = load_column(folder / f"{TWIN_COLUMN}.npz")
     missing = [item.name for item in inputs if item.name not in reference]
@@ -118,7 +136,7 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
     report = ParityReport(artifact.manifest, folder, continued=True)
     names = (TWIN_COLUMN, source.name)
     if isinstance(source, EngineColumn):
-        pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale)
+        pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale, seen.flipped)
     else:
         pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
     report.pairs.append(pair)
