@@ -146,6 +146,20 @@ class Artifact:
             raise ArtifactError(f"{self.path} lacks {name}, which {self.model_file.name} was made from")
         return self.path / name
 
+    def read(self, file: Path) -> bytes:
+        """The bytes of *file*, one of the manifest's, read once and compared with their hash.
+
+        A runtime gets these bytes and never the path, so that nothing can be exchanged between the two. Raises
+        ArtifactError for a file that was changed since the artefact was opened.
+        """
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[file.name]:
+            raise ArtifactError(f"{file} was changed while it was opened")
+        return content
+
 
 def _is(value: object, kind: str) -> bool:
     """Whether *value* is a JSON value of the manifest type *kind* (a dataclass annotation)."""

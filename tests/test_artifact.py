@@ -137,10 +137,11 @@ def test_links_and_wrecks_are_refused(copy, tmp_path):
 
 def test_a_model_no_runtime_can_load(copy):
     model = copy / "model.onnx"
-    model.write_bytes(b"not a model")
-    change(copy, files={"model.onnx": sha256_file(model)})
-    with pytest.raises(ArtifactError, match="cannot load"):
-        ppexport.open_artifact(copy)
+    for content, message in ((b"not a model", "not an ONNX file"), (b"\x08\x08", "cannot load")):
+        model.write_bytes(content)
+        change(copy, files={"model.onnx": sha256_file(model)})
+        with pytest.raises(ArtifactError, match=message):
+            ppexport.open_artifact(copy)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from ppexport.backends.coreml.reading.decode import Decoder
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
 from ppexport.backends.coreml.reading.weights import WeightFile
-from ppexport.backends.coreml.reading.wire import Message
 from ppexport.errors import ArtifactError, InputError
 from ppexport.metrics import psnr
+from ppexport.wire import Message
 
 
 def small_cnn():

@@ -227,10 +227,10 @@ def test_openvino_refuses_what_would_saturate(small, tmp_path, monkeypatch):
     lr, path = coffee(), tmp_path / "int8.onnx"
     int8_picture(small, 8, lr, path)
     with pytest.raises(UnavailableError, match="run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"):
-        session.Session(path)
+        session.Session(path.read_bytes(), str(path))
     int8_picture(small, 7, lr, path)
-    session.Session(path)
-    session.Session(small.artifact.graph_file)
+    session.Session(path.read_bytes(), str(path))
+    session.Session(small.artifact.graph_file.read_bytes(), "fp32")
     assert asked == ["CPU"], "a file that cannot saturate is no reason to ask"
 
 
@@ -316,7 +316,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     with pytest.raises(InputError, match="is quantised already"):
         check_artifact(runner.artifact)
     with pytest.raises(InputError, match="is quantised already"):
-        find_tensors(runner.artifact.model_file)
+        find_tensors(runner.artifact)
 
 
 def test_a_calibration_of_another_model_is_refused(small):

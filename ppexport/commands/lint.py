@@ -31,8 +31,12 @@ def lint(
     """
     if file.is_dir() and file.suffix != PACKAGE:
         from ppexport.artifact import read_artifact
+        from ppexport.backends.onnx.external import check_graphs
 
-        file = read_artifact(file).graph_file
+        artifact = read_artifact(file)
+        file = artifact.graph_file
+        if artifact.manifest.backend == "onnx":
+            check_graphs(artifact)
     if file.suffix == PACKAGE:
         lint_package(file, json)
     elif file.suffix == ASSET:

@@ -27,12 +27,15 @@ class ArtifactColumn:
 
     def __init__(self, runner: Runner) -> None:
         from ppexport.backends.onnx.debug import DebugModel
+        from ppexport.backends.onnx.reading.model_file import artifact_model
         from ppexport.backends.onnx.rounding import RoundedModel
 
         self.runner, self.manifest = runner, runner.artifact.manifest
         self.name = f"onnx-{self.manifest.precision}"
         self.rounds = self.manifest.precision in ("fp16", "mixed")
-        self.debug = (RoundedModel if self.rounds else DebugModel)(runner.artifact.graph_file)
+        self.debug = (RoundedModel if self.rounds else DebugModel)(
+            runner.artifact.graph_file, artifact_model(runner.artifact)
+        )
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*; with injected *categories*, or where it rounds, the picture is the copy's."""

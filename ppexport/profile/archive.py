@@ -14,9 +14,9 @@ import ppexport
 
 ROOT = Path(ppexport.__file__).parent
 MODULES = (
-    "__init__", "artifact", "errors", "files", "mask", "picture",
+    "__init__", "artifact", "errors", "files", "mask", "picture", "wire",
     "backends/__init__", "backends/base",
-    *(f"backends/onnx/{name}" for name in ("__init__", "runner", "session")),
+    *(f"backends/onnx/{name}" for name in ("__init__", "external", "runner", "session")),
     *(f"backends/openvino/{name}" for name in ("__init__", "runner", "saturation", "session")),
     *(f"backends/tensorrt/{name}" for name in (
         "__init__", "cuda", "engine_builder", "facts", "runner", "session", "trust",

@@ -202,7 +202,9 @@ class PerfBinary(ProfileWork):
         pictures = np.load(self.folder / IMAGES, allow_pickle=False)
         self.job.discard((RESULT, SENSORS))
         with tempfile.TemporaryDirectory() as place:
-            files = {artifact.model_file.name: artifact.model_file, PROGRAM: self.program}
+            model = Path(place) / artifact.model_file.name
+            model.write_bytes(artifact.read(artifact.model_file))
+            files = {model.name: model, PROGRAM: self.program}
             for index, rgb in enumerate(pictures):
                 files[f"set-{index}.pb"] = Path(place) / f"{index}.pb"
                 files[f"set-{index}.pb"].write_bytes(tensor("lr", to_input(rgb)))

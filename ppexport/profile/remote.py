@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppexport.artifact import MANIFEST, Artifact, read_artifact
+from ppexport.artifact import MANIFEST, Artifact, read_artifact, write_manifest
+from ppexport.backends.onnx.external import check_graphs
 from ppexport.devices import scripts
 from ppexport.devices.adb import AdbTransport
 from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
@@ -141,6 +142,9 @@ def make_request(
             raise InputError(
                 f"{artifact.path}: {name!r} cannot be sent to a device, where plain files have plain names"
             )
+    if artifact.manifest.backend == "onnx":
+        # Before a device sees it: what runs it there may open the files that it names.
+        check_graphs(artifact)
     # The user's trust was settled here; the device has no key.
     there = tuple(replace(target, artifact=".", trust=True) for target in targets)
     return Request(artifact, tuple(pictures), wanted, there, settings)
@@ -224,7 +228,11 @@ class RemoteProfile(ProfileWork):
             (made / ARCHIVE).write_bytes(self.archive)
             write_text(made / REQUEST, json.dumps(self.request.data) + "\n")
             files = {ARCHIVE: made / ARCHIVE, IMAGES: self.folder / IMAGES}
-            files |= {n: artifact.path / n for n in (MANIFEST, *artifact.manifest.files)}
+            # The bytes that were checked and the manifest they were checked against, whatever the folder holds now.
+            write_manifest(made, artifact.manifest)
+            for n in artifact.manifest.files:
+                (made / n).write_bytes(artifact.read(artifact.path / n))
+            files |= {n: made / n for n in (MANIFEST, *artifact.manifest.files)}
             # A request that is there is that of an earlier call, with its date.
             if not self.job.has(REQUEST):
                 files[REQUEST] = made / REQUEST

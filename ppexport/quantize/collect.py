@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from torch import nn
 
 from ppexport.artifact import Artifact, read_artifact
 from ppexport.backends.base import Prepared, feeds
+from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import InputError
 from ppexport.exporting import export, installed_versions
@@ -82,7 +82,7 @@ def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
 
 def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:
     """Run the crops that *state* lacks, and save it after each."""
-    model = onnx.load(artifact.graph_file)
+    model = artifact_model(artifact)
     shown = [(names, make_frugal_session(showing(model, names).SerializeToString(), "the calibrated graph"))
              for names in recorded.chunks]  # fmt: skip
     row = {name: i for i, name in enumerate(recorded.names)}
@@ -120,7 +120,7 @@ def calibrate(
     `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError.
     """
     check_artifact(artifact)
-    recorded = find_tensors(artifact.graph_file)
+    recorded = find_tensors(artifact)
     m = artifact.manifest
     listed = used_pictures(sources, crops)
     pictures = images_hash(listed)
@@ -142,7 +142,7 @@ def calibrate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=installed_versions(PACKAGES),
     )
-    model = onnx.load(artifact.graph_file)
+    model = artifact_model(artifact)
     ends = [t for node in quantisable(model) for t in (node.input[0], node.output[0])]
     keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
     calibration = summarise(about, recorded.names, state.histograms, keep)

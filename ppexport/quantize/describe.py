@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-import onnx
-
 from ppexport.artifact import Artifact
+from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.quantize.audit import audit, rounding_db
 from ppexport.quantize.calibration import PERCENTILES, Calibration
 
@@ -15,7 +14,7 @@ TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add_ou
 
 def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
     """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32."""
-    findings = audit(onnx.load(artifact.graph_file), calibration)
+    findings = audit(artifact_model(artifact), calibration)
     return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 

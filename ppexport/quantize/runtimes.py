@@ -24,13 +24,13 @@ Run = Callable[[Inputs], NDArray[np.float32]]
 
 def open_in_onnxruntime(model: Path, threads: int) -> Run:
     """The file *model* in ONNX Runtime's CPU provider."""
-    session = make_session(model, threads)
+    session = make_session(model.read_bytes(), str(model), threads)
     return lambda inputs: np.asarray(session.run(["sr"], dict(inputs))[0], np.float32)
 
 
 def open_in_openvino(model: Path, threads: int) -> Run:
     """The file *model* in OpenVINO's CPU plugin, in fp32 but for what Q/DQ says."""
-    session = Session(model, threads=threads)
+    session = Session(model.read_bytes(), str(model), threads=threads)
     return lambda inputs: np.asarray(session.run(dict(inputs), ["sr"])["sr"], np.float32)
 
 

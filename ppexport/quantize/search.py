@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact
 from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.metrics import psnr_y
@@ -102,7 +103,7 @@ class Search:
         self, artifact: Artifact, calibration: Calibration, crops: Sequence[Crop], wish: Wish, folder: Path
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
-        self.model = onnx.load(artifact.graph_file)
+        self.model = artifact_model(artifact)
         # A budget decides between placements, it does not change what they cost.
         asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
         cut = [[c.name, pixel_hash(c.hr)] for c in crops]
@@ -134,7 +135,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(DebugModel(self.artifact.graph_file))
+            self.reference = self._pictures(DebugModel(self.artifact.graph_file, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from ppexport.artifact import Artifact
+from ppexport.backends.onnx.external import graph_bytes
 from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import read_model
+from ppexport.backends.onnx.reading.model_file import parse_model
 from ppexport.backends.onnx.reading.view import Origin
 from ppexport.backends.tensorrt.half import MOVES
 from ppexport.errors import InputError
@@ -43,14 +44,16 @@ class Recorded:
     """The same names, in parts of at most CHUNK_BYTES."""
 
 
-def find_tensors(path: Path) -> Recorded:
-    """The tensors of the ONNX file *path* to record: float32, dependent on the picture, and computed.
+def find_tensors(artifact: Artifact) -> Recorded:
+    """The tensors of the ONNX artefact *artifact* to record: float32, dependent on the picture, and computed.
 
     Raises InputError for a file that is quantised already.
     """
-    model = onnx.load(path)
+    path = artifact.graph_file
+    source = parse_model(path, graph_bytes(artifact))
+    model = source.proto
     check_not_quantised(model, str(path))
-    view = build_view(read_model(path), {})
+    view = build_view(source, {})
     sizes: dict[str, int] = {}
     for name in (port.name for port in model.graph.input):
         if view.type_of(name).element == TensorProto.FLOAT:

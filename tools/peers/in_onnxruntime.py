@@ -73,7 +73,7 @@ def open_quietly(folder: Path, threads: int) -> Runner:
     if not isinstance(runner, OnnxRunner):
         raise ArtifactError(f"{folder} is no ONNX artefact")
     options = stop_spinning(runner.session.get_session_options())
-    model = runner.artifact.model_file.read_bytes()
+    model = runner.artifact.read(runner.artifact.model_file)
     # The first session goes before the second is made, else a child's peak memory would be that of two.
     runner.session = None
     runner.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -25,7 +25,7 @@ class OpenVino(Candidate):
         """Compile for the CPU. Raises UnavailableError where OpenVINO is missing, ArtifactError where it refuses."""
         if find_spec("openvino") is None:
             raise UnavailableError("not installed: pip install openvino")
-        self._session = Session(self.path, threads=self.threads)
+        self._session = Session(self.path.read_bytes(), str(self.path), threads=self.threads)
 
     def run(self) -> Image:
         """One inference, its result copied out."""

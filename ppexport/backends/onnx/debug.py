@@ -62,8 +62,10 @@ class Inside(NamedTuple):
 class DebugModel:
     """The layers of one ONNX artefact, opened for looking into."""
 
-    def __init__(self, path: Path) -> None:
-        self.model, self.where = onnx.load(path), str(path)
+    def __init__(self, path: Path, model: onnx.ModelProto | None = None) -> None:
+        """*model* is what was read from *path*; None reads it, but no file that it names."""
+        self.model = onnx.load_model_from_string(path.read_bytes()) if model is None else model
+        self.where = str(path)
         self.sessions: dict[tuple[str, bool], Any] = {}
         self.choices = _outputs(self.model, CHOICE)
         self.tokens = _outputs(self.model, TOKENS)

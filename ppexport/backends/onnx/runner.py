@@ -14,7 +14,8 @@ class OnnxRunner(Runner):
 
     def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
         super().__init__(artifact)
-        self.session = make_session(artifact.model_file, threads, provider)
+        file = artifact.model_file
+        self.session = make_session(artifact.read(file), str(file), threads, provider)
         self._check()
 
     def _check(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from ppexport.backends.onnx.external import is_ort_format, refuse_external
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 CPU = "CPU"
@@ -14,9 +14,12 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
     """An `onnxruntime.InferenceSession` for the bytes *model*; *where* names it in errors.
 
     *provider* is an execution provider without that suffix, such as CUDA; *settings* are attributes of
-    `onnxruntime.SessionOptions`. Raises ArtifactError where ONNX Runtime cannot load the model, UnavailableError where
-    it lacks the provider or cannot start it.
+    `onnxruntime.SessionOptions`. Raises ArtifactError where the model names another file or ONNX Runtime cannot load
+    it, UnavailableError where it lacks the provider or cannot start it.
     """
+    # Also of bytes: ONNX Runtime would open the files that they name, looked for from the current folder on.
+    if not is_ort_format(model):
+        refuse_external(model, where)
     require("onnxruntime", "onnx")
     import onnxruntime
 
@@ -41,12 +44,9 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
     return session
 
 
-def make_session(path: Path, threads: int | None = None, provider: str = CPU) -> Any:
-    """A session for running the model file *path*; *threads* None lets ONNX Runtime choose.
-
-    The file is read as bytes: external files that a graph names are never opened.
-    """
-    return load(path.read_bytes(), str(path), provider, intra_op_num_threads=threads or 0)
+def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Any:
+    """A session for running the bytes *model*, as `load`; *threads* None lets ONNX Runtime choose."""
+    return load(model, where, provider, intra_op_num_threads=threads or 0)
 
 
 def make_frugal_session(model: bytes, where: str) -> Any:

@@ -16,13 +16,12 @@ class OpenVinoRunner(Runner):
     ) -> None:
         """Raises as `Session`, and ArtifactError where the graph is not what the manifest says."""
         super().__init__(artifact)
-        self.session = Session(artifact.graph_file, device, threads, counters=counters)
+        file = artifact.graph_file
+        self.session = Session(artifact.read(file), str(file), device, threads, counters=counters)
         m = artifact.manifest
         expected = {"lr"} | ({"slots"} if len(m.capacities) > 1 else set()) | ({"mask"} if m.mask == "input" else set())
         if set(self.session.inputs) != expected:
-            raise ArtifactError(
-                f"{artifact.graph_file} takes {sorted(self.session.inputs)}, but the manifest says {sorted(expected)}"
-            )
+            raise ArtifactError(f"{file} takes {sorted(self.session.inputs)}, but the manifest says {sorted(expected)}")
 
     def _run(self, prepared: Prepared) -> Result:
         out = self.session.run(feeds(self.artifact.manifest, prepared))

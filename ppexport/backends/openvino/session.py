@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppexport.backends.onnx.external import refuse_external
 from ppexport.backends.openvino.saturation import has_wide_weights, saturates
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 class Session:
     """A compiled model and one request."""
 
-    def __init__(self, path: Path, device: str = "CPU", threads: int | None = None, *, counters: bool = False) -> None:
-        """*counters* True times every operation, which costs time. Raises UnavailableError without OpenVINO or the
-        device, and where the device would compute the file's int8 weights wrongly; ArtifactError where OpenVINO refuses
-        the graph.
+    def __init__(
+        self, model: bytes, where: str, device: str = "CPU", threads: int | None = None, *, counters: bool = False
+    ) -> None:
+        """The ONNX file with the bytes *model*; *where* names it in errors. *counters* True times every operation,
+        which costs time. Raises UnavailableError without OpenVINO or the device, and where the device would compute
+        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it.
         """
+        # Also of bytes: OpenVINO would open the files that they name, looked for from the current folder on.
+        refuse_external(model, where)
         require("openvino", "openvino")
         # Imported by name: type checkers would ask for a package that few have.
         openvino = import_module("openvino")
@@ -40,15 +44,14 @@ class Session:
             if threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            # As bytes: external files that a graph names are never opened.
-            model = core.read_model(path.read_bytes(), b"")
-            wrong = has_wide_weights(model) and saturates(core, device, settings)
-            self.compiled = None if wrong else core.compile_model(model, device, settings)
+            graph = core.read_model(model, b"")
+            wrong = has_wide_weights(graph) and saturates(core, device, settings)
+            self.compiled = None if wrong else core.compile_model(graph, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
-            raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {path}: {first_line(error)}") from None
+            raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {first_line(error)}") from None
         if self.compiled is None:
             raise UnavailableError(
-                f"OpenVINO's int8 products saturate on this machine, a CPU without VNNI, so that {path} would become "
+                f"OpenVINO's int8 products saturate on this machine, a CPU without VNNI, so that {where} would become "
                 "another picture: run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"
             )
         self.request = self.compiled.create_infer_request()

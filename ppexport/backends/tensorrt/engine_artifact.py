@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.artifact import Artifact, Manifest, read_artifact, write_manifest
+from ppexport.backends.onnx.external import graph_bytes
 from ppexport.backends.tensorrt.facts import machine_of
 from ppexport.backends.tensorrt.trust import sign
 from ppexport.errors import ArtifactError, InputError
@@ -35,6 +36,8 @@ def read_source(path: Path) -> Artifact:
     if manifest.backend != "onnx" or manifest.flavour == "ort":
         made = f"{manifest.backend}, flavour {manifest.flavour}"
         raise ArtifactError(f"{path} is for {made}: an engine is built from `ppexport export --backend tensorrt`")
+    # Before TensorRT or a device sees it: the parser opens the files that a graph names.
+    graph_bytes(artifact)
     return artifact
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.artifact import Artifact
+from ppexport.backends.onnx.external import graph_bytes
 from ppexport.backends.tensorrt import engine_builder, trtexec
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
 from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
@@ -115,7 +116,8 @@ class RemoteBuild(DetachedWork[Path]):
             else:
                 raise UnavailableError(self._missing(wanted))
             self._estimate()
-            model = self.source.graph_file
+            model = Path(folder) / self.request["onnx"]
+            model.write_bytes(graph_bytes(self.source))
             for name, file in {**files, self.request["onnx"]: model}.items():
                 self.telling.stage(f"sending {name}")
                 self.job.put(file, name)

@@ -35,7 +35,7 @@ def trace_onnxruntime(target: Target, artifact: Artifact, images: NDArray[np.uin
     with tempfile.TemporaryDirectory() as folder:
         runner = OnnxRunner(artifact, target.threads, target.device)
         runner.session = load(
-            artifact.model_file.read_bytes(),
+            artifact.read(artifact.model_file),
             str(artifact.model_file),
             target.device,
             intra_op_num_threads=target.threads or 0,

@@ -15,6 +15,8 @@ from typing import Any
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from ppexport.artifact import Artifact
+from ppexport.backends.onnx.external import graph_bytes
 from ppexport.errors import InputError
 from ppexport.files import is_plain_name
 
@@ -65,12 +67,29 @@ def read_model(path: Path) -> ModelFile:
     Raises InputError when the file is missing, too large, no ONNX model, damaged, or lacks its external data.
     External data with an unsafe name is not touched but listed in `unsafe`.
     """
-    size, data = _read_bytes(path)
+    return parse_model(path, _read_bytes(path))
+
+
+def artifact_model(artifact: Artifact) -> ModelProto:
+    """The ONNX graph of *artifact*, of the bytes that its hash covers. Raises ArtifactError where it names other files.
+
+    `onnx.load` of the path would open those files.
+    """
+    return _parse(artifact.graph_file, graph_bytes(artifact))
+
+
+def _parse(path: Path, data: bytes) -> ModelProto:
     proto = ModelProto()
     try:
         proto.ParseFromString(data)
     except Exception:  # protobuf's DecodeError, whose package carries no types
         raise InputError(f"{path} is not an ONNX model, or it is damaged or cut off") from None
+    return proto
+
+
+def parse_model(path: Path, data: bytes) -> ModelFile:
+    """As `read_model`, of the bytes *data* that were read from *path*."""
+    proto = _parse(path, data)
     if not proto.HasField("graph") or not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{path} is not an ONNX model: it has no graph")
     if not _is_text(proto):
@@ -78,7 +97,7 @@ def read_model(path: Path) -> ModelFile:
     if not proto.opset_import:
         raise InputError(f"{path} is damaged: it does not say which operator set it uses")
     _check_functions(path, proto)
-    source = ModelFile(path, proto, size)
+    source = ModelFile(path, proto, len(data))
     for tensor in iter_tensors(proto):
         _check_tensor(source, tensor)
     return source
@@ -146,14 +165,14 @@ def iter_tensors(proto: ModelProto) -> Iterator[TensorProto]:
             yield from (item.values, item.indices)
 
 
-def _read_bytes(path: Path) -> tuple[int, bytes]:
+def _read_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{path} has {size / 2**30:.1f} GiB; an ONNX file ends at 2 GiB, weights go beside it")
-        return size, path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read: {reason}") from None

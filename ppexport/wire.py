@@ -1,9 +1,9 @@
-"""The wire format of Protocol Buffers, as much as a Core ML model needs.
+"""The wire format of Protocol Buffers, as much as a Core ML model and the checks of an ONNX file need.
 
-Read by hand, so that looking into a package needs neither coremltools, which wants NumPy below 2.4 and loads native
-libraries, nor protobuf, whose versions quarrel. A message is a run of fields; a field is a varint key (number << 3 |
-kind) and a value: a varint (0), 8 bytes (1), a length and that many bytes (2), or 4 bytes (5). Whatever contradicts
-this raises ArtifactError.
+Read by hand, so that looking into a model needs neither coremltools, which takes no NumPy from 2.4 on and loads native
+libraries, nor protobuf, whose versions quarrel and which devices lack. A message is a run of fields; a field is a
+varint key (number << 3 | kind) and a value: a varint (0), 8 bytes (1), a length and that many bytes (2), or 4 bytes
+(5). Whatever contradicts this raises ArtifactError. Standard library only: this file runs on devices.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def walk(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         key, at = read_varint(data, at)
         number, kind = key >> 3, key & 7
+        # Protocol Buffers keeps 32 bits of a key, so that a longer one would be another field there than here.
+        if not 0 < number < 1 << 29:
+            raise ArtifactError(f"the model file is damaged: field number {number} does not exist")
         if kind == VARINT:
             value, at = read_varint(data, at)
             yield number, value
