@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.external import refuse_external
 from ppexport.backends.openvino.saturation import has_wide_weights, saturates
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
@@ -44,9 +45,10 @@ class Session:
             if threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            graph = core.read_model(model, b"")
-            wrong = has_wide_weights(graph) and saturates(core, device, settings)
-            self.compiled = None if wrong else core.compile_model(graph, device, settings)
+            with Flushed():
+                graph = core.read_model(model, b"")
+                wrong = has_wide_weights(graph) and saturates(core, device, settings)
+                self.compiled = None if wrong else core.compile_model(graph, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {first_line(error)}") from None
         if self.compiled is None:
@@ -59,5 +61,6 @@ class Session:
 
     def run(self, inputs: Arrays, outputs: Sequence[str] = ("sr", "impure_tokens")) -> Arrays:
         """The *outputs* for *inputs*, copied out."""
-        self.request.infer(inputs)
+        with Flushed():
+            self.request.infer(inputs)
         return {name: np.array(self.request.get_tensor(name).data) for name in outputs}
