@@ -5,8 +5,10 @@ Imports the standard library and NumPy only: this file runs on devices.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +22,29 @@ Image = NDArray[np.float32]
 if TYPE_CHECKING:
     # No such type in Python 3.8, which devices have.
     Arrays = dict[str, NDArray[Any]]
+
+
+THREADS_PER_CORE = 4
+"""More threads than this for each core only wait for each other, and thousands of them stall a machine for minutes."""
+
+
+def check_threads(threads: Any, here: bool = True) -> int | None:
+    """*threads* of a runtime as they are; None lets the runtime choose.
+
+    Raises InputError unless they are a whole number from 1 to four times this machine's cores. With *here* False the
+    cores are another machine's, which checks for itself.
+    """
+    if threads is None:
+        return None
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"threads are a whole number from 1, not {threads!r}")
+    cores = os.cpu_count() or 1
+    if here and threads > THREADS_PER_CORE * cores:
+        raise InputError(
+            f"{threads} threads are more than {THREADS_PER_CORE} for each of this machine's {cores} cores: "
+            f"use {THREADS_PER_CORE * cores} or fewer, or leave them out, and the runtime chooses"
+        )
+    return int(threads)
 
 
 class Result(NamedTuple):

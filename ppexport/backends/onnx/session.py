@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ppexport.backends.base import check_threads
 from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.external import is_ort_format, refuse_external
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
@@ -62,8 +63,8 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Sess
 
 
 def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Session:
-    """A session for running the bytes *model*, as `load`; *threads* None lets ONNX Runtime choose."""
-    return load(model, where, provider, intra_op_num_threads=threads or 0)
+    """A session for running the bytes *model*, as `load`; *threads* as `check_threads` takes them."""
+    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0)
 
 
 def make_frugal_session(model: bytes, where: str) -> Session:

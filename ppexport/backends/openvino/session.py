@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppexport.backends.base import check_threads
 from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.external import refuse_external
 from ppexport.backends.openvino.saturation import has_wide_weights, saturates
@@ -25,10 +26,12 @@ class Session:
     ) -> None:
         """The ONNX file with the bytes *model*; *where* names it in errors. *counters* True times every operation,
         which costs time. Raises UnavailableError without OpenVINO or the device, and where the device would compute
-        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it.
+        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it;
+        InputError as `check_threads`.
         """
         # Also of bytes: OpenVINO would open the files that they name, looked for from the current folder on.
         refuse_external(model, where)
+        check_threads(threads)
         require("openvino", "openvino")
         # Imported by name: type checkers would ask for a package that few have.
         openvino = import_module("openvino")
