@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact, Manifest, smallest_capacity
 from ppexport.errors import ArtifactError, InputError
-from ppexport.mask import pure_mask
+from ppexport.mask import pure_mask, value_range
 
 Image = NDArray[np.float32]
 if TYPE_CHECKING:
@@ -36,15 +36,16 @@ def check_threads(threads: Any, here: bool = True) -> int | None:
     """
     if threads is None:
         return None
-    if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
+    count = -1 if isinstance(threads, bool) or not isinstance(threads, Integral) else int(threads)
+    if count < 1:
         raise InputError(f"threads are a whole number from 1, not {threads!r}")
     cores = os.cpu_count() or 1
-    if here and threads > THREADS_PER_CORE * cores:
+    if here and count > THREADS_PER_CORE * cores:
         raise InputError(
-            f"{threads} threads are more than {THREADS_PER_CORE} for each of this machine's {cores} cores: "
+            f"{count} threads are more than {THREADS_PER_CORE} for each of this machine's {cores} cores: "
             f"use {THREADS_PER_CORE * cores} or fewer, or leave them out, and the runtime chooses"
         )
-    return int(threads)
+    return count
 
 
 class Result(NamedTuple):
@@ -104,7 +105,8 @@ class Runner(ABC):
     def __call__(self, lr: Image) -> Result:
         """Super-resolve *lr*, float32 (1, 3, h, w) in [0, 1].
 
-        Raises InputError for another type or shape, or for values that are not finite.
+        Raises InputError for another type or shape, or for values that are not finite. Warns of values far outside
+        [0, 1], such as 0 to 255.
         """
         return self.run(self.prepare(lr))
 
@@ -114,7 +116,7 @@ class Runner(ABC):
         if not isinstance(lr, np.ndarray) or lr.dtype != np.float32 or lr.shape != expected:
             got = f"{lr.dtype} {lr.shape}" if isinstance(lr, np.ndarray) else type(lr).__name__
             raise InputError(f"{self.artifact.path.name} takes one float32 image {expected} in [0, 1], not {got}")
-        if not np.isfinite(lr).all():
+        if not np.isfinite(value_range(lr)).all():
             raise InputError("the image holds NaN or infinite values")
         lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
         if not manifest.needs_host_mask:
