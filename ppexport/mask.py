@@ -13,7 +13,8 @@ bit, to those of the PyTorch network and of every exported graph:
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,11 +77,24 @@ def mirror_pad(image: NDArray[np.generic], height: int, width: int) -> NDArray[n
     return image
 
 
+def value_range(image: NDArray[Any]) -> tuple[float, float]:
+    """The least and the largest value of *image*, NaN where it holds NaN. Warns where they are far outside [0, 1]."""
+    low, high = float(image.min()), float(image.max())
+    if -np.inf < low < -0.5 or 2 < high < np.inf:
+        warnings.warn(
+            f"the image's values go from {low:g} to {high:g}, but they should lie in [0, 1]: divide levels from 0 to "
+            "255 by 255",
+            stacklevel=3,
+        )
+    return low, high
+
+
 def pixel_labels(rgb: NDArray[np.generic], colors: int = 8) -> NDArray[np.uint8]:
     """The label of every pixel of *rgb*, mirror-padded to multiples of 16.
 
     *rgb* is (H, W, 3), uint8 or float32 in [0, 1] (values outside are clamped). Returns uint8 (H', W').
-    Raises ValueError for another shape or type, or for a number of colours that would not be exact.
+    Raises ValueError for another shape or type, or for a number of colours that would not be exact. Warns of float32
+    values far outside [0, 1].
     """
     check_options(colors, WINDOWS[0])
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
@@ -88,7 +102,7 @@ def pixel_labels(rgb: NDArray[np.generic], colors: int = 8) -> NDArray[np.uint8]
     if rgb.dtype == np.uint8:
         pixels = rgb.astype(np.float32)
     elif rgb.dtype == np.float32:
-        if np.isnan(rgb).any():
+        if np.isnan(value_range(rgb)).any():
             raise ValueError("the image holds NaN")
         pixels = np.floor(np.clip(rgb, 0.0, 1.0) * np.float32(255) + np.float32(0.5))
     else:

@@ -112,10 +112,3 @@ def photo(height: int, width: int, name: str = "coffee.png", top: int = 100, lef
     with Image.open(photo_folder() / name) as image:
         crop = image.convert("RGB").crop((left, top, left + width, top + height))
         return np.asarray(crop)
-
-
-@pytest.fixture(autouse=True)
-def _keep_denormals():
-    """Runtimes that take denormals as zero switch the thread that called them, and leave it so."""
-    yield
-    torch.set_flush_denormal(False)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import onnx
@@ -28,6 +29,22 @@ def test_the_folder_holds_one_model_and_its_manifest(artifact):
     assert manifest.capacities == [48 * 64]
     assert manifest.weights["sha256"] == ppexport.load_network("pp_atd_light_x2").card.weights.sha256
     assert {"torch", "onnx", "ppexport"} <= set(manifest.versions)
+
+
+@pytest.mark.parametrize(("levels", "named"), [((0, 255), "0 to 255"), ((-1, 1), "-1 to 1")])
+def test_values_that_are_not_those_of_0_to_1_are_warned_of(artifact, levels, named):
+    lr = np.full((1, 3, 37, 53), levels[0], np.float32)
+    lr[0, 1, 5, 5] = levels[1]
+    for use in (
+        ppexport.open_artifact(artifact),
+        lambda image: ppexport.pure_mask(np.ascontiguousarray(image[0].transpose(1, 2, 0))),
+    ):
+        with pytest.warns(UserWarning, match=rf"values go from {named}, but they should lie in \[0, 1\]: divide"):
+            use(lr)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # A picture that a network made may lie a little outside.
+            use((lr - np.float32(levels[0])) / np.float32(levels[1] - levels[0]) * np.float32(1.3) - np.float32(0.2))
 
 
 def test_the_graph_is_what_boards_read(artifact):

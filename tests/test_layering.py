@@ -20,7 +20,7 @@ DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
 DEVICE_FILES = [
     "errors.py", "files.py", "mask.py", "artifact.py", "picture.py", "images.py", "tiles.py", "upscale.py",
     "pipeline.py", "opening.py", "bicubic.py", "alpha.py", "colour_chunks.py", "wire.py",
-    "backends/__init__.py", "backends/base.py", "backends/describing.py",
+    "backends/__init__.py", "backends/base.py", "backends/denormals.py", "backends/describing.py",
     "backends/onnx/__init__.py", "backends/onnx/session.py", "backends/onnx/external.py",
     "backends/onnx/runner.py", "folders.py",
     *(f"backends/tensorrt/{name}.py" for name in (

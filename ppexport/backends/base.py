@@ -5,15 +5,17 @@ Imports the standard library and NumPy only: this file runs on devices.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ppexport.artifact import Artifact, Manifest, smallest_capacity
 from ppexport.errors import ArtifactError, InputError
-from ppexport.mask import pure_mask
+from ppexport.mask import pure_mask, value_range
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no numpy.typing, and Python 3.8, where `dict[...]` fails.
@@ -21,6 +23,30 @@ if TYPE_CHECKING:
 
     Image = NDArray[np.float32]
     Arrays = dict[str, NDArray[Any]]
+
+
+THREADS_PER_CORE = 4
+"""More threads than this for each core only wait for each other, and thousands of them stall a machine for minutes."""
+
+
+def check_threads(threads: Any, here: bool = True) -> int | None:
+    """*threads* of a runtime as they are; None lets the runtime choose.
+
+    Raises InputError unless they are a whole number from 1 to four times this machine's cores. With *here* False the
+    cores are another machine's, which checks for itself.
+    """
+    if threads is None:
+        return None
+    count = -1 if isinstance(threads, bool) or not isinstance(threads, Integral) else int(threads)
+    if count < 1:
+        raise InputError(f"threads are a whole number from 1, not {threads!r}")
+    cores = os.cpu_count() or 1
+    if here and count > THREADS_PER_CORE * cores:
+        raise InputError(
+            f"{count} threads are more than {THREADS_PER_CORE} for each of this machine's {cores} cores: "
+            f"use {THREADS_PER_CORE * cores} or fewer, or leave them out, and the runtime chooses"
+        )
+    return count
 
 
 class Result(NamedTuple):
@@ -90,7 +116,8 @@ class Runner(ABC):
     def __call__(self, lr: Image) -> Result:
         """Super-resolve *lr*, float32 (1, 3, h, w) in [0, 1].
 
-        Raises InputError for another type or shape, or for values that are not finite.
+        Raises InputError for another type or shape, or for values that are not finite. Warns of values far outside
+        [0, 1], such as 0 to 255.
         """
         return self.run(self.prepare(lr))
 
@@ -100,7 +127,7 @@ class Runner(ABC):
         if not isinstance(lr, np.ndarray) or lr.dtype != np.float32 or lr.shape != expected:
             got = f"{lr.dtype} {lr.shape}" if isinstance(lr, np.ndarray) else type(lr).__name__
             raise InputError(f"{self.artifact.path.name} takes one float32 image {expected} in [0, 1], not {got}")
-        if not np.isfinite(lr).all():
+        if not np.isfinite(value_range(lr)).all():
             raise InputError("the image holds NaN or infinite values")
         lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
         if not manifest.needs_host_mask:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppexport.commands.options import Json, Trust
+from ppexport.commands.options import Json, Threads, Trust
 from ppexport.console import continues_from, emit_json, people, progress_bar, table
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
@@ -31,7 +31,7 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="for artefacts: 64 queries and 6 s, not 1,024 and 60 s")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="for artefacts: threads of the runtime")] = None,
+    threads: Threads = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:

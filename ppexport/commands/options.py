@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppexport.backends.base import check_threads
 from ppexport.console import check_json
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
     from ppexport.networks.atd import ATDLight
+
+
+def threads_here(value: int | None) -> int | None:
+    """Raise InputError, before any work is done, for threads that this machine's runtime would refuse."""
+    return check_threads(value)
+
 
 Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
 ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `export` makes it")]
@@ -39,6 +46,10 @@ Identity = Annotated[Path | None, typer.Option(metavar="FILE", help="private key
 SshConfig = Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")]
 AcceptNewHostKey = Annotated[
     bool, typer.Option("--accept-new-host-key", help="take the key of a host that ssh does not know yet")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(callback=threads_here, help="threads of the runtime; it chooses if this is left out"),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")

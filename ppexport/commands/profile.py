@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppexport.backends.base import check_threads
 from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
 from ppexport.commands.profile_remote import There, clean_there, measure_there, parse_cores
 from ppexport.console import continues_from, emit_json, people, progress_bar, stages, table
@@ -54,7 +55,7 @@ def profile(
     layer_times: Annotated[
         Path | None, typer.Option(help="for --layers of a TensorRT engine: what trtexec --exportProfile wrote")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of the runtime; its choice if left out")] = None,
+    threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
     power_mode: Annotated[
         int | None,
         typer.Option(min=0, help="of a Jetson: set it with `sudo -n nvpmodel` and put it back (untested on hardware)"),
@@ -116,6 +117,7 @@ def profile(
         raise InputError("--layers, --routing and --frames are measured on this machine only: run them on the device")
     if elsewhere and runtime == "all":
         raise InputError("which runtimes a device has is not known here: name them, separated by commas")
+    check_threads(threads, here=not elsewhere)
     console = people(json)
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
     if devices is not None:

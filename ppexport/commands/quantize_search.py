@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
+from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size, threads_here
 from ppexport.console import continues_from, emit_json, people, progress_bars, stages, table
 from ppexport.errors import InputError, require
 from ppexport.files import check_writable, write_text
@@ -40,7 +40,7 @@ def quantize_search(
     crops: Annotated[int, typer.Option(min=2, max=4096, help="crops to measure PSNR-Y on")] = 32,
     size: Annotated[str, typer.Option(help="LR size HxW of a crop, and of the timed runs")] = "32x32",
     rounds: Annotated[int, typer.Option(min=3, help="rounds in which a placement and fp32 take turns")] = 15,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the timed runs")] = 2,
+    threads: Annotated[int, typer.Option(callback=threads_here, help="CPU threads of the timed runs")] = 2,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppexport.commands.options import ArtifactFolder, Json, MaxPixels, Trust
+from ppexport.commands.options import ArtifactFolder, Json, MaxPixels, Threads, Trust
 from ppexport.console import emit_json, fail, people, percent, progress_bar
 from ppexport.errors import EXIT_GATE_FAILED
 from ppexport.images import MAX_PIXELS
@@ -20,7 +20,7 @@ def upscale(
     source: Annotated[Path, typer.Argument(metavar="IN", help="a PNG, JPEG or WebP picture of any size")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="the picture to write: .png, .jpg or .webp")],
     max_pixels: MaxPixels = MAX_PIXELS,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of the runtime; its choice if left out")] = None,
+    threads: Threads = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:

@@ -15,7 +15,7 @@ import ppexport
 ROOT = Path(ppexport.__file__).parent
 MODULES = (
     "__init__", "artifact", "errors", "files", "mask", "picture", "wire",
-    "backends/__init__", "backends/base",
+    "backends/__init__", "backends/base", "backends/denormals",
     *(f"backends/onnx/{name}" for name in ("__init__", "external", "runner", "session")),
     *(f"backends/openvino/{name}" for name in ("__init__", "runner", "saturation", "session")),
     *(f"backends/tensorrt/{name}" for name in (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.artifact import Artifact, read_artifact
-from ppexport.backends.base import Runner
+from ppexport.backends.base import Runner, check_threads
 from ppexport.errors import InputError
 
 RUNTIMES = {
@@ -45,6 +45,10 @@ class Target:
     threads: int | None = None
     """None lets the runtime choose."""
     trust: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for threads that are none; the machine that measures knows its cores."""
+        check_threads(self.threads, here=False)
 
     @property
     def name(self) -> str:
@@ -122,6 +126,7 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
 
 def open_target(target: Target) -> Runner:
     """The runner of *target*. Raises PpexportError as `open_artifact`, UnavailableError for a missing runtime."""
+    check_threads(target.threads)
     artifact = read_artifact(Path(target.artifact))
     if target.runtime == "onnxruntime":
         from ppexport.backends.onnx.runner import OnnxRunner

@@ -11,6 +11,7 @@ from peers.in_onnxruntime import stop_spinning
 
 from floors.graph import copy_name, make_model, outputs_of
 from floors.part import Arrays, Formulation, Part
+from ppexport.backends.denormals import Flushed
 from ppexport.errors import UnavailableError, first_line, require
 
 NO_PICTURE: Image = np.zeros((1, 3, 1, 1), np.float32)
@@ -42,7 +43,8 @@ class Kernel(Candidate):
         options.intra_op_num_threads = self.threads
         model = make_model(self.part, self.formulation, self.copies).SerializeToString()
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            with Flushed():
+                session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self._bind(session, onnxruntime.OrtValue.ortvalue_from_numpy)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise UnavailableError(f"ONNX Runtime cannot run it: {first_line(error)}") from None

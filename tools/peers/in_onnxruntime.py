@@ -14,6 +14,7 @@ import numpy as np
 
 from peers.candidate import Candidate, Image
 from ppexport.backends.base import Prepared, Runner
+from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.runner import OnnxRunner
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 from ppexport.opening import open_artifact
@@ -46,7 +47,9 @@ class PlainOnnx(Candidate):
         if self.flush:
             options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            with Flushed():
+                session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            self._session = session
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise UnavailableError(f"ONNX Runtime cannot load it: {first_line(error)}") from None
 
@@ -76,7 +79,8 @@ def open_quietly(folder: Path, threads: int) -> Runner:
     model = runner.artifact.read(runner.artifact.model_file)
     # The first session goes before the second is made, else a child's peak memory would be that of two.
     runner.session = None
-    runner.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with Flushed():
+        runner.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return runner
 
 

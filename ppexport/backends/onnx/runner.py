@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ppexport.artifact import Artifact
 from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.backends.onnx.session import CPU, make_session
@@ -15,7 +17,7 @@ class OnnxRunner(Runner):
     def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
         super().__init__(artifact)
         file = artifact.model_file
-        self.session = make_session(artifact.read(file), str(file), threads, provider)
+        self.session: Any = make_session(artifact.read(file), str(file), threads, provider)
         self._check()
 
     def _check(self) -> None:

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from ppexport.backends.base import check_threads
+from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.external import is_ort_format, refuse_external
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 CPU = "CPU"
 
 
-def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
-    """An `onnxruntime.InferenceSession` for the bytes *model*; *where* names it in errors.
+class Session:
+    """An `onnxruntime.InferenceSession` whose runs leave the calling thread's mode as it was."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As `InferenceSession.run`, with denormals as zeros."""
+        with Flushed():
+            return self._inner.run(*args, **kwargs)
+
+
+def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Session:
+    """A session for the bytes *model*; *where* names it in errors.
 
     *provider* is an execution provider without that suffix, such as CUDA; *settings* are attributes of
     `onnxruntime.SessionOptions`. Raises ArtifactError where the model names another file or ONNX Runtime cannot load
@@ -25,7 +42,7 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Softmax leaves denormals where a weight is very small, and x86 cores take a hundred times as long over them.
+    # For the session's own threads; `Flushed` is for the caller's.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     for name, value in settings.items():
         setattr(options, name, value)
@@ -33,7 +50,8 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
     if wanted not in onnxruntime.get_available_providers():
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} as installed here has no provider {provider}")
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[wanted])
+        with Flushed():
+            session = onnxruntime.InferenceSession(model, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ArtifactError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {first_line(error)}"
@@ -43,14 +61,14 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Any:
         raise UnavailableError(f"ONNX Runtime cannot start its provider {provider} on this machine")
     # Likewise one that fails in a later run, unless this is called.
     session.disable_fallback()
-    return session
+    return Session(session)
 
 
-def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Any:
-    """A session for running the bytes *model*, as `load`; *threads* None lets ONNX Runtime choose."""
-    return load(model, where, provider, intra_op_num_threads=threads or 0)
+def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Session:
+    """A session for running the bytes *model*, as `load`; *threads* as `check_threads` takes them."""
+    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0)
 
 
-def make_frugal_session(model: bytes, where: str) -> Any:
+def make_frugal_session(model: bytes, where: str) -> Session:
     """A session for looking into a model: slower, but it gives memory back after every tensor."""
     return load(model, where, enable_cpu_mem_arena=False, enable_mem_pattern=False)

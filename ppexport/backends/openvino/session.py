@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppexport.backends.base import check_threads
+from ppexport.backends.denormals import Flushed
 from ppexport.backends.onnx.external import refuse_external
 from ppexport.backends.openvino.saturation import has_wide_weights, saturates
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
@@ -24,10 +26,12 @@ class Session:
     ) -> None:
         """The ONNX file with the bytes *model*; *where* names it in errors. *counters* True times every operation,
         which costs time. Raises UnavailableError without OpenVINO or the device, and where the device would compute
-        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it.
+        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it;
+        InputError as `check_threads`.
         """
         # Also of bytes: OpenVINO would open the files that they name, looked for from the current folder on.
         refuse_external(model, where)
+        check_threads(threads)
         require("openvino", "openvino")
         # Imported by name: type checkers would ask for a package that few have.
         openvino = import_module("openvino")
@@ -44,9 +48,10 @@ class Session:
             if threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            graph = core.read_model(model, b"")
-            wrong = has_wide_weights(graph) and saturates(core, device, settings)
-            self.compiled = None if wrong else core.compile_model(graph, device, settings)
+            with Flushed():
+                graph = core.read_model(model, b"")
+                wrong = has_wide_weights(graph) and saturates(core, device, settings)
+                self.compiled = None if wrong else core.compile_model(graph, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {first_line(error)}") from None
         if self.compiled is None:
@@ -59,5 +64,6 @@ class Session:
 
     def run(self, inputs: Arrays, outputs: Sequence[str] = ("sr", "impure_tokens")) -> Arrays:
         """The *outputs* for *inputs*, copied out."""
-        self.request.infer(inputs)
+        with Flushed():
+            self.request.infer(inputs)
         return {name: np.array(self.request.get_tensor(name).data) for name in outputs}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact, read_artifact
-from ppexport.backends.base import Runner
+from ppexport.backends.base import Runner, check_threads
 from ppexport.errors import UnavailableError
 from ppexport.picture import to_input
 from ppexport.profile.layers import coreml, onnxruntime, openvino
@@ -38,7 +38,7 @@ def trace_onnxruntime(target: Target, artifact: Artifact, images: NDArray[np.uin
             artifact.read(artifact.model_file),
             str(artifact.model_file),
             target.device,
-            intra_op_num_threads=target.threads or 0,
+            intra_op_num_threads=check_threads(target.threads) or 0,
             enable_profiling=True,
             profile_file_prefix=str(Path(folder) / "trace"),
         )
