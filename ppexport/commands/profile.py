@@ -206,6 +206,7 @@ def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, con
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     """Print time by branch of every runtime."""
+    from ppexport.profile.layers.result import why_sum_differs
     from ppexport.profile.layers.spans import BRANCHES
 
     rows = [
@@ -215,6 +216,10 @@ def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     ]
     rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])
     console.print(table("time by branch, ms", ["branch", *(d["subject"]["name"] for d in found)], rows))
+    for d in found:
+        why = why_sum_differs(d)
+        if why is not None:
+            console.print(f"{d['subject']['name']}: {why}")
 
 
 def show_routing(found: list[dict[str, Any]], console: Console) -> None:
