@@ -8,7 +8,7 @@
         threads: 4
         python: /home/user/venv/bin/python3
         cores: 0-3
-        power_mode: 0                 # of a Jetson, set and put back
+        power_mode: MAXN              # of a Jetson, its name or number in /etc/nvpmodel.conf; set and put back
         clocks: locked                # of a Jetson, by jetson_clocks, and put back
         sensors: [watts, celsius]     # what a run must show; without it the device counts as failed
         perf_binary: onnxruntime_perf_test
@@ -63,7 +63,7 @@ class Device(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     python: str | None = None
     cores: Cores | None = None
-    power_mode: int | None = Field(default=None, ge=0, le=999)
+    power_mode: int | str | None = None
     clocks: Literal["locked"] | None = None
     sensors: list[Kind] = Field(default_factory=list)
     perf_binary: str | None = None
@@ -76,6 +76,16 @@ class Device(BaseModel):
             address = parse_address(value)
         if address is None:
             raise ValueError("this machine is measured without a lab")
+        return value
+
+    @field_validator("power_mode", mode="before")
+    @classmethod
+    def _power_mode(cls, value: object) -> object:
+        if value is not None and not (type(value) is int and 0 <= value <= 999):
+            if not isinstance(value, str) or value.isdecimal():
+                raise ValueError(f"Input should be a number up to 999, or the name of a mode, not {value!r}")
+            with _as_value_error():
+                Settings(power_mode=value)
         return value
 
     @field_validator("python")

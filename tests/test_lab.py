@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from datetime import datetime
 
@@ -82,6 +83,12 @@ def test_one_machine_is_one_device_however_it_is_spelled(tmp_path):
         ("devices: [{name: a, address: local}]", "without a lab"),
         ("devices: [{name: ../a, address: 'ssh://a'}]", "device ../a: name: String should match"),
         ("devices: [{name: a, address: 'ssh://a', power: 1}]", "device a: power: Extra inputs"),
+        (
+            "devices: [{name: a, address: 'ssh://a', power_mode: 'a;b'}]",
+            "device a: power_mode: a power mode is a number, or a name such as MAXN_SUPER, not 'a;b'",
+        ),
+        ("devices: [{name: a, address: 'ssh://a', power_mode: 1000}]", "device a: power_mode: Input should"),
+        ("devices: [{name: a, address: 'ssh://a', power_mode: true}]", "device a: power_mode: Input should"),
         (
             "devices: [{name: a, address: 'ssh://a', power_mode: '1'}]",
             "device a: power_mode: Input should",
@@ -180,7 +187,7 @@ def test_what_the_system_refuses_costs_no_other_device(enlarger, tmp_path, monke
     assert "cannot be reached" in errors["off"]
     monkeypatch.setattr(devices, "open_device", fails_with(OSError(28, "No space left on device", "/tmp/x")))
     errors = {name: str(outcome.error) for name, outcome in measure_lab(read_lab(lab), task).items()}
-    assert errors["off"] == "/tmp/x: No space left on device"
+    assert re.fullmatch(r"/tmp/x: No space left on device \(the disk at /.* has \d+\.\d MB left\)", errors["off"])
 
 
 def fails_with(error):

@@ -86,6 +86,15 @@ def test_a_jetson_measured_in_a_power_mode(jetson, enlarger, tmp_path):
     assert not [line for line in run.lines if "put back" in line]
 
 
+def test_a_power_mode_is_looked_up_on_the_device(jetson, enlarger, tmp_path):
+    # No file here names the modes: nothing is set, and nothing measured.
+    arguments = [*jetson.arguments, "--quick", "-o", tmp_path / "run", "--power-mode"]
+    assert "MAXN cannot be looked up in /etc/nvpmodel.conf: No such" in refused(enlarger, *arguments, "MAXN", code=3)
+    assert jetson.lines("modes") == []
+    assert "a power mode is a number, or a name such as" in refused(enlarger, *arguments, "0;reboot", code=2)
+    assert "or a name such as MAXN_SUPER, not '1000'" in refused(enlarger, *arguments, "1000", code=2)
+
+
 def test_a_sudo_that_asks(jetson, enlarger, tmp_path):
     jetson.steer("strict")
     run = Profiled(jetson, enlarger, tmp_path / "run", BRIEF, Settings(power_mode=0))

@@ -74,6 +74,7 @@ def test_tegrastats_in_full():
 def test_no_line_breaks_the_parsers(text):
     parse_line("RAM 1/2MB " + text)
     jetson.power_mode(text)
+    jetson.power_modes(text)
     jetson.clocks(text)
     jetson.l4t(text)
     android.thermal(text)
@@ -187,6 +188,38 @@ def test_a_power_mode_is_set_and_restored():
     assert jetson.set_power_mode(before.number, board) == (0, "M0")
     assert board.mode == 2
     assert jetson.set_power_mode(2, board) is None
+
+
+SUPER = """# FORMAT:
+# < POWER_MODEL ID=id_num NAME=mode_name >
+< PARAM TYPE=FILE NAME=CPU_ONLINE >
+CORE_0 /sys/devices/system/cpu/cpu0/online
+< POWER_MODEL ID=0 NAME=15W >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=1 NAME=25W >
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
+< PM_CONFIG DEFAULT=1 >
+"""
+"""As NVIDIA's header of the file describes it; which modes a board has is from third-party pages."""
+
+
+def test_a_power_mode_is_chosen_by_its_name(tmp_path):
+    assert jetson.power_modes(SUPER) == [(0, "15W"), (1, "25W"), (2, "MAXN_SUPER")]
+    board, root = Board(mode=0), str(tmp_path)
+    with (
+        pytest.raises(jetson.Refused, match="MAXN_SUPER cannot be looked up in .*nvpmodel.conf: No such file"),
+        power.power_mode_set("MAXN_SUPER", root, pytest.fail, board, root),
+    ):
+        pytest.fail("it was refused")
+    (tmp_path / "etc").mkdir()
+    # The modes may come after many lines.
+    (tmp_path / "etc" / "nvpmodel.conf").write_text("# a comment\n" * 5000 + SUPER)
+    with power.power_mode_set("MAXN_SUPER", root, pytest.fail, board, root):
+        assert board.mode == 2
+    assert board.mode == 0
+    with pytest.raises(jetson.Refused, match=r"no power mode MAXN; .* has 15W \(0\), 25W \(1\), MAXN_SUPER \(2\)"):
+        jetson.number_of_mode("MAXN", root)
+    assert jetson.number_of_mode(7, root) == 7
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from ppexport.parity.columns import Sample, save_column, save_inputs
 from ppexport.parity.inputs import ParityInput
 from ppexport.picture import to_input
 from ppexport.profile import statistics
-from ppexport.profile.layers.result import layers_result, write_layers
+from ppexport.profile.layers.result import layers_result, why_sum_differs, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
 from ppexport.report import latency_yaml, numerics_yaml
@@ -127,6 +128,59 @@ def test_nothing_is_loaded_from_anywhere(everything):
     assert "default-src 'none'" in everything
     assert not re.search(r"url\((?!#)", everything)
     assert "@import" not in everything
+
+
+MEASURE = """<body><iframe src="page.html" style="width: WIDTHpx; height: 3000px; border: 0"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const boxes = [...page.querySelectorAll(".fold td")].filter((box) => box.scrollWidth > box.clientWidth + 1);
+  const cells = [...page.querySelectorAll(".fold tbody tr:first-child td")].map((cell) =>
+    getComputedStyle(cell, "::before").content + (cell.getClientRects().length ? "" : " hidden"));
+  document.title = JSON.stringify([page.documentElement.scrollWidth, boxes.length, cells]);
+});
+</script></body>"""
+
+
+@pytest.mark.parametrize("width", [320, 500, 1000])
+def test_nothing_is_wider_than_the_page(everything, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    (tmp_path / "page.html").write_text(everything)
+    (tmp_path / "frame.html").write_text(MEASURE.replace("WIDTH", str(width)))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    address = (tmp_path / "frame.html").as_uri()
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([browser, *options, address], capture_output=True, text=True, env=home, check=False)
+    found = re.search(r"<title>(.*)</title>", done.stdout)
+    assert found, done.stderr
+    wide, boxes, cells = json.loads(html.unescape(found[1]))
+    assert wide <= width
+    assert boxes == 0
+    if width > 700:
+        assert set(cells) == {"none"}
+    else:
+        # Every cell that is shown says which column it is of.
+        assert cells[:3] == ['"run"', '"model"', '"backend"']
+        assert '"fp32"' in cells
+        assert '"fp16" hidden' in cells
+
+
+def test_a_sum_that_is_not_the_latency_is_explained(tmp_path):
+    folder = profile_folder(tmp_path / "run", [steady(ms=10.0)])
+    measured = Profile(folder / "profile.json").subjects[0]
+    p50 = measured["summary"]["p50_ms"]
+    for share, why in (
+        (1.0, None), (1.3, None), (0.7, None),
+        (1.4, "recording the time of every operation takes time itself"), (0.6, "times operations alone"),
+    ):  # fmt: skip
+        data = layers_result([Operation("/conv_first/Conv", "Conv", share * p50)], measured, {}, "traced")
+        write_layers(folder / "layers.json", data)
+        page = render(gather([folder]), "ppexport report")
+        sentence = f"All operations take {share * p50:.1f} ms, the measured p50 is {p50:.1f} ms: "
+        assert (sentence in page) == (why is not None)
+        assert why is None or why in page
+    assert why_sum_differs({"subject": {"name": "of an older file"}, "total_ms": 5.0}) is None
 
 
 def test_every_section_is_there(everything):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +58,12 @@ def profile(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
     power_mode: Annotated[
-        int | None,
-        typer.Option(min=0, help="of a Jetson: set it with `sudo -n nvpmodel` and put it back (untested on hardware)"),
+        str | None,
+        typer.Option(
+            metavar="NAME|NUMBER",
+            help="Jetson only: run in this power mode of the board's /etc/nvpmodel.conf, such as MAXN_SUPER, and "
+            "restore the mode afterwards (`sudo -n nvpmodel`; untested on hardware)",
+        ),
     ] = None,
     lock_clocks: Annotated[
         bool, typer.Option("--lock-clocks", help="of a Jetson: `sudo -n jetson_clocks`, and put back (untested)")
@@ -108,7 +113,8 @@ def profile(
         raise InputError("with --devices the file says where and how: leave --on and a device's options out")
     chosen = parse_cores(cores)
     options = SshOptions(identity, ssh_config, accept_new_host_key)
-    there = There(on, options, Settings(device_python, power_mode, lock_clocks, chosen), timeout, perf_binary)
+    mode = int(power_mode) if power_mode is not None and re.fullmatch("[0-9]{1,3}", power_mode) else power_mode
+    there = There(on, options, Settings(device_python, mode, lock_clocks, chosen), timeout, perf_binary)
     if not elsewhere and (cores or device_python or perf_binary or clean or timeout is not None):
         raise InputError(
             "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on"
@@ -158,7 +164,7 @@ def profile(
         return
     job = prepare(targets, plan, folder, images)
     with continues_from(job.journal):
-        with progress_bar("queries") as progress, set_board(power_mode, lock_clocks, folder, console):
+        with progress_bar("queries") as progress, set_board(mode, lock_clocks, folder, console):
             result = measure(job, progress, lambda line: console.print(line))
         show(result, console)
         summary = without_samples(result)
@@ -185,7 +191,7 @@ def without_samples(result: Profile) -> dict[str, Any]:
 
 
 @contextmanager
-def set_board(power_mode: int | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
+def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
     """This Jetson's power mode and clocks while the block runs. Raises UnavailableError where they cannot be set."""
     from ppexport.profile.agent.jetson import Refused
     from ppexport.profile.agent.power import clocks_locked, power_mode_set
@@ -202,6 +208,7 @@ def set_board(power_mode: int | None, lock_clocks: bool, folder: Path, console: 
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     """Print time by branch of every runtime."""
+    from ppexport.profile.layers.result import why_sum_differs
     from ppexport.profile.layers.spans import BRANCHES
 
     rows = [
@@ -211,6 +218,10 @@ def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     ]
     rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])
     console.print(table("time by branch, ms", ["branch", *(d["subject"]["name"] for d in found)], rows))
+    for d in found:
+        why = why_sum_differs(d)
+        if why is not None:
+            console.print(f"{d['subject']['name']}: {why}")
 
 
 def show_routing(found: list[dict[str, Any]], console: Console) -> None:
@@ -263,6 +274,9 @@ def show(result: Profile, console: Console) -> None:
     rows = [[name, *values] for name, values in zip(names, zip(*figures, strict=True), strict=True)]
     columns = ["latency", *(subject["name"] for subject in result.subjects)]
     console.print(table(result.data["machine"]["cpu"], columns, rows))
+    mode = (result.data["machine"].get("jetson") or {}).get("power_mode")
+    if mode is not None:
+        console.print(f"power mode {mode['number']}: {mode['name']}")
     for subject in result.subjects:
         energy = subject["summary"].get("energy")
         if energy is not None:

@@ -41,6 +41,8 @@ NOT_THERE = ("coreml",)
 """Runtimes of machines that no transport leads to."""
 RESERVED = {IMAGES, JOURNAL, REQUEST, ARCHIVE, OUTCOME, BEFORE, CLOCKS, OUTPUT, MANIFEST, "pid", "started"}
 PYTHON = re.compile(r"(?:/[A-Za-z0-9_./+-]{1,200}|[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})")
+POWER_MODE = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
+"""A power mode's name."""
 MAX_OUTCOME = 1 << 20
 POLL = Pace(poll=5.0)
 """Every look at a small board takes time of it, so there are few."""
@@ -67,8 +69,8 @@ class Settings:
 
     python: str | None = None
     """None is the transport's."""
-    power_mode: int | None = None
-    """Of a Jetson; None leaves the one that is set."""
+    power_mode: int | str | None = None
+    """Of a Jetson, by its number or by its name in /etc/nvpmodel.conf; None leaves the one that is set."""
     lock_clocks: bool = False
     """Of a Jetson: `jetson_clocks` for the time of the measurement."""
     cores: tuple[int, ...] = ()
@@ -77,6 +79,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.python is not None and not PYTHON.fullmatch(self.python):
             raise InputError(f"a device's Python is a name, or a path that begins with /, not {self.python!r}")
+        if isinstance(self.power_mode, str) and not POWER_MODE.fullmatch(self.power_mode):
+            raise InputError(f"a power mode is a number, or a name such as MAXN_SUPER, not {self.power_mode!r}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import ppexport
 from ppexport.errors import InputError, require
 from ppexport.files import write_text
+from ppexport.profile.layers.result import why_sum_differs
 from ppexport.profile.layers.spans import BRANCHES
 from ppexport.report import figures
 from ppexport.report.material import Material, Parity
@@ -67,6 +68,7 @@ def layer_tables(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "name": data["subject"]["name"],
                 "method": data.get("method", ""),
                 "total": data["total_ms"],
+                "why": why_sum_differs(data),
                 "by_name": 100 * data["found"].get("name", 0.0) / total,
                 "by_place": 100 * data["found"].get("place", 0.0) / total,
                 "branches": [(b, data["branches"][b], 100 * data["branches"][b] / total)

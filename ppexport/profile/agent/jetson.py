@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 from ppexport.profile.agent.machine import read_text
 
@@ -15,6 +15,10 @@ MODE_ID = re.compile(r"^(\d{1,3})\s*$", re.MULTILINE)
 PACKAGE = re.compile(r"(\d{1,3}\.\d{1,3}\.\d{1,3})-")
 CPU = re.compile(r"^cpu(\d{1,3}): (?=.*Online=1)", re.MULTILINE)
 CLOCK = re.compile(r"^(cpu\d{1,3}|GPU|EMC)\b.*?MinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", re.MULTILINE)
+MODEL = re.compile(r"^< *POWER_MODEL +ID=(\d{1,3}) +NAME=([A-Za-z0-9_.+-]{1,60}) *>", re.MULTILINE)
+MODES = ("etc", "nvpmodel.conf")
+MAX_MODES = 1 << 20
+"""Bytes that are read of /etc/nvpmodel.conf."""
 JETPACK = {
     "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5",
     "34.1.0": "5.0", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2",
@@ -48,6 +52,31 @@ def power_mode(text: str) -> Optional[PowerMode]:
     """The answer of `nvpmodel -q`; warnings around it do not matter. None where it holds no mode."""
     name, number = MODE.search(text), MODE_ID.search(text)
     return None if name is None or number is None else PowerMode(int(number.group(1)), name.group(1))
+
+
+def power_modes(text: str) -> List[PowerMode]:
+    """The modes in the text of /etc/nvpmodel.conf, lines such as `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`."""
+    return [PowerMode(int(number), name) for number, name in MODEL.findall(text)]
+
+
+def number_of_mode(wanted: Union[int, str], root: str = "/") -> int:
+    """The number of the power mode *wanted*, which may be its name in /etc/nvpmodel.conf.
+
+    What a number means differs between boards and releases. Raises Refused for a name that the file does not have.
+    """
+    if isinstance(wanted, int):
+        return wanted
+    path = os.path.join(root, *MODES)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            modes = power_modes(stream.read(MAX_MODES))
+    except OSError as error:
+        raise Refused("power mode %s cannot be looked up in %s: %s" % (wanted, path, error.strerror)) from None
+    for mode in modes:
+        if mode.name == wanted:
+            return mode.number
+    names = ", ".join("%s (%d)" % (mode.name, mode.number) for mode in modes) or "no mode at all"
+    raise Refused("this board has no power mode %s; %s has %s" % (wanted, path, names))
 
 
 def clocks(text: str) -> Dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Union
 
 from ppexport.profile.agent.jetson import (
     PowerMode,
     Refused,
     Run,
     lock_clocks,
+    number_of_mode,
     restore_clocks,
     run_command,
     set_power_mode,
@@ -45,18 +46,18 @@ def _keep(folder: str, mode: PowerMode) -> None:
 
 @contextmanager
 def power_mode_set(
-    number: Optional[int], folder: str, say: Callable[[str], Any], run: Run = run_command
+    wanted: Union[int, str, None], folder: str, say: Callable[[str], Any], run: Run = run_command, root: str = "/"
 ) -> Iterator[None]:
-    """Power mode *number* while the block runs, None for the one that is set.
+    """Power mode *wanted*, by its number or its name, while the block runs, None for the one that is set.
 
     The mode before is kept in *folder*, and put back even by a later block there if this process is killed. Raises
     Refused where the mode cannot be set; *say* is told where it cannot be put back.
     """
     earlier = left_over(folder)
     try:
-        if number is not None:
+        if wanted is not None:
             # Told before it is done: whoever is killed in between has at most put back what was never changed.
-            set_power_mode(number, run, lambda mode: _keep(folder, earlier or mode))
+            set_power_mode(number_of_mode(wanted, root), run, lambda mode: _keep(folder, earlier or mode))
         yield
     finally:
         # Also after a mode that was refused, perhaps half-way.

@@ -53,6 +53,26 @@ def layers_result(
     }
 
 
+def why_sum_differs(data: dict[str, Any]) -> str | None:
+    """A sentence where the sum of the layers and the measured p50 differ by more than a third of the p50, else None."""
+    summary = data["subject"].get("summary")
+    p50 = summary.get("p50_ms") if isinstance(summary, dict) else None
+    total = data["total_ms"]
+    if not isinstance(p50, (int, float)) or p50 <= 0 or abs(total - p50) <= p50 / 3:
+        return None
+    if total > p50:
+        why = (
+            "recording the time of every operation takes time itself, and operations that ran side by side count in "
+            "full, so compare shares and not milliseconds"
+        )
+    else:
+        why = (
+            "the profiler runs on its own and times operations alone, not checks, mask and copies around them, nor "
+            "what slowed the measured queries down"
+        )
+    return f"All operations take {total:.1f} ms, the measured p50 is {p50:.1f} ms: {why}."
+
+
 def write_layers(path: Path, data: dict[str, Any]) -> None:
     """Write `layers.json`, atomically."""
     write_text(path, json.dumps(finite(data), allow_nan=False) + "\n")
