@@ -27,7 +27,8 @@ def upscale(
     """Super-resolve a picture, in blended tiles of the artefact's size.
 
     Attention sees one tile at a time, so the result differs slightly from the whole-picture network's: at 64x64 tiles
-    by about 50 dB, with the same PSNR against ground truth.
+    by about 50 dB, with the same PSNR against ground truth. A photograph takes fewer runs, and less time, with an
+    artefact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
     """
     from ppexport.artifact import read_artifact
     from ppexport.opening import open_artifact
