@@ -45,6 +45,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +231,28 @@ def sha256_path(path: Path) -> str:
     return listed.hexdigest()
 
 
+def _what_it_is(path: Path) -> str:
+    """What *path*, which holds no manifest, is in place of an artefact, and what to do: the end of an error."""
+    models = find_spec("ppexport.models")
+    bundled = [Path(place, path.name) for place in (models and models.submodule_search_locations) or ()]
+    folders = (path, *(bundled if path.parts == (path.name,) and not path.exists() else ()))
+    if any((folder / "card.yaml").is_file() for folder in folders):
+        return f" but a model: make an artefact with `ppexport export {path} -o {path.name}_64`, and use that"
+    if path.is_file():
+        holder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else " that `ppexport export` made"
+        return f" but a file: name the folder{holder}"
+    if not path.exists():
+        return ": there is nothing of this name; `ppexport export` makes artefacts"
+    return f": {MANIFEST} is missing or is not a small plain file"
+
+
 def read_artifact(path: Path) -> Artifact:
     """Open the artefact folder *path* and check every file against its hash. Raises ArtifactError."""
     path = Path(path)
     source = path / MANIFEST
     try:
         if source.is_symlink() or not source.is_file() or source.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path} is not an artefact: {MANIFEST} is missing or is not a small plain file")
+            raise ArtifactError(f"{path} is not an artefact{_what_it_is(path)}")
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ArtifactError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -14,7 +15,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ppexport.errors import EXIT_INTERRUPTED, InputError
@@ -83,24 +84,70 @@ def continues_from(kept: Path) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, moved by calling (done, total)."""
-    with _bars() as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    """A bar on standard error, moved by calling (done, total); see `progress_bars`."""
+    with progress_bars() as move:
+        yield lambda done, total: move(what, done, total)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every new description, moved by calling (what, done, total)."""
+    """A bar for every new description, moved by calling (what, done, total), first before the first step is done.
+
+    Terminals get bars with the time that has passed and the time that is left. Work that will take long is announced
+    by one line as well, so that log files and pipes tell how long it takes, too.
+    """
     with _bars() as bars:
         tasks: dict[str, Any] = {}
+        forecasts: dict[str, Forecast] = {}
 
         def move(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what], forecasts[what] = bars.add_task(what, total=total), Forecast(what)
             bars.update(tasks[what], completed=done, total=total)
+            line = forecasts[what].after(done, total)
+            if line is not None:
+                bars.console.print(line)
 
         yield move
+
+
+class Forecast:
+    """Tells once how long the rest of a work takes, from its first steps, if that is long."""
+
+    LONG = 20.0
+    """Seconds left that are worth a line."""
+    PATIENCE = 2.0
+    """Seconds to look at before anything is said."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._start: tuple[float, int] | None = None
+        self._said = False
+
+    def after(self, done: int, total: int) -> str | None:
+        """The line to print now that *done* of *total* steps are done, if it is time for it.
+
+        What was done before the first call, by an earlier process for example, says nothing about this one's speed.
+        """
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+            return None
+        since, before = self._start
+        if self._said or done <= before or now - since < self.PATIENCE:
+            return None
+        self._said = True
+        left = (now - since) / (done - before) * (total - done)
+        return f"{self.what}: {done:,} of {total:,} done, about {duration(left)} left" if left >= self.LONG else None
+
+
+def duration(seconds: float) -> str:
+    """*seconds* as people say them: 40 s, 6 min, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{minutes} min" if not hours else f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 @contextmanager
@@ -113,8 +160,15 @@ def stages(what: str) -> Iterator[Callable[[str], None]]:
 
 def _bars() -> Progress:
     """Bars on a terminal; a log file or a pipe gets none."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 

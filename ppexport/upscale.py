@@ -19,7 +19,7 @@ from PIL import Image
 
 from ppexport.backends.base import Prepared, Runner
 from ppexport.errors import ImageError
-from ppexport.images import MAX_PIXELS, check_colours, check_output, read_image, write_image
+from ppexport.images import MAX_PIXELS, Picture, check_colours, check_output, read_image, write_image
 from ppexport.picture import to_input
 from ppexport.pipeline import overlap
 from ppexport.tiles import Blender, Grid, Pixels, cut, plan_grid
@@ -155,6 +155,41 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     return runs
 
 
+class Source(NamedTuple):
+    """A picture that was read, and may be enlarged into `target`."""
+
+    picture: Picture
+    target: Path
+    seconds: float
+    """What reading took."""
+
+
+def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS) -> Source:
+    """Read the picture *source*, and check all that can be known of *target* before anything is run.
+
+    Raises ImageError for files that cannot be read or written.
+    """
+    start = time.perf_counter()
+    picture = read_image(source, max_pixels=max_pixels)
+    height, width = picture.size
+    check_output(target, (height * scale, width * scale), picture.transparent)
+    check_colours(target, picture)
+    return Source(picture, target, time.perf_counter() - start)
+
+
+def upscale_source(runner: Runner, source: Source, progress: Progress | None = None) -> Report:
+    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+    start = time.perf_counter()
+    picture = source.picture
+    sr, report = upscale_array(runner, picture.bled, progress)
+    alpha = picture.alpha
+    if alpha is not None:
+        height, width = sr.shape[:2]
+        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
+    return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+
+
 def upscale_file(
     runner: Runner,
     source: Path,
@@ -170,14 +205,4 @@ def upscale_file(
     Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
     known about *target* is checked before the first tile is run.
     """
-    start = time.perf_counter()
-    picture = read_image(source, max_pixels=max_pixels)
-    height, width = (side * runner.scale for side in picture.size)
-    check_output(target, (height, width), picture.transparent)
-    check_colours(target, picture)
-    sr, report = upscale_array(runner, picture.bled, progress)
-    alpha = picture.alpha
-    if alpha is not None:
-        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    write_image(target, replace(picture, rgb=sr, alpha=alpha))
-    return replace(report, seconds_total=time.perf_counter() - start)
+    return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)

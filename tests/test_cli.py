@@ -15,8 +15,10 @@ from conftest import GOLDEN, photo
 from PIL import Image
 from shared import ODD
 from sshd_profiles import write_enlarger
+from typer.testing import CliRunner
 
-from ppexport.cli import COMMANDS
+from ppexport.cli import COMMANDS, app
+from ppexport.errors import ImageError
 from ppexport.files import atomic_path, system_sentence
 from ppexport.folders import new_folder
 
@@ -259,3 +261,42 @@ def test_paths_are_printed_as_they_are_and_devices_stay(tmp_path, picture):
         tmp_path / "no" / "x.json",
         message="cannot be written",
     )
+
+
+def test_upscale_says_what_was_named_in_place_of_an_artifact(artifact, picture, tmp_path):
+    out = tmp_path / "sr.png"
+    model = "is not an artefact but a model: make an artefact with `ppexport export pp_atd_light_x2 -o"
+    fails("upscale", "pp_atd_light_x2", picture, out, message=re.escape(model))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    fails("upscale", folder, picture, out, message=r"own is not an artefact: manifest\.json is missing")
+    (folder / "card.yaml").touch()
+    fails("upscale", folder, picture, out, message="own is not an artefact but a model")
+    fails("upscale", tmp_path / "nope", picture, out, message="nope is not an artefact: there is nothing of this name")
+    named = f"model.onnx is not an artefact but a file: name the folder, {re.escape(str(artifact))}"
+    fails("upscale", artifact / "model.onnx", picture, out, message=named)
+    fails("upscale", picture, picture, out, message="but a file: name the folder that `ppexport export` made")
+    assert not out.exists()
+
+
+def test_upscale_reads_the_picture_before_it_opens_the_model(artifact, picture, tmp_path, monkeypatch):
+    def opened(*_, **__):
+        pytest.fail("the model was opened")
+
+    monkeypatch.setattr("ppexport.opening.open_artifact", opened)
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:-1000])
+    for source, target, message in (
+        ("none.png", "sr.png", "does not exist"),
+        ("cut.png", "sr.png", "is truncated"),
+        (picture.name, "sr.gif", "extension is one of"),
+        (picture.name, "none/sr.png", "does not exist"),
+    ):
+        done = CliRunner().invoke(app, ["upscale", str(artifact), str(tmp_path / source), str(tmp_path / target)])
+        assert isinstance(done.exception, ImageError), done.output
+        assert message in str(done.exception)
+
+
+def test_upscale_says_how_many_runs_a_picture_takes(artifact, picture, tmp_path):
+    done = CliRunner().invoke(app, ["upscale", str(artifact), str(picture), str(tmp_path / "sr.png")])
+    assert done.exit_code == 0, done.output
+    assert "80x45 pixels are 4 runs, one for each tile of 53x37" in " ".join(done.output.split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +200,14 @@ def test_memory_is_a_band_and_the_result() -> None:
     band = 3 * 128 * width * 2 * 4
     # The whole picture in float32 would be 4 * out.nbytes.
     assert peak < out.nbytes + 4 * band + 200_000 < 2 * out.nbytes
+
+
+def test_the_readme_counts_tiles_right() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+)x\1 \| ([\d,]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    assert len(rows) == 4
+    for side, runs, share in rows:
+        tile = int(side)
+        number = len(plan_grid((3000, 4000), (tile, tile)))
+        assert runs == f"{number:,}"
+        assert share == f"{number * tile**2 / 12e6:.2f}"

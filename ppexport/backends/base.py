@@ -43,8 +43,8 @@ def check_threads(threads: Any, here: bool = True) -> int | None:
     cores = os.cpu_count() or 1
     if here and count > THREADS_PER_CORE * cores:
         raise InputError(
-            f"{count} threads are more than {THREADS_PER_CORE} for each of this machine's {cores} cores: "
-            f"use {THREADS_PER_CORE * cores} or fewer, or leave them out, and the runtime chooses"
+            f"{count} threads are more than {THREADS_PER_CORE} for each core of this machine: use "
+            f"{THREADS_PER_CORE * cores} or fewer, or leave the number out, and the runtime chooses"
         )
     return count
 

@@ -30,6 +30,7 @@ def demo(
 
     out.mkdir(parents=True, exist_ok=True)
     console = people(json)
+    console.print("Exporting, proving and upscaling take a minute or two on two cores that do nothing else.")
     network = load_network(MODEL)
     with stages("export") as step:
         artifact = export(network, backend="onnx", size=SIZE, out=out / MODEL, step=step)

@@ -40,7 +40,13 @@ def export(
     backend: Annotated[
         str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), coreml, or coreai")
     ] = "onnx",
-    size: Annotated[str | None, typer.Option(help="LR size HxW before padding; the card's default if left out")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="LR size HxW before padding: 256x256 for photographs where 0.5 GB of memory are free, 64x64 for "
+            "phones, the frame's for video; the card's default if left out"
+        ),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option(
@@ -54,13 +60,20 @@ def export(
         Path | None, typer.Option(help="what becomes int8, as `quantize-search` wrote it; the model's own if left out")
     ] = None,
     capacity: Annotated[
-        str, typer.Option(help="slots of category attention: full, set (chosen for every image), or 1024,2048,...")
+        str,
+        typer.Option(
+            help="slots of category attention: full; set, chosen for every image, which saves time where it is flat; "
+            "or 1024,2048,..."
+        ),
     ] = "full",
     mask: Annotated[
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
     flavour: Annotated[
-        str | None, typer.Option(help="portable (the default), or ort: for ONNX Runtime 1.23 or newer on a CPU")
+        str | None,
+        typer.Option(
+            help="portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 or newer"
+        ),
     ] = None,
     pad_heads: Annotated[
         bool, typer.Option("--pad-heads/--no-pad-heads", help="for tensorrt: attention heads of 16 channels, not 12")

@@ -13,7 +13,7 @@ import typer
 from ppexport.backends.base import check_threads
 from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
 from ppexport.commands.profile_remote import There, clean_there, measure_there, parse_cores
-from ppexport.console import continues_from, emit_json, people, progress_bar, stages, table
+from ppexport.console import continues_from, duration, emit_json, people, progress_bar, stages, table
 from ppexport.errors import InputError, UnavailableError, require
 
 if TYPE_CHECKING:
@@ -163,6 +163,10 @@ def profile(
         emit_json(json, without_samples(result))
         return
     job = prepare(targets, plan, folder, images)
+    console.print(
+        f"{len(targets)} runtime{'s' if len(targets) > 1 else ''}, each warmed up and then timed for "
+        f"{duration(plan.seconds)} and {plan.queries:,} queries at least"
+    )
     with continues_from(job.journal):
         with progress_bar("queries") as progress, set_board(mode, lock_clocks, folder, console):
             result = measure(job, progress, lambda line: console.print(line))

@@ -27,14 +27,27 @@ def upscale(
     """Super-resolve a picture, in blended tiles of the artefact's size.
 
     Attention sees one tile at a time, so the result differs slightly from the whole-picture network's: at 64x64 tiles
-    by about 50 dB, with the same PSNR against ground truth.
+    by about 50 dB, with the same PSNR against ground truth. A photograph takes fewer runs, and less time, with an
+    artefact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
     """
+    from ppexport.artifact import read_artifact
     from ppexport.opening import open_artifact
-    from ppexport.upscale import upscale_file
+    from ppexport.tiles import plan_grid
+    from ppexport.upscale import read_source, upscale_source
 
+    about = read_artifact(artifact)
+    # Before the model is opened, which may take minutes.
+    picture = read_source(source, target, about.scale, max_pixels)
+    lr_height, lr_width = picture.picture.size
+    number = len(plan_grid((lr_height, lr_width), about.size))
+    if number > 1:
+        people(json).print(
+            f"{source}: {lr_width}x{lr_height} pixels are {number:,} runs, one for each tile of "
+            f"{about.size[1]}x{about.size[0]}"
+        )
     runner = open_artifact(artifact, threads=threads, trust=trust)
     with progress_bar("tiles") as progress:
-        report = upscale_file(runner, source, target, max_pixels=max_pixels, progress=progress)
+        report = upscale_source(runner, picture, progress)
     tiles = len(report.tiles)
     summary = {
         "output": str(target),
