@@ -58,6 +58,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def counted(number: float, noun: str) -> str:
+    """ "1 tile", "2 tiles"; of a noun that takes -ies, "1 query"."""
+    several = noun[:-1] + "ies" if noun.endswith("ry") else noun + "s"
+    return f"{number:,.0f} {noun if number == 1 else several}"
+
+
 def require(module: str, extra: str) -> None:
     """Raise `UnavailableError`, naming the extra to install, when *module* cannot be imported."""
     from importlib.util import find_spec
