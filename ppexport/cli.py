@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 from types import FrameType, ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 # Before torch is loaded: idle OpenMP threads that spin slow a busy machine of few cores many times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,9 +60,36 @@ COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
 }
 
-app = typer.Typer(name="ppexport", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+def _without_type(params: list[Any]) -> list[Any]:
+    """*params* of which flags, which take no value, show no type of one in the help."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class Command(TyperCommand):
+    """A command as its help shows it."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters."""
+        return _without_type(super().get_params(ctx))
+
+
+class Commands(TyperGroup):
+    """All commands as their help shows them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters."""
+        return _without_type(super().get_params(ctx))
+
+
+app = typer.Typer(
+    name="ppexport", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 for _name, _module in COMMANDS.items():
-    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))
+    app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))
 
 
 def _version(wanted: bool) -> None:

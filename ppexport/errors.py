@@ -88,6 +88,12 @@ def first_line(error: BaseException) -> str:
     return "it could only be read unsafely, which ppexport never does" if UNSAFE.search(line) else line
 
 
+def counted(number: float, noun: str) -> str:
+    """ "1 tile", "2 tiles"; of a noun that takes -ies, "1 query"."""
+    several = noun[:-1] + "ies" if noun.endswith("ry") else noun + "s"
+    return f"{number:,.0f} {noun if number == 1 else several}"
+
+
 def require(module: str, extra: str) -> None:
     """Raise `UnavailableError`, naming the extra to install, when *module* cannot be imported."""
     from importlib.util import find_spec

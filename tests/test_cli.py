@@ -18,7 +18,7 @@ from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 from ppexport.cli import COMMANDS, app
-from ppexport.errors import ImageError
+from ppexport.errors import ImageError, counted
 from ppexport.files import atomic_path, system_sentence
 from ppexport.folders import new_folder
 
@@ -54,6 +54,28 @@ def test_every_command_has_help_with_an_example(command):
     out = run(command, "--help").stdout
     assert f"Example: ppexport {command}" in " ".join(out.split())
     assert "--json" in out
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_flags_show_no_type_and_what_takes_a_value_does(command):
+    shown = run(*command.split(), "--help", COLUMNS="120").stdout
+    assert "<bool>" not in shown
+    assert "--trust" not in shown or "<path>" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "tile", "1 tile"), (0, "tile", "0 tiles"), (5229, "tile", "5,229 tiles"), (2, "query", "2 queries")],
+)
+def test_numbers_of_things(number, noun, text):
+    assert counted(number, noun) == text
+
+
+def test_sizes_say_which_side_comes_first(picture):
+    shown = run("info", "pp_atd_light_x2", "--image", picture).stdout
+    assert "LR 45x80 -> 90x160 (HxW)" in shown
+    assert "figure" in shown
+    assert "value" in shown
 
 
 def test_version_and_bare_call():
@@ -203,6 +225,7 @@ def test_a_name_that_the_output_cannot_show(tmp_path, environment):
     Image.fromarray(photo(64, 96)).save(folder / name)
     done = run("upscale", artifact, folder / name, folder / "out.png", **environment)
     assert "caf\\udce9" in done.stdout
+    assert "out.png: 192 pixels wide and 128 high, 9 tiles, " in done.stdout
     assert (folder / "out.png").is_file()
     done = run("evaluate", artifact, "--hr", folder, "--json", folder / "scores.json", **environment)
     assert "in\\udcff" in done.stdout

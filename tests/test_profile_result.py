@@ -229,6 +229,18 @@ def test_compare_is_a_gate(tmp_path):
     assert invoke(app, ["compare", str(before), str(after)]).exit_code == 0
 
 
+def test_compare_takes_the_folders_of_runs(tmp_path):
+    folders = [str(made(tmp_path / name, [steady()]).path.parent) for name in "ab"]
+    file = str(tmp_path / "b" / "profile.json")
+    for arguments in (folders, [folders[0], file], [file, folders[0]]):
+        done = invoke(app, ["compare", *arguments])
+        assert "measured at different times" in done.output, done.exception
+    two = made(tmp_path / "two", [steady(), steady(ms=130.0)]).path.parent
+    assert "measured in turns" in invoke(app, ["compare", str(two)]).output
+    done = invoke(app, ["compare", folders[0], str(tmp_path)])
+    assert "takes two profile runs (folders or profile.json)" in str(done.exception)
+
+
 def test_compare_lists_what_else_differs_and_refuses_what_cannot_be_compared(tmp_path):
     a = made(tmp_path / "a", [steady()]).path
     b = made(tmp_path / "b", [steady()], subjects=[subject("other", threads=4)], plan="full").path

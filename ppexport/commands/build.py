@@ -11,6 +11,7 @@ import typer
 from ppexport.commands.devices import following, taken_up_later
 from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout
 from ppexport.console import emit_json, people
+from ppexport.errors import counted
 
 
 class Runtime(str, Enum):
@@ -103,4 +104,4 @@ def layers_line(facts: dict[str, Any], listing: Path) -> str:
     if not facts["layers"]:
         return "layers: not told by this TensorRT, so it is not known whether attention was fused"
     fused = "attention is fused" if facts["attention_fused"] else "no layer is named as fused attention"
-    return f"{facts['layers']} layers, {fused}: {listing}"
+    return f"{counted(facts['layers'], 'layer')}, {fused}: {listing}"

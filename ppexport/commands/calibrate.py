@@ -11,7 +11,7 @@ import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size
 from ppexport.console import continues_from, emit_json, people, progress_bar, table
-from ppexport.errors import InputError
+from ppexport.errors import InputError, counted
 from ppexport.files import check_file_target
 
 EXAMPLE = "Example: ppexport calibrate pp_atd_light_x2 --images photographs -o ranges.npz"
@@ -71,6 +71,5 @@ def calibrate(
         json,
         {"calibration": str(out), "tensors": len(result.names), **vars(about), "kept_fp32": dict(audited)},
     )
-    console.print(
-        f"{out}: {len(result.names)} tensors of {about.name}, {about.crops} crops of {len(about.images)} pictures"
-    )
+    crops_of = f"{counted(about.crops, 'crop')} of {counted(len(about.images), 'picture')}"
+    console.print(f"{out}: {counted(len(result.names), 'tensor')} of {about.name}, {crops_of}")

@@ -11,18 +11,27 @@ from ppexport.commands.options import Json, Threads, Trust
 from ppexport.console import continues_from, emit_json, people, progress_bar, table
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
-EXAMPLE = "Example: ppexport compare before/profile.json after/profile.json --limit 1.05"
+EXAMPLE = "Example: ppexport compare x2_64-profile x2_64_new-profile --limit 1.05"
 FIGURES = ("p50", "p90", "p99")
 
 
+def _measured(path: Path) -> Path:
+    """The `profile.json` of *path* where that is the folder of a run, else *path*."""
+    from ppexport.profile.result import PROFILE
+
+    return path / PROFILE if (path / PROFILE).is_file() else path
+
+
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="a profile.json, or an artefact folder")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="the folder of a profile run, a profile.json, or an artefact folder")
+    ],
     second: Annotated[
         Path | None, typer.Argument(metavar="B", help="the same; left out if A holds two subjects")
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(min=0.0, help="exit with 1 if B takes more than so many times A's time, beyond doubt"),
+        typer.Option(min=0.0, help="a factor: exit with 1 if B takes more than this times A's time, beyond doubt"),
     ] = None,
     figure: Annotated[str, typer.Option(help="what --limit is about: p50, p90 or p99")] = "p90",
     out: Annotated[
@@ -37,7 +46,7 @@ def compare(
 ) -> None:
     """Compare B with A: ratios of the latencies with bootstrap 95 % intervals.
 
-    Two files are compared as they were measured. Two artefacts are measured now, in turns A B B A, which a change of
+    Two runs are compared as they were measured. Two artefacts are measured now, in turns A B B A, which a change of
     the machine's speed hardly disturbs. With --limit the exit code is a regression gate: 1 if the whole interval lies
     above it.
     """
@@ -47,9 +56,12 @@ def compare(
     if figure not in FIGURES:
         raise InputError(f"--figure is one of {', '.join(FIGURES)}, not {figure!r}")
     console = people(json)
+    first, second = _measured(first), None if second is None else _measured(second)
     folders = [path.is_dir() for path in (first, second) if path is not None]
     if any(folders) and (len(folders) < 2 or not all(folders)):
-        raise InputError("compare takes two profile.json, one that holds two subjects, or two artefact folders")
+        raise InputError(
+            "compare takes two profile runs (folders or profile.json), a run that holds two subjects, or two artefacts"
+        )
     if second is not None and all(folders):
         from ppexport.profile.run import measure, plan_of, prepare
         from ppexport.profile.runtimes import choose

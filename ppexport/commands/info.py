@@ -100,7 +100,7 @@ def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, j
     scale = network.config.scale
     rows = [
         ["parameters", f"{count:,}"],
-        [f"multiply-adds as published, LR {h}x{w} -> {h * scale}x{w * scale}", giga(result.dense.published)],
+        [f"multiply-adds as published, LR {h}x{w} -> {h * scale}x{w * scale} (HxW)", giga(result.dense.published)],
         ["  of which convolutions, linear layers and matmuls", giga(result.dense.pure)],
     ]
     if pure is not None:
@@ -112,7 +112,7 @@ def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, j
             ["  of which convolutions, linear layers and matmuls", giga(result.actual.pure)],
             ["saved", percent(result.saving)],
         ]
-    people(json).print(table(name, ["", ""], rows))
+    people(json).print(table(name, ["figure", "value"], rows))
 
 
 def describe_network(

@@ -14,7 +14,7 @@ import typer
 from ppexport.commands.devices import following
 from ppexport.commands.profile_remote import There, clean_there, work_there
 from ppexport.console import table
-from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError
+from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError, counted
 from ppexport.files import system_sentence
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def show_lab(outcomes: dict[str, Outcome], console: Console) -> None:
                     subject["name"],
                     *(f"{s[f'{p}_ms']:.1f}" for p in ("p50", "p90", "p99")),
                     "" if energy is None else f"{energy['joules_per_image']:.3f}",
-                    "failed" if outcome.error is not None else f"{len(outcome.result.data['marks'])} marks",
+                    "failed" if outcome.error is not None else counted(len(outcome.result.data["marks"]), "mark"),
                 ]
             )
     columns = ["device", "what", "p50, ms", "p90, ms", "p99, ms", "J per image", ""]

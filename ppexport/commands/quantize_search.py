@@ -11,7 +11,7 @@ import typer
 
 from ppexport.commands.options import Arch, Checkpoint, Json, Scale, load, parse_size, threads_here
 from ppexport.console import continues_from, emit_json, people, progress_bars, stages, table
-from ppexport.errors import InputError, require
+from ppexport.errors import InputError, counted, require
 from ppexport.files import check_writable, write_text
 
 EXAMPLE = "Example: ppexport quantize-search pp_atd_light_x2 --images photographs -o search_x2"
@@ -116,11 +116,11 @@ def quantize_search(
         outcome = run_search(search, progress)
     chosen = outcome.chosen
     about = [
-        f"{card.name} x{card.scale} in {precision}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on {len(cut)} "
-        f"crops of {wanted[1]}x{wanted[0]} LR pixels from {len({c.source for c in cut})} pictures, computed by ONNX "
-        f"Runtime; time on {runtime}, {threads} threads, {rounds} rounds in turns with fp32, median and bootstrap "
-        f"interval of 95 %. Within the budget, {budget:g} dB, is what costs no more with {MARGIN:g} standard errors on "
-        "top."
+        f"{card.name} x{card.scale} in {precision}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on "
+        f"{counted(len(cut), 'crop')} of {wanted[0]}x{wanted[1]} LR pixels (HxW) from "
+        f"{counted(len({c.source for c in cut}), 'picture')}, computed by ONNX Runtime; time on {runtime}, "
+        f"{counted(threads, 'thread')}, {counted(rounds, 'round')} in turns with fp32, median and bootstrap interval "
+        f"of 95 %. Within the budget, {budget:g} dB, is what costs no more with {MARGIN:g} standard errors on top."
     ]
     write_text(out / TABLE, markdown(outcome, about))
     plot(out / PICTURE, outcome, f"{card.name}: {precision} on {runtime}")

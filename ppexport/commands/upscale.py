@@ -9,7 +9,7 @@ import typer
 
 from ppexport.commands.options import ArtifactFolder, Json, MaxPixels, Threads, Trust
 from ppexport.console import emit_json, fail, people, percent, progress_bar
-from ppexport.errors import EXIT_GATE_FAILED
+from ppexport.errors import EXIT_GATE_FAILED, counted
 from ppexport.images import MAX_PIXELS
 
 EXAMPLE = "Example: ppexport upscale x2_64 photo.jpg photo_x2.png"
@@ -63,8 +63,8 @@ def upscale(
     emit_json(json, summary)
     h, w = report.sr_size
     people(json).print(
-        f"{target}: {w}x{h} pixels, {tiles} tiles, {report.seconds_runtime:.1f} s in the runtime of "
-        f"{report.seconds_total:.1f} s in all, overhead {percent(report.overhead)}"
+        f"{target}: {w} pixels wide and {h} high, {counted(tiles, 'tile')}, {report.seconds_runtime:.1f} s in the "
+        f"runtime of {report.seconds_total:.1f} s in all, overhead {percent(report.overhead)}"
     )
     if report.warning:
         fail(report.warning)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, counted
 from ppexport.images import pictures_in
 from ppexport.profile.agent.clock import Clock
 from ppexport.profile.agent.plan import Plan
@@ -59,7 +59,9 @@ def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
         for path in files:
             rgb = read_rgb(path)
             if rgb.shape != first.shape:
-                raise InputError(f"{path} is {rgb.shape[1]}x{rgb.shape[0]}, {files[0].name} another size")
+                raise InputError(
+                    f"{path} is {rgb.shape[1]} pixels wide and {rgb.shape[0]} high, {files[0].name} has another size"
+                )
             shares.append(share_of(runner.artifact.manifest, rgb))
             start = clock.now()
             report = upscale_array(runner, rgb).report
@@ -95,10 +97,9 @@ def answers(measured: dict[str, Any]) -> dict[str, Any]:
     mix = f" ({100 * float(np.mean(known)):.0f} % pure pixels on average)" if known else ""
     held = [rate for rate in RATES if deadlines[str(rate)]["p90_holds"]]
     real = f"real time at {max(held)} fps" if held else f"no real time at {RATES[0]} fps"
-    tiles = "1 tile" if measured["tiles"] == 1 else f"{measured['tiles']} tiles"
     sentence = (
-        f"{fps:.2f} fps at {w}x{h} -> {width}x{height} at x{measured['scale']} with this content{mix}, "
-        f"{tiles} a frame; p90 {percentile(ms, 90):.1f} ms: {real}"
+        f"{fps:.2f} fps at {w}x{h} -> {width}x{height} at x{measured['scale']} (width x height) with this "
+        f"content{mix}, {counted(measured['tiles'], 'tile')} a frame; p90 {percentile(ms, 90):.1f} ms: {real}"
     )
     figures = {f"p{p}_ms": percentile(ms, p) for p in (50, 90, 99)}
     return {**measured, "fps": fps, **figures, "deadlines": deadlines, "sentence": sentence}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.errors import counted
+
 CLOCK_CHANGE = 0.05
 """Share of a core's highest clock that it may differ by."""
 OTHERS = 0.10
@@ -48,7 +50,7 @@ def sensor_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
     throttled = [_known(v) for n, v in sensors.items() if n.startswith("throttled.")]
     times = sum(float(v[-1] - v[0]) for v in throttled if len(v) > 1)
     if times > 0:
-        yield mark("throttled", f"cores were throttled {times:.0f} times for their heat")
+        yield mark("throttled", f"cores were throttled {counted(times, 'time')} for their heat")
     status = max(_known(sensors.get("throttling", ())), default=0)
     if status > 0:
         yield mark("throttled", f"the phone reported thermal status {status:.0f} of 6: it was throttled")
@@ -119,7 +121,7 @@ class Clocks:
             )
         if self._processes > 1:
             times = self._processes - 1
-            yield mark("resumed", f"the run was interrupted {times} times and went on in another process")
+            yield mark("resumed", f"the run was interrupted {counted(times, 'time')} and went on in another process")
 
 
 def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
@@ -129,7 +131,7 @@ def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
     if waited.any():
         longest = ns[waited].max() / 1e9
         yield mark(
-            "waited", f"{name}: {int(waited.sum())} queries were held up without computing, up to {longest:.1f} s"
+            "waited", f"{name}: {counted(waited.sum(), 'query')} held up without computing, up to {longest:.1f} s"
         )
     relative = ns.copy()
     for number in np.unique(image):
@@ -146,4 +148,6 @@ def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
             yield mark("drift", f"{name}: the median of the last tenth is {100 * change:+.0f} % from that of the first")
     over = int(np.count_nonzero(columns["impure"] > columns["capacity"]))
     if over:
-        yield mark("capacity", f"{name}: {over} queries had more impure tokens than slots, so their pictures are wrong")
+        yield mark(
+            "capacity", f"{name}: more impure tokens than slots in {counted(over, 'query')}, whose pictures are wrong"
+        )

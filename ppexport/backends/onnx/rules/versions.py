@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ppexport.backends.onnx.reading.inference import schema_of
 from ppexport.backends.onnx.reading.view import GraphView, Node
 from ppexport.backends.onnx.rules.base import Finding, Rule, Runtime, Severity, places
+from ppexport.errors import counted
 
 PORTABLE_OPSET = 17
 PORTABLE_IR = 8
@@ -80,7 +81,7 @@ class OperatorVersion(Rule):
             if schema is not None and schema.since_version > PORTABLE_OPSET:
                 newer[node.op, schema.since_version].append(node)
         for (op, version), nodes in newer.items():
-            yield self.found(f"{op} of opset {version}, {len(nodes)} times, {places(nodes)}", nodes[0])
+            yield self.found(f"{op} of opset {version}, {counted(len(nodes), 'time')}, {places(nodes)}", nodes[0])
 
 
 class UnknownOperator(Rule):
@@ -100,7 +101,9 @@ class UnknownOperator(Rule):
             if node.domain == "" and schema_of(node.op, graph.opset) is None:
                 unknown[node.op].append(node)
         for op, nodes in unknown.items():
-            message = f"{op}, {len(nodes)} times, {places(nodes)}, is no standard operator of opset {graph.opset}"
+            message = (
+                f"{op}, {counted(len(nodes), 'time')}, {places(nodes)}, is no standard operator of opset {graph.opset}"
+            )
             yield self.found(message, nodes[0])
 
 
@@ -124,7 +127,7 @@ class ForeignDomain(Rule):
         for (domain, op), nodes in foreign.items():
             built_in = domain.startswith("com.microsoft") or domain == "ai.onnx.ml"
             yield self.found(
-                f"{op} of {domain}, {len(nodes)} times, {places(nodes)}, is no standard operator",
+                f"{op} of {domain}, {counted(len(nodes), 'time')}, {places(nodes)}, is no standard operator",
                 nodes[0],
                 runtimes=(Runtime.TENSORRT, Runtime.COREML) if built_in else None,
             )
