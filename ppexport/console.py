@@ -121,23 +121,28 @@ class Forecast:
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self._before: int | None = None
         self._start: tuple[float, int] | None = None
         self._said = False
 
     def after(self, done: int, total: int) -> str | None:
         """The line to print now that *done* of *total* steps are done, if it is time for it.
 
-        What was done before the first call, by an earlier process for example, says nothing about this one's speed.
+        Steps done before the first call, by an earlier process for example, say nothing about this one's speed; nor
+        does the first step after it, which begins with loading or warming up.
         """
         now = time.monotonic()
+        if self._before is None:
+            self._before = done
+        if done <= self._before or self._said:
+            return None
         if self._start is None:
             self._start = (now, done)
-            return None
-        since, before = self._start
-        if self._said or done <= before or now - since < self.PATIENCE:
+        since, first = self._start
+        if done == first or now - since < self.PATIENCE:
             return None
         self._said = True
-        left = (now - since) / (done - before) * (total - done)
+        left = (now - since) / (done - first) * (total - done)
         return f"{self.what}: {done:,} of {total:,} done, about {duration(left)} left" if left >= self.LONG else None
 
 

@@ -40,14 +40,24 @@ def test_long_work_is_announced_once_from_its_first_steps(clock):
     for done in range(1, 100):
         clock.now += 0.06
         said.append(forecast.after(done, 5229))
-    assert [line for line in said if line] == ["tiles: 34 of 5,229 done, about 5 min left"]
+    assert [line for line in said if line] == ["tiles: 35 of 5,229 done, about 5 min left"]
 
 
 def test_what_an_earlier_process_did_says_nothing_about_the_speed(clock):
     forecast = Forecast("crops")
     forecast.after(90, 100)
     clock.now += 30
-    assert forecast.after(91, 100) == "crops: 91 of 100 done, about 4 min left"
+    assert forecast.after(91, 100) is None
+    clock.now += 30
+    assert forecast.after(92, 100) == "crops: 92 of 100 done, about 4 min left"
+
+
+def test_warming_up_says_nothing_about_the_speed(clock):
+    forecast = Forecast("queries")
+    forecast.after(0, 64)
+    for done in range(1, 65):
+        clock.now += 100 if done == 1 else 0.1
+        assert forecast.after(done, 64) is None
 
 
 def test_short_work_says_nothing(clock):
@@ -64,4 +74,4 @@ def test_a_log_file_gets_the_announcement_and_no_bar(clock, capsys):
             clock.now += 5
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "pictures: 1 of 100 done, about 8 min left\n"
+    assert err == "pictures: 2 of 100 done, about 8 min left\n"
