@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+T = TypeVar("T")
 EXIT_GATE_FAILED = 1
 """A gate, a check or a lint rule failed; the command itself worked."""
 EXIT_BAD_INPUT = 2
@@ -48,6 +51,13 @@ class UnavailableError(PpexportError):
     """A package, a device or weights that this machine lacks."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+def present(value: T | None, what: str) -> T:
+    """*value*. Raises InputError for None, also under `python -O`, which leaves assertions out; *what* names it."""
+    if value is None:
+        raise InputError(f"{what} is missing")
+    return value
 
 
 def first_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import platform
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +21,8 @@ from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
 from ppexport.cards import Card
-from ppexport.errors import InputError
-from ppexport.folders import artifact_target, new_folder
+from ppexport.errors import InputError, present
+from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
 from ppexport.mask import padded_tokens
 from ppexport.networks.load import card_of
 from ppexport.networks.pp_atd import PPATDLight
@@ -185,7 +185,7 @@ def describe(
     engine: dict[str, Any],
 ) -> Manifest:
     """The manifest of an artefact made from *twin*, whose *backend* is "onnx", "coreml" or "coreai"."""
-    assert card.weights is not None
+    weights = present(card.weights, f"the weights of card {card.name}")
     return Manifest(
         backend=backend,
         name=card.name,
@@ -199,7 +199,7 @@ def describe(
         mask=shape.mask,
         tokens=twin.tokens,
         files=files,
-        weights=card.weights.model_dump(),
+        weights=weights.model_dump(),
         card_sha256=card.hash(),
         licence=card.licence,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -207,6 +207,10 @@ def describe(
         engine=engine,
         gates={name: gate.model_dump(exclude_none=True) for name, gate in card.gates.items()},
     )
+
+
+FORCE = "say --force to replace it, or name another folder"
+GRAPHS = Run("set of intermediate graphs", ("1-traced.onnx", "2-simplified.onnx", "3-fp32.onnx"), Path.is_dir)
 
 
 def export(
@@ -226,6 +230,7 @@ def export(
     calibration: str | Path | None = None,
     recipe: str | Path | None = None,
     keep: str | Path | None = None,
+    force: bool = False,
     step: Step = lambda stage: None,
 ) -> Path:
     """Export *network* for LR images of *size* (h, w), before padding, into the artefact folder *out*.
@@ -241,7 +246,8 @@ def export(
     or "fp16". For ONNX and TensorRT *precision* may also be "fp16", "int8" or "mixed" by a *calibration*, a file that
     `ppexport calibrate` wrote, or the bundled model's own; *recipe* says what becomes int8. *file_format* "ort" also
     converts the ONNX file to what ONNX Runtime Mobile reads, which is then the artefact's model. *keep* receives
-    intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
+    intermediate ONNX graphs, *step* is told every stage. An older artefact in *out* is replaced; *force* True replaces
+    also one of another model, size or backend. Returns *out*. Raises InputError, TwinError or
     ExportError; *out* is then as it was.
     """
     flavour = choose_flavour(backend, precision, flavour, pad_heads)
@@ -254,12 +260,17 @@ def export(
     card = card_of(network)
     shape = choose_shape(network, (height, width), capacities, mask, flavour)
     wish = choose_quantisation(card, backend, precision, calibration, recipe)
-    if keep is not None:
-        Path(keep).mkdir(parents=True, exist_ok=True)
-    step("building the twin")
-    twin = make_twin(network, (height, width), shape.capacities[-1], flavour)
     kept = Path(keep) if keep else None
-    with new_folder(out) as folder:
+    # What TensorRT builds engines from is ONNX.
+    kind = backend if backend in APPLE else "onnx"
+    wanted = kind, card.name, card.arch, card.scale, [height, width]
+    if not force:
+        check_same(out, *wanted, FORCE)
+    with new_folder(out) as folder, run_folder(kept, GRAPHS) if kept else nullcontext():
+        if not force:
+            check_same(out, *wanted, FORCE)
+        step("building the twin")
+        twin = make_twin(network, (height, width), shape.capacities[-1], flavour)
         engine: dict[str, Any] = {}
         if backend == "coreml":
             options = Options(precision, target, interface, shape.mask)
@@ -289,7 +300,5 @@ def export(
             model, required = ort_format.convert(folder / name)
             names = [model.name, name, required.name]
         files = {name: sha256_path(folder / name) for name in names}
-        # What TensorRT builds engines from is ONNX.
-        kind = backend if backend in APPLE else "onnx"
         write_manifest(folder, describe(twin, card, kind, precision, shape, files, engine))
     return out

@@ -16,6 +16,7 @@ FIGURES = ("p50", "p90", "p99")
 
 
 def compare(
+    context: typer.Context,
     first: Annotated[Path, typer.Argument(metavar="A", help="a profile.json, or an artefact folder")],
     second: Annotated[
         Path | None, typer.Argument(metavar="B", help="the same; left out if A holds two subjects")
@@ -51,13 +52,15 @@ def compare(
     if any(folders) and (len(folders) < 2 or not all(folders)):
         raise InputError("compare takes two profile.json, one that holds two subjects, or two artefact folders")
     if second is not None and all(folders):
-        from ppexport.profile.run import measure, plan_of, prepare
+        from ppexport.folders import run_folder
+        from ppexport.profile.run import RUN, measure, plan_of, prepare
         from ppexport.profile.runtimes import choose
 
         targets = [target for path in (first, second) for target in choose(path, None, threads, trust)]
         if targets[0] == targets[1]:
             raise InputError("both are the same artefact")
         folder = out or first.resolve().with_name(f"{first.resolve().name}-against-{second.resolve().name}")
+        context.with_resource(run_folder(folder, RUN))
         job = prepare(targets, plan_of(quick, False, targets), folder, None)
         with progress_bar("queries") as progress:
             result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))

@@ -64,6 +64,9 @@ def export(
         typer.Option("--format", help="of --backend onnx: onnx, or ort: model.ort for ONNX Runtime Mobile as well"),
     ] = "onnx",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace an artefact of another model, size or backend as well")
+    ] = False,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
@@ -107,6 +110,7 @@ def export(
             calibration=calibration,
             recipe=recipe,
             keep=keep,
+            force=force,
             step=step,
         )
     artifact = read_artifact(out)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -28,6 +29,7 @@ from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
 from ppexport.errors import InputError
 from ppexport.files import write_text
+from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, load_column, load_inputs, save_column, save_inputs
@@ -36,10 +38,26 @@ from ppexport.parity.error_map import save_error_map
 from ppexport.parity.gates import NEAR_TIE, Gate, artifact_gate, twin_gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
+FORMAT = "ppexport-parity"
 INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
 TWIN_COLUMN = "twin"
+
+
+def _begun(folder: Path) -> bool:
+    """Whether *folder* holds a parity run: its report, or before that its inputs and no picture yet."""
+    if (folder / REPORT).exists():
+        return is_json_of(folder / REPORT, FORMAT)
+    try:
+        with zipfile.ZipFile(folder / INPUTS) as archive:
+            ours = all(name.endswith((".lr.npy", ".hr.npy")) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return ours and not (folder / WORST).exists()
+
+
+RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst-*.png"), _begun)
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total)."""
@@ -99,7 +117,7 @@ class ParityReport:
         """For JSON."""
         m = self.manifest
         return {
-            "format": "ppexport-parity",
+            "format": FORMAT,
             "version": 1,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": m.name,
@@ -213,6 +231,8 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
     for name, column in columns.items():
         if not (report.continued and name == TWIN_COLUMN):
             save_column(report.folder / f"{name}.npz", column)
+    # Before the picture: the report proves that the folder is ours.
+    write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
     last = report.pairs[-1]
     worst = last.worst.name
     save_error_map(
@@ -220,7 +240,6 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
         next(item for item in inputs if item.name == worst).lr,
         *(columns[name][worst].sr for name in (last.reference, last.other)),
     )
-    write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
 def run_parity(
@@ -228,15 +247,20 @@ def run_parity(
 ) -> ParityReport:
     """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*.
 
-    *units* are compute units of a Mac on which a Core ML package is compared as well.
+    *units* are compute units of a Mac on which a Core ML package is compared as well. Raises InputError where *folder*
+    holds anything but a parity run, or another process writes into it.
     """
+    with run_folder(folder, RUN):
+        return _run_parity(network, runner, folder, progress, units)
+
+
+def _run_parity(network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str]) -> ParityReport:
     from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.compute import NetworkColumn, TwinColumn
     from ppexport.twin.build import make_twin
 
     artifact = runner.artifact
     manifest = artifact.manifest
-    folder.mkdir(parents=True, exist_ok=True)
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
@@ -266,7 +290,17 @@ def run_parity(
 
 
 def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
-    """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch."""
+    """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch.
+
+    Raises InputError where *folder* holds no parity run, or another process writes into it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not the folder of a parity run")
+    with run_folder(folder, RUN):
+        return _run_against(runner, folder, progress)
+
+
+def _run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
     artifact = runner.artifact
     inputs = load_inputs(folder / INPUTS, artifact.size)
     reference = load_column(folder / f"{TWIN_COLUMN}.npz")

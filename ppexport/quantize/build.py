@@ -18,7 +18,7 @@ from ppexport.backends.onnx.build import (
 from ppexport.backends.tensorrt.build import against_fp32, half_check
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
-from ppexport.errors import ExportError, InputError
+from ppexport.errors import ExportError, InputError, present
 from ppexport.quantize.audit import Finding, audit
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.qdq import int8_nodes, write_int8
@@ -43,9 +43,9 @@ class Quantisation:
 def check_calibration(calibration: Calibration, card: Card) -> None:
     """Raise InputError unless *calibration* was measured on the network of *card*."""
     about = calibration.about
-    assert card.weights is not None
+    weights = present(card.weights, f"the weights of card {card.name}")
     options = card.options.model_dump() if card.options else {}
-    if about.weights_sha256 != card.weights.sha256 or about.options != options or about.scale != card.scale:
+    if about.weights_sha256 != weights.sha256 or about.options != options or about.scale != card.scale:
         raise InputError(
             f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
             f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from ppexport.devices.untrusted import printable
 from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
 from ppexport.errors import UnavailableError
 from ppexport.files import sha256_file, write_text
+from ppexport.folders import work_beside
 
 BUILDER = "engine_builder.py"
 REQUEST = "request.json"
+COLLECTED = "collected"
 PROBE_SECONDS = 120
 """Importing TensorRT from a memory card takes a while."""
 PROBE = (
@@ -89,7 +92,8 @@ class RemoteBuild(DetachedWork[Path]):
         for a device without TensorRT; DeviceError, among them StillRunning after *timeout* seconds.
         """
         self.out = out
-        return self.follow_up(timeout)
+        with work_beside(Path(os.path.abspath(out)), "build") as self.work:
+            return self.follow_up(timeout)
 
     def _failed_before(self, state: State) -> None:
         self.telling.notice(f"the last build on {self.transport.name} failed, its log ends with:")
@@ -147,13 +151,14 @@ class RemoteBuild(DetachedWork[Path]):
     def _finish(self) -> Path:
         out = self.out
         self.telling.stage("collecting")
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
-            try:
-                collect(self.job, self.request, Path(folder))
-            except BuildFailed:
-                self._tell(self._log())
-                raise
-            made = engine_artifact(self.source.path, Path(folder), out)
+        folder = self.work / COLLECTED
+        folder.mkdir()
+        try:
+            collect(self.job, self.request, folder)
+        except BuildFailed:
+            self._tell(self._log())
+            raise
+        made = engine_artifact(self.source.path, folder, out)
         self._remove()
         return made
 
