@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from ppexport.artifact import Artifact
 from ppexport.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
 from ppexport.files import atomic_path
+from ppexport.folders import Run, is_artifact
 from ppexport.images import Picture, read_image, write_image
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.metrics import psnr_y
@@ -23,6 +24,12 @@ PHOTO = "astronaut.png"
 DETAIL = (30, 95, 56, 84)
 """Part of the LR picture that the comparison shows: top, left, height, width."""
 ZOOM = 3
+
+RUN = Run(
+    "demonstration",
+    (MODEL, "parity", "input.png", "bicubic.png", "result.png", "mask.png", "comparison.png"),
+    lambda folder: is_artifact(folder / MODEL),
+)
 
 Pixels = NDArray[np.uint8]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
+T = TypeVar("T")
 EXIT_GATE_FAILED = 1
 """A gate, a check or a lint rule failed; the command itself worked."""
 EXIT_BAD_INPUT = 2
@@ -73,6 +75,13 @@ class UnavailableError(PpexportError):
     """A package, a device or weights that this machine lacks."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+def present(value: T | None, what: str) -> T:
+    """*value*. Raises InputError for None, also under `python -O`, which leaves assertions out; *what* names it."""
+    if value is None:
+        raise InputError(f"{what} is missing")
+    return value
 
 
 UNSAFE = re.compile(r"weights_only|allow_pickle|pickle\.load|\btrust", re.IGNORECASE)

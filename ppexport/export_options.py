@@ -11,7 +11,7 @@ from ppexport.backends.apple import INTERFACES, SET_TARGET, check_coreai, check_
 from ppexport.backends.onnx import ort_format
 from ppexport.cards import Card
 from ppexport.errors import InputError, require
-from ppexport.folders import artifact_target
+from ppexport.folders import artifact_target, check_same
 from ppexport.mask import padded_tokens
 from ppexport.quantize.bundled import CALIBRATED, Quantisation, calibration_for, check_calibration, recipe_for
 from ppexport.sizes import check_capacities, check_size
@@ -147,6 +147,14 @@ def check_options(backend: str, pad_heads: bool, target: str, interface: str, ke
             raise InputError(message)
 
 
+def check_replaceable(out: Path, card: Card, backend: str, size: tuple[int, int]) -> None:
+    """Raise InputError where *out* holds an artefact of another model, size or backend."""
+    # What TensorRT builds engines from is ONNX.
+    kind = backend if backend in APPLE else "onnx"
+    way_out = "say --force to replace it, or name another folder"
+    check_same(out, kind, card.name, card.arch, card.scale, list(size), way_out)
+
+
 def check_request(
     card: Card,
     *,
@@ -164,6 +172,7 @@ def check_request(
     calibration: str | Path | None = None,
     recipe: str | Path | None = None,
     keep: str | Path | None = None,
+    force: bool = False,
 ) -> Choices:
     """What the arguments of `export` mean for the network of *card*, whose weights are known.
 
@@ -174,6 +183,8 @@ def check_request(
     check_format(backend, precision, file_format)
     size = check_size(size)
     out = artifact_target(out)
+    if not force:
+        check_replaceable(out, card, backend, size)
     if keep is not None and out in (Path(keep).resolve(), *Path(keep).resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artefact folder")
     chosen, where = choose_shape(card.arch, size, capacities, mask, flavour)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +20,9 @@ from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.build import Shape, Step, build
 from ppexport.backends.tensorrt.build import activation_bytes, build_for_tensorrt
 from ppexport.cards import Card
-from ppexport.export_options import APPLE, INTERFACE, TARGET, check_request
-from ppexport.folders import new_folder
+from ppexport.errors import present
+from ppexport.export_options import APPLE, INTERFACE, TARGET, check_replaceable, check_request
+from ppexport.folders import Run, new_folder, run_folder
 from ppexport.networks.load import card_of
 from ppexport.quantize.build import build_quantised, origin, placement
 from ppexport.quantize.layer_inputs import module_ranges
@@ -64,7 +65,7 @@ def describe(
     engine: dict[str, Any],
 ) -> Manifest:
     """The manifest of an artefact made from *twin*, whose *backend* is "onnx", "coreml" or "coreai"."""
-    assert card.weights is not None
+    weights = present(card.weights, f"the weights of card {card.name}")
     return Manifest(
         backend=backend,
         name=card.name,
@@ -78,7 +79,7 @@ def describe(
         mask=shape.mask,
         tokens=twin.tokens,
         files=files,
-        weights=card.weights.model_dump(),
+        weights=weights.model_dump(),
         card_sha256=card.hash(),
         licence=card.licence,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -86,6 +87,9 @@ def describe(
         engine=engine,
         gates={name: gate.model_dump(exclude_none=True) for name, gate in card.gates.items()},
     )
+
+
+GRAPHS = Run("set of intermediate graphs", ("1-traced.onnx", "2-simplified.onnx", "3-fp32.onnx"), Path.is_dir)
 
 
 def export(
@@ -105,6 +109,7 @@ def export(
     calibration: str | Path | None = None,
     recipe: str | Path | None = None,
     keep: str | Path | None = None,
+    force: bool = False,
     step: Step = lambda stage: None,
 ) -> Path:
     """Export *network* for LR images of *size* (h, w), before padding, into the artefact folder *out*.
@@ -120,7 +125,8 @@ def export(
     or "fp16". For ONNX and TensorRT *precision* may also be "fp16", "int8" or "mixed" by a *calibration*, a file that
     `ppexport calibrate` wrote, or the bundled model's own; *recipe* says what becomes int8. *file_format* "ort" also
     converts the ONNX file to what ONNX Runtime Mobile reads, which is then the artefact's model. *keep* receives
-    intermediate ONNX graphs, *step* is told every stage. Returns *out*. Raises InputError, TwinError or
+    intermediate ONNX graphs, *step* is told every stage. An older artefact in *out* is replaced; *force* True replaces
+    also one of another model, size or backend. Returns *out*. Raises InputError, TwinError or
     ExportError, UnavailableError where a package is missing or too new; *out* is then as it was.
     """
     card = card_of(network)
@@ -140,15 +146,18 @@ def export(
         calibration=calibration,
         recipe=recipe,
         keep=keep,
+        force=force,
     )
     out, wish = made.out, made.quantisation
     shape = Shape(made.capacities, made.mask)
-    if keep is not None:
-        Path(keep).mkdir(parents=True, exist_ok=True)
-    step("building the twin")
-    twin = make_twin(network, made.size, shape.capacities[-1], made.flavour)
     kept = Path(keep) if keep else None
-    with new_folder(out) as folder:
+    # What TensorRT builds engines from is ONNX.
+    kind = backend if backend in APPLE else "onnx"
+    with new_folder(out) as folder, run_folder(kept, GRAPHS) if kept else nullcontext():
+        if not force:
+            check_replaceable(out, card, backend, made.size)
+        step("building the twin")
+        twin = make_twin(network, made.size, shape.capacities[-1], made.flavour)
         engine: dict[str, Any] = {}
         if backend == "coreml":
             options = Options(precision, target, interface, shape.mask)
@@ -178,7 +187,5 @@ def export(
             model, required = ort_format.convert(folder / name)
             names = [model.name, name, required.name]
         files = {name: sha256_path(folder / name) for name in names}
-        # What TensorRT builds engines from is ONNX.
-        kind = backend if backend in APPLE else "onnx"
         write_manifest(folder, describe(twin, card, kind, precision, shape, files, engine))
     return out

@@ -1,23 +1,122 @@
-"""Artefact folders, put in place whole or not at all. Standard library only."""
+"""Folders that one process at a time writes into: artefacts, put in place whole or not at all, and runs.
+
+Whoever writes into a folder holds it first (`flock`), before it decides anything, and a process that ends, however it
+does, holds nothing any more. Without `fcntl` (Windows) nothing is held. Standard library only.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ppexport.artifact import MANIFEST, parse_manifest
+from ppexport.artifact import FORMAT, MANIFEST, Manifest, parse_manifest
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import check_writable, naming
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
-def check_target(out: Path) -> None:
-    """Raise InputError unless *out* is new, empty or an older artefact, and can be written."""
+NEW, OLD = "artifact", "old"
+"""In the hidden folder of an export: the artefact that is being made, and the one that it replaces."""
+
+
+@contextmanager
+def held(folder: Path, doing: str, *, parents: bool = False) -> Iterator[None]:
+    """*folder*, made if there is none, for this process alone while the block runs.
+
+    *doing* says what another process does that holds it. A folder that this call made is removed at the end if it is
+    empty. Raises InputError where another process holds it, or where there can be no such folder.
+    """
+    made = handle = None
+    while handle is None:
+        try:
+            made = made or not folder.exists()
+            folder.mkdir(parents=parents, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if fcntl is not None else -1
+        except FileNotFoundError:
+            if folder.parent.is_dir():
+                continue
+            raise InputError(f"{folder.parent} is not a folder") from None
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{folder} cannot be a folder: there is a file of that name") from None
+        except OSError as error:
+            raise InputError(f"{folder} cannot be used: {error.strerror}") from None
+        if handle >= 0 and not _lock(handle, folder, doing):
+            # Its last owner removed it in between.
+            os.close(handle)
+            handle = None
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        if handle >= 0:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path, doing: str) -> bool:
+    """Lock the open *folder*; False where that is no folder of this name any more. Raises InputError."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"another process {doing} {folder}: wait for it, or name another folder") from None
+    except OSError as error:
+        os.close(handle)
+        raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from None
+
+
+@contextmanager
+def work_beside(out: Path, purpose: str) -> Iterator[Path]:
+    """A hidden empty folder beside *out*, which this process alone has; removed at the end.
+
+    What a process left in it that was killed is removed first, but for an artefact that was on its way out of *out*:
+    that goes back. Raises InputError where another process works at the same *out*.
+    """
+    work = out.with_name(f".{out.name}.{purpose}")
+    if work.is_symlink():
+        raise InputError(f"{work} is a link, where ppexport keeps what is unfinished: remove it")
+    with held(work, f"is making {out} in"):
+        if (work / OLD).is_dir() and not out.exists():
+            os.rename(work / OLD, out)
+        _empty(work)
+        try:
+            yield work
+        finally:
+            _empty(work)
+            # Also one that another process left.
+            with suppress(OSError):
+                work.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+
+
+def check_target(out: Path) -> Manifest | None:
+    """The manifest of the artefact in *out*, None where that is new or empty.
+
+    Raises InputError for anything else that is there, and where *out* cannot be written.
+    """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out} exists and is not a folder")
+    manifest = None
     if out.is_dir() and any(out.iterdir()):
         try:
             manifest = parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
@@ -28,36 +127,52 @@ def check_target(out: Path) -> None:
             raise InputError(f"{out} holds {foreign[0]}, which no export wrote: move it away or name another folder")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder")
+    return manifest
 
 
-def replace_folder(new: Path, out: Path) -> None:
-    """Put the finished folder *new* in the place of *out*; an older artefact there goes only when *new* is in place."""
+def check_same(out: Path, backend: str, name: str, arch: str, scale: int, size: list[int], way_out: str) -> None:
+    """Raise InputError, which ends with *way_out*, where *out* holds an artefact of another model, size or backend."""
+    old = check_target(out)
+    if old is None:
+        return
+    differs = {
+        f"the model {old.name} x{old.scale}": (old.name, old.arch, old.scale) != (name, arch, scale),
+        f"size {old.size[0]}x{old.size[1]}": old.size != size,
+        f"the backend {old.backend}": old.backend != backend,
+    }
+    for what, other in differs.items():
+        if other:
+            raise InputError(f"{out} holds an artefact of {what}: {way_out}")
+
+
+def replace_folder(new: Path, out: Path, old: Path) -> None:
+    """Put the finished folder *new* in the place of *out*; an older artefact there becomes *old* until *new* is in
+    place."""
     if not out.exists():
         os.rename(new, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    os.rename(out, old / out.name)
+    os.rename(out, old)
     try:
         os.rename(new, out)
     except OSError:
-        os.rename(old / out.name, out)
-        old.rmdir()
+        os.rename(old, out)
         raise
     shutil.rmtree(old)
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A new folder that takes the place of *out* when the block ends without an error, else is removed."""
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = work / "artifact"
+    """A new folder that takes the place of *out* when the block ends without an error, else is removed.
+
+    Raises InputError where another process makes the same *out*, and as `check_target`.
+    """
+    with work_beside(out, "export") as work:
+        check_target(out)
+        folder = work / NEW
         folder.mkdir()
         with naming(out):
             yield folder
-            replace_folder(folder, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            replace_folder(folder, out, work / OLD)
 
 
 def artifact_target(out: str | Path) -> Path:
@@ -69,3 +184,54 @@ def artifact_target(out: str | Path) -> Path:
         raise InputError("the artefact folder cannot be the current folder: name a new one")
     check_target(path)
     return path
+
+
+def is_json_of(path: Path, kind: str) -> bool:
+    """Whether the file *path* is a JSON object whose field `format` is *kind*."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == kind
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the folder *path* holds an artefact's manifest."""
+    return is_json_of(path / MANIFEST, FORMAT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command that keeps several files in a folder writes there."""
+
+    noun: str
+    """"parity run": what a sentence calls it."""
+    names: tuple[str, ...]
+    """Of its files, as patterns of a shell."""
+    begun: Callable[[Path], bool]
+    """Whether a folder that is not empty holds such a run: the names alone could be anybody's."""
+
+
+@contextmanager
+def run_folder(folder: Path, run: Run) -> Iterator[None]:
+    """*folder*, made if there is none, for one *run* of this process; removed at the end if it is then empty.
+
+    Raises InputError where another process has it, or where it holds anything that is not of such a run.
+    """
+    with held(folder, "writes into", parents=True):
+        check_names(folder, run)
+        if any(_visible(folder)) and not run.begun(folder):
+            raise InputError(f"{folder} is not empty and holds no {run.noun}: name another folder")
+        yield
+
+
+def check_names(folder: Path, run: Run) -> None:
+    """Raise InputError where *folder* holds a file that no *run* writes."""
+    foreign = sorted(n for n in _visible(folder) if not any(fnmatchcase(n, pattern) for pattern in run.names))
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]}, which no {run.noun} wrote: move it away or name another folder")
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names in *folder*, but for hidden ones: a file manager's, or what a killed process left."""
+    return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]

@@ -167,8 +167,8 @@ def _explain(error: ValidationError, data: object) -> str:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     if len(where) > 1 and where[0] == "devices" and where[1].isdecimal():
-        assert isinstance(data, dict)
-        entry = data["devices"][int(where[1])]
+        # What is no mapping has no such place.
+        entry = data["devices"][int(where[1])] if isinstance(data, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         where[:2] = [f"device {name if isinstance(name, str) else int(where[1]) + 1}"]
     return f"{': '.join(where) or 'the file'}: {first['msg'].removeprefix('Value error, ')}"

@@ -19,7 +19,7 @@ import yaml
 
 from ppexport.artifact import Manifest
 from ppexport.cards import Card, find_card, models_folder, read_card
-from ppexport.errors import InputError
+from ppexport.errors import InputError, present
 from ppexport.evaluate import Evaluation, Score
 from ppexport.files import write_text
 from ppexport.records import check_checkout, read_record
@@ -108,10 +108,10 @@ def check_record(folder: Path, name: str) -> None:
 def record(folder: Path, name: str, card: Card, result: Evaluation, key: str = NETWORK) -> Path:
     """Write *result* under the data set *name* and *key* into `numerics.yaml` in *folder*, beside what is there."""
     check_record(folder, name)
-    assert card.weights is not None
+    weights = present(card.weights, f"the weights of card {card.name}")
     data = read_numerics(folder)
     entry: dict[str, Any] = {
-        "weights_sha256": card.weights.sha256,
+        "weights_sha256": weights.sha256,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "pictures": len(result.scores),
         **_figures(result.mean),

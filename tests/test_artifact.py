@@ -195,14 +195,19 @@ def test_a_failed_export_leaves_the_old_artefact(copy, monkeypatch, x2):
 
     monkeypatch.setattr("ppexport.exporting.build", broken)
     with pytest.raises(ExportError):
-        ppexport.export(x2, backend="onnx", size=(16, 16), out=copy)
+        ppexport.export(x2, backend="onnx", size=(16, 16), out=copy, force=True)
     assert read_artifact(copy) == before
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
 def test_export_replaces_an_older_artefact_and_keeps_graphs_on_request(copy, tmp_path):
     network = golden_network("atd_light_x4_random", "atd_light")
-    ppexport.export(network, backend="onnx", size=(16, 16), out=copy, keep=tmp_path / "graphs")
+    with pytest.raises(InputError, match="holds an artefact of the model pp_atd_light_x2 x2: say --force"):
+        ppexport.export(network, backend="onnx", size=(16, 16), out=copy)
+    with pytest.raises(InputError, match="holds an artefact of size 37x53: say --force"):
+        ppexport.export(ppexport.load_network("pp_atd_light_x2"), backend="onnx", size=(16, 16), out=copy)
+    assert read_artifact(copy).manifest.size == [37, 53]
+    ppexport.export(network, backend="onnx", size=(16, 16), out=copy, keep=tmp_path / "graphs", force=True)
     manifest = read_artifact(copy).manifest
     assert (manifest.arch, manifest.scale, manifest.size) == ("atd_light", 4, [16, 16])
     assert sorted(f.name for f in (tmp_path / "graphs").iterdir()) == ["1-traced.onnx", "2-simplified.onnx"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from ppexport.artifact import Artifact, Manifest, smallest_capacity
-from ppexport.errors import ArtifactError, InputError
+from ppexport.errors import ArtifactError, InputError, present
 from ppexport.mask import pure_mask, value_range
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
     if len(manifest.capacities) > 1:
         inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
     if manifest.mask == "input":
-        assert prepared.pure is not None
-        inputs["mask"] = prepared.pure.astype(np.float32)[None, None]
+        inputs["mask"] = present(prepared.pure, "the mask").astype(np.float32)[None, None]
     return inputs
 
 

@@ -64,7 +64,7 @@ def build(
     from ppexport.backends.tensorrt.remote import clean as clean_device
     from ppexport.devices.opening import open_device
     from ppexport.devices.ssh import SshOptions
-    from ppexport.folders import artifact_target
+    from ppexport.folders import artifact_target, check_same
 
     source = read_source(artifact)
     request = make_request(
@@ -83,6 +83,8 @@ def build(
         return
     whole = artifact.resolve()
     target = artifact_target(out or whole.with_name(whole.name + "-engine"))
+    m = source.manifest
+    check_same(target, "tensorrt", m.name, m.arch, m.scale, m.size, "move it away, or name another folder")
     with open_device(on, options) as device, following("build") as telling:
         work = RemoteBuild(device, source, request, telling)
         with taken_up_later(work):

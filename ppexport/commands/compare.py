@@ -23,6 +23,7 @@ def _measured(path: Path) -> Path:
 
 
 def compare(
+    context: typer.Context,
     first: Annotated[
         Path, typer.Argument(metavar="A", help="the folder of a profile run, a profile.json, or an artefact folder")
     ],
@@ -63,13 +64,15 @@ def compare(
             "compare takes two profile runs (folders or profile.json), a run that holds two subjects, or two artefacts"
         )
     if second is not None and all(folders):
-        from ppexport.profile.run import measure, plan_of, prepare
+        from ppexport.folders import run_folder
+        from ppexport.profile.run import RUN, measure, plan_of, prepare
         from ppexport.profile.runtimes import choose
 
         targets = [target for path in (first, second) for target in choose(path, None, threads, trust)]
         if targets[0] == targets[1]:
             raise InputError("both are the same artefact")
         folder = out or first.resolve().with_name(f"{first.resolve().name}-against-{second.resolve().name}")
+        context.with_resource(run_folder(folder, RUN))
         job = prepare(targets, plan_of(quick, False, targets), folder, None)
         with continues_from(job.journal), progress_bar("queries") as progress:
             result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))

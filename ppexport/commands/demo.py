@@ -16,19 +16,21 @@ EXAMPLE = "Example: ppexport demo -o demo"
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the artefact and the pictures")] = Path("demo"),
     json: Json = None,
 ) -> None:
     """Export the bundled model, check parity, super-resolve a bundled photograph."""
-    from ppexport.demo import MODEL, PHOTO, SIZE, make_input, show
+    from ppexport.demo import MODEL, PHOTO, RUN, SIZE, make_input, show
     from ppexport.exporting import export
+    from ppexport.folders import run_folder
     from ppexport.networks.load import load_network
     from ppexport.opening import open_artifact
     from ppexport.parity.inputs import photo_folder
     from ppexport.parity.run import run_parity
     from ppexport.upscale import upscale_file
 
-    out.mkdir(parents=True, exist_ok=True)
+    context.with_resource(run_folder(out, RUN))
     console = people(json)
     console.print("Exporting, proving and upscaling take a minute or two on two cores that do nothing else.")
     network = load_network(MODEL)

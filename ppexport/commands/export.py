@@ -85,6 +85,9 @@ def export(
         typer.Option("--format", help="of --backend onnx: onnx, or ort: model.ort for ONNX Runtime Mobile as well"),
     ] = "onnx",
     keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace an artefact of another model, size or backend as well")
+    ] = False,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
@@ -122,6 +125,7 @@ def export(
         "calibration": calibration,
         "recipe": recipe,
         "keep": keep,
+        "force": force,
     }
     # Before torch is loaded, which takes seconds.
     check_request(card, **request)

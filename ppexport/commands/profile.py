@@ -25,6 +25,7 @@ EXAMPLE = "Example: ppexport profile x2_64 --quick --layers -o x2_64-profile"
 
 
 def profile(
+    context: typer.Context,
     artifact: ArtifactFolder,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-profile if left out")
@@ -99,10 +100,11 @@ def profile(
     from ppexport.commands.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
     from ppexport.devices.address import parse_address
     from ppexport.devices.ssh import SshOptions
+    from ppexport.folders import run_folder
     from ppexport.images import pictures_in
     from ppexport.profile.further import profile_frames, profile_layers, profile_routing
     from ppexport.profile.remote import Settings
-    from ppexport.profile.run import measure, plan_of, prepare
+    from ppexport.profile.run import RUN, measure, plan_of, prepare
     from ppexport.profile.runtimes import choose
 
     address = parse_address(on)
@@ -162,6 +164,7 @@ def profile(
         show(result, console)
         emit_json(json, without_samples(result))
         return
+    context.with_resource(run_folder(folder, RUN))
     job = prepare(targets, plan, folder, images)
     console.print(
         f"{len(targets)} runtime{'s' if len(targets) > 1 else ''}, each warmed up and then timed for "

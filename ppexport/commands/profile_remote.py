@@ -50,12 +50,13 @@ def work_there(
 ) -> Iterator[ProfileWork]:
     """The measurement on a device, connected until the block ends. Raises PpexportError."""
     from ppexport.devices.opening import open_device
+    from ppexport.folders import run_folder
     from ppexport.profile.perf_binary import PerfBinary
     from ppexport.profile.remote import RemoteProfile
-    from ppexport.profile.run import prepare_remote
+    from ppexport.profile.run import RUN, prepare_remote
 
     request = prepare_remote(targets, plan, folder, images, there.address, there.settings)
-    with open_device(there.address, there.options) as device:
+    with run_folder(folder, RUN), open_device(there.address, there.options) as device:
         if there.perf_binary is None:
             yield RemoteProfile(device, request, folder, telling)
         else:

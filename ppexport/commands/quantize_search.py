@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ EXAMPLE = "Example: ppexport quantize-search pp_atd_light_x2 --images photograph
 
 
 def quantize_search(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")] = None,
     images: Annotated[Path, typer.Option(help="folder of HR photographs; not those of an evaluation set")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the search and of the artefact it finds")] = Path(
@@ -57,6 +57,7 @@ def quantize_search(
     from ppexport.artifact import MANIFEST, read_artifact
     from ppexport.export_options import check_choice
     from ppexport.exporting import export as run_export
+    from ppexport.folders import run_folder
     from ppexport.memory import return_large_blocks
     from ppexport.networks.load import card_of
     from ppexport.quantize.bundled import check_calibration
@@ -66,7 +67,7 @@ def quantize_search(
     from ppexport.quantize.pictures import LEAST_CROPS, cut_crops, read_sources, warnings_about
     from ppexport.quantize.recipe import write_recipe
     from ppexport.quantize.runtimes import RUNTIMES
-    from ppexport.quantize.search import MARGIN, Search, Wish, run_search
+    from ppexport.quantize.search import MARGIN, RUN, Search, Wish, run_search
     from ppexport.quantize.search_report import COLUMNS, PICTURE, TABLE, found_recipe, markdown, plot, rows, to_dict
 
     require("matplotlib", "quantize")
@@ -83,14 +84,13 @@ def quantize_search(
     measured = None if calibration is None else load_calibration(calibration)
     if measured is not None:
         check_calibration(measured, card)
-    out.mkdir(exist_ok=True)
+    context.with_resource(run_folder(out, RUN))
     folder = out / "fp32"
     wanted = parse_size(size)
     with stages("search") as step:
         step("exporting fp32")
         fresh = not (folder / MANIFEST).is_file() or read_artifact(folder).size != wanted
         if fresh or read_artifact(folder).manifest.card_sha256 != card.hash():
-            shutil.rmtree(folder, ignore_errors=True)
             fp32_artifact(network, wanted, folder)
     artifact = read_artifact(folder)
     with continues_from(out), progress_bars() as progress:
@@ -135,6 +135,7 @@ def quantize_search(
             precision=precision,
             calibration=calibration,
             recipe=out / "recipe.yaml",
+            force=True,
             step=step,
         )
     console.print(table(about[0], COLUMNS, rows(outcome)))

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ppexport.devices import scripts
 from ppexport.devices.errors import ConnectionLost
-from ppexport.devices.transport import JOB_NAME, Transport
+from ppexport.devices.transport import Transport, check_job_name
 from ppexport.devices.untrusted import printable
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Job:
     def __init__(
         self, transport: Transport, folder: str, pace: Pace | None = None, notice: Callable[[str], object] = print
     ) -> None:
-        assert JOB_NAME.fullmatch(folder), folder
+        check_job_name(folder)
         self.transport = transport
         self.folder = folder
         self.pace = pace or Pace()
@@ -154,5 +154,5 @@ class Job:
 
 def remove_jobs(transport: Transport, prefix: str) -> list[str]:
     """Stop and remove all jobs whose names begin with *prefix*; returns what was done, for people."""
-    assert JOB_NAME.fullmatch(prefix), prefix
+    check_job_name(prefix)
     return printable(transport.checked(scripts.REMOVE, (prefix,))).splitlines()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from ppexport.devices.errors import DeviceError, TransferError
+from ppexport.errors import present
 
 BLOCK = 1 << 16
 MAX_MESSAGES = 1 << 16
@@ -49,11 +50,10 @@ def run_limited(
 
 
 def _collect(child: subprocess.Popen[bytes], sink: Sink, limit: int, deadline: float) -> tuple[int, bytes]:
-    assert child.stdout is not None
-    assert child.stderr is not None
+    streams = present(child.stdout, "the output of a process"), present(child.stderr, "the errors of a process")
     messages, received = b"", 0
     with selectors.DefaultSelector() as selector:
-        for stream in (child.stdout, child.stderr):
+        for stream in streams:
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
             ended = child.poll() is not None

@@ -19,6 +19,7 @@ from ppexport.devices import scripts
 from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
 from ppexport.devices.process import Sink
 from ppexport.devices.untrusted import printable
+from ppexport.errors import InputError
 from ppexport.files import atomic_path, sha256_file
 
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
@@ -43,9 +44,16 @@ class Reply:
 
 
 def check_names(folder: str, name: str) -> None:
-    """Assert that a job folder and a file have names of ours, which no shell could misread."""
-    assert JOB_NAME.fullmatch(folder), folder
-    assert FILE_NAME.fullmatch(name), name
+    """Raise InputError unless a job folder and a file have names of ours, which no shell could misread."""
+    check_job_name(folder)
+    if not FILE_NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name of a file on a device")
+
+
+def check_job_name(folder: str) -> None:
+    """Raise InputError unless *folder* can be a job's, or the beginning of several jobs' names."""
+    if not JOB_NAME.fullmatch(folder):
+        raise InputError(f"{folder!r} is no name of a job on a device")
 
 
 def fact_lines(output: bytes) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
 from ppexport.errors import InputError
+from ppexport.folders import run_folder
 from ppexport.parity.artifact_column import EngineColumn, artifact_column
 from ppexport.parity.columns import load_column, load_inputs
 from ppexport.parity.compare import Means, compare_columns
@@ -22,6 +23,7 @@ from ppexport.parity.gates import artifact_gate, with_measured_tie
 from ppexport.parity.run import (
     INPUTS,
     REPORT,
+    RUN,
     TWIN_COLUMN,
     VERSION,
     ParityReport,
@@ -115,8 +117,16 @@ def column_here(runner: Runner) -> ArtifactColumn | PackageColumn | EngineColumn
 def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
     """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch.
 
-    Raises InputError where the run is damaged, or not of the artefact's weights, options, precision and capacities.
+    Raises InputError where the run is damaged, or not of the artefact's weights, options, precision and capacities, or
+    where another process writes into its folder.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not the folder of a parity run")
+    with run_folder(folder, RUN):
+        return _run_against(runner, folder, progress)
+
+
+def _run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
     artifact = runner.artifact
     saved = read_run(folder)
     check_same(artifact.manifest, saved, folder)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.base import Prepared, Result, Runner, feeds
+from ppexport.errors import InputError
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 
@@ -73,7 +74,8 @@ class EngineColumn:
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*."""
-        assert categories is None, "categories cannot be injected into an engine"
+        if categories is not None:
+            raise InputError("categories cannot be injected into an engine")
         result = self.runner.run_unchecked(self.runner.prepare(item.lr))
         return Sample(sr=result.sr, impure=result.impure_tokens, capacity=result.capacity)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ppexport.backends.base import Prepared, Result, Runner, feeds
 from ppexport.backends.coreai.build import build_for_looking
 from ppexport.backends.coreai.session import Session
-from ppexport.errors import ArtifactError
+from ppexport.errors import ArtifactError, InputError
 from ppexport.exporting import package_versions
 from ppexport.files import sha256_text
 from ppexport.metrics import psnr
@@ -82,7 +82,8 @@ class AssetColumn:
 
     def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
         """The column's entry for *item*. Raises ArtifactError where the copy computes another picture."""
-        assert categories is None, "categories cannot be injected into an asset"
+        if categories is not None:
+            raise InputError("categories cannot be injected into an asset")
         prepared = self.runner.prepare(item.lr)
         result, inside = self._shipped(item, prepared), self._opened(item, prepared)
         same = psnr(result.sr, inside["sr"].astype(np.float32), 1.0)

@@ -33,7 +33,8 @@ class Kept:
 
     def arrays(self, name: str, run: Callable[[], Arrays]) -> Arrays:
         """What is kept as *name*, else what *run* returns, which then is kept."""
-        assert is_plain_name(name)
+        if not is_plain_name(name):
+            raise InputError(f"{name!r} is not a plain name of a result")
         path = self.folder / f"{name}.npz"
         if path.is_file():
             try:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ppexport.errors import InputError
 from ppexport.networks.atd import Trace
 from ppexport.parity.compare import Seen
 from ppexport.twin.build import StaticTwin
@@ -62,7 +63,8 @@ def rechoose(twin: StaticTwin, reference: Sequence[ChosenFrom], other: Sequence[
         for layer, own, given in zip(layers_of(twin), reference, other, strict=True):
             x = torch.from_numpy(np.array(given.tokens, np.float32))
             dictionary = own.dictionary if given.dictionary is None else given.dictionary
-            assert dictionary is not None
+            if dictionary is None:
+                raise InputError("a layer has no dictionary, neither in the twin nor in the artefact")
             z = layer.norm1(x)
             _, similarity = layer.attn_atd(x, z, torch.from_numpy(np.array(dictionary, np.float32)))
             trace.choose(similarity, similarity.argmax(dim=1))

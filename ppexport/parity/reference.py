@@ -29,5 +29,6 @@ def reference_network(artifact: Artifact, checkpoint: Path | None) -> ATDLight:
         found = card_of(network).weights
         if found is None or found.sha256 != expected:
             raise InputError(f"{checkpoint} is not the weights file that {artifact.path} was made from")
-    assert isinstance(network, ATDLight)
+    if not isinstance(network, ATDLight):
+        raise InputError(f"{artifact.path} is of a network that parity does not know: {type(network).__name__}")
     return network

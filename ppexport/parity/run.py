@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
 from ppexport.files import write_text
+from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, save_column, save_inputs
@@ -35,12 +37,28 @@ from ppexport.parity.error_map import save_error_map
 from ppexport.parity.gates import FLIP_MARGIN, NEAR_TIE, Gate, check_gates
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
+FORMAT = "ppexport-parity"
 VERSION = 2
 """Of report.json. Version 1 did not tell changes of PSNR-Y as it runs from those with the same routing."""
 INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
 TWIN_COLUMN = "twin"
+
+
+def _begun(folder: Path) -> bool:
+    """Whether *folder* holds a parity run: its report, or before that its inputs and no picture yet."""
+    if (folder / REPORT).exists():
+        return is_json_of(folder / REPORT, FORMAT)
+    try:
+        with zipfile.ZipFile(folder / INPUTS) as archive:
+            ours = all(name.endswith((".lr.npy", ".hr.npy")) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return ours and not (folder / WORST).exists()
+
+
+RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst-*.png"), _begun)
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total)."""
@@ -107,7 +125,7 @@ class ParityReport:
         """For JSON."""
         m = self.manifest
         return {
-            "format": "ppexport-parity",
+            "format": FORMAT,
             "version": VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": m.name,
@@ -270,6 +288,8 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
     for name, column in columns.items():
         if not (report.continued and name == TWIN_COLUMN):
             save_column(report.folder / f"{name}.npz", column)
+    # Before the picture: the report proves that the folder is ours.
+    write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
     last = report.pairs[-1]
     worst = last.worst.name
     save_error_map(
@@ -277,7 +297,6 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
         next(item for item in inputs if item.name == worst).lr,
         *(columns[name][worst].sr for name in (last.reference, last.other)),
     )
-    write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
 
 
 def run_parity(
@@ -285,8 +304,14 @@ def run_parity(
 ) -> ParityReport:
     """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*.
 
-    *units* are compute units of a Mac on which a Core ML package is compared as well.
+    *units* are compute units of a Mac on which a Core ML package is compared as well. Raises InputError where *folder*
+    holds anything but a parity run, or another process writes into it.
     """
+    with run_folder(folder, RUN):
+        return _run_parity(network, runner, folder, progress, units)
+
+
+def _run_parity(network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str]) -> ParityReport:
     from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.compute import NetworkColumn, TwinColumn
     from ppexport.twin.build import make_twin
@@ -295,7 +320,6 @@ def run_parity(
     manifest = artifact.manifest
     # A gate that cannot be used is an error before any work is done.
     gates = check_gates(manifest)
-    folder.mkdir(parents=True, exist_ok=True)
     inputs = parity_inputs(artifact.size, artifact.scale)
     save_inputs(folder / INPUTS, inputs)
     twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)

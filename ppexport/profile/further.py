@@ -24,6 +24,7 @@ from ppexport.profile.launch import ask
 from ppexport.profile.layers.result import METHODS, layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.layers.tensorrt import read_profile
+from ppexport.profile.names import CROPS
 from ppexport.profile.pictures import pictures, save_pictures
 from ppexport.profile.result import Profile
 
@@ -68,7 +69,8 @@ def profile_routing(job: Job, result: Profile, folder: Path | None) -> list[dict
         if not manifest.options:
             raise InputError(f"{target.artifact} has no Pure-Pass, so its time follows no mask: leave --routing out")
         crops = pictures(manifest, folder, routing_module.PLACES)
-        place = job.journal.parent / "routing.npy"
+        place = job.journal.parent / CROPS
+        place.unlink(missing_ok=True)
         save_pictures(place, crops)
         try:
             found = json.loads(ask("routing", replace(job, targets=(target,), images=place)))

@@ -13,8 +13,8 @@ from pathlib import Path
 # Subscripted when the module is loaded, which the other Callable of Python 3.8 does not allow.
 from typing import Callable  # noqa: UP035
 
-from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError, UnavailableError
-from ppexport.profile.agent.journal import JournalError, Past, read_header, read_past
+from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError, UnavailableError, present
+from ppexport.profile.agent.journal import Journal, JournalError, Past, read_header, read_past
 from ppexport.profile.job import Job
 
 INTERRUPTED = 130
@@ -37,10 +37,10 @@ def _start(action: str, job: Job, errors: Path, output: int) -> subprocess.Popen
             start_new_session=True,
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
-    assert child.stdin is not None
+    stdin = present(child.stdin, "the input of the measuring process")
     # A child that ended at once says why itself.
-    with suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(job.to_json().encode())
+    with suppress(BrokenPipeError), stdin:
+        stdin.write(job.to_json().encode())
     return child
 
 
@@ -97,11 +97,29 @@ def run(job: Job, progress: Progress) -> bool:
         finally:
             end(child)
         if child.returncode:
-            if past is None and job.journal.exists() and not any(read_past(str(job.journal), len(job.targets)).queries):
-                # Of a run that measured nothing not even the versions count: others may be tried.
-                job.journal.unlink()
+            if past is None:
+                _forget_if_empty(job)
             raise _explain(child.returncode, errors)
     return True
+
+
+def _forget_if_empty(job: Job) -> None:
+    """Remove journal and pictures of a run that measured nothing: not even its versions count, others may be tried.
+
+    A journal that another process measures into is left alone.
+    """
+    try:
+        journal = Journal(str(job.journal))
+    except JournalError:
+        return
+    try:
+        if not any(read_past(str(job.journal), len(job.targets)).queries):
+            job.journal.unlink()
+            job.images.unlink()
+    except FileNotFoundError:
+        pass
+    finally:
+        journal.close()
 
 
 def _follow(child: subprocess.Popen[bytes], journal: Path, told: Callable[[int], object]) -> None:
@@ -139,8 +157,7 @@ def ask(action: str, job: Job) -> str:
         errors = Path(folder) / "errors"
         child = _start(action, job, errors, subprocess.PIPE)
         try:
-            assert child.stdout is not None
-            answer = child.stdout.read()
+            answer = present(child.stdout, "the output of the measuring process").read()
             child.wait()
         finally:
             end(child)

@@ -85,6 +85,18 @@ def pictures(manifest: Manifest, folder: Path | None = None, places: int = 2) ->
 
 
 def save_pictures(path: Path, made: Sequence[Picture]) -> None:
-    """Write the pixels (images, h, w, 3) to an .npy file, atomically."""
+    """Write the pixels (images, h, w, 3) to an .npy file, atomically.
+
+    Raises InputError where it holds others, which may be anybody's.
+    """
+    pixels = np.stack([picture.rgb for picture in made])
+    if path.exists():
+        try:
+            same = np.array_equal(np.load(path, allow_pickle=False), pixels)
+        except (OSError, ValueError, EOFError):
+            same = False
+        if not same:
+            raise InputError(f"{path} holds other pictures than those to measure: name another folder")
+        return
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.stack([picture.rgb for picture in made]))
+        np.save(stream, pixels)

@@ -13,14 +13,36 @@ from pathlib import Path
 
 from ppexport.artifact import read_artifact
 from ppexport.errors import InputError
+from ppexport.folders import Run
+from ppexport.profile.agent.journal import JournalError, read_header
 from ppexport.profile.agent.plan import PLANS, Plan
+from ppexport.profile.agent.power import BEFORE, CLOCKS
 from ppexport.profile.job import Job, header_of, wanted_of
 from ppexport.profile.launch import Progress, known_part, memory_of, run
-from ppexport.profile.names import IMAGES, JOURNAL
+from ppexport.profile.names import CROPS, IMAGES, JOURNAL
 from ppexport.profile.pictures import Picture, pictures, save_pictures
 from ppexport.profile.remote import Request, Settings, make_request
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.profile.runtimes import Target
+
+
+def _begun(folder: Path) -> bool:
+    """Whether *folder* holds a latency run: its journal, or before that nothing but the pictures."""
+    try:
+        journal = folder / JOURNAL
+        return [path.name for path in folder.glob("[!.]*")] == [IMAGES] or read_header(str(journal)) is not None
+    except (OSError, JournalError):
+        return False
+
+
+RUN = Run(
+    "latency run",
+    (
+        IMAGES, JOURNAL, PROFILE, BEFORE, CLOCKS, CROPS,
+        *(f"{kind}{more}.json" for kind in ("layers", "routing", "frames") for more in ("", "-*")),
+    ),
+    _begun,
+)  # fmt: skip
 
 
 def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ppexport.cards import Card
-from ppexport.errors import InputError
+from ppexport.errors import InputError, present
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.recipe import Recipe, read_recipe
 
@@ -28,12 +28,16 @@ class Quantisation:
     """Where the recipe comes from, as `recipe_for` says it."""
 
 
+def _weights(card: Card) -> str:
+    """The hash of the weights of *card*."""
+    return present(card.weights, f"the weights of card {card.name}").sha256
+
+
 def check_calibration(calibration: Calibration, card: Card) -> None:
     """Raise InputError unless *calibration* was measured on the network of *card*."""
     about = calibration.about
-    assert card.weights is not None
     options = card.options.model_dump() if card.options else {}
-    if about.weights_sha256 != card.weights.sha256 or about.options != options or about.scale != card.scale:
+    if about.weights_sha256 != _weights(card) or about.options != options or about.scale != card.scale:
         raise InputError(
             f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
             f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"
@@ -48,9 +52,9 @@ def calibration_for(card: Card, path: Path | None) -> Calibration:
     """The calibration at *path*, or the bundled one of the weights of *card*. Raises InputError where there is none."""
     if path is not None:
         return load_calibration(path)
-    assert card.weights is not None
+    weights = _weights(card)
     for bundled in map(load_calibration, _data("ranges", "*.npz")):
-        if bundled.about.weights_sha256 == card.weights.sha256:
+        if bundled.about.weights_sha256 == weights:
             return bundled
     raise InputError(
         "no calibration is bundled for these weights: run `ppexport calibrate` with the same "
@@ -60,11 +64,11 @@ def calibration_for(card: Card, path: Path | None) -> Calibration:
 
 def recipe_for(card: Card, path: Path | None) -> tuple[Recipe, str]:
     """The recipe at *path*, or the bundled one of the weights of *card*, or the default; and which of these it is."""
-    assert card.weights is not None
+    weights = _weights(card)
     if path is not None:
         recipe = read_recipe(path)
-        return recipe, GIVEN if recipe.weights_sha256 in (None, card.weights.sha256) else FOREIGN
+        return recipe, GIVEN if recipe.weights_sha256 in (None, weights) else FOREIGN
     for bundled in map(read_recipe, _data("recipes", "*.yaml")):
-        if bundled.weights_sha256 == card.weights.sha256:
+        if bundled.weights_sha256 == weights:
             return bundled, BUNDLED
     return Recipe(), DEFAULT

@@ -19,6 +19,7 @@ from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import InputError
 from ppexport.exporting import export, installed_versions
 from ppexport.files import atomic_path, sha256_text
+from ppexport.folders import work_beside
 from ppexport.networks.load import card_of
 from ppexport.quantize.calibration import About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.groups import quantisable
@@ -122,9 +123,22 @@ def calibrate(
 ) -> Calibration:
     """Record the tensors of *artifact* on *crops* and write the calibration file *out*.
 
-    `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError.
+    `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError, also where another
+    process writes *out*.
     """
     check_artifact(artifact)
+    with work_beside(out.resolve(), "calibrate"):
+        return _calibrate(artifact, sources, crops, warnings, out, progress)
+
+
+def _calibrate(
+    artifact: Artifact,
+    sources: Sequence[Source],
+    crops: Sequence[Crop],
+    warnings: list[str],
+    out: Path,
+    progress: Progress,
+) -> Calibration:
     recorded = find_tensors(artifact)
     m = artifact.manifest
     listed = used_pictures(sources, crops)
@@ -166,5 +180,5 @@ def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source
 
 def fp32_artifact(network: nn.Module, size: tuple[int, int] | None, out: Path) -> Artifact:
     """The portable fp32 artefact of *network* for LR *size*, its card's default if None, made in *out*."""
-    export(network, backend="onnx", size=size or card_of(network).default_size, out=out)
+    export(network, backend="onnx", size=size or card_of(network).default_size, out=out, force=True)
     return read_artifact(out)

@@ -28,6 +28,7 @@ from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
+from ppexport.folders import Run, is_artifact
 from ppexport.metrics import psnr_y
 from ppexport.picture import to_uint8
 from ppexport.quantize.build import quantised
@@ -48,6 +49,12 @@ it costs no more on pictures like these."""
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
 STATE = "search.json"
+FP32 = "fp32"
+RUN = Run(
+    "search",
+    (STATE, FP32, "artifact", "calibration.npz", "calibration.npz.partial", "recipe.yaml", "pareto.md", "pareto.png"),
+    lambda folder: is_artifact(folder / FP32),
+)
 STATE_VERSION = 3
 """Of what that file holds."""
 Progress = Callable[[str, int, int], None]

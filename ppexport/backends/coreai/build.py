@@ -22,7 +22,7 @@ from ppexport.backends.coreai.halved import halved
 from ppexport.backends.coreai.session import Session
 from ppexport.backends.describing import function_name, model_facts
 from ppexport.cards import Card
-from ppexport.errors import ExportError, first_line
+from ppexport.errors import ExportError, first_line, present
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin, make_twin
@@ -80,8 +80,8 @@ def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precisio
         expected, impure = twin(lr, trace=trace)
         inputs: dict[str, Any] = {"lr": lr.numpy()}
         if mask:
-            assert twin.pure_pass is not None
-            inputs["mask"] = twin.pure_pass(twin.pad(lr)).float().view(1, 1, *twin.padded).numpy()
+            pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
+            inputs["mask"] = pure_pass(twin.pad(lr)).float().view(1, 1, *twin.padded).numpy()
     if len(capacities) > 1:
         inputs["slots"] = np.zeros((1, smallest_capacity(capacities, int(impure))), np.int32)
     session = Session(path)

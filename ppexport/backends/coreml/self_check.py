@@ -11,7 +11,7 @@ import torch
 from ppexport.artifact import smallest_capacity
 from ppexport.backends.base import way_out
 from ppexport.backends.coreml.debug import DebugPackage
-from ppexport.errors import ExportError
+from ppexport.errors import ExportError, present
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin
@@ -42,8 +42,8 @@ def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precisio
         expected, impure = twin(lr, trace=traced)
         inputs = {"lr": lr.numpy()}
         if "mask" in {port.name for port in debug.session.evaluator().function.inputs}:
-            assert twin.pure_pass is not None
-            inputs["mask"] = twin.pure_pass(twin.pad(lr)).float().view(1, 1, *twin.padded).numpy()
+            pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
+            inputs["mask"] = pure_pass(twin.pad(lr)).float().view(1, 1, *twin.padded).numpy()
     categories = torch.stack([c.reshape(-1) for c in traced.categories]).numpy()
     least = LEAST_DB[precision]
     reference = expected.numpy()

@@ -32,7 +32,7 @@ from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, Op
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.cards import Card
-from ppexport.errors import ExportError, first_line
+from ppexport.errors import ExportError, first_line, present
 from ppexport.metrics import psnr
 from ppexport.networks.atd import Trace
 from ppexport.twin.build import StaticTwin
@@ -148,8 +148,8 @@ def graph_inputs(twin: StaticTwin, shape: Shape, capacity: int) -> dict[str, tor
     """The example and what else a graph of *shape* takes, by name."""
     inputs = {INPUT: example(twin)}
     if shape.mask == "input":
-        assert twin.pure_pass is not None
-        inputs[MASK] = twin.pure_pass(twin.pad(inputs[INPUT])).float().view(1, 1, *twin.padded)
+        pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
+        inputs[MASK] = pure_pass(twin.pad(inputs[INPUT])).float().view(1, 1, *twin.padded)
     if shape.is_set:
         inputs[SLOTS] = torch.zeros(1, capacity, dtype=torch.int32)
     return inputs

@@ -158,7 +158,8 @@ class DebugModel:
         found = dict(zip(names, session.run(names, feeds), strict=True))
         chosen = []
         for tokens, dictionary in pairs:
-            assert tokens is not None
+            if tokens is None:
+                raise ArtifactError(f"{self.where} stores what a layer chooses from, so it cannot be looked into")
             chosen.append((found[tokens], None if dictionary is None else found[dictionary]))
         return chosen
 

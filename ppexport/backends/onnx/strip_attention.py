@@ -73,7 +73,8 @@ def strip_attention(model: onnx.ModelProto, capacities: tuple[int, ...]) -> None
         if shape is None or shape.size != 3 or graph.read_by(attention, "Reshape") is None:
             raise ExportError(f"{attention.name}: strips need rows of (groups, size, channels)")
         size, channels, heads = int(shape[1]), int(shape[2]), attribute(attention, "q_num_heads")
-        assert isinstance(heads, int)
+        if not isinstance(heads, int):
+            raise ExportError(f"{attention.name}: strips need the number of heads")
         each = 4 * heads * size * size
         elements = facts.elements(reshapes[0].input[0])
         lengths = capacities if elements is None else (elements // channels,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from ppexport.devices.untrusted import printable
 from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
 from ppexport.errors import UnavailableError
 from ppexport.files import sha256_file, write_text
+from ppexport.folders import work_beside
 
 BUILDER = "engine_builder.py"
 REQUEST = "request.json"
+COLLECTED = "collected"
 PROBE_SECONDS = 120
 """Importing TensorRT from a memory card takes a while."""
 PROBE = (
@@ -90,7 +93,8 @@ class RemoteBuild(DetachedWork[Path]):
         for a device without TensorRT; DeviceError, among them StillRunning after *timeout* seconds.
         """
         self.out = out
-        return self.follow_up(timeout)
+        with work_beside(Path(os.path.abspath(out)), "build") as self.work:
+            return self.follow_up(timeout)
 
     def _failed_before(self, state: State) -> None:
         self.telling.notice(f"the last build on {self.transport.name} failed, its log ends with:")
@@ -148,17 +152,18 @@ class RemoteBuild(DetachedWork[Path]):
     def _finish(self) -> Path:
         out = self.out
         self.telling.stage("collecting")
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
-            try:
-                collect(self.job, self.request, Path(folder))
-            except BuildFailed:
-                self._tell(self._log())
-                # What is there would fail again: the same command is to build anew.
-                self._remove()
-                raise
-            except TransferError as error:
-                raise TransferError(f"{error}; if that happens again, --clean removes the build there") from None
-            made = engine_artifact(self.source.path, Path(folder), out)
+        folder = self.work / COLLECTED
+        folder.mkdir()
+        try:
+            collect(self.job, self.request, folder)
+        except BuildFailed:
+            self._tell(self._log())
+            # What is on the device would fail again: the same command is to build anew.
+            self._remove()
+            raise
+        except TransferError as error:
+            raise TransferError(f"{error}; if that happens again, --clean removes the build there") from None
+        made = engine_artifact(self.source.path, folder, out)
         self._remove()
         return made
 

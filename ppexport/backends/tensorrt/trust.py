@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ppexport.artifact import Manifest
-from ppexport.errors import InputError
+from ppexport.errors import InputError, present
 
 KEY = "engine.key"
 KEY_BYTES = 32
@@ -74,9 +74,7 @@ def make_key() -> bytes:
             temporary.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    key = read_key()
-    assert key is not None
-    return key
+    return present(read_key(), f"the key {path}, which was written just now,")
 
 
 def _digest(manifest: Manifest, key: bytes) -> str:

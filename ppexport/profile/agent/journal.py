@@ -151,6 +151,9 @@ class Journal:
             except OSError:
                 self._stream.close()
                 raise JournalError("%s: another process measures into it" % path) from None
+            if not _same_file(self._stream.fileno(), path):
+                self._stream.close()
+                raise JournalError("%s: another process removed it just now" % path)
         cut_torn_line(path)
 
     def write(self, *record: Any) -> None:
@@ -171,6 +174,14 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _same_file(handle: int, path: str) -> bool:
+    """Whether *path* still names the open file *handle*."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def cut_torn_line(path: str) -> None:

@@ -95,7 +95,8 @@ class Loop:
         reading = read_all(self.sensors)
         moment = self.clock.reading()
         now = moment["now"]
-        assert now is not None
+        if now is None:
+            raise RuntimeError("the clock of this machine has no reading")
         clocks = {"own": self.clock.cpu() / SECOND, "wall": moment["wall"], "boot": moment["boot"]}
         self.journal.write("c", self._t(now), {**reading, **clocks})
         self.journal.sync()

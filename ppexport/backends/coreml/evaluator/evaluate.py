@@ -18,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator import operations as _operations
+from ppexport.backends.coreml.evaluator import operations as _operations  # noqa: F401 - fills OPERATIONS
 from ppexport.backends.coreml.evaluator.registry import OPERATIONS, to_tensor
 from ppexport.backends.coreml.reading.program import Function, Operation, Package, Port, Reference, Value
 from ppexport.errors import ArtifactError, InputError, first_line
-
-assert _operations  # imported to fill OPERATIONS
 
 CONST = "const"
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
