@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
+from ppexport.errors import present
 from ppexport.files import write_text
 from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.mask import mask_from_labels, pixel_labels
@@ -274,8 +275,7 @@ def find_bad_layer(
 
     names = reference.layer_names
     if isinstance(other, AssetColumn) and isinstance(reference, TwinColumn):
-        own = samples[0 if as_it_runs else 1].categories
-        assert own is not None
+        own = present(samples[0 if as_it_runs else 1].categories, "the categories of the asset or its reference")
         # What a layer is given comes from the one before it.
         return first_bad_layer(names[:-1], reference.layer_inputs(item, own)[1:], other.layers(item)[1:], gate_db)
     forced = samples[0].categories
