@@ -54,7 +54,7 @@ def test_every_command_that_reads_a_picture_sees_the_same_colours(tmp_path: Path
     for pixels in (
         read_levels(tmp_path / "logo.png"),
         read_rgb(tmp_path / "logo.png"),
-        read_sources(tmp_path)[0].pixels,
+        read_sources(tmp_path)[0].read(),
     ):
         assert (pixels == YELLOW).all()
 

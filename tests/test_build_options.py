@@ -24,7 +24,7 @@ def test_choices_reach_trtexec_and_the_manifest(device, source, tmp_path):
     engine = read_artifact(tmp_path / "engine").manifest.engine
     assert (engine["tf32"], engine["optimization_level"], engine["runtime"]) == (True, 2, "tensorrt")
     assert "a run's tensors take about 300 MiB of the " in done.stderr
-    assert "1 layers, attention is fused: " in done.stdout
+    assert "1 layer, attention is fused: " in done.stdout
     assert json.loads((tmp_path / "engine" / "layers.json").read_text())[0]["LayerType"] == "kgen"
 
 

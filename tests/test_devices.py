@@ -140,7 +140,8 @@ def test_the_ssh_command(tmp_path):
     assert "StrictHostKeyChecking=accept-new" in trusting._ssh()
     trusting.close()
     socket = next(word for word in command if word.startswith("ControlPath="))
-    assert Path(socket.partition("=")[2]).parent.stat().st_mode & 0o777 == 0o700
+    # Quoted, since a temporary folder may have spaces in its name.
+    assert Path(socket.partition("=")[2].strip('"')).parent.stat().st_mode & 0o777 == 0o700
     transport.close()
 
 

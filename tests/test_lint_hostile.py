@@ -47,7 +47,8 @@ def test_no_model(tmp_path: Path, data: bytes) -> None:
 def test_no_file(tmp_path: Path) -> None:
     refused(tmp_path / "model.onnx", "does not exist")
     refused(tmp_path, "is not a file")
-    refused(tmp_path / "a\0b", "a\0b")
+    # Error texts hold no control characters.
+    refused(tmp_path / "a\0b", "ab")
 
 
 def test_a_file_above_two_gigabytes(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_recipe_lists_the_pictures_that_chose_it(search_in, tmp_path):
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_bundled_recipes_list_the_pictures_that_chose_them_and_are_within_the_budget(scale):
-    found = recipe_for(find_card(f"pp_atd_light_x{scale}")[0], None).measured
+    found = recipe_for(find_card(f"pp_atd_light_x{scale}")[0], None)[0].measured
     assert len({(picture["name"], picture["sha256"]) for picture in found["images"]}) == 24
     assert trial(change=found["psnr_y_change_db"], error=found["standard_error_db"]).cost <= BUDGET
 
