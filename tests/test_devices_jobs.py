@@ -17,6 +17,7 @@ from ppexport.devices import scripts
 from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
 from ppexport.devices.job import Job, Pace, StillRunning, remove_jobs
 from ppexport.devices.local import LocalTransport
+from ppexport.errors import InputError
 
 FAST = Pace(poll=0.02, reconnect=())
 
@@ -68,11 +69,11 @@ def test_files_there_and_back(local, tmp_path):
 
 def test_names_are_ours_only(local, tmp_path):
     for folder, name in (("../x", "a"), ("a", "../b"), ("a", ".b"), ("", "b"), ("a", "b c"), ("-a", "b"), ("a", "-b")):
-        with pytest.raises(AssertionError):
+        with pytest.raises(InputError):
             local.put(Path(__file__), folder, name)
-        with pytest.raises(AssertionError):
+        with pytest.raises(InputError):
             local.get(folder, name, tmp_path / "x", 10)
-    with pytest.raises(AssertionError):
+    with pytest.raises(InputError):
         remove_jobs(local, "")
 
 
