@@ -116,6 +116,25 @@ def test_ctrl_c_leaves_the_build_running(device, source, tmp_path):
     assert device.jobs() == []
 
 
+def test_two_commands_that_follow_one_build(device, source, tmp_path):
+    device.install_trtexec()
+    device.steer("hold")
+    told = Told(device, source), Told(device, source)
+    first, made = in_background(lambda: told[0].run(tmp_path / "engine0"))
+    wait_until(lambda: device.lines("runs"))
+    second, late = in_background(lambda: told[1].run(tmp_path / "engine1"))
+    wait_until(lambda: any("waiting for it" in line for line in told[1].lines))
+    device.steer("hold", False)
+    for thread in (first, second):
+        thread.join(60)
+    assert device.lines("runs") == ["run"]
+    ends = [*made, *late]
+    assert any(isinstance(end, Path) for end in ends), ends
+    # The one that comes too late is told so, or both collected before either removed the build.
+    for end in ends:
+        assert isinstance(end, Path) or "the same command starts it anew" in str(end) or "missing" in str(end), ends
+
+
 def test_clean_stops_and_removes(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")

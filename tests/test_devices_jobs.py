@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ppexport.devices import scripts
 from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
 from ppexport.devices.job import Job, Pace, StillRunning, remove_jobs
 from ppexport.devices.local import LocalTransport
+from ppexport.devices.work import DetachedWork, Telling
 from ppexport.errors import InputError
 
 FAST = Pace(poll=0.02, reconnect=())
@@ -65,6 +67,39 @@ def test_files_there_and_back(local, tmp_path):
         local.get("test-1", "link", back, 1 << 20)
     assert back.read_text() == "old"
     assert sorted(p.name for p in there.parent.iterdir()) == ["link", "model.onnx"]
+
+
+def test_a_job_that_is_started_by_many_at_once_runs_once(job, tmp_path, monkeypatch):
+    job.put(Path(__file__), "a")
+    # A slow disk: everyone has looked whether the job runs before anyone has started it.
+    slow = tmp_path / "bin" / "rm"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 0.3\nexec {shutil.which("rm")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    command = ["sh", "-c", f"echo run >> '{tmp_path}/runs'; sleep 30"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: job.start(command), range(4)))
+    wait_until(lambda: (tmp_path / "runs").exists())
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_a_job_that_another_command_removes_is_not_called_failed(job):
+    class Work(DetachedWork[None]):
+        noun, doing = "build", "building"
+        _failed_before = _finish = lambda self, *_: None
+
+        def _start(self):
+            self.job.put(Path(__file__), "a")
+            self._run(["sleep", "30"])
+            job.remove()
+
+        def _failure(self, output, state):
+            return AssertionError(state)
+
+    work = Work(job.transport, job.folder, Telling(lambda line: None, lambda doing: None), FAST)
+    with pytest.raises(DeviceError, match="another command has collected or removed this build .* starts it anew"):
+        work.follow_up()
 
 
 def test_names_are_ours_only(local, tmp_path):

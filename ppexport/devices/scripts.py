@@ -4,6 +4,7 @@ In a job folder lie the job's own files and
 
     output    what the job printed
     pid       its process, which leads a process group
+    starting  locked by whoever is starting it
     started   it was started; when it ends this becomes exit.CODE, a renaming, which a full disk does not prevent
 """
 
@@ -44,6 +45,8 @@ START = (
     + r"""
 job=$root/$1
 shift
+# Of two that start one job at once the second waits, and then finds it running.
+if command -v flock > /dev/null; then exec 9> "$job/starting"; flock 9; fi
 if alive; then exit 0; fi
 rm -f "$job"/exit.* "$job/output" "$job/pid"
 : > "$job/started"
@@ -60,7 +63,7 @@ $detach sh -c '
     # A signal ends the waiting, not yet the command, which may have something to put back.
     while code=0; wait "$child" || code=$?; kill -0 "$child" 2> /dev/null; do :; done
     mv -f started "exit.$code"
-' "${job##*/}" "$@" < /dev/null > /dev/null 2>&1 &
+' "${job##*/}" "$@" < /dev/null > /dev/null 2>&1 9>&- &
 echo "$!" > pid || { kill "$!"; exit 1; }
 """
 )

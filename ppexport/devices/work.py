@@ -73,6 +73,11 @@ class DetachedWork(ABC, Generic[T]):
         self.running = True
         output, state = self._follow(timeout)
         self.running = False
+        if state.kind == "absent":
+            raise DeviceError(
+                f"another command has collected or removed this {self.noun} on {self.transport.name}: the same command "
+                "starts it anew"
+            )
         for line in output.notices:
             self.telling.notice(f"{self.transport.name}: {line}")
         if not state.succeeded:
