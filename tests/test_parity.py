@@ -507,7 +507,7 @@ def test_what_a_run_measured_of_flips_is_saved(small_half, tmp_path):
         ({"size": [32, 32]}, "run of other size"),
         ({"weights": 3}, "run of other weights"),
         ({"version": 1}, "saved by another version of ppexport: run `ppexport parity`"),
-        ({"format": "x"}, "not the report of a parity run"),
+        ({"format": "x"}, "holds no parity run"),
     ],
 )
 def test_a_saved_run_must_be_the_artifacts(small_half, tmp_path, changes, message):

@@ -255,7 +255,7 @@ def test_without_a_gpu_commands_exit_with_3(engine, command, tmp_path, monkeypat
 
     if sessions.describe_gpu()["gpu"] is not None:
         pytest.skip("this machine has a GPU")
-    Image.new("RGB", (20, 20)).save(tmp_path / "in.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "in.png")
     rest = [part.format(image=tmp_path / "in.png", out=tmp_path / "out.png") for part in command[1:]]
     monkeypatch.setattr("sys.argv", ["ppexport", command[0], str(engine), *rest])
     with pytest.raises(SystemExit) as raised:
