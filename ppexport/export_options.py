@@ -10,7 +10,7 @@ from ppexport.artifact import GROUP, MASKS, ONNX_FLAVOURS
 from ppexport.backends.apple import INTERFACES, SET_TARGET, check_coreai, check_coreml, check_installed
 from ppexport.backends.onnx import ort_format
 from ppexport.cards import Card
-from ppexport.errors import InputError, require
+from ppexport.errors import InputError, present, require
 from ppexport.folders import artifact_target, check_same
 from ppexport.mask import padded_tokens
 from ppexport.quantize.bundled import CALIBRATED, Quantisation, calibration_for, check_calibration, recipe_for
@@ -152,7 +152,8 @@ def check_replaceable(out: Path, card: Card, backend: str, size: tuple[int, int]
     # What TensorRT builds engines from is ONNX.
     kind = backend if backend in APPLE else "onnx"
     way_out = "say --force to replace it, or name another folder"
-    check_same(out, kind, card.name, card.arch, card.scale, list(size), way_out)
+    weights = present(card.weights, f"the weights of card {card.name}").sha256
+    check_same(out, kind, card.name, card.arch, card.scale, weights, list(size), way_out)
 
 
 def check_request(

@@ -81,6 +81,9 @@ def system_sentence(error: OSError) -> str:
     """What *error* says: the file, the reason, and the disk where one is full."""
     full = full_disk(error)
     name = error.filename or ("a temporary file or standard output" if full else "a file")
+    if name == "a file" and isinstance(error, FileNotFoundError):
+        # Only the look-up of the current folder fails so without a name.
+        return "the current folder no longer exists: change into another one"
     return f"{name}: {error.strerror or error}{full}"
 
 

@@ -24,6 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+MAX_TRIES = 100
 NEW, OLD = "artifact", "old"
 """In the hidden folder of an export: the artefact that is being made, and the one that it replaces."""
 
@@ -36,15 +37,20 @@ def held(folder: Path, doing: str, *, parents: bool = False) -> Iterator[None]:
     empty. Raises InputError where another process holds it, or where there can be no such folder.
     """
     made = handle = None
+    tries = 0
     while handle is None:
+        tries += 1
         try:
             made = made or not folder.exists()
             folder.mkdir(parents=parents, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if fcntl is not None else -1
-        except FileNotFoundError:
-            if folder.parent.is_dir():
-                continue
-            raise InputError(f"{folder.parent} is not a folder") from None
+        except FileNotFoundError as error:
+            if not folder.parent.is_dir():
+                raise InputError(f"{folder.parent} is not a folder") from None
+            # Its last owner may remove it in between, but where no folder can be made, none ever can.
+            if tries == MAX_TRIES:
+                raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+            continue
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{folder} cannot be a folder: there is a file of that name") from None
         except OSError as error:
@@ -72,7 +78,7 @@ def _lock(handle: int, folder: Path, doing: str) -> bool:
         return False
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"another process {doing} {folder}: wait for it, or name another folder") from None
+        raise InputError(f"another process {doing} {folder}: wait for it, or name another output") from None
     except OSError as error:
         os.close(handle)
         raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from None
@@ -130,13 +136,19 @@ def check_target(out: Path) -> Manifest | None:
     return manifest
 
 
-def check_same(out: Path, backend: str, name: str, arch: str, scale: int, size: list[int], way_out: str) -> None:
-    """Raise InputError, which ends with *way_out*, where *out* holds an artefact of another model, size or backend."""
+def check_same(
+    out: Path, backend: str, name: str, arch: str, scale: int, weights: str, size: list[int], way_out: str
+) -> None:
+    """Raise InputError, which ends with *way_out*, where *out* holds an artefact of another model, size or backend.
+
+    *weights* is the hash of the model's weights.
+    """
     old = check_target(out)
     if old is None:
         return
     differs = {
         f"the model {old.name} x{old.scale}": (old.name, old.arch, old.scale) != (name, arch, scale),
+        f"other weights of {old.name}": old.weights.get("sha256") != weights,
         f"size {old.size[0]}x{old.size[1]}": old.size != size,
         f"the backend {old.backend}": old.backend != backend,
     }
@@ -177,6 +189,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def artifact_target(out: str | Path) -> Path:
     """The absolute path of the artefact folder *out*. Raises InputError where none can be made."""
+    if not isinstance(out, (str, Path)):
+        raise InputError(f"the artefact folder is a path, not {out!r}")
     path = Path(os.path.abspath(out))
     if path.parent.is_dir():
         check_writable(path)

@@ -19,7 +19,7 @@ from ppexport.artifact import read_artifact
 from ppexport.backends.onnx import external
 from ppexport.backends.onnx.external import check_graphs, refuse_external
 from ppexport.backends.onnx.ort_format import convert
-from ppexport.backends.onnx.reading.model_file import iter_tensors
+from ppexport.backends.onnx.reading.model_file import iter_tensors, parse_model
 from ppexport.backends.onnx.session import load
 from ppexport.cli import app
 from ppexport.errors import ArtifactError, PpexportError
@@ -74,6 +74,14 @@ def test_no_tensor_anywhere_is_kept_in_another_file(place):
     PLACES[place](model)
     with pytest.raises(ArtifactError, match="m: tensor 'weight' is kept in another file"):
         refuse_external(model.SerializeToString(), "m")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_lint_of_a_file_reports_it_wherever_it_is(place, tmp_path):
+    model = empty()
+    PLACES[place](model)
+    source = parse_model(tmp_path / "m.onnx", model.SerializeToString())
+    assert [unsafe.tensor for unsafe in source.unsafe] == ["weight"]
 
 
 def test_half_of_the_naming_is_enough():

@@ -7,19 +7,23 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sshd_builds import write_source
 from typer.testing import CliRunner
 
 from ppexport import demo
+from ppexport.artifact import read_artifact
 from ppexport.cli import app
 from ppexport.devices.job import Job, remove_jobs
 from ppexport.devices.local import LocalTransport
 from ppexport.devices.transport import check_names
 from ppexport.errors import InputError
 from ppexport.exporting import GRAPHS
-from ppexport.folders import NEW, OLD, new_folder, run_folder, work_beside
+from ppexport.files import system_sentence
+from ppexport.folders import NEW, OLD, artifact_target, check_same, new_folder, run_folder, work_beside
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.kept import Kept
@@ -237,3 +241,40 @@ def test_names_that_a_shell_could_misread(tmp_path, name):
     ):
         with pytest.raises(InputError, match="is no name|is not a plain name"):
             attempt()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="/proc/x cannot be"), run_folder(Path("/proc/x"), demo.RUN):
+        pass
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InputError, match="x cannot be made: No such file"), run_folder(Path("x"), demo.RUN):
+        pass
+    with pytest.raises(FileNotFoundError) as raised:
+        artifact_target("x")
+    assert system_sentence(raised.value) == "the current folder no longer exists: change into another one"
+
+
+@pytest.mark.parametrize("out", [None, 5])
+def test_an_artifact_folder_that_is_no_path(out):
+    with pytest.raises(InputError, match="the artefact folder is a path, not"):
+        artifact_target(out)
+
+
+@pytest.mark.parametrize("out", [".", "/", ".."])
+def test_a_calibration_that_would_be_a_folder(out):
+    done = CliRunner().invoke(app, ["calibrate", "pp_atd_light_x2", "--images", ".", "-o", out])
+    assert isinstance(done.exception, InputError)
+    assert "is not a plain file" in str(done.exception)
+
+
+def test_other_weights_of_a_model_are_not_replaced_without_force(tmp_path):
+    out = tmp_path / "a"
+    write_source(out)
+    manifest = read_artifact(out).manifest
+    same = (out, "onnx", manifest.name, manifest.arch, manifest.scale)
+    check_same(*same, manifest.weights["sha256"], manifest.size, "way out")
+    with pytest.raises(InputError, match=r"holds an artefact of other weights of pp_atd_light_x2: way out"):
+        check_same(*same, "1" * 64, manifest.size, "way out")

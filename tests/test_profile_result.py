@@ -133,7 +133,7 @@ def test_a_quiet_run_has_no_marks(tmp_path):
         ("heat", {"celsius.cpu": 75.0}),
         ("time set", {"wall": 1_000_000_000_000 + 60 * 10**9}),
         ("slept", {"boot": 10**12}),
-        ("others", {"busy": 20.0}),
+        ("others", {"busy": 15.0}),
         ("stolen", {"stolen": 5.0}),
         ("throttled", {"throttled.cpu0": 7.0}),
         ("throttled", {"throttling": 2.0}),
@@ -146,6 +146,15 @@ def test_what_sensors_and_clocks_saw_is_marked(tmp_path, kind, last):
         tmp_path / "a", [[100.0] * 128], readings=[reading(0, **first), reading(t // 2, **first), reading(t, **last)]
     )
     assert kinds(p) == {kind}
+
+
+def test_what_ran_while_a_run_was_interrupted_is_not_said_to_disturb_it(tmp_path):
+    second = 10**9
+    # Between the second and the third reading the run was interrupted for a minute, of which its clock shows nothing.
+    busy = [0.0, 1.0, 121.0, 122.0]
+    times = [0, second, second + 200_000, 2 * second]
+    readings = [reading(t, busy=b, own=o) for t, b, o in zip(times, busy, [0.0, 1.0, 1.0, 2.0], strict=True)]
+    assert "others" not in kinds(made(tmp_path / "a", [[100.0] * 128], readings=readings))
 
 
 def test_energy_is_told_where_the_rails_add_up(tmp_path):

@@ -374,8 +374,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 IN_NUMPY_1_17 = {
     "abs", "arange", "array", "asarray", "ascontiguousarray", "bool_", "clip", "count_nonzero", "ctypeslib", "dtype",
-    "float32", "floor", "full", "generic", "inf", "int16", "int32", "int64", "int8", "isfinite", "isnan", "load", "ndarray",
-    "ones", "prod", "uint8", "where", "zeros",
+    "float32", "floor", "full", "generic", "inf", "int16", "int32", "int64", "int8", "isfinite", "isnan", "load",
+    "ndarray", "ones", "prod", "uint8", "where", "zeros",
 }  # fmt: skip
 """What the archive may use of NumPy; each was looked up in 1.17.4. A name that is missing here needs the same."""
 

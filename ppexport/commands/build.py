@@ -84,7 +84,9 @@ def build(
     whole = artifact.resolve()
     target = artifact_target(out or whole.with_name(whole.name + "-engine"))
     m = source.manifest
-    check_same(target, "tensorrt", m.name, m.arch, m.scale, m.size, "move it away, or name another folder")
+    check_same(
+        target, "tensorrt", m.name, m.arch, m.scale, m.weights["sha256"], m.size, "move it away, or name another folder"
+    )
     with open_device(on, options) as device, following("build") as telling:
         work = RemoteBuild(device, source, request, telling)
         with taken_up_later(work):

@@ -44,8 +44,8 @@ def calibrate(
 
     return_large_blocks()
     console = people(json)
-    for path in (out, state_path(out)):
-        check_file_target(path)
+    check_file_target(out)
+    check_file_target(state_path(out))
     sources = read_sources(images)
     with ExitStack() as stack:
         if target is not None and (Path(target) / MANIFEST).is_file():

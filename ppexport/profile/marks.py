@@ -14,6 +14,8 @@ CLOCK_CHANGE = 0.05
 """Share of a core's highest clock that it may differ by."""
 OTHERS = 0.10
 """Cores that other programs may use on average."""
+TICK = 0.1
+"""Seconds by which a counter of processor time may be off."""
 STOLEN = 0.01
 """Share of the cores that other virtual machines may take."""
 SPREAD = 0.10
@@ -73,8 +75,10 @@ def _load_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
     if len(table) < 2:
         return
     step = np.diff(table, axis=0)
-    # A process that took over after an interruption counts its own time from zero.
-    step = step[(step[:, 0] > 0) & (step[:, 2] >= 0)]
+    # Across an interruption the clock of the run stands still while the machine's counters go on, and a process that
+    # takes over counts its own time from zero. No core is busy for longer than the interval, but for a tick's rounding.
+    possible = step[:, 1] <= cores * (step[:, 0] / 1e9 + TICK)
+    step = step[(step[:, 0] > 0) & (step[:, 2] >= 0) & possible]
     seconds = step[:, 0].sum() / 1e9
     if seconds <= 0:
         return

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from ppexport.artifact import Artifact
 from ppexport.backends.onnx.external import graph_bytes
@@ -128,7 +128,11 @@ def external_range(tensor: TensorProto) -> tuple[str, int, int | None]:
 
 def iter_graphs(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
     """The main graph, the bodies of control flow in it, and local functions with theirs."""
-    waiting: list[GraphProto | FunctionProto] = [proto.graph, *proto.functions]
+    yield from _with_inner([proto.graph, *proto.functions])
+
+
+def _with_inner(waiting: list[GraphProto | FunctionProto]) -> Iterator[GraphProto | FunctionProto]:
+    """The graphs *waiting* and all that lie inside them."""
     while waiting:
         graph = waiting.pop()
         yield graph
@@ -147,22 +151,32 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
 
 
 def iter_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that the model stores: initializers, sparse ones, and attributes of nodes."""
-    for graph in iter_graphs(proto):
-        sparse = []
+    """Every tensor that the model stores: initializers, sparse ones, in attributes of nodes and functions, and those
+    for training."""
+    training = [graph for info in proto.training_info for graph in (info.initialization, info.algorithm)]
+    defaults = NodeProto(attribute=[attr for function in proto.functions for attr in function.attribute_proto])
+    for graph in _with_inner([proto.graph, *proto.functions, *training, *subgraphs(defaults)]):
         if isinstance(graph, GraphProto):
             yield from graph.initializer
-            sparse.extend(graph.sparse_initializer)
+            yield from _halves(graph.sparse_initializer)
         for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("sparse_tensor"):
-                    sparse.append(attribute.sparse_tensor)
-                sparse.extend(attribute.sparse_tensors)
-        for item in sparse:
-            yield from (item.values, item.indices)
+            yield from _attribute_tensors(node.attribute)
+    yield from _attribute_tensors(defaults.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from _halves([attribute.sparse_tensor])
+        yield from _halves(attribute.sparse_tensors)
+
+
+def _halves(sparse: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
 
 
 def _read_bytes(path: Path) -> bytes:
