@@ -76,7 +76,7 @@ def test_no_tensor_anywhere_is_kept_in_another_file(place):
         refuse_external(model.SerializeToString(), "m")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [place for place in PLACES if "sparse" not in place])
 def test_lint_of_a_file_reports_it_wherever_it_is(place, tmp_path):
     model = empty()
     PLACES[place](model)
