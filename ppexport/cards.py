@@ -152,7 +152,14 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
                 raise InputError(f"model {name} has {what} {own}, not {given}: leave {what} out or name another model")
         fields = card.model_dump()
     else:
-        if arch not in ARCHITECTURES or scale is None:
+        if arch is not None and arch not in ARCHITECTURES:
+            raise InputError(f"--arch is one of {', '.join(ARCHITECTURES)}, not {arch!r}")
+        if (arch is None) != (scale is None):
+            raise InputError(
+                f"without a model's name the weights need both --arch ({', '.join(ARCHITECTURES)}) and --scale "
+                f"(2, 3 or 4): --{'arch' if arch is None else 'scale'} is missing"
+            )
+        if arch is None or scale is None:
             raise InputError(
                 f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch "
                 f"({', '.join(ARCHITECTURES)}), scale and checkpoint"
@@ -164,7 +171,11 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
         fields["options"] = {**(fields.get("options") or {}), **options}
     elif options:
         raise InputError(f"{fields['arch']} has no Pure-Pass options: {', '.join(options)}")
-    return make_card(**fields), folder
+    try:
+        return Card(**fields), folder
+    except ValidationError as error:
+        # What a card says was checked when it was read, so this comes from the caller.
+        raise CardError(f"cannot use {first_error(error).removeprefix('options.')}") from None
 
 
 def check_weights_file(path: Path) -> None:

@@ -52,7 +52,7 @@ Threads = Annotated[
     typer.Option(callback=threads_here, help="threads of the runtime; it chooses if this is left out"),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
-SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")
 
 

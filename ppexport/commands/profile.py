@@ -14,7 +14,7 @@ from ppexport.backends.base import check_threads
 from ppexport.commands.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
 from ppexport.commands.profile_remote import There, clean_there, measure_there, parse_cores
 from ppexport.console import continues_from, duration, emit_json, people, progress_bar, stages, table
-from ppexport.errors import InputError, UnavailableError, require
+from ppexport.errors import InputError, UnavailableError, counted, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,8 +167,8 @@ def profile(
     context.with_resource(run_folder(folder, RUN))
     job = prepare(targets, plan, folder, images)
     console.print(
-        f"{len(targets)} runtime{'s' if len(targets) > 1 else ''}, each warmed up and then timed for "
-        f"{duration(plan.seconds)} and {plan.queries:,} queries at least"
+        f"{counted(len(targets), 'runtime')}: warmed up, then timed for at least {duration(plan.seconds)} and "
+        f"{plan.queries:,} queries"
     )
     with continues_from(job.journal):
         with progress_bar("queries") as progress, set_board(mode, lock_clocks, folder, console):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.errors import counted
 from ppexport.files import finite
 from ppexport.metrics import TAPS, psnr, psnr_y, ssim, ssim_y
 from ppexport.parity.columns import Column, Sample
@@ -329,9 +330,9 @@ def _judge_flips(
     near = seen is None or seen.tokens_db >= gate.psnr
     row.passed = surest < limit and near and row.injected.within(gate)
     if row.passed and seen is not None:
-        row.reason = f"{unexplained} rounded choices, {unexcused} near ties; equal once injected"
+        row.reason = f"{counted(unexplained, 'rounded choice')}, {counted(unexcused, 'near tie')}; equal once injected"
     elif row.passed and not gate.flips_count:
-        row.reason = f"{unexplained} near ties (gap below {limit:g}) regrouped tokens; equal once injected"
+        row.reason = f"{counted(unexplained, 'near tie')} (gap below {limit:g}) regrouped tokens; equal once injected"
     elif row.passed:
         row.reason = f"{sum(row.flips) / differs.size:.1%} of the categories flipped, the surest by {surest:.1e}"
     elif surest >= limit:

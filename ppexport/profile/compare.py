@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, counted
 from ppexport.profile.result import Profile
 from ppexport.profile.statistics import PERCENTILES, Interval, ratio_independent, ratio_interleaved
 
@@ -108,7 +108,8 @@ def compare_offline(a: Side, b: Side) -> Comparison:
 def compare_interleaved(profile: Profile) -> Comparison:
     """The second subject of a run of two against the first. Raises InputError for another number."""
     if len(profile.subjects) != 2:
-        raise InputError(f"{profile.path} holds {len(profile.subjects)} subjects: one file is compared if it holds two")
+        held = counted(len(profile.subjects), "measurement")
+        raise InputError(f"{profile.path} holds {held}, not two: name a second run to compare it with")
     a, b = Side(profile, 0), Side(profile, 1)
     ratios = {
         name: ratio_interleaved(b.ms, a.ms, percent, 2 * profile.images) for name, percent in PERCENTILES.items()
