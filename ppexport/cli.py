@@ -86,7 +86,12 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    name="ppexport", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    name="ppexport",
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 for _name, _module in COMMANDS.items():
     app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))

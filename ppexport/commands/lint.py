@@ -12,7 +12,7 @@ import typer
 
 from ppexport.commands.options import Json
 from ppexport.console import emit_json, people
-from ppexport.errors import EXIT_GATE_FAILED, InputError, require
+from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
 
 EXAMPLE = "Example: ppexport lint model.onnx"
 PACKAGE, ASSET = ".mlpackage", ".aimodel"
@@ -112,7 +112,7 @@ def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
         where = ", ".join(filter(None, (f.op, f"module {f.module}" if f.module else None, f.node)))
         console.print(f"{f.severity.value} {f.rule}{f' ({where})' if where else ''}: {f.message}")
         console.print(f"    way out: {f.way_out}")
-    counts = ", ".join(f"{count} {severity.value}s" for severity, count in report.counts.items())
+    counts = ", ".join(counted(count, severity.value) for severity, count in report.counts.items())
     facts = report.facts
     console.print(f"{file}: {counts}; {facts.nodes} nodes, {facts.file_bytes / 1e6:.2f} MB")
     if not report.ok:
