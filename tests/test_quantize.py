@@ -224,6 +224,15 @@ def saturates_here() -> bool:
     return saturates(openvino.Core(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
+def test_an_error_of_openvino_tells_its_reason():
+    from ppexport.backends.openvino.session import reason
+
+    assert reason(RuntimeError("Exception from a.cpp:117:\nException from b.cpp:54:\nbad combination\n\n")) == (
+        "bad combination"
+    )
+    assert reason(RuntimeError("Exception from a.cpp:1:\n")) == "Exception from a.cpp:1:"
+
+
 def test_openvino_refuses_what_would_saturate(small, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     from ppexport.backends.openvino import session

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from ppexport.backends.base import Arrays
 
 
+def reason(error: Exception) -> str:
+    """What an error of OpenVINO says, which begins with the places in its sources where it was raised."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+    return first_line(RuntimeError(lines[0])) if lines else first_line(error)
+
+
 class Session:
     """A compiled model and one request."""
 
@@ -53,7 +59,7 @@ class Session:
                 wrong = has_wide_weights(graph) and saturates(core, device, settings)
                 self.compiled = None if wrong else core.compile_model(graph, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
-            raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {first_line(error)}") from None
+            raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {reason(error)}") from None
         if self.compiled is None:
             raise UnavailableError(
                 f"OpenVINO's int8 products saturate on this machine, a CPU without VNNI, so that {where} would become "
