@@ -39,7 +39,7 @@ from ppexport.profile.runtimes import Target
 
 NOT_THERE = ("coreml",)
 """Runtimes of machines that no transport leads to."""
-RESERVED = {IMAGES, JOURNAL, REQUEST, ARCHIVE, OUTCOME, BEFORE, CLOCKS, OUTPUT, MANIFEST, "pid", "started"}
+RESERVED = {IMAGES, JOURNAL, REQUEST, ARCHIVE, OUTCOME, BEFORE, CLOCKS, OUTPUT, MANIFEST, "pid", "starting", "started"}
 PYTHON = re.compile(r"(?:/[A-Za-z0-9_./+-]{1,200}|[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})")
 POWER_MODE = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 """A power mode's name."""
