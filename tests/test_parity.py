@@ -130,7 +130,7 @@ def test_a_flip_of_a_near_tie_passes_when_the_injected_picture_is_equal():
     row = judge(sample(gap=1e-7), sample(shift=0.02, flip=[3]), lambda item, categories: sample(flip=[3]))
     assert row.passed
     assert row.flips == [0, 1]
-    assert "near ties" in row.reason
+    assert "1 near tie (gap" in row.reason
 
 
 def test_a_flip_that_an_earlier_flip_explains_needs_no_near_tie():

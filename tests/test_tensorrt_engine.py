@@ -387,11 +387,12 @@ def test_of_an_fp16_engine_photographs_are_judged():
         pair = compare_with_engine(("twin", "e"), inputs, reference, engine, ARTIFACT_GATES[precision], 2)
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
-    # A photograph whose flips passed where they could be examined may be twice as far off as there, and no more.
-    for decibel, passes in ((45.9, True), (46.1, False)):
-        pair = compare_with_engine(
-            ("twin", "e"), inputs[:1], reference, engine, ARTIFACT_GATES["fp16"], 2, {"photo": decibel, "noise": 90.0}
-        )
+    # An input whose flips passed where they could be examined may be twice as far off as there, and no more.
+    for precision, decibel, passes in (
+        ("fp16", 45.9, True), ("fp16", 46.1, False), ("fp32", 45.9, True), ("fp32", 46.1, False),
+    ):  # fmt: skip
+        gate, flipped = ARTIFACT_GATES[precision], {"photo": decibel, "noise": 90.0}
+        pair = compare_with_engine(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
         assert pair.rows[0].passed == passes
         assert pair.rows[0].reason.startswith("40.0 dB")
 

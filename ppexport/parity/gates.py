@@ -22,7 +22,7 @@ saved run."""
 
 FLIP_MARGIN = 6.0
 """In dB, twice the error: how much further off than in the saved run, where its flips were examined and passed, a
-photograph may be that flips otherwise on another machine. Measured for the bundled x4 in fp16 at 64x64, on the same
+input may be that flips otherwise on another machine. Measured for the bundled x4 in fp16 at 64x64, on the same
 photographs in two ways of rounding: from 3.7 dB less to 2.4 dB more."""
 
 

@@ -190,10 +190,10 @@ def compare_with_engine(
     """Compare the column of an *engine*, whose routing cannot be told, by pictures and counts.
 
     In fp16 near ties fall either way on every run of synthetic pictures full of them, such as noise, and nothing can
-    tell that from a mistake: there such inputs are reported, and photographs are judged. A photograph in *flipped*,
+    tell that from a mistake: there such inputs are reported, and photographs are judged. An input in *flipped*,
     {input: dB}, passed in a run that could examine its flips, with that PSNR as it ran: here it may be `FLIP_MARGIN` dB
-    further off, where that is below the gate. In fp32 near ties are few: an input that has one fails with a reason that
-    says so.
+    further off, where that is below the gate. In fp32 near ties are few: any other input that has one fails with a
+    reason that says so.
     """
     pair = compare_columns(names, inputs, without_routing(reference), engine, gate, scale)
     for row, item in zip(pair.rows, inputs, strict=True):
@@ -203,7 +203,7 @@ def compare_with_engine(
             continue
         if gate.near_tie > NEAR_TIE and item.hr is None:
             row.passed, row.reason = True, f"not judged, {names[1]} does not tell its near ties ({row.reason})"
-        elif gate.near_tie > NEAR_TIE and row.errors.psnr >= (flipped or {}).get(row.name, math.inf) - FLIP_MARGIN:
+        elif row.errors.psnr >= (flipped or {}).get(row.name, math.inf) - FLIP_MARGIN:
             row.passed = True
             row.reason += f"; {names[1]} does not tell its flips, and the saved run, whose flips passed, has "
             row.reason += f"{(flipped or {})[row.name]:.1f} dB"
