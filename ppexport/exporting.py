@@ -125,7 +125,7 @@ def export(
     or "fp16". For ONNX and TensorRT *precision* may also be "fp16", "int8" or "mixed" by a *calibration*, a file that
     `ppexport calibrate` wrote, or the bundled model's own; *recipe* says what becomes int8. *file_format* "ort" also
     converts the ONNX file to what ONNX Runtime Mobile reads, which is then the artefact's model. *keep* receives
-    intermediate ONNX graphs, *step* is told every stage. An older artefact in *out* is replaced; *force* True replaces
+    intermediate ONNX graphs, *step* receives every stage. An older artefact in *out* is replaced; *force* True replaces
     also one of another model, size or backend. Returns *out*. Raises InputError, TwinError or
     ExportError, UnavailableError where a package is missing or too new; *out* is then as it was.
     """

@@ -25,6 +25,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MAX_TRIES = 100
+MAX_JSON = 1 << 26
+"""Bytes of a file that is read to see whose it is; a report is about 50 kB."""
 NEW, OLD = "artifact", "old"
 """In the hidden folder of an export: the artefact that is being made, and the one that it replaces."""
 
@@ -189,7 +191,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def artifact_target(out: str | Path) -> Path:
     """The absolute path of the artefact folder *out*. Raises InputError where none can be made."""
-    if not isinstance(out, (str, Path)):
+    if not isinstance(out, (str, os.PathLike)):
         raise InputError(f"the artefact folder is a path, not {out!r}")
     path = Path(os.path.abspath(out))
     if path.parent.is_dir():
@@ -201,8 +203,10 @@ def artifact_target(out: str | Path) -> Path:
 
 
 def is_json_of(path: Path, kind: str) -> bool:
-    """Whether the file *path* is a JSON object whose field `format` is *kind*."""
+    """Whether the file *path* is a JSON object whose field `format` is *kind*, of `MAX_JSON` bytes at most."""
     try:
+        if path.stat().st_size > MAX_JSON:
+            return False
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False

@@ -23,7 +23,17 @@ from ppexport.devices.transport import check_names
 from ppexport.errors import InputError
 from ppexport.exporting import GRAPHS
 from ppexport.files import system_sentence
-from ppexport.folders import NEW, OLD, artifact_target, check_same, new_folder, run_folder, work_beside
+from ppexport.folders import (
+    MAX_JSON,
+    NEW,
+    OLD,
+    artifact_target,
+    check_same,
+    is_json_of,
+    new_folder,
+    run_folder,
+    work_beside,
+)
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.kept import Kept
@@ -255,6 +265,15 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError) as raised:
         artifact_target("x")
     assert system_sentence(raised.value) == "the current folder no longer exists: change into another one"
+
+
+def test_a_file_that_is_too_large_is_not_read_to_see_whose_it_is(tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text('{"format": "f"}')
+    assert is_json_of(report, "f")
+    with report.open("ab") as stream:
+        stream.write(b" " * (MAX_JSON + 1 - report.stat().st_size))
+    assert not is_json_of(report, "f")
 
 
 @pytest.mark.parametrize("out", [None, 5])

@@ -32,7 +32,10 @@ def compare(
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(min=0.0, help="a factor: exit with 1 if B takes more than this times A's time, beyond doubt"),
+        typer.Option(
+            min=0.0,
+            help="a factor: exit with 1 if B takes more than this times A's time and the whole interval lies above it",
+        ),
     ] = None,
     figure: Annotated[str, typer.Option(help="what --limit is about: p50, p90 or p99")] = "p90",
     out: Annotated[

@@ -31,7 +31,7 @@ NOTES = {
     "given, found for other weights": "note: the recipe was found for other weights, where it may have cost another "
     "loss: `ppexport quantize-search` finds one for these",
 }
-"""What a person is told of the recipe of an int8 file, by where it comes from."""
+"""What the command says about the recipe of an int8 file, by where the recipe comes from."""
 
 
 def export(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ppexport.artifact import Manifest
 from ppexport.backends.base import Runner
 from ppexport.errors import InputError
-from ppexport.folders import run_folder
+from ppexport.folders import MAX_JSON, run_folder
 from ppexport.parity.artifact_column import EngineColumn, artifact_column
 from ppexport.parity.columns import load_column, load_inputs
 from ppexport.parity.compare import Means, compare_columns
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ppexport.parity.artifact_column import ArtifactColumn
     from ppexport.parity.package_column import PackageColumn
 
-MAX_BYTES = 1 << 26
-"""A report is about 50 kB."""
 SAME = ("arch", "options", "scale", "size", "precision", "capacities")
 """What must be equal in the manifest and in the saved run, beside the weights."""
 AGAIN = "run `ppexport parity` of this artefact's model again on the machine with torch, and copy its folder"
@@ -48,8 +46,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The report of the run saved in *folder*. Raises InputError for a damaged one, or one of another version."""
     path = folder / REPORT
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes: that is no report of a parity run")
+        if path.stat().st_size > MAX_JSON:
+            raise InputError(f"{path} is larger than {MAX_JSON} bytes: that is no report of a parity run")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{folder} is not the folder of a parity run: {path} {error.strerror}") from None

@@ -197,16 +197,18 @@ def compare_with_engine(
     """
     pair = compare_columns(names, inputs, without_routing(reference), engine, gate, scale)
     for row, item in zip(pair.rows, inputs, strict=True):
+        there = (flipped or {}).get(row.name, math.inf)
         counted = reference[item.name].impure == engine[item.name].impure
         finite = math.isfinite(row.errors.max_abs)
         if row.passed or not (counted and finite):
             continue
         if gate.near_tie > NEAR_TIE and item.hr is None:
             row.passed, row.reason = True, f"not judged, {names[1]} does not tell its near ties ({row.reason})"
-        elif row.errors.psnr >= (flipped or {}).get(row.name, math.inf) - FLIP_MARGIN:
+        elif row.errors.psnr >= there - FLIP_MARGIN:
             row.passed = True
-            row.reason += f"; {names[1]} does not tell its flips, and the saved run, whose flips passed, has "
-            row.reason += f"{(flipped or {})[row.name]:.1f} dB"
+            row.reason += (
+                f"; {names[1]} does not tell its flips, and the saved run, whose flips passed, has {there:.1f} dB"
+            )
         elif gate.near_tie <= NEAR_TIE and (ties := near_ties(reference[item.name])):
             row.reason += f"; {names[1]} does not tell whether one of the {ties} near ties of this input flipped"
     return pair
