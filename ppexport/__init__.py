@@ -14,20 +14,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppexport.backends.backend import open_artifact as open_artifact
+    from ppexport.device.mask import pixel_labels as pixel_labels
+    from ppexport.device.mask import pure_mask as pure_mask
     from ppexport.exporting import export as export
-    from ppexport.mask import pixel_labels as pixel_labels
-    from ppexport.mask import pure_mask as pure_mask
     from ppexport.networks.load import load_network as load_network
-    from ppexport.opening import open_artifact as open_artifact
-    from ppexport.twin.build import make_twin as make_twin
+    from ppexport.twin.twin import make_twin as make_twin
 
 _LAZY = {
     "load_network": "ppexport.networks.load",
-    "make_twin": "ppexport.twin.build",
+    "make_twin": "ppexport.twin.twin",
     "export": "ppexport.exporting",
-    "open_artifact": "ppexport.opening",
-    "pure_mask": "ppexport.mask",
-    "pixel_labels": "ppexport.mask",
+    "open_artifact": "ppexport.backends.backend",
+    "pure_mask": "ppexport.device.mask",
+    "pixel_labels": "ppexport.device.mask",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ppexport.artifact import FORMAT, MANIFEST, Manifest, parse_manifest
+from ppexport.device.artifact import FORMAT, MANIFEST, Manifest, parse_manifest
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import check_writable, naming
 

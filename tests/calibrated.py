@@ -12,11 +12,11 @@ from shared import FREE_IMAGES
 from tensorrt_models import random_network, shorten
 
 import ppexport
-from ppexport.artifact import Artifact, read_artifact
-from ppexport.networks.atd import ATDLight
+from ppexport.backends.onnx.collect import calibrate
+from ppexport.device.artifact import Artifact, read_artifact
+from ppexport.networks.atd.network import ATDLight
 from ppexport.quantize.calibration import Calibration, load_calibration
-from ppexport.quantize.collect import calibrate
-from ppexport.quantize.pictures import cut_crops, read_sources
+from ppexport.quantize.crops import cut_crops, read_sources
 
 SIZE = (16, 32)
 

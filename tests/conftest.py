@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import ppexport
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
 
 if TYPE_CHECKING:
     from calibrated import Calibrated

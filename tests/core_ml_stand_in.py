@@ -1,6 +1,6 @@
 """A stand-in for coremltools on a Mac: real packages and their specifications, computed by the evaluator.
 
-It has what `ppexport.backends.coreml.device` uses, called as coremltools 9.0 documents it.
+It has what `ppexport.backends.coreml.run_mac` uses, called as coremltools 9.0 documents it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MLModel:
             raise ValueError(f"function_name {function_name} not found in the model.")
 
     def get_spec(self):
-        from ppexport.backends.coreml.frontend import coremltools
+        from ppexport.backends.coreml.mil_program import coremltools
 
         return coremltools().utils.load_spec(self.path)
 
@@ -106,7 +106,8 @@ def import_module(name):
 
 if __name__ == "__main__":
     # A trial's child on a Mac: `python core_ml_stand_in.py FOLDER`.
-    from ppexport.backends.coreml import device, trial_child
+    from ppexport.backends.coreml import run_mac as device
+    from ppexport.backends.coreml import trial_child
 
     device.import_module = import_module
     trial_child.run(Path(sys.argv[1]))

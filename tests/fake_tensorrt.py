@@ -1,4 +1,5 @@
-"""Stand-ins with the same functions as TensorRT's runtime and `backends/tensorrt/cuda.py`, for machines without a GPU.
+"""Stand-ins with the same functions as TensorRT's runtime and `backends/tensorrt/run_cuda.py`, for machines without a
+GPU.
 
 The engine enlarges `lr` to the nearest pixel and counts how often it really ran; a graph that was recorded runs again
 only when it is launched, as on a GPU.

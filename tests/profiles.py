@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from ppexport.profile.agent.journal import FORMAT, VERSION
-from ppexport.profile.agent.plan import PLANS
+from ppexport.device.journal import FORMAT, VERSION
+from ppexport.device.measure import PLANS
 
 MS = 1_000_000
 MACHINE = {

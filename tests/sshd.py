@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ppexport.devices.ssh import SshOptions
+from ppexport.remote.ssh import SshOptions
 
 TRTEXEC = r"""#!/bin/sh
 # Plays trtexec: records its arguments, prints a log, writes the files it was asked for. Files in its folder steer it.

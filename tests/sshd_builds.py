@@ -11,12 +11,12 @@ from pathlib import Path
 
 import onnx
 
-from ppexport.artifact import Manifest, read_artifact, write_manifest
 from ppexport.backends.tensorrt.engine_artifact import make_request
 from ppexport.backends.tensorrt.remote import RemoteBuild
-from ppexport.devices.job import Pace
-from ppexport.devices.opening import open_device
-from ppexport.devices.work import Telling
+from ppexport.device.artifact import Manifest, read_artifact, write_manifest
+from ppexport.remote.job import Pace
+from ppexport.remote.opening import open_device
+from ppexport.remote.work import Telling
 
 MODEL_BYTES = 200_000
 

@@ -14,16 +14,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from ppexport.artifact import Manifest, write_manifest
 from ppexport.cli import app
-from ppexport.devices.job import Pace
-from ppexport.devices.opening import open_device
-from ppexport.devices.work import Telling
+from ppexport.device.artifact import Manifest, write_manifest
+from ppexport.device.measure import Plan
+from ppexport.device.target import choose
 from ppexport.errors import PpexportError
-from ppexport.profile.agent.plan import Plan
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.profile.run import prepare_remote
-from ppexport.profile.runtimes import choose
+from ppexport.remote.job import Pace
+from ppexport.remote.opening import open_device
+from ppexport.remote.work import Telling
 
 SIZE = (32, 48)
 SINES = 24

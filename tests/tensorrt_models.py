@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ppexport.artifact import read_artifact
 from ppexport.backends.tensorrt.engine_artifact import make_request
-from ppexport.networks.atd import ATDLight
-from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
+from ppexport.device.artifact import read_artifact
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
 
 
 def lively(network: ATDLight, seed: int = 0) -> ATDLight:

@@ -30,12 +30,12 @@ from places import insert
 from training.data import find_images, split_holdout
 
 import ppexport
-from ppexport.bicubic import resize_bicubic
-from ppexport.cards import Options
+from ppexport.device.mask import pure_mask
 from ppexport.errors import InputError, UnavailableError
-from ppexport.evaluate import evaluate, find_pairs, network_upscaler
-from ppexport.mask import pure_mask
-from ppexport.networks.pp_atd import PPATDLight
+from ppexport.imaging.bicubic import resize_bicubic
+from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.card import Options
+from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 
 
 @pytest.fixture(autouse=True)

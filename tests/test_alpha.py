@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from test_upscale import Repeat, noise
 
-from ppexport.alpha import bleed
-from ppexport.images import read_image
-from ppexport.info import read_levels
+from ppexport.cli.cost import read_levels
+from ppexport.imaging.alpha import bleed
+from ppexport.imaging.images import read_image
+from ppexport.imaging.upscale import upscale_file
 from ppexport.profile.pictures import read_rgb
-from ppexport.quantize.pictures import read_sources
-from ppexport.upscale import upscale_file
+from ppexport.quantize.crops import read_sources
 
 YELLOW = (255, 222, 60)
 BLACK = (0, 0, 0)

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from ppexport.artifact import sha256_path
-from ppexport.commands.lint import kinds_of_modules
+from ppexport.cli.lint import kinds_of_modules
+from ppexport.device.artifact import sha256_path
 
 pytest_plugins = ["apple_fixtures"]
 LAYER = "layers.0.residual_group.layers.0"

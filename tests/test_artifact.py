@@ -14,10 +14,10 @@ import pytest
 from conftest import golden_network, photo
 
 import ppexport
-from ppexport.artifact import MANIFEST, read_artifact
+from ppexport.device.artifact import MANIFEST, read_artifact
+from ppexport.device.picture import to_input
 from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.files import sha256_file
-from ppexport.picture import to_input
 
 
 def test_the_folder_holds_one_model_and_its_manifest(artifact):
@@ -247,7 +247,7 @@ def test_a_large_size_stays_small(tmp_path):
 def test_the_self_check_notices_every_output(artifact, tmp_path):
     from onnx import numpy_helper
 
-    from ppexport.backends.onnx.build import Shape, self_check
+    from ppexport.backends.onnx.export_onnx import Shape, self_check
 
     twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
     shape = Shape((twin.capacity,), "graph")

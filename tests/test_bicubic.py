@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from shared import FREE_IMAGES, evaluation_pairs
 
-from ppexport.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
-from ppexport.metrics import psnr_y
+from ppexport.device.picture import psnr_y
+from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
 
 pixels = arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3)))
 

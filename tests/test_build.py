@@ -16,9 +16,9 @@ from shared import ODD
 from sshd import Device, alive, wait_until
 from sshd_builds import MODEL_BYTES, Told, build, command, error_of, in_background, write_source
 
-from ppexport.artifact import read_artifact
-from ppexport.backends.tensorrt.parser_report import BuildFailed
-from ppexport.devices.errors import ConnectionLost, TransferError
+from ppexport.backends.tensorrt.trtexec import BuildFailed
+from ppexport.device.artifact import read_artifact
+from ppexport.remote.address import ConnectionLost, TransferError
 
 pytest_plugins = ["sshd_fixtures"]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sshd_builds import build, error_of
 
-from ppexport.artifact import read_artifact, write_manifest
+from ppexport.device.artifact import read_artifact, write_manifest
 
 pytest_plugins = ["sshd_fixtures"]
 

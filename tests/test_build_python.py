@@ -11,8 +11,8 @@ import pytest
 from sshd import wait_until
 from sshd_builds import Told, build, error_of
 
-from ppexport.artifact import read_artifact
-from ppexport.devices.errors import ConnectionLost, TransferError
+from ppexport.device.artifact import read_artifact
+from ppexport.remote.address import ConnectionLost, TransferError
 
 pytest_plugins = ["sshd_fixtures"]
 

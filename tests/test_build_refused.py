@@ -8,7 +8,7 @@ import pytest
 from sshd import make_key
 from sshd_builds import Told, build, error_of, write_source
 
-from ppexport.devices.errors import DiskFullError
+from ppexport.remote.address import DiskFullError
 
 pytest_plugins = ["sshd_fixtures"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppexport.backends.tensorrt import trtexec
-from ppexport.devices.output import TAIL, JobOutput
+from ppexport.remote.output import TAIL, JobOutput
 
 REQUEST = {
     "version": 1, "onnx": "model.onnx", "onnx_sha256": "0" * 64, "engine": "model.engine", "log": "build.log",

@@ -6,9 +6,9 @@ import pytest
 from safetensors.torch import save_file
 
 import ppexport
-from ppexport.cards import models_folder
-from ppexport.commands.export import NOTES
+from ppexport.cli.export import NOTES
 from ppexport.errors import InputError
+from ppexport.networks.card import models_folder
 from ppexport.networks.load import card_of
 from ppexport.quantize.bundled import calibration_for, check_calibration, recipe_for
 from ppexport.quantize.recipe import Recipe, write_recipe

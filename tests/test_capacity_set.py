@@ -16,21 +16,20 @@ from torch import nn
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.artifact import read_artifact
-from ppexport.backends.onnx.build import fuse, trace
+from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.cli import app
-from ppexport.commands.options import parse_capacities
+from ppexport.cli.options import parse_capacities
+from ppexport.device.artifact import read_artifact
+from ppexport.device.picture import psnr, to_input, to_uint8
 from ppexport.errors import InputError
-from ppexport.export_options import capacity_set
-from ppexport.metrics import psnr
+from ppexport.exporting import capacity_set
+from ppexport.imaging.upscale import upscale_array
 from ppexport.parity.inputs import parity_inputs
-from ppexport.picture import to_input, to_uint8
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.layers import StaticCategoryAttention
 from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer
 from ppexport.twin.routing import plan_slots
 from ppexport.twin.shared import BlockCut, Shared
-from ppexport.upscale import upscale_array
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]

@@ -306,7 +306,7 @@ def test_upscale_reads_the_picture_before_it_opens_the_model(artifact, picture, 
     def opened(*_, **__):
         pytest.fail("the model was opened")
 
-    monkeypatch.setattr("ppexport.opening.open_artifact", opened)
+    monkeypatch.setattr("ppexport.backends.backend.open_artifact", opened)
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:-1000])
     for source, target, message in (
         ("none.png", "sr.png", "does not exist"),

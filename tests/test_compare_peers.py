@@ -42,13 +42,12 @@ from peers.result import Comparison
 from peers.saving import saving
 from places import insert
 
-from ppexport.artifact import ONNX_FLAVOURS, read_artifact
-from ppexport.commands.options import parse_size
+from ppexport.cli.options import parse_size
+from ppexport.device.artifact import ONNX_FLAVOURS, read_artifact
+from ppexport.device.picture import psnr, to_input
 from ppexport.errors import ExportError, InputError, PpexportError, UnavailableError
-from ppexport.metrics import psnr
-from ppexport.networks.macs import Macs, count_macs
-from ppexport.networks.pp_atd import PurePassOptions
-from ppexport.picture import to_input
+from ppexport.networks.atd.cost import Macs, count_macs
+from ppexport.networks.atd.pp_network import PurePassOptions
 from ppexport.profile.statistics import Interval, median_interval
 
 OPTIONS = PurePassOptions().as_dict()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ppexport import console
-from ppexport.console import Forecast, duration, progress_bar
+from ppexport.cli import console
+from ppexport.cli.console import Forecast, duration, progress_bar
 
 
 class Clock:

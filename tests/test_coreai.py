@@ -19,11 +19,11 @@ pytest.importorskip("coreai_torch")
 from small_networks import beyond_half, small_network
 
 import ppexport
-from ppexport.artifact import sha256_path
-from ppexport.backends.coreai.halved import Halved, halved
-from ppexport.backends.coreai.session import Session
+from ppexport.backends.coreai.asset import Session
+from ppexport.backends.coreai.convert_asset import Halved, halved
+from ppexport.device.artifact import sha256_path
+from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
-from ppexport.metrics import psnr
 from ppexport.parity.asset_column import AssetColumn
 from ppexport.parity.compute import TwinColumn
 from ppexport.parity.inputs import ParityInput

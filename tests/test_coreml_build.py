@@ -17,24 +17,24 @@ from conftest import golden_network
 from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
-from ppexport.backends.coreml import device
-from ppexport.backends.coreml.build import MODEL, Options, build_for_coreml
+from ppexport.backends.coreml import run_mac as device
+from ppexport.backends.coreml.convert import MODEL, Options, build_for_coreml
 from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.backends.coreml.frontend import coremltools
+from ppexport.backends.coreml.mil_program import coremltools
 from ppexport.backends.coreml.placement import Reason, place_package
 from ppexport.backends.coreml.precision import computes_half, computes_half_widely
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
-from ppexport.backends.coreml.session import Session
+from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.export_options import capacity_set
-from ppexport.metrics import psnr
-from ppexport.networks.atd import Trace
+from ppexport.exporting import capacity_set
+from ppexport.networks.atd.network import Trace
 from ppexport.networks.load import card_of
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import run_parity
-from ppexport.twin.build import make_twin
+from ppexport.twin.twin import make_twin
 
 pytest_plugins = ["apple_fixtures"]
 

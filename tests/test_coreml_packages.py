@@ -18,17 +18,17 @@ pytest.importorskip("coremltools")
 from coreml_programs import ELEMENTS, evaluated, saved
 
 from ppexport.backends.coreml.divergence import agreement, divergences, first_divergence
+from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.backends.coreml.frontend import coremltools, quiet_converter
+from ppexport.backends.coreml.mil_program import coremltools, quiet_converter
 from ppexport.backends.coreml.placement import place, place_package
 from ppexport.backends.coreml.reading.decode import Decoder
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
 from ppexport.backends.coreml.reading.weights import WeightFile
-from ppexport.backends.coreml.session import Session
+from ppexport.device.picture import psnr
+from ppexport.device.wire import Message
 from ppexport.errors import ArtifactError, InputError
-from ppexport.metrics import psnr
-from ppexport.wire import Message
 
 
 def small_cnn():

@@ -13,7 +13,6 @@ from coreml_programs import run_one
 from onnx import TensorProto, helper
 
 import ppexport
-from ppexport.artifact import read_artifact
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.placement import place_package
@@ -21,13 +20,13 @@ from ppexport.backends.coreml.quantised_inputs import scale_of
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import decode
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.session import load
+from ppexport.backends.onnx.layer_inputs import module_ranges
+from ppexport.backends.onnx.qdq import find_ranges
+from ppexport.backends.onnx.run_onnxruntime import load
+from ppexport.device.artifact import read_artifact
+from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError
-from ppexport.metrics import psnr
-from ppexport.quantize.groups import DEFAULT_GROUPS, group_of, quantisable
-from ppexport.quantize.layer_inputs import module_ranges
-from ppexport.quantize.qdq import find_ranges
-from ppexport.quantize.recipe import Recipe, write_recipe
+from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, group_of, quantisable, write_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ import pytest
 from small_networks import SIZE
 
 import ppexport
-from ppexport.artifact import read_artifact
-from ppexport.backends.coreml import device, mac, trial, trial_child
-from ppexport.backends.coreml.device import Planned, check_platform
+from ppexport.backends.coreml import run_mac as device
+from ppexport.backends.coreml import run_mac as mac
+from ppexport.backends.coreml import trial, trial_child
 from ppexport.backends.coreml.reading.package import read_package
+from ppexport.backends.coreml.run_mac import Planned, check_platform
 from ppexport.backends.coreml.trial import TrialError, run_trial
+from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import parity_inputs
@@ -180,7 +182,7 @@ def test_units_are_checked():
 
 
 def test_gates_know_every_precision():
-    from ppexport.backends.apple import COREML_PRECISIONS
+    from ppexport.backends.coreml.apple import COREML_PRECISIONS
     from ppexport.parity.gates import ARTIFACT_GATES
 
     assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in COREML_PRECISIONS)

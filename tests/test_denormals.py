@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ppexport.backends.denormals import Flushed
+from ppexport.device.runner import Flushed
 
 handled = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or sys.platform == "win32", reason="no mode to change"
@@ -50,14 +50,14 @@ def test_rounding_and_errors_are_left_alone() -> None:
 
 RUNTIMES = {
     "onnxruntime": """
-from ppexport.backends.onnx.session import make_session
+from ppexport.backends.onnx.run_onnxruntime import make_session
 
 def make():
     session = make_session(model, "a test", 2)
     return lambda x: session.run(["y"], {"x": x})[0]
 """,
     "openvino": """
-from ppexport.backends.openvino.session import Session
+from ppexport.backends.openvino.run_openvino import Session
 
 def make():
     session = Session(model, "a test", threads=2)

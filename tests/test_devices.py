@@ -12,15 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ppexport.devices
-from ppexport.devices.address import SshAddress, parse_address
-from ppexport.devices.errors import TransferError
-from ppexport.devices.opening import open_device
-from ppexport.devices.process import TimeIsUp, run_limited
-from ppexport.devices.ssh import SshOptions, SshTransport
-from ppexport.devices.transport import fact_lines
-from ppexport.devices.untrusted import parse_object, printable
+import ppexport.remote
 from ppexport.errors import InputError
+from ppexport.remote.address import SshAddress, TransferError, parse_address
+from ppexport.remote.opening import open_device
+from ppexport.remote.output import parse_object, printable
+from ppexport.remote.process import TimeIsUp, run_limited
+from ppexport.remote.ssh import SshOptions, SshTransport
+from ppexport.remote.transport import fact_lines
 
 ADDRESSES = {
     "ssh://orin": SshAddress("orin"),
@@ -153,11 +152,11 @@ def test_files_that_are_not_there_are_told_before_anything_is_done(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("path", sorted(Path(ppexport.devices.__file__).parent.glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(Path(ppexport.remote.__file__).parent.glob("*.py")), ids=lambda p: p.name)
 def test_devices_need_the_standard_library_only(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     found |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
     ours = {name for name in found if name.startswith("ppexport")}
     assert {name.partition(".")[0] for name in found - ours} <= sys.stdlib_module_names
-    assert all(name in ("ppexport.errors", "ppexport.files") or name.startswith("ppexport.devices") for name in ours)
+    assert all(name in ("ppexport.errors", "ppexport.files") or name.startswith("ppexport.remote") for name in ours)

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sshd import wait_until
 
-from ppexport.devices.adb import AdbTransport
-from ppexport.devices.address import AdbAddress, parse_address
-from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
-from ppexport.devices.job import Job, Pace
-from ppexport.devices.opening import open_device
 from ppexport.errors import InputError
+from ppexport.remote.adb import AdbTransport
+from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError, DiskFullError, parse_address
+from ppexport.remote.job import Job, Pace
+from ppexport.remote.opening import open_device
 
 pytest_plugins = ["adb_fixtures"]
 FAST = Pace(poll=0.02, reconnect=(0.02,) * 5)

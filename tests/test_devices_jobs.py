@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from sshd import alive, wait_until
 
-from ppexport.devices import scripts
-from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
-from ppexport.devices.job import Job, Pace, StillRunning, remove_jobs
-from ppexport.devices.local import LocalTransport
-from ppexport.devices.work import DetachedWork, Telling
 from ppexport.errors import InputError
+from ppexport.remote import scripts
+from ppexport.remote.address import DeviceError, DiskFullError, TransferError
+from ppexport.remote.job import Job, Pace, StillRunning, remove_jobs
+from ppexport.remote.local import LocalTransport
+from ppexport.remote.work import DetachedWork, Telling
 
 FAST = Pace(poll=0.02, reconnect=())
 
@@ -249,7 +249,7 @@ def test_a_job_outlives_who_started_it(local, tmp_path):
     local.checked("mkdir -p ~/.cache/ppexport/test-1")
     code = (
         "import os, signal\n"
-        "from ppexport.devices.job import Job\nfrom ppexport.devices.local import LocalTransport\n"
+        "from ppexport.remote.job import Job\nfrom ppexport.remote.local import LocalTransport\n"
         "Job(LocalTransport(), 'test-1').start(['sh', '-c', 'sleep 1; echo survived'])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -8,11 +8,11 @@ import threading
 import pytest
 from sshd import wait_until
 
-from ppexport.devices.errors import ConnectionLost, TransferError
-from ppexport.devices.job import Job, Pace
-from ppexport.devices.opening import open_device
-from ppexport.devices.ssh import SshOptions
 from ppexport.errors import InputError
+from ppexport.remote.address import ConnectionLost, TransferError
+from ppexport.remote.job import Job, Pace
+from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import SshOptions
 
 pytest_plugins = ["sshd_fixtures"]
 

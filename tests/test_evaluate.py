@@ -11,10 +11,10 @@ from PIL import Image
 from shared import shared_folder
 from test_upscale import artifact as fake_artifact
 
-from ppexport.bicubic import enlarge_bicubic, resize_bicubic
+from ppexport.device.picture import psnr_y, ssim_y
 from ppexport.errors import InputError
-from ppexport.evaluate import evaluate, find_pairs, network_upscaler
-from ppexport.metrics import psnr_y, ssim_y
+from ppexport.imaging.bicubic import enlarge_bicubic, resize_bicubic
+from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 
 
 def save(path, rgb):
@@ -109,15 +109,15 @@ def test_set5_bicubic_is_the_published_baseline():
     [("onnx", "fp16", "fp16-weights"), ("onnx", "int8", "int8"), ("coreml", "fp16", "fp16")],
 )
 def test_figures_of_a_runner_that_computes_in_fp32_say_so(backend, precision, expected):
-    from ppexport.numerics import artifact_key
+    from ppexport.report.numerics import artifact_key
 
     manifest = replace(fake_artifact((64, 64), 2).manifest, backend=backend, precision=precision)
     assert artifact_key(manifest) == f"{backend}-{expected}-portable-full-64x64"
 
 
 def test_figures_are_recorded_beside_the_card(tmp_path):
-    from ppexport.cards import make_card
-    from ppexport.numerics import read_numerics, record
+    from ppexport.networks.card import make_card
+    from ppexport.report.numerics import read_numerics, record
 
     save(tmp_path / "hr" / "a.png", photo(52, 70))
     result = evaluate(bicubic, find_pairs(tmp_path / "hr", None, 2), 2)

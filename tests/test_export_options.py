@@ -12,10 +12,10 @@ from shared import FREE_IMAGES
 from test_cli import fails
 from test_layering import run_without
 
-from ppexport.cards import bundled_cards
-from ppexport.console import check_json
+from ppexport.cli.console import check_json
 from ppexport.errors import InputError
 from ppexport.files import check_file_target
+from ppexport.networks.card import bundled_cards
 
 MODEL = "pp_atd_light_x2"
 CHECKPOINT = str(GOLDEN / "atd_light_x2_trained.safetensors")

@@ -15,13 +15,13 @@ from test_artifact import change
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.artifact import read_artifact
-from ppexport.backends.onnx import external
-from ppexport.backends.onnx.external import check_graphs, refuse_external
+from ppexport.backends.onnx import run_external as external
 from ppexport.backends.onnx.ort_format import convert
 from ppexport.backends.onnx.reading.model_file import iter_tensors, parse_model
-from ppexport.backends.onnx.session import load
+from ppexport.backends.onnx.run_external import check_graphs, refuse_external
+from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.cli import app
+from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, PpexportError
 from ppexport.files import sha256_file
 
@@ -266,7 +266,7 @@ def test_onnxruntime_does_not_see_it(spy):
 
 def test_openvino_does_not_see_it(spy):
     pytest.importorskip("openvino")
-    from ppexport.backends.openvino.runner import OpenVinoRunner
+    from ppexport.backends.openvino.run_openvino import OpenVinoRunner
 
     with pytest.raises(ArtifactError, match="kept in another file"):
         OpenVinoRunner(read_artifact(spy))
@@ -306,7 +306,7 @@ def test_no_command_hands_it_on(spy, arguments):
 
 def test_a_calibration_does_not_follow_it(spy):
     from ppexport.backends.onnx.reading.model_file import artifact_model
-    from ppexport.quantize.tensors import find_tensors
+    from ppexport.backends.onnx.tensors import find_tensors
 
     opened = read_artifact(spy)
     for reader in (find_tensors, artifact_model):
@@ -321,8 +321,8 @@ def test_a_file_that_is_exchanged_after_its_hash_was_checked_is_not_run(artifact
     model.producer_name = "somebody else"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     from ppexport.backends.onnx.reading.model_file import artifact_model
-    from ppexport.backends.onnx.runner import OnnxRunner
-    from ppexport.backends.openvino.runner import OpenVinoRunner
+    from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
+    from ppexport.backends.openvino.run_openvino import OpenVinoRunner
 
     for opener in (OnnxRunner, OpenVinoRunner, artifact_model):
         with pytest.raises(ArtifactError, match="was changed while it was opened"):

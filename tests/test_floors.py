@@ -37,12 +37,12 @@ from peers.machine import Machine
 from peers.race import Outcome
 from peers.report import FLOORS, fresh, write_speed
 
-from ppexport.backends.onnx.build import OUTPUTS, example, fuse, trace
+from ppexport.backends.onnx.export_onnx import OUTPUTS, example, fuse, trace
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.errors import ExportError, UnavailableError
-from ppexport.networks.atd import AtdConfig
-from ppexport.networks.macs import count_macs
-from ppexport.twin.build import make_twin
+from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.atd.network import AtdConfig
+from ppexport.twin.twin import make_twin
 
 NAME = "pp_atd_light_x2"
 SMALL = Shape(AtdConfig(2), (32, 32))

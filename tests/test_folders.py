@@ -14,12 +14,13 @@ import pytest
 from sshd_builds import write_source
 from typer.testing import CliRunner
 
-from ppexport import demo
-from ppexport.artifact import read_artifact
 from ppexport.cli import app
-from ppexport.devices.job import Job, remove_jobs
-from ppexport.devices.local import LocalTransport
-from ppexport.devices.transport import check_names
+from ppexport.cli import demo_pictures as demo
+from ppexport.device.artifact import read_artifact
+from ppexport.device.journal import Journal
+from ppexport.device.launch import run
+from ppexport.device.measure import PLANS
+from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.exporting import GRAPHS
 from ppexport.files import system_sentence
@@ -38,19 +39,18 @@ from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.kept import Kept
 from ppexport.profile import run as profile_run
-from ppexport.profile.agent.journal import Journal
-from ppexport.profile.agent.plan import PLANS
-from ppexport.profile.launch import run
 from ppexport.profile.run import prepare
-from ppexport.profile.runtimes import choose
-from ppexport.quantize import search
+from ppexport.remote.job import Job, remove_jobs
+from ppexport.remote.local import LocalTransport
+from ppexport.remote.transport import check_names
+from ppexport.search import search
 
 RUNS = {"parity": parity_run.RUN, "profile": profile_run.RUN, "search": search.RUN, "demo": demo.RUN}
 IN_A_FOLDER = """
 import sys
 from pathlib import Path
 from ppexport import folders
-from ppexport.profile.agent.journal import Journal
+from ppexport.device.journal import Journal
 {what}
     print("ready", flush=True)
     sys.stdin.read()
@@ -162,7 +162,7 @@ def test_a_journal_that_was_removed_meanwhile_is_not_written(tmp_path, monkeypat
     def removed(stream, how):
         path.unlink()
 
-    monkeypatch.setattr("ppexport.profile.agent.journal.fcntl.flock", removed)
+    monkeypatch.setattr("ppexport.device.journal.fcntl.flock", removed)
     with pytest.raises(Exception, match="another process removed it"):
         Journal(str(path))
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import ppexport
 from ppexport.backends.onnx import strip_attention
 from ppexport.backends.onnx.branch_where import branch_where
-from ppexport.backends.onnx.build import fuse, trace
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
+from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.reading.model_file import iter_graphs
 from ppexport.cli import app

@@ -9,10 +9,10 @@ from typing import get_args
 
 import pytest
 
-from ppexport.artifact import parse_manifest
-from ppexport.cards import Card, bundled_cards, make_card, read_card
+from ppexport.device.artifact import parse_manifest
 from ppexport.errors import CardError, InputError
 from ppexport.exporting import describe
+from ppexport.networks.card import Card, bundled_cards, make_card, read_card
 from ppexport.parity.gates import ARTIFACT_GATES, TWIN, TWIN_GATE, Gate, artifact_gate, tighten, twin_gate
 
 FIELDS = {"name": "m", "summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT"}

@@ -8,9 +8,9 @@ import torch
 from conftest import ARCHS, CASES, both_archs, golden_cases, golden_network
 
 import ppexport
-from ppexport import mask as host
+from ppexport.device import mask as host
 from ppexport.networks import pure_pass
-from ppexport.networks.atd import Trace, mirror_pad
+from ppexport.networks.atd.network import Trace, mirror_pad
 from ppexport.parity.artifact_column import ArtifactColumn
 from ppexport.parity.compare import Means, compare_columns
 from ppexport.parity.compute import TwinColumn

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from ppexport.colour_chunks import beyond_srgb
 from ppexport.errors import ImageError
-from ppexport.images import Picture, check_output, read_image, write_image
+from ppexport.imaging.colour_chunks import beyond_srgb
+from ppexport.imaging.images import Picture, check_output, read_image, write_image
 
 rng = np.random.default_rng(7)
 GREY = rng.integers(0, 256, (11, 17), dtype=np.uint8)
@@ -547,7 +547,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, name: str, monkeyp
 
 
 def test_a_folder_that_vanishes_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppexport.images.check_output", lambda path, size, transparent: None)
+    monkeypatch.setattr("ppexport.imaging.images.check_output", lambda path, size, transparent: None)
     with pytest.raises(ImageError, match=r"a\.png cannot be written: No such file"):
         write_image(tmp_path / "gone" / "a.png", Picture(RGB))
 
@@ -557,7 +557,7 @@ import sys, time
 import numpy as np
 from pathlib import Path
 from PIL import Image
-from ppexport.images import Picture, write_image
+from ppexport.imaging.images import Picture, write_image
 
 def slow(self, stream, **options):
     stream.write(b"half a picture")

@@ -14,14 +14,14 @@ from rich.console import Console
 from sshd import Device
 from sshd_profiles import BRIEF, profile, refused
 
-from ppexport.commands.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
-from ppexport.commands.profile_remote import There
-from ppexport.devices import opening as devices
-from ppexport.devices.ssh import SshOptions
+from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
+from ppexport.cli.profile_remote import There
 from ppexport.errors import InputError
-from ppexport.lab import Lab, read_lab
+from ppexport.profile.lab import Lab, read_lab
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile
+from ppexport.remote import opening as devices
+from ppexport.remote.ssh import SshOptions
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
 WHOLE = """

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from shared import FREE_IMAGES
 
-from ppexport.metrics import luma, psnr, psnr_y, ssim, ssim_y
+from ppexport.device.picture import luma, psnr, psnr_y, ssim, ssim_y
 
 pixels = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3)))
 grey = arrays(np.uint8, (13, 15))

@@ -9,11 +9,11 @@ from conftest import golden_network, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppexport.networks.atd import ATDLight, mirror_pad
-from ppexport.networks.macs import count_macs
-from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
-from ppexport.networks.routing import mirror_slots, route
-from ppexport.picture import to_input
+from ppexport.device.picture import to_input
+from ppexport.networks.atd.attention import mirror_slots, route
+from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.atd.network import ATDLight, mirror_pad
+from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
 
 
 def image(height, width):

@@ -16,10 +16,10 @@ from shared import ROOT, TOOLS
 import all_numbers
 from all_numbers import bundled_with_weights, has_ablation, plan
 
-from ppexport.cards import bundled_cards, read_card
 from ppexport.errors import InputError
-from ppexport.numerics import NETWORK, read_numerics
+from ppexport.networks.card import bundled_cards, read_card
 from ppexport.parity.gates import ARTIFACT_GATES
+from ppexport.report.numerics import NETWORK, read_numerics
 
 CARD = {"summary": "s", "arch": "pp_atd_light", "licence": "MIT"}
 WEIGHTS = {"file": "w.safetensors", "sha256": "0" * 64}

@@ -12,10 +12,10 @@ from conftest import photo
 from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
 
 import ppexport
-from ppexport.artifact import read_artifact
-from ppexport.backends.base import feeds
 from ppexport.backends.onnx import ort_format
-from ppexport.backends.onnx.session import load
+from ppexport.backends.onnx.run_onnxruntime import load
+from ppexport.device.artifact import read_artifact
+from ppexport.device.runner import feeds
 from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.parity.run import run_parity
 

@@ -23,12 +23,12 @@ from small_networks import SIZE, small_network
 from test_upscale import artifact as make_artifact
 
 import ppexport
-from ppexport.artifact import MANIFEST
-from ppexport.backends.base import Result, Runner
-from ppexport.commands.parity import show
+from ppexport.cli.parity import show
+from ppexport.device.artifact import MANIFEST
+from ppexport.device.picture import psnr_y, ssim_y, to_uint8
+from ppexport.device.runner import Result, Runner
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file
-from ppexport.metrics import psnr_y, ssim_y
 from ppexport.parity import against as parity_against
 from ppexport.parity import run as parity_run
 from ppexport.parity.against import run_against
@@ -41,8 +41,7 @@ from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.rechoose import rechoose, recorded
 from ppexport.parity.reference import reference_network
 from ppexport.parity.run import compare_with_engine
-from ppexport.picture import to_uint8
-from ppexport.twin.build import make_twin
+from ppexport.twin.twin import make_twin
 
 N = 256
 GATE = Gate(psnr=90.0, max_abs=1e-3, task_change=0.001)

@@ -21,18 +21,19 @@ from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.artifact import Artifact, Manifest, read_artifact
-from ppexport.backends.base import Result, Runner
-from ppexport.backends.coreml import mac
+from ppexport.backends.coreml import run_mac as mac
 from ppexport.cli import app
+from ppexport.device import launch
+from ppexport.device.artifact import Artifact, Manifest, read_artifact
+from ppexport.device.job import JOURNAL
+from ppexport.device.measure import PLANS, Plan
+from ppexport.device.runner import Result, Runner
+from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError, UnavailableError
-from ppexport.profile import frames, launch, routing
-from ppexport.profile.agent.plan import PLANS, Plan
-from ppexport.profile.names import JOURNAL
+from ppexport.profile import frames, routing
 from ppexport.profile.pictures import pictures
 from ppexport.profile.result import Profile
 from ppexport.profile.run import measure, plan_of, prepare
-from ppexport.profile.runtimes import Target, choose, open_target
 from ppexport.report.material import gather
 from ppexport.report.page import write_page
 
@@ -232,7 +233,7 @@ def test_a_provider_that_fails_in_a_run_is_not_replaced(artifact, monkeypatch):
 def test_an_engine_has_no_other_device(tmp_path, artifact, monkeypatch):
     whole = read_artifact(artifact)
     engine = Artifact(artifact, replace(whole.manifest, backend="tensorrt", flavour="tensorrt"))
-    monkeypatch.setattr("ppexport.profile.runtimes.read_artifact", lambda path: engine)
+    monkeypatch.setattr("ppexport.device.target.read_artifact", lambda path: engine)
     assert choose(artifact, "tensorrt:GPU", None, False)[0].name == "tensorrt"
     with pytest.raises(InputError, match="tensorrt:DLA cannot be chosen"):
         choose(artifact, "tensorrt:DLA", None, False)

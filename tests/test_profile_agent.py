@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ppexport.profile.agent import sensors
-from ppexport.profile.agent.clock import Clock
-from ppexport.profile.agent.journal import Journal, JournalError, cut_torn_line, lines_of, read_past
-from ppexport.profile.agent.machine import describe, environment, peak_memory
-from ppexport.profile.agent.measure import Loop, Query, Subject
-from ppexport.profile.agent.plan import PLANS, Plan, plan_from
+from ppexport.device import sensors
+from ppexport.device.journal import Journal, JournalError, cut_torn_line, lines_of, read_past
+from ppexport.device.machine import Clock, describe, environment, peak_memory
+from ppexport.device.measure import PLANS, Loop, Plan, Query, Subject, plan_from
 
 MS = 1_000_000
 HEADER = {"format": "ppexport-latency-journal", "version": 1}
@@ -163,9 +161,9 @@ def test_a_killed_process_loses_nothing(tmp_path):
     code = f"""
 import sys, time
 sys.path[:0] = {sys.path!r}
-from ppexport.profile.agent.journal import Journal, read_past
-from ppexport.profile.agent.measure import Loop, Query, Subject
-from ppexport.profile.agent.plan import Plan
+from ppexport.device.journal import Journal, read_past
+from ppexport.device.measure import Loop, Query, Subject
+from ppexport.device.measure import Plan
 class S(Subject):
     def load(self): pass
     def query(self, image):

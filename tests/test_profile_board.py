@@ -10,10 +10,10 @@ from sshd import children, kill, wait_until
 from sshd_profiles import BRIEF, LONG, Profiled, refused, said
 from test_profile_jetson import NANO_JP6, SHOW
 
-from ppexport.devices.errors import DeviceError
-from ppexport.devices.job import StillRunning
 from ppexport.errors import UnavailableError
 from ppexport.profile.remote import Settings
+from ppexport.remote.address import DeviceError
+from ppexport.remote.job import StillRunning
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
 NVPMODEL = r"""#!/bin/sh

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sshd import wait_until
 
-from ppexport.profile.agent import android, jetson, power
-from ppexport.profile.agent.tegrastats import Tegrastats, joules, parse_line
+from ppexport.device import android, jetson
+from ppexport.device import jetson as power
+from ppexport.device.tegrastats import Tegrastats, joules, parse_line
 
 NANO_JP4 = (
     "RAM 2136/3956MB (lfb 1x1MB) SWAP 0/1978MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [10%@1428,off,off,5%@1428] "

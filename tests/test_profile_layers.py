@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from conftest import photo
 
-from ppexport.backends.coreml.device import planned
+from ppexport.backends.coreml.run_mac import planned
+from ppexport.device.target import choose
 from ppexport.errors import InputError
+from ppexport.profile.by_layer import collect
 from ppexport.profile.layers import coreml, onnxruntime, openvino, tensorrt
-from ppexport.profile.layers.collect import collect
 from ppexport.profile.layers.result import layers_result, read_layers, write_layers
 from ppexport.profile.layers.spans import BRANCHES, Operation, branch_of, spans_of, summed
-from ppexport.profile.runtimes import choose
 
 LAYER = "/layers.1/residual_group/layers.4"
 PATH = "layers.1.residual_group.layers.4"

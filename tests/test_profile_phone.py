@@ -18,17 +18,17 @@ from onnx import numpy_helper
 from sshd_profiles import BRIEF, SIZE, refused
 from test_profile_jetson import THERMAL
 
-from ppexport.devices.errors import TransferError
-from ppexport.devices.job import Pace
-from ppexport.devices.opening import open_device
-from ppexport.devices.work import Telling
+from ppexport.device.target import choose
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import perf_binary
 from ppexport.profile.perf_binary import PerfBinary
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.profile.result import Profile
 from ppexport.profile.run import prepare_remote
-from ppexport.profile.runtimes import choose
+from ppexport.remote.address import TransferError
+from ppexport.remote.job import Pace
+from ppexport.remote.opening import open_device
+from ppexport.remote.work import Telling
 
 pytest_plugins = ["adb_fixtures", "profile_fixtures"]
 # Plays onnxruntime_perf_test: 20 runs for a duration, as many as asked for otherwise.

@@ -7,13 +7,13 @@ import json
 import pytest
 from sshd_profiles import BRIEF, write_enlarger
 
-from ppexport.devices.errors import TransferError
-from ppexport.profile.agent.header import complete_header
+from ppexport.device.board import complete_header
+from ppexport.device.target import choose
 from ppexport.profile.received import outcome_from, receive
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile, write_profile
 from ppexport.profile.run import prepare_remote
-from ppexport.profile.runtimes import choose
+from ppexport.remote.address import TransferError
 
 QUERY = ["q", 0, 0, 0, 5_000_000, 5, 5, 1536, -1]
 

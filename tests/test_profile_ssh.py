@@ -18,13 +18,13 @@ from sshd import Device, alive, children, kill, make_key, wait_until
 from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages, write_enlarger
 from test_layering import imported
 
-from ppexport.devices.errors import ConnectionLost, DeviceError, DiskFullError
-from ppexport.devices.job import StillRunning
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import archive
-from ppexport.profile.probe import problem_of
+from ppexport.profile.python_probe import problem_of
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile
+from ppexport.remote.address import ConnectionLost, DeviceError, DiskFullError
+from ppexport.remote.job import StillRunning
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
 
@@ -272,8 +272,8 @@ def test_a_device_that_lacks_something(board, enlarger, tmp_path, device_python)
             "is Python 3.8.2 with NumPy 1.16.6; a measurement needs Python 3.8 or newer, N",
         ),
         (
-            "python 3.8.2\nhas numpy 1.17.4\nlacks ppexport.mask ModuleNotFoundError: No module named 'numpy.typing'",
-            "with NumPy 1.17.4 and does not import ppexport.mask (ModuleNotFoundError: No module named 'numpy.typing')",
+            "python 3.8.2\nhas numpy 1.17.4\nlacks ppexport.device.mask ModuleNotFoundError: No module named 'numpy.typing'",  # noqa: E501
+            "with NumPy 1.17.4 and does not import ppexport.device.mask (ModuleNotFoundError: No module named 'numpy.typing')",  # noqa: E501
         ),
         (f"python 3.8.2\nhas numpy 1.17.4\nhas {archive.NAMES[-1]} ", "does not import ort (no reason given)"),
         (f"python 3.8.2\nhas numpy 1.17.4\nnoise\nhas {archive.NAMES[-1]} \nhas ort 1", None),
@@ -294,7 +294,7 @@ def test_the_probe_imports_what_a_measurement_imports(board, enlarger, tmp_path)
     board.program("poor", f'#!/bin/sh\nPYTHONPATH="{board.modules}" exec "{board.bin}/python3" "$@"\n')
     arguments = [*board.arguments, "--quick", "-o", tmp_path / "run", "--device-python", "poor"]
     sentence = refused(enlarger, *arguments, code=3)
-    assert "does not import ppexport.mask (ModuleNotFoundError: no colorsys here)" in sentence
+    assert "does not import ppexport.device.mask (ModuleNotFoundError: no colorsys here)" in sentence
     assert board.jobs() == []
 
 
@@ -427,7 +427,7 @@ def test_the_archive_is_whole_and_for_python_3_8():
     files = {archive.ROOT / f"{name}.py" for name in (archive.MAIN, *archive.MODULES)}
     # What no agent does.
     here = {"layers", "routing", "frames"}
-    skipped = ("ppexport.backends.coreml.mac", "ppexport.profile.pictures")
+    skipped = ("ppexport.backends.coreml.run_mac", "ppexport.profile.pictures")
     for path in files:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
         for module in imported(path) - set(skipped):

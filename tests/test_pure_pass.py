@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ppexport import mask as host
+from ppexport.device import mask as host
+from ppexport.device.picture import to_input
 from ppexport.networks import pure_pass
-from ppexport.networks.atd import mirror_pad
-from ppexport.networks.pp_atd import PurePassOptions
-from ppexport.picture import to_input
+from ppexport.networks.atd.network import mirror_pad
+from ppexport.networks.atd.pp_network import PurePassOptions
 from ppexport.twin.pure_pass import StaticPurePass
 
 options = st.tuples(st.integers(2, 16), st.sampled_from(host.WINDOWS), st.booleans())

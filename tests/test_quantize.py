@@ -17,29 +17,37 @@ from shared import FREE_IMAGES
 from small_networks import beyond_half, small_network
 
 import ppexport
-from ppexport.artifact import read_artifact
+from ppexport.backends.onnx import collect
+from ppexport.backends.onnx.collect import calibrate, check_artifact
 from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.half_audit import audit
+from ppexport.backends.onnx.qdq import int8_nodes, write_int8
+from ppexport.backends.onnx.quantised import quantised
 from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.backends.onnx.session import load
-from ppexport.commands.export import NOTES
+from ppexport.backends.onnx.run_onnxruntime import load
+from ppexport.backends.onnx.tensors import find_tensors
+from ppexport.cli.export import NOTES
+from ppexport.device.artifact import read_artifact
+from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
-from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.gates import NEAR_TIE
 from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
-from ppexport.quantize import collect
-from ppexport.quantize.audit import audit
-from ppexport.quantize.build import quantised
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
-from ppexport.quantize.collect import calibrate, check_artifact
-from ppexport.quantize.groups import GROUPS, ROUTING, check_groups, group_of, quantisable
 from ppexport.quantize.histogram import COLUMNS, sampled
-from ppexport.quantize.qdq import int8_nodes, write_int8
 from ppexport.quantize.ranges import CALIBRATORS, find_range
-from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
-from ppexport.quantize.tensors import find_tensors
-from ppexport.twin.build import make_twin
+from ppexport.quantize.recipe import (
+    GROUPS,
+    ROUTING,
+    Recipe,
+    check_groups,
+    group_of,
+    quantisable,
+    read_recipe,
+    write_recipe,
+)
+from ppexport.twin.twin import make_twin
 
 QKV = "/layers.0/residual_group/layers.0/wqkv/Gemm"
 TOKENS = "/layers.0/residual_group/layers.1/output/Add_output_0"
@@ -196,7 +204,7 @@ def int8_file(small, bits, path):
 @pytest.mark.parametrize("bits", [8, 7])
 def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     pytest.importorskip("openvino")
-    from ppexport.quantize.runtimes import open_in
+    from ppexport.search.timing import open_in
 
     lr, path = coffee(), tmp_path / "int8.onnx"
     session = int8_file(small, bits, path)
@@ -219,13 +227,13 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
 def saturates_here() -> bool:
     import openvino
 
-    from ppexport.backends.openvino.saturation import saturates
+    from ppexport.backends.openvino.run_openvino import saturates
 
     return saturates(openvino.Core(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def test_an_error_of_openvino_tells_its_reason():
-    from ppexport.backends.openvino.session import reason
+    from ppexport.backends.openvino.run_openvino import reason
 
     assert reason(RuntimeError("Exception from a.cpp:117:\nException from b.cpp:54:\nbad combination\n\n")) == (
         "bad combination"
@@ -235,7 +243,7 @@ def test_an_error_of_openvino_tells_its_reason():
 
 def test_openvino_refuses_what_would_saturate(small, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    from ppexport.backends.openvino import session
+    from ppexport.backends.openvino import run_openvino as session
 
     asked = []
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from shared import FREE_IMAGES, evaluation_pairs
 
+from ppexport.backends.onnx.collect import images_hash, used_pictures
 from ppexport.errors import ImageError, InputError
-from ppexport.quantize.collect import images_hash, used_pictures
-from ppexport.quantize.pictures import cut_crops, known_evaluation_pictures, read_sources, warnings_about
+from ppexport.quantize.crops import cut_crops, known_evaluation_pictures, read_sources, warnings_about
 
 
 def said_of(folder, crops=32, scale=2) -> str:

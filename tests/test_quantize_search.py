@@ -14,23 +14,21 @@ from shared import FREE_IMAGES
 from tensorrt_models import random_network, shorten
 
 import ppexport
-from ppexport.artifact import read_artifact
+from ppexport.backends.onnx.collect import calibrate, is_of
+from ppexport.backends.onnx.qdq import write_int8
+from ppexport.backends.onnx.quantised import quantised
 from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.cards import find_card
+from ppexport.device.artifact import read_artifact
+from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
-from ppexport.metrics import psnr_y
-from ppexport.picture import to_uint8
-from ppexport.quantize.build import quantised
+from ppexport.networks.card import find_card
 from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
-from ppexport.quantize.collect import calibrate, is_of
-from ppexport.quantize.groups import GROUPS, ROUTING
-from ppexport.quantize.pictures import cut_crops, read_sources
-from ppexport.quantize.qdq import write_int8
-from ppexport.quantize.recipe import Recipe, read_recipe, write_recipe
-from ppexport.quantize.runtimes import Ratio, compare_times, open_in
-from ppexport.quantize.search import BUDGET, Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
-from ppexport.quantize.search_report import COLUMNS, found_recipe, markdown, plot, rows, to_dict
+from ppexport.quantize.crops import cut_crops, read_sources
+from ppexport.quantize.recipe import GROUPS, ROUTING, Recipe, read_recipe, write_recipe
+from ppexport.search.outcome import COLUMNS, found_recipe, markdown, plot, rows, to_dict
+from ppexport.search.search import BUDGET, Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
+from ppexport.search.timing import Ratio, compare_times, open_in
 
 SIZE = (16, 32)
 

@@ -18,18 +18,17 @@ from profiles import reading, steady, subject, write_journal
 from shared import ODD
 from typer.testing import CliRunner
 
-from ppexport import numerics
-from ppexport.cards import models_folder
 from ppexport.cli import app
+from ppexport.device.picture import to_input
 from ppexport.errors import InputError
+from ppexport.networks.card import models_folder
 from ppexport.parity.columns import Sample, save_column, save_inputs
 from ppexport.parity.inputs import ParityInput
-from ppexport.picture import to_input
 from ppexport.profile import statistics
 from ppexport.profile.layers.result import layers_result, why_sum_differs, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.result import Profile, write_profile
-from ppexport.report import latency_yaml, numerics_yaml
+from ppexport.report import latency_yaml, numerics, numerics_yaml
 from ppexport.report.figures import Plot
 from ppexport.report.material import gather
 from ppexport.report.page import board_line, render

@@ -7,11 +7,10 @@ import torch
 from conftest import golden_network, photo
 from test_upscale import artifact as make_artifact
 
-from ppexport.backends.base import Result, Runner
-from ppexport.metrics import psnr, psnr_y
-from ppexport.picture import to_input, to_uint8
-from ppexport.tiles import plan_grid
-from ppexport.upscale import upscale_array
+from ppexport.device.picture import psnr, psnr_y, to_input, to_uint8
+from ppexport.device.runner import Result, Runner
+from ppexport.imaging.tiles import plan_grid
+from ppexport.imaging.upscale import upscale_array
 
 TILE = (64, 64)
 

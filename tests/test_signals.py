@@ -15,7 +15,7 @@ from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 from ppexport.cli import app
-from ppexport.console import continues_from
+from ppexport.cli.console import continues_from
 from ppexport.parity.inputs import photo_folder
 
 
@@ -72,7 +72,11 @@ def test_what_is_said_after_an_interruption(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "work", "kept"),
     [
-        (["calibrate", "--images", "PICTURES", "-o", "c.npz"], "ppexport.quantize.collect.calibrate", "c.npz.partial"),
+        (
+            ["calibrate", "--images", "PICTURES", "-o", "c.npz"],
+            "ppexport.backends.onnx.collect.calibrate",
+            "c.npz.partial",
+        ),
         (["compare", "A", "B", "-o", "run"], "ppexport.profile.run.measure", "run/latency.jsonl"),
         (["parity", "A", "-o", "run"], "ppexport.parity.run.run_parity", "run/.unfinished"),
     ],

@@ -20,11 +20,11 @@ from onnx import TensorProto, helper
 from tensorrt_models import random_network, request_in, shorten
 
 import ppexport
-from ppexport.backends.tensorrt import engine_builder
+from ppexport.backends.tensorrt import run_builder as engine_builder
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
-from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
+from ppexport.backends.tensorrt.trtexec import BuildFailed, failure
 from ppexport.errors import UnavailableError
-from ppexport.export_options import capacity_set
+from ppexport.exporting import capacity_set
 
 SCRIPT = Path(engine_builder.__file__)
 
@@ -156,7 +156,7 @@ def add_model() -> bytes:
 
 def test_the_parser_names_the_module(trt, tmp_path):
     path = tmp_path / "net.onnx"
-    from ppexport.backends.onnx.build import quiet_exporter
+    from ppexport.backends.onnx.export_onnx import quiet_exporter
 
     with quiet_exporter():
         torch.onnx.export(Net(), (torch.rand(1, 3, 8, 8),), str(path), dynamo=False, opset_version=17)

@@ -16,14 +16,21 @@ from tensorrt_models import random_network, shorten
 
 import ppexport
 from ppexport import cli
-from ppexport.artifact import Manifest, parse_manifest, read_artifact, write_manifest
-from ppexport.backends.tensorrt import session as sessions
-from ppexport.backends.tensorrt.cuda import Cuda
+from ppexport.backends.tensorrt import run_engine as sessions
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact, make_request, read_source
-from ppexport.backends.tensorrt.facts import Machine, differences, machine_of
-from ppexport.backends.tensorrt.runner import TensorRTRunner
-from ppexport.backends.tensorrt.session import Session
-from ppexport.backends.tensorrt.trust import check_trust, is_own, key_file, make_key, read_key, sign
+from ppexport.backends.tensorrt.run_cuda import Cuda
+from ppexport.backends.tensorrt.run_engine import (
+    Session,
+    TensorRTRunner,
+    check_trust,
+    is_own,
+    key_file,
+    make_key,
+    read_key,
+    sign,
+)
+from ppexport.backends.tensorrt.run_facts import Machine, differences, machine_of
+from ppexport.device.artifact import Manifest, parse_manifest, read_artifact, write_manifest
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 
 SIZE = (16, 32)

@@ -20,8 +20,8 @@ from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.rules import Runtime, Severity
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cli import app
+from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
-from ppexport.metrics import psnr
 
 SIZE = (16, 32)
 LAYER = "/layers.0/residual_group/layers.0"

@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.backends.base import check_threads
-from ppexport.backends.onnx.session import make_session
-from ppexport.backends.openvino.session import Session
+from ppexport.backends.onnx.run_onnxruntime import make_session
+from ppexport.backends.openvino.run_openvino import Session
 from ppexport.cli import app
+from ppexport.device.runner import check_threads
+from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError
-from ppexport.profile.runtimes import Target, choose, open_target
-from ppexport.quantize.runtimes import open_in
+from ppexport.search.timing import open_in
 
 MOST = 4 * (os.cpu_count() or 1)
 WRONG = [0, -1, "2", 1.5, True, np.bool_(True), MOST + 1, 5000, 100_000]

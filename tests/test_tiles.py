@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppexport.device.mask import mirror_pad
+from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
-from ppexport.mask import mirror_pad
-from ppexport.picture import to_levels
-from ppexport.tiles import OVERLAP, Blender, axis_weights, cut, plan, plan_grid
+from ppexport.imaging.tiles import OVERLAP, Blender, axis_weights, cut, plan, plan_grid
 
 lengths = st.integers(1, 700)
 tiles = st.integers(24, 140)

@@ -28,10 +28,9 @@ from training.registry import build, start_from, write_weights
 from training.schedule import Schedule, StepClock
 from training.state import Ema, Position, RunState
 
-from ppexport.bicubic import resize_bicubic
 from ppexport.errors import CheckpointError, InputError
-from ppexport.networks.attention import CategoryAttention
-from ppexport.networks.routing import route
+from ppexport.imaging.bicubic import resize_bicubic
+from ppexport.networks.atd.attention import CategoryAttention, route
 
 has_compiler = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="there is no C compiler")
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppexport
+from ppexport.device.picture import to_input
 from ppexport.errors import TwinError
-from ppexport.networks import attention as reference
-from ppexport.networks.atd import Trace
-from ppexport.networks.routing import route
-from ppexport.picture import to_input
-from ppexport.twin.blocks import from_blocks, kinds_of, to_blocks
+from ppexport.networks.atd import attention as reference
+from ppexport.networks.atd.attention import route
+from ppexport.networks.atd.network import Trace
+from ppexport.twin.blocks import PositionIndex, from_blocks, kinds_of, to_blocks
 from ppexport.twin.counting_sort import CountingSort, count_up, prefix
 from ppexport.twin.folded import add_mean, dictionary_temperature, fold_norm, position_table, scale_queries
 from ppexport.twin.layers import StaticCategoryAttention, StaticDictionaryAttention, StaticWindowAttention
@@ -25,7 +25,6 @@ from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer, RowWindowAt
 from ppexport.twin.ort_routing import sort_grid, sorted_places
 from ppexport.twin.routing import Router, plan_slots
 from ppexport.twin.shared import BlockCut, Shared
-from ppexport.twin.window_bias import PositionIndex
 
 LAYER = golden_network("atd_light_x4_random", "pp_atd_light").layers[1].residual_group.layers[1]
 

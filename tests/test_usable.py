@@ -9,11 +9,11 @@ import torch.nn.utils.prune
 from conftest import photo
 
 import ppexport
+from ppexport.device.picture import to_input
+from ppexport.device.sizes import check_capacities, check_size
 from ppexport.errors import InputError
-from ppexport.export_options import capacity_set
+from ppexport.exporting import capacity_set
 from ppexport.networks.load import card_of
-from ppexport.picture import to_input
-from ppexport.sizes import check_capacities, check_size
 
 
 @pytest.mark.parametrize(

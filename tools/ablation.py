@@ -18,9 +18,9 @@ from ablating.variants import Variant, variants
 from rich.console import Console
 from training.fast import speed_up
 
-from ppexport.console import fail, percent, progress_bar
+from ppexport.cli.console import fail, percent, progress_bar
 from ppexport.errors import InputError, PpexportError, UnavailableError
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.load import card_of, load_network
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)

@@ -15,9 +15,9 @@ import typer
 from ablating.report import BEGIN
 from rich.console import Console
 
-from ppexport.cards import Card, bundled_cards, read_card
-from ppexport.console import fail
+from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError
+from ppexport.networks.card import Card, bundled_cards, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("set5", "set14")

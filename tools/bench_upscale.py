@@ -18,14 +18,14 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from ppexport.backends.base import Prepared, Result, Runner
-from ppexport.console import fail, people, percent, table
+from ppexport.backends.backend import open_artifact
+from ppexport.cli.console import fail, people, percent, table
+from ppexport.device.picture import to_input, to_uint8
+from ppexport.device.runner import Prepared, Result, Runner
 from ppexport.errors import PpexportError
-from ppexport.images import read_image, write_image
-from ppexport.opening import open_artifact
-from ppexport.picture import to_input, to_uint8
-from ppexport.tiles import Blender, cut, plan_grid
-from ppexport.upscale import Report, upscale_file
+from ppexport.imaging.images import read_image, write_image
+from ppexport.imaging.tiles import Blender, cut, plan_grid
+from ppexport.imaging.upscale import Report, upscale_file
 
 
 class Asleep(Runner):

@@ -20,12 +20,12 @@ from peers.plot import plot, require_matplotlib
 from peers.result import Comparison
 from peers.sizes import SIZES, measure_sizes, sizes_markdown, sizes_table
 
-from ppexport.artifact import ONNX_FLAVOURS
-from ppexport.commands.options import parse_size
-from ppexport.console import check_json, emit_json, fail, people, progress_bar, table
+from ppexport.cli.console import check_json, emit_json, fail, people, progress_bar, table
+from ppexport.cli.options import parse_size
+from ppexport.device.artifact import ONNX_FLAVOURS
+from ppexport.device.picture import to_input
 from ppexport.errors import InputError, PpexportError
-from ppexport.export_options import check_choice
-from ppexport.picture import to_input
+from ppexport.exporting import check_choice
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED, PICTURE = "SPEED.md", "speed.png"

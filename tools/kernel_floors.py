@@ -16,8 +16,8 @@ from floors.tables import markdown, tables
 from peers import report
 from peers.comparing import open_card
 
-from ppexport.commands.options import parse_size
-from ppexport.console import check_json, emit_json, fail, people, table
+from ppexport.cli.console import check_json, emit_json, fail, people, table
+from ppexport.cli.options import parse_size
 from ppexport.errors import PpexportError
 
 ROOT = Path(__file__).resolve().parents[1]

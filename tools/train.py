@@ -20,9 +20,9 @@ from training.registry import NETWORKS, build, load_weights, start_from
 from training.schedule import Schedule
 from training.state import Ema, Position, RunState
 
-from ppexport.console import fail
+from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError, UnavailableError
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)

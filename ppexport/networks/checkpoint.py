@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppexport.cards import SUFFIXES, check_weights_file
 from ppexport.errors import CheckpointError, first_line
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.card import SUFFIXES, check_weights_file
 
 WRAPPERS = ("params_ema", "generator_ema", "params", "state_dict", "net_g", "model")
 """Where a checkpoint keeps its state dict, or the next wrapper, best first."""

@@ -1,6 +1,6 @@
 """Pure-Pass in PyTorch (arXiv 2510.01997): pixel classification, window mask and cross-shift mask fusion.
 
-`ppexport.mask` says how the labels are defined and why they are equal in every runtime.
+`ppexport.device.mask` says how the labels are defined and why they are equal in every runtime.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.mask import check_options, key_weights
+from ppexport.device.mask import check_options, key_weights
 
 
 def pixel_labels(image: Tensor, colors: int = 8) -> Tensor:

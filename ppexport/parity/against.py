@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppexport.artifact import Manifest
-from ppexport.backends.base import Runner
+from ppexport.device.artifact import Manifest
+from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.folders import MAX_JSON, run_folder
 from ppexport.parity.artifact_column import EngineColumn, artifact_column

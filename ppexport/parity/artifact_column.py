@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared, Result, Runner, feeds
+from ppexport.device.runner import Prepared, Result, Runner, feeds
 from ppexport.errors import InputError
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput

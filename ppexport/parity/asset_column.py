@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared, Result, Runner, feeds
-from ppexport.backends.coreai.build import build_for_looking
-from ppexport.backends.coreai.session import Session
+from ppexport.backends.coreai.asset import Session
+from ppexport.backends.coreai.convert_asset import build_for_looking
+from ppexport.device.picture import psnr
+from ppexport.device.runner import Prepared, Result, Runner, feeds
 from ppexport.errors import ArtifactError, InputError
 from ppexport.exporting import package_versions
 from ppexport.files import sha256_text
-from ppexport.metrics import psnr
 from ppexport.networks.load import card_of
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.kept import UNFINISHED, Kept
 from ppexport.parity.rechoose import ChosenFrom
-from ppexport.twin.build import StaticTwin
+from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
-    from ppexport.backends.base import Arrays
+    from ppexport.device.runner import Arrays
 
 SAME_DB = 120.0
 """The copy computes the same numbers, although the runtime may fuse other operations in it."""

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Manifest
-from ppexport.backends.base import Prepared, Result
+from ppexport.device.artifact import Manifest
+from ppexport.device.mask import pixel_labels
+from ppexport.device.runner import Prepared, Result
 from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, is_plain_name
-from ppexport.mask import pixel_labels
 from ppexport.parity.inputs import ParityInput
 
 

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.device.picture import TAPS, psnr, psnr_y, ssim, ssim_y, to_uint8
 from ppexport.errors import counted
 from ppexport.files import finite
-from ppexport.metrics import TAPS, psnr, psnr_y, ssim, ssim_y
 from ppexport.parity.columns import Column, Sample
 from ppexport.parity.gates import NEAR_TIE, Gate
 from ppexport.parity.inputs import ParityInput, Pixels
-from ppexport.picture import to_uint8
 
 Pictures = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of reference and other."""

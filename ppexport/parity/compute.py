@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppexport.artifact import smallest_capacity
-from ppexport.networks.atd import ATDLight, Trace, mirror_pad
-from ppexport.networks.pp_atd import PPATDLight
+from ppexport.device.artifact import smallest_capacity
+from ppexport.networks.atd.network import ATDLight, Trace, mirror_pad
+from ppexport.networks.atd.pp_network import PPATDLight
 from ppexport.networks.pure_pass import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.rechoose import decibel, recorded
-from ppexport.twin.build import StaticTwin
+from ppexport.twin.twin import StaticTwin
 
 Layers = list[NDArray[np.float32]]
 """Per layer (n, c)."""

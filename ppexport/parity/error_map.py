@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
+from ppexport.device.picture import to_uint8
 from ppexport.files import atomic_path
-from ppexport.picture import to_uint8
 
 MARGIN = 8
 CAPTION = 16

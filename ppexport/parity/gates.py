@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ppexport.artifact import Manifest
+from ppexport.device.artifact import Manifest
 from ppexport.errors import InputError
 
 NEAR_TIE = 1e-6

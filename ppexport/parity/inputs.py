@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppexport.bicubic import resize_bicubic
-from ppexport.mask import mirror_pad
-from ppexport.picture import to_input
+from ppexport.device.mask import mirror_pad
+from ppexport.device.picture import to_input
+from ppexport.imaging.bicubic import resize_bicubic
 
 Pixels = NDArray[np.uint8]
 

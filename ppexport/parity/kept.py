@@ -14,7 +14,7 @@ from ppexport.files import atomic_path, is_plain_name
 from ppexport.parity.columns import load_arrays
 
 if TYPE_CHECKING:
-    from ppexport.backends.base import Arrays
+    from ppexport.device.runner import Arrays
 
 UNFINISHED = ".unfinished"
 """The folder of them in that of a parity run."""

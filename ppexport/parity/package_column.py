@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Result, Runner, feeds
 from ppexport.backends.coreml.debug import DebugPackage, Inputs
+from ppexport.device.runner import Result, Runner, feeds
 from ppexport.parity.columns import Sample, routed_sample
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.rechoose import ChosenFrom

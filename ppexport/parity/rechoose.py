@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from ppexport.errors import InputError
-from ppexport.networks.atd import Trace
+from ppexport.networks.atd.network import Trace
 from ppexport.parity.compare import Seen
-from ppexport.twin.build import StaticTwin
-from ppexport.twin.watching import layer_inputs, layers_of
+from ppexport.twin.twin import StaticTwin, layer_inputs, layers_of
 
 
 class ChosenFrom(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppexport.artifact import Artifact
-from ppexport.cards import bundled_cards, read_card
+from ppexport.device.artifact import Artifact
 from ppexport.errors import InputError
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.card import bundled_cards, read_card
 from ppexport.networks.load import card_of, load_network
 
 

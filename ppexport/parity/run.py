@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Manifest
-from ppexport.backends.base import Runner
+from ppexport.device.artifact import Manifest
+from ppexport.device.mask import mask_from_labels, pixel_labels
+from ppexport.device.runner import Runner
 from ppexport.errors import present
 from ppexport.files import write_text
 from ppexport.folders import Run, is_json_of, run_folder
-from ppexport.mask import mask_from_labels, pixel_labels
 from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
 from ppexport.parity.columns import Column, Sample, save_column, save_inputs
 from ppexport.parity.compare import Means, Pair, Seen, compare_columns
@@ -316,7 +316,7 @@ def run_parity(
 def _run_parity(network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str]) -> ParityReport:
     from ppexport.parity.asset_column import AssetColumn
     from ppexport.parity.compute import NetworkColumn, TwinColumn
-    from ppexport.twin.build import make_twin
+    from ppexport.twin.twin import make_twin
 
     artifact = runner.artifact
     manifest = artifact.manifest

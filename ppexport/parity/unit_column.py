@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.base import Runner, feeds
 from ppexport.backends.coreml.trial import CHILD, Trial, run_trial
+from ppexport.device.runner import Runner, feeds
 from ppexport.errors import InputError
 from ppexport.parity.columns import Column, Sample
 from ppexport.parity.inputs import ParityInput

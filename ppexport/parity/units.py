@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppexport.backends.base import Runner
-from ppexport.backends.coreml.device import UNITS
+from ppexport.backends.coreml.run_mac import UNITS
 from ppexport.backends.coreml.trial import CHILD, TrialError
+from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.parity.columns import Column
 from ppexport.parity.gates import artifact_gate

@@ -14,25 +14,15 @@ import ppexport
 
 ROOT = Path(ppexport.__file__).parent
 MODULES = (
-    "__init__", "artifact", "errors", "files", "mask", "picture", "wire",
-    "backends/__init__", "backends/base", "backends/denormals",
-    *(f"backends/onnx/{name}" for name in ("__init__", "external", "runner", "session")),
-    *(f"backends/openvino/{name}" for name in ("__init__", "runner", "saturation", "session")),
-    *(f"backends/tensorrt/{name}" for name in (
-        "__init__", "cuda", "engine_builder", "facts", "runner", "session", "trust",
-    )),
-    *(f"profile/{name}" for name in (
-        "__init__", "child", "job", "launch", "names", "onboard", "runtimes", "subject",
-    )),
-    *(f"profile/agent/{name}" for name in (
-        "__init__", "android", "board", "clock", "header", "jetson", "journal", "machine", "measure", "plan", "power",
-        "sensors", "tegrastats",
-    )),
+    "__init__", "errors", "files",
+    *(str(path.relative_to(ROOT).with_suffix(""))
+      for pattern in ("device/*.py", "backends/__init__.py", "backends/*/__init__.py", "backends/*/run*.py")
+      for path in sorted(ROOT.glob(pattern))),
 )  # fmt: skip
-"""All that a measurement imports of ppexport."""
+"""All that runs on a device: the room `device`, and what each backend runs its files with."""
 NAMES = tuple("ppexport" + f"/{name}".replace("/__init__", "").replace("/", ".") for name in MODULES)
 """The same as Python imports them."""
-MAIN = "profile/archive_main"
+MAIN = "device/archive_main"
 """What the archive runs."""
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 

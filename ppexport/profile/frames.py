@@ -16,19 +16,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppexport.device.job import Job
+from ppexport.device.machine import Clock
+from ppexport.device.measure import Plan
+from ppexport.device.target import Target, open_target
 from ppexport.errors import InputError, counted
-from ppexport.images import pictures_in
-from ppexport.profile.agent.clock import Clock
-from ppexport.profile.agent.plan import Plan
+from ppexport.imaging.images import pictures_in
+from ppexport.imaging.upscale import upscale_array
 from ppexport.profile.pictures import read_rgb, share_of
-from ppexport.profile.runtimes import Target, open_target
 from ppexport.profile.statistics import percentile
-from ppexport.upscale import upscale_array
 
 FORMAT = "ppexport-frames"
 VERSION = 1
@@ -103,3 +105,8 @@ def answers(measured: dict[str, Any]) -> dict[str, Any]:
     )
     figures = {f"p{p}_ms": percentile(ms, p) for p in (50, 90, 99)}
     return {**measured, "fps": fps, **figures, "deadlines": deadlines, "sentence": sentence}
+
+
+def print_frames(job: Job) -> None:
+    """Print the times of a sequence of frames, whose folder `images` is, as JSON, for the measuring process."""
+    print(json.dumps(measure_frames(job.targets[0], job.images, job.plan)))

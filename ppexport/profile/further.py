@@ -13,18 +13,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ppexport.artifact import read_artifact
+from ppexport.device.artifact import read_artifact
+from ppexport.device.job import CROPS, Job
+from ppexport.device.launch import ask
 from ppexport.errors import InputError
 from ppexport.files import finite, write_text
-from ppexport.images import pictures_in
+from ppexport.imaging.images import pictures_in
 from ppexport.profile import frames as frames_module
 from ppexport.profile import routing as routing_module
-from ppexport.profile.job import Job
-from ppexport.profile.launch import ask
 from ppexport.profile.layers.result import METHODS, layers_result, write_layers
 from ppexport.profile.layers.spans import Operation
 from ppexport.profile.layers.tensorrt import read_profile
-from ppexport.profile.names import CROPS
 from ppexport.profile.pictures import pictures, save_pictures
 from ppexport.profile.result import Profile
 
@@ -49,7 +48,7 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
     for index, target in enumerate(job.targets):
         subject = result.subjects[index]
         if exported is None:
-            answer = json.loads(ask("layers", replace(job, targets=(target,))))
+            answer = json.loads(ask("ppexport.profile.by_layer:print_layers", replace(job, targets=(target,))))
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]
         else:
             operations = read_profile(exported)
@@ -73,7 +72,9 @@ def profile_routing(job: Job, result: Profile, folder: Path | None) -> list[dict
         place.unlink(missing_ok=True)
         save_pictures(place, crops)
         try:
-            found = json.loads(ask("routing", replace(job, targets=(target,), images=place)))
+            found = json.loads(
+                ask("ppexport.profile.routing:print_routing", replace(job, targets=(target,), images=place))
+            )
         finally:
             place.unlink(missing_ok=True)
         images = [
@@ -93,7 +94,9 @@ def profile_frames(job: Job, result: Profile, folder: Path) -> list[dict[str, An
     pictures_in(folder)
     made = []
     for index, target in enumerate(job.targets):
-        found = json.loads(ask("frames", replace(job, targets=(target,), images=folder.resolve())))
+        found = json.loads(
+            ask("ppexport.profile.frames:print_frames", replace(job, targets=(target,), images=folder.resolve()))
+        )
         data = heads(frames_module.FORMAT, frames_module.VERSION, result.subjects[index], result.data["machine"])
         data |= frames_module.answers(found)
         write_text(

@@ -20,20 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
-from ppexport.devices.job import OUTPUT, Pace, State
-from ppexport.devices.output import JobOutput
-from ppexport.devices.transport import Transport
-from ppexport.devices.untrusted import printable
-from ppexport.devices.work import NO_SPACE, Telling
+from ppexport.device.android import affinity_mask, thermal
+from ppexport.device.job import IMAGES
+from ppexport.device.journal import FORMAT, VERSION
+from ppexport.device.picture import to_input
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import atomic_path, sha256_file, sha256_text
-from ppexport.picture import to_input
-from ppexport.profile.agent.android import affinity_mask, thermal
-from ppexport.profile.agent.journal import FORMAT, VERSION
-from ppexport.profile.names import IMAGES
 from ppexport.profile.remote import POLL, ProfileWork, Request, job_prefix
 from ppexport.profile.result import Profile, write_profile
+from ppexport.remote.address import DeviceError, DiskFullError, TransferError
+from ppexport.remote.job import OUTPUT, Pace, State
+from ppexport.remote.output import JobOutput, printable
+from ppexport.remote.transport import Transport
+from ppexport.remote.work import NO_SPACE, Telling
 
 PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"
 INSIDE = (

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.artifact import Manifest
+from ppexport.device.artifact import Manifest
+from ppexport.device.mask import mirror_pad, pure_mask
+from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
-from ppexport.images import pictures_in, read_image
-from ppexport.mask import mirror_pad, pure_mask
+from ppexport.imaging.images import pictures_in, read_image
 from ppexport.parity.inputs import PHOTOS, photo_folder
-from ppexport.picture import to_levels
 
 LEAST = 8
 """Images that queries cycle over, at least."""

@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ppexport.devices.errors import TransferError
-from ppexport.devices.untrusted import cleaned
+from ppexport.device.journal import FORMAT, VERSION, JournalError, lines_of
 from ppexport.files import atomic_path
-from ppexport.profile.agent.journal import FORMAT, VERSION, JournalError, lines_of
+from ppexport.remote.address import TransferError
+from ppexport.remote.output import cleaned
 
 MAX_JOURNAL = 1 << 28
 """Bytes: about two million queries."""

@@ -14,28 +14,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppexport.artifact import MANIFEST, Artifact, read_artifact, write_manifest
-from ppexport.backends.onnx.external import check_graphs
-from ppexport.devices import scripts
-from ppexport.devices.adb import AdbTransport
-from ppexport.devices.errors import DeviceError, DiskFullError, TransferError
-from ppexport.devices.job import OUTPUT, Pace, State, remove_jobs
-from ppexport.devices.output import JobOutput
-from ppexport.devices.transport import FILE_NAME, Transport
-from ppexport.devices.untrusted import parse_object, printable
-from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
+from ppexport.backends.onnx.run_external import check_graphs
+from ppexport.device.artifact import MANIFEST, Artifact, read_artifact, write_manifest
+from ppexport.device.jetson import BEFORE, CLOCKS
+from ppexport.device.job import ARCHIVE, IMAGES, JOURNAL, OUTCOME, REQUEST
+from ppexport.device.journal import Past, read_past
+from ppexport.device.launch import journal_of
+from ppexport.device.target import Target
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_text, write_text
-from ppexport.profile.agent.journal import Past, read_past
-from ppexport.profile.agent.power import BEFORE, CLOCKS
 from ppexport.profile.archive import make_archive
-from ppexport.profile.launch import journal_of
-from ppexport.profile.names import ARCHIVE, IMAGES, JOURNAL, OUTCOME, REQUEST
 from ppexport.profile.pictures import Picture, save_pictures
-from ppexport.profile.probe import PROBE, groups_of, problem_of
+from ppexport.profile.python_probe import PROBE, groups_of, problem_of
 from ppexport.profile.received import MAX_JOURNAL, outcome_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
-from ppexport.profile.runtimes import Target
+from ppexport.remote import scripts
+from ppexport.remote.adb import AdbTransport
+from ppexport.remote.address import DeviceError, DiskFullError, TransferError
+from ppexport.remote.job import OUTPUT, Pace, State, remove_jobs
+from ppexport.remote.output import JobOutput, parse_object, printable
+from ppexport.remote.transport import FILE_NAME, Transport
+from ppexport.remote.work import NO_SPACE, DetachedWork, Telling
 
 NOT_THERE = ("coreml",)
 """Runtimes of machines that no transport leads to."""
@@ -90,7 +89,7 @@ class Request:
     artifact: Artifact
     pictures: tuple[Picture, ...]
     wanted: dict[str, Any]
-    """See `ppexport.profile.job.wanted_of`."""
+    """See `ppexport.device.job.wanted_of`."""
     targets: tuple[Target, ...]
     """As the device sees them: its job's folder is the artefact's."""
     settings: Settings
@@ -122,7 +121,7 @@ def make_request(
         if target.runtime in NOT_THERE:
             raise UnavailableError(f"{target.runtime} is timed on a Mac only: run this command there")
         if target.runtime == "tensorrt":
-            from ppexport.backends.tensorrt.trust import check_trust
+            from ppexport.backends.tensorrt.run_engine import check_trust
 
             check_trust(artifact.path.name, artifact.manifest, target.trust)
     for name in artifact.manifest.files:

@@ -35,14 +35,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.devices.untrusted import cleaned
+from ppexport.device.journal import FORMAT as JOURNAL
+from ppexport.device.journal import JournalError, lines_of
+from ppexport.device.tegrastats import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite
-from ppexport.profile.agent.journal import FORMAT as JOURNAL
-from ppexport.profile.agent.journal import JournalError, lines_of
-from ppexport.profile.agent.tegrastats import joules
 from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
 from ppexport.profile.statistics import summary
+from ppexport.remote.output import cleaned
 
 FORMAT = "ppexport-profile"
 VERSION = 1

@@ -11,17 +11,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.base import Prepared
-from ppexport.mask import padded_size
-from ppexport.picture import to_input
-from ppexport.profile.agent.clock import Clock
-from ppexport.profile.agent.plan import Plan
-from ppexport.profile.runtimes import Target, open_target
+from ppexport.device.job import Job
+from ppexport.device.machine import Clock
+from ppexport.device.mask import padded_size
+from ppexport.device.measure import Plan
+from ppexport.device.picture import to_input
+from ppexport.device.runner import Prepared
+from ppexport.device.target import Target, open_target
 from ppexport.profile.statistics import LEVEL, RESAMPLES
 
 FORMAT = "ppexport-routing"
@@ -98,3 +100,9 @@ def line(images: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         name: {"low": float(low[i]), "middle": middles[i], "high": float(high[i])} for i, name in enumerate(names)
     }  # fmt: skip
+
+
+def print_routing(job: Job) -> None:
+    """Print time against pure share and capacity as JSON, for the measuring process."""
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps(measure_routing(job.targets[0], images, job.plan)))

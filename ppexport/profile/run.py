@@ -11,19 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ppexport.artifact import read_artifact
+from ppexport.device.artifact import read_artifact
+from ppexport.device.jetson import BEFORE, CLOCKS
+from ppexport.device.job import CROPS, IMAGES, JOURNAL, Job, header_of, wanted_of
+from ppexport.device.journal import JournalError, read_header
+from ppexport.device.launch import Progress, known_part, memory_of, run
+from ppexport.device.measure import PLANS, Plan
+from ppexport.device.target import Target
 from ppexport.errors import InputError
 from ppexport.folders import Run
-from ppexport.profile.agent.journal import JournalError, read_header
-from ppexport.profile.agent.plan import PLANS, Plan
-from ppexport.profile.agent.power import BEFORE, CLOCKS
-from ppexport.profile.job import Job, header_of, wanted_of
-from ppexport.profile.launch import Progress, known_part, memory_of, run
-from ppexport.profile.names import CROPS, IMAGES, JOURNAL
 from ppexport.profile.pictures import Picture, pictures, save_pictures
 from ppexport.profile.remote import Request, Settings, make_request
 from ppexport.profile.result import PROFILE, Profile, write_profile
-from ppexport.profile.runtimes import Target
 
 
 def _begun(folder: Path) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ppexport.cards import Card
 from ppexport.errors import InputError, present
+from ppexport.networks.card import Card
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.recipe import Recipe, read_recipe
 

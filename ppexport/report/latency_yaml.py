@@ -9,10 +9,10 @@ import yaml
 
 from ppexport.errors import InputError
 from ppexport.files import write_text
-from ppexport.numerics import key_of as artifact_key
-from ppexport.numerics import model_folder
 from ppexport.profile.result import Profile
-from ppexport.records import read_record
+from ppexport.report.numerics import key_of as artifact_key
+from ppexport.report.numerics import model_folder
+from ppexport.report.records import read_record
 
 LATENCY = "latency.yaml"
 HEADER = "# Written by `ppexport report DIR --record`; milliseconds of one query, see ppexport/profile/result.py.\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.errors import InputError
-from ppexport.numerics import PARITY, key_of, model_folder, read_numerics, write_numerics
 from ppexport.report.material import Parity
+from ppexport.report.numerics import PARITY, key_of, model_folder, read_numerics, write_numerics
 
 
 def entry_of(parity: Parity) -> dict[str, Any]:

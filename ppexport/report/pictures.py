@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppexport.bicubic import enlarge_bicubic
+from ppexport.device.mask import padded_size
+from ppexport.device.picture import to_uint8
 from ppexport.files import is_plain_name
-from ppexport.mask import padded_size
-from ppexport.overlay import mask_overlay
+from ppexport.imaging.alpha import mask_overlay
+from ppexport.imaging.bicubic import enlarge_bicubic
 from ppexport.parity.columns import load_column, load_inputs
 from ppexport.parity.error_map import heat
-from ppexport.picture import to_uint8
 from ppexport.report.material import Parity
 
 SHOWN = 320

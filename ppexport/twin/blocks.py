@@ -1,6 +1,7 @@
 """The blocks that window attention works in, without a cyclic shift and without a mask.
 
-Before (networks/attention.py): the image is rolled by half a window, cut into windows of 16 x 16, and in the windows
+Before (networks/atd/attention.py): the image is rolled by half a window, cut into windows of 16 x 16, and in the
+windows
 that hold pieces of opposite borders -100 is added to the logits between pieces (rank 6, and a mask for every window).
 
 After: what the mask keeps apart is cut apart. A shifted image is interior windows, and along its borders blocks of
@@ -24,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Band = tuple[int, int]
 """First and last + 1 row or column."""
@@ -104,3 +105,32 @@ def from_blocks(blocks: list[Tensor], kinds: list[Kind]) -> Tensor:
     bands = [[row[c] for c in sorted(row)] for _, row in sorted(pieces.items())]
     joined = [torch.cat(band, dim=1) if len(band) > 1 else band[0] for band in bands]
     return torch.cat(joined) if len(joined) > 1 else joined[0]
+
+
+# Which entries of a position bias table a block of tokens uses.
+#
+# Before (networks/atd/attention.py): a stored index (256, 256) int64 of 512 KiB, and a gather that exporters fold to 1
+# MiB
+# per layer.
+#
+# After: the index comes out of one number per token inside the graph, once for all layers that share it, for blocks of
+# any size up to a window:
+#
+#     index = base[i] - base[j] + 480,   base = 31 * y + x                              (area,) int32
+
+
+class PositionIndex(nn.Module):
+    """The row of the bias table for every pair of tokens in blocks of one kind: int32 (area * area,)."""
+
+    base: Tensor
+
+    def __init__(self, kind: Kind, window: int) -> None:
+        super().__init__()
+        side = 2 * window - 1
+        y, x = torch.meshgrid(torch.arange(kind.height), torch.arange(kind.width), indexing="ij")
+        self.center = (window - 1) * (side + 1)
+        self.register_buffer("base", (y * side + x).flatten().to(torch.int32))
+
+    def forward(self) -> Tensor:
+        """Computed in the graph."""
+        return (self.base.unsqueeze(1) - self.base.unsqueeze(0) + self.center).view(-1)

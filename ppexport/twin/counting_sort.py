@@ -1,6 +1,6 @@
 """A stable sort of few keys, without Sort, TopK, NonZero, CumSum or a data-dependent shape.
 
-Before (networks/routing.py):
+Before (networks/atd/attention.py):
 
     order = keys.argsort(stable=True)                               # (n,) token in every rank
 

@@ -1,6 +1,6 @@
 """Constants that depend on weights alone, computed once when the twin is built.
 
-Before (networks/attention.py, networks/atd.py)                      After
+Before (networks/atd/attention.py, networks/atd/network.py)                      After
     q * 12^-0.5                       (window attention, per token)      in the q rows of wqkv
     q * exp(min(logit_scale, ln 100)) (category attention)               one number, divided by the factor above
     similarity * (1 + clamp(scale, 0, 1) * ln 64)   (n, 64)              on the normalised keys (64, 8)
@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.attention import CategoryAttention, DictionaryAttention, WindowAttention
+from ppexport.networks.atd.attention import CategoryAttention, DictionaryAttention, WindowAttention
 
 
 def scale_queries(wqkv: nn.Linear, scale: float) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""The Pure-Pass mask inside the graph, equal bit for bit to `ppexport.mask` and `networks.pure_pass`.
+"""The Pure-Pass mask inside the graph, equal bit for bit to `ppexport.device.mask` and `networks.pure_pass`.
 
 Before (networks/pure_pass.py): int32 keys, repeat_interleave, a padded OR.
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.mask import key_weights
-from ppexport.networks.pp_atd import PurePassOptions
+from ppexport.device.mask import key_weights
+from ppexport.networks.atd.pp_network import PurePassOptions
 
 
 class StaticPurePass(nn.Module):

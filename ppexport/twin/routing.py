@@ -1,6 +1,7 @@
 """Which token every slot of category attention reads, and where every token finds its result.
 
-Before (networks/routing.py): a boolean mask, a stable argsort, and index lists whose length is the number of impure
+Before (networks/atd/attention.py): a boolean mask, a stable argsort, and index lists whose length is the number of
+impure
 tokens m.
 
 After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots read
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.routing import GROUP_SIZE
+from ppexport.networks.atd.attention import GROUP_SIZE
 from ppexport.twin.counting_sort import CountingSort
 
 

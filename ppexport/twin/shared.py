@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.atd import Trace
+from ppexport.networks.atd.network import Trace
 from ppexport.twin import ort_routing
-from ppexport.twin.blocks import Kind, from_blocks, kinds_of, to_blocks
+from ppexport.twin.blocks import Kind, PositionIndex, from_blocks, kinds_of, to_blocks
 from ppexport.twin.routing import Slots
-from ppexport.twin.window_bias import PositionIndex
 
 
 class Cut(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 from training.data import find_images, split_holdout
 
 from ppexport.errors import InputError
-from ppexport.evaluate import Pair, find_pairs
 from ppexport.files import sha256_file, sha256_text
+from ppexport.parity.evaluate import Pair, find_pairs
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from training.fast import speed_up
 
 from ablating.datasets import DataSet
 from ablating.variants import with_options
-from ppexport.cards import Options
+from ppexport.cli.cost import Cost, default_size
+from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.errors import UnavailableError
-from ppexport.evaluate import evaluate, network_upscaler
-from ppexport.info import Cost, default_size
-from ppexport.mask import padded_tokens, pure_mask
-from ppexport.networks.atd import ATDLight
-from ppexport.networks.macs import count_macs
+from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.card import Options
+from ppexport.parity.evaluate import evaluate, network_upscaler
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from places import insert, markers
 from ablating.datasets import DataSet
 from ablating.measure import Figures, cost_at
 from ablating.variants import Variant
-from ppexport.console import giga, percent
+from ppexport.cli.console import giga, percent
 from ppexport.errors import InputError
 from ppexport.files import write_text
 

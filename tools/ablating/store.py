@@ -8,9 +8,9 @@ from typing import Any
 
 from ablating.datasets import DataSet
 from ablating.measure import Figures
-from ppexport.cards import Options
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
+from ppexport.networks.card import Options
 
 FORMAT = 1
 

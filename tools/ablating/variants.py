@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ppexport.cards import Options
-from ppexport.networks.atd import ATDLight
-from ppexport.networks.pp_atd import PPATDLight, PurePassOptions
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
+from ppexport.networks.card import Options
 
 FACTORS: dict[str, dict[Any, str]] = {
     "compensation": {"value": "compensation value", "zero": "compensation zero", "normed": "compensation normed"},
@@ -15,7 +15,7 @@ FACTORS: dict[str, dict[Any, str]] = {
     "colors": {6: "K 6", 8: "K 8"},
     "window": {4: "w 4", 8: "w 8", 16: "w 16"},
 }
-"""The fields of `ppexport.cards.Options`, and the values that are compared with what a table calls them."""
+"""The fields of `ppexport.networks.card.Options`, and the values that are compared with what a table calls them."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import onnx
 from onnx import GraphProto, ModelProto, helper, numpy_helper, parser
 
 from floors.part import Arrays, Formulation, Part
-from ppexport.backends.onnx.build import ORT_IR_VERSION, ORT_OPSET
+from ppexport.backends.onnx.export_onnx import ORT_IR_VERSION, ORT_OPSET
 
 CONTRIB = "com.microsoft"
 

@@ -7,8 +7,8 @@ import numpy as np
 from floors.part import Arrays, Draw, Formulation, Part
 from floors.shape import Shape
 from floors.tokens import written_gelu
-from ppexport.mask import mirror_index
-from ppexport.networks.atd import RGB_MEAN
+from ppexport.device.mask import mirror_index
+from ppexport.networks.atd.network import RGB_MEAN
 
 
 def to_image(source: str, out: str, shape: Shape) -> str:

@@ -11,7 +11,7 @@ from peers.in_onnxruntime import stop_spinning
 
 from floors.graph import copy_name, make_model, outputs_of
 from floors.part import Arrays, Formulation, Part
-from ppexport.backends.denormals import Flushed
+from ppexport.device.runner import Flushed
 from ppexport.errors import UnavailableError, first_line, require
 
 NO_PICTURE: Image = np.zeros((1, 3, 1, 1), np.float32)

@@ -22,11 +22,11 @@ from floors.part import Part
 from floors.parts import parts_of
 from floors.result import ARTEFACT, HEAT, Floors
 from floors.shape import Shape
-from ppexport.console import progress_bar
+from ppexport.cli.console import progress_bar
+from ppexport.device.picture import to_input
 from ppexport.errors import UnavailableError
-from ppexport.networks.atd import AtdConfig
-from ppexport.networks.macs import count_macs
-from ppexport.picture import to_input
+from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.atd.network import AtdConfig
 
 COPIES = 8
 """Of every formulation in its graph."""

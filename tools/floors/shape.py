@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ppexport.mask import padded_size
-from ppexport.networks.atd import AtdConfig
-from ppexport.networks.routing import GROUP_SIZE
+from ppexport.device.mask import padded_size
+from ppexport.networks.atd.attention import GROUP_SIZE
+from ppexport.networks.atd.network import AtdConfig
 from ppexport.twin.blocks import Kind, kinds_of
 
 GROUP = GROUP_SIZE

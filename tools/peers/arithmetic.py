@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from peers.candidate import Candidate, Image
-from ppexport.networks.macs import Macs
+from ppexport.networks.atd.cost import Macs
 
 SIDE = 1024
 FLOP_PER_MAC = 2

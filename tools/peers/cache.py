@@ -10,7 +10,7 @@ from pathlib import Path
 import ppexport
 from peers import plain
 from peers.in_torch import Source
-from ppexport.artifact import Manifest, read_artifact
+from ppexport.device.artifact import Manifest, read_artifact
 from ppexport.errors import ArtifactError
 from ppexport.exporting import export, package_versions
 from ppexport.files import sha256_text

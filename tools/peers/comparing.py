@@ -21,13 +21,13 @@ from peers.pictures import busy_photo, pure_pixels, with_pure_share
 from peers.race import Outcome, Reference, race
 from peers.result import Comparison
 from peers.saving import saving
-from ppexport.artifact import ONNX_FLAVOURS
-from ppexport.cards import Card, find_card
-from ppexport.console import percent, progress_bar
+from ppexport.cli.console import percent, progress_bar
+from ppexport.cli.cost import cost
+from ppexport.device.artifact import ONNX_FLAVOURS
+from ppexport.device.picture import to_input
 from ppexport.errors import InputError
-from ppexport.info import cost
-from ppexport.networks.macs import count_macs
-from ppexport.picture import to_input
+from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.card import Card, find_card
 
 
 @dataclass(frozen=True)

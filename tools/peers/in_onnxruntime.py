@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from peers.candidate import Candidate, Image
-from ppexport.backends.base import Prepared, Runner
-from ppexport.backends.denormals import Flushed
-from ppexport.backends.onnx.runner import OnnxRunner
+from ppexport.backends.backend import open_artifact
+from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
+from ppexport.device.runner import Flushed, Prepared, Runner
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
-from ppexport.opening import open_artifact
 
 
 def stop_spinning(options: Any) -> Any:

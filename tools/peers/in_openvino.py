@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from peers.candidate import Candidate, Image
-from ppexport.backends.openvino.session import Session
+from ppexport.backends.openvino.run_openvino import Session
 from ppexport.errors import UnavailableError
 
 

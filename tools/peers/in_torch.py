@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from peers.candidate import Candidate, Image
-from ppexport.cards import find_card
 from ppexport.errors import InputError, UnavailableError, first_line
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.card import find_card
 from ppexport.networks.load import load_network
 
 

@@ -13,12 +13,12 @@ from peers.in_onnxruntime import FixedCapacity, OurArtifact, PlainOnnx
 from peers.in_openvino import OpenVino
 from peers.in_torch import Source, TorchCompiled, TorchEager
 from peers.race import BASELINE, Heat
-from ppexport.artifact import GROUP, ONNX_FLAVOURS
-from ppexport.backends.onnx.build import MODEL
+from ppexport.backends.onnx.export_onnx import MODEL
+from ppexport.device.artifact import GROUP, ONNX_FLAVOURS
+from ppexport.device.mask import padded_tokens
 from ppexport.errors import InputError
-from ppexport.export_options import capacity_set
-from ppexport.mask import padded_tokens
-from ppexport.networks.macs import count_macs
+from ppexport.exporting import capacity_set
+from ppexport.networks.atd.cost import count_macs
 
 PEERS = "peers"
 """The heat that all programs run in; the others are one for every flavour of ours."""

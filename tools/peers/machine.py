@@ -7,8 +7,8 @@ import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
+from ppexport.device.machine import cpu_name
 from ppexport.exporting import installed_versions
-from ppexport.profile.agent.machine import cpu_name
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "numpy", "onnx")
 

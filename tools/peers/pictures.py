@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppexport.mask import mirror_pad, pixel_labels, pure_mask
+from ppexport.device.mask import mirror_pad, pixel_labels, pure_mask
 from ppexport.parity.inputs import photo_folder
 
 Pixels = NDArray[np.uint8]

@@ -20,23 +20,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppexport.backends.onnx.build import quiet_exporter
+from ppexport.backends.onnx.export_onnx import quiet_exporter
+from ppexport.device.mask import mirror_index, padded_size
 from ppexport.errors import ExportError, InputError, first_line
 from ppexport.files import atomic_path
-from ppexport.mask import mirror_index, padded_size
-from ppexport.networks.atd import ATDLight, TransformerLayer
-from ppexport.networks.attention import (
+from ppexport.networks.atd.attention import (
     CategoryAttention,
     WindowAttention,
     attend,
+    group_size,
     merge_heads,
     shift_mask,
     split_heads,
     window_merge,
     window_partition,
 )
-from ppexport.networks.pp_atd import PPATDLight
-from ppexport.networks.routing import group_size
+from ppexport.networks.atd.network import ATDLight, TransformerLayer
+from ppexport.networks.atd.pp_network import PPATDLight
 
 OPSET = 17
 

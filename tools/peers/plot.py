@@ -9,10 +9,10 @@ from typing import Any
 from peers.lineup import BOUND, PEERS
 from peers.report import milliseconds
 from peers.result import Comparison
-from ppexport.artifact import ONNX_FLAVOURS
+from ppexport.device.artifact import ONNX_FLAVOURS
 from ppexport.errors import UnavailableError
 from ppexport.files import atomic_path
-from ppexport.networks.macs import count_macs
+from ppexport.networks.atd.cost import count_macs
 
 COLORS = {"ours": "#1f77b4", "plain": "#7f7f7f", "torch": "#d9822b", "openvino": "#6a51a3", BOUND: "#2ca02c"}
 FLAVOUR_COLORS = dict(zip(ONNX_FLAVOURS, ("#6baed6", "#08519c"), strict=False))

@@ -10,8 +10,8 @@ import torch
 
 from peers.candidate import Candidate, Image
 from peers.figures import Spread, round_ratios, spread
+from ppexport.device.picture import psnr
 from ppexport.errors import ExportError, PpexportError
-from ppexport.metrics import psnr
 from ppexport.profile.statistics import Interval, median_interval
 
 WARM_UP = 2

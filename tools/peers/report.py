@@ -11,8 +11,8 @@ from places import insert, markers
 from peers.figures import Spread
 from peers.lineup import PEERS
 from peers.result import Comparison
-from ppexport.artifact import ONNX_FLAVOURS
-from ppexport.console import decibel, percent
+from ppexport.cli.console import decibel, percent
+from ppexport.device.artifact import ONNX_FLAVOURS
 from ppexport.errors import InputError
 from ppexport.files import write_text
 from ppexport.profile.statistics import Interval

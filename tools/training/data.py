@@ -1,6 +1,7 @@
 """Training patches and validation images from folders of HR pictures.
 
-LR pictures are made of *whole* HR pictures by `ppexport.bicubic.resize_bicubic` and kept in memory as 8 bits, so a
+LR pictures are made of *whole* HR pictures by `ppexport.imaging.bicubic.resize_bicubic` and kept in memory as 8 bits,
+so a
 patch has exactly the pixels that evaluation would give the network, at its borders too.
 """
 
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
-from ppexport.bicubic import crop_to_multiple, resize_bicubic
 from ppexport.errors import ImageError, InputError
+from ppexport.imaging.bicubic import crop_to_multiple, resize_bicubic
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 EVALUATION_SETS = re.compile(

@@ -12,8 +12,8 @@ from typing import cast
 
 from torch import nn
 
-from ppexport.networks.atd import DepthwiseConv
-from ppexport.networks.attention import CategoryAttention, WindowAttention
+from ppexport.networks.atd.attention import CategoryAttention, WindowAttention
+from ppexport.networks.atd.network import DepthwiseConv
 from training.fast_attention import LANES, MAX_SLOTS, FastCategoryAttention, FastWindowAttention, attention_library
 from training.fast_depthwise import FastDepthwiseConv, depthwise_library
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppexport.networks.attention import CategoryAttention, WindowAttention
-from ppexport.networks.routing import group_size, mirror_slots
+from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, group_size, mirror_slots
 from training.compiled import address, library
 
 LANES = 16

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.networks.atd import DepthwiseConv
+from ppexport.networks.atd.network import DepthwiseConv
 from training.compiled import address, library
 
 

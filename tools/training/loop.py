@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
-from ppexport.metrics import psnr_y
-from ppexport.picture import to_uint8
 from training.data import Pair, PatchSampler, to_tensor
 from training.folder import RunFiles
 from training.log import append_log, plot_log

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
-from ppexport.networks.atd import ATDLight
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.pp_network import PPATDLight
 from ppexport.networks.checkpoint import load_state, read_state
-from ppexport.networks.pp_atd import PPATDLight
 
 NETWORKS: dict[str, Callable[[int], ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
 """Architecture name -> builder that takes the scale. A network maps (b, 3, h, w) in [0, 1] to (b, 3, sh, sw)."""

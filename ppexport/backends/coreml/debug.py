@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.coreml.session import Session
+from ppexport.backends.coreml.evaluated import Session
 from ppexport.errors import ArtifactError
 
 _LAYER = r"layers__(\d+)__residual_group__layers__(\d+)"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppexport.backends.coreml.frontend import coremltools
-from ppexport.twin.build import StaticTwin
+from ppexport.backends.coreml.mil_program import coremltools
+from ppexport.twin.twin import StaticTwin
 
 INPUT, MASK, SR, IMPURE = "lr", "mask", "sr", "impure_tokens"
 DESCRIPTIONS = {

@@ -56,7 +56,7 @@ def compute_precision(precision: str, module_of: Callable[[Any], str | None], se
 
     What comes from an unknown module stays in fp32.
     """
-    from ppexport.backends.coreml.frontend import coremltools
+    from ppexport.backends.coreml.mil_program import coremltools
 
     ct = coremltools()
     if precision == "fp32":

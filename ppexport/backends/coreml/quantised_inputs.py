@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.coreml.frontend import SMALLEST_HALF
+from ppexport.backends.coreml.mil_program import SMALLEST_HALF
 from ppexport.errors import ExportError
 
 LEVELS = 127

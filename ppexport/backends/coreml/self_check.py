@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppexport.artifact import smallest_capacity
-from ppexport.backends.base import way_out
 from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.device.artifact import smallest_capacity
+from ppexport.device.picture import psnr
+from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, present
-from ppexport.metrics import psnr
-from ppexport.networks.atd import Trace
-from ppexport.twin.build import StaticTwin
+from ppexport.networks.atd.network import Trace
+from ppexport.twin.twin import StaticTwin
 
 LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0, "w8a8": 25.0}
 """Below this the conversion is wrong; whether a precision is good enough is for `parity` to say."""

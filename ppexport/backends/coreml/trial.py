@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.coreml.device import UNITS, Arrays
+from ppexport.backends.coreml.run_mac import UNITS, Arrays
 from ppexport.errors import PpexportError, first_line
 
 CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial_child")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.coreml.device import Arrays, Opened, Planned, open_function
-from ppexport.backends.describing import capacity_function
+from ppexport.backends.coreml.run_mac import Arrays, Opened, Planned, open_function
+from ppexport.device.artifact import capacity_function
 
 Open = Callable[[str, str, str | None], Opened]
 """As `device.open_function`."""

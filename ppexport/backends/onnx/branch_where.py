@@ -20,7 +20,7 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, helper
 
-from ppexport.backends.onnx.facts import Facts
+from ppexport.backends.onnx.onnx_facts import Facts
 from ppexport.backends.onnx.pattern import Graph, replace
 
 

@@ -19,11 +19,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ppexport.backends.onnx.session import make_frugal_session
+from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
 from ppexport.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from ppexport.backends.base import Image
+    from ppexport.device.runner import Image
 
 CHOICE = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/ArgMax$")
 TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add$")

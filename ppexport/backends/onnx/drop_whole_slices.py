@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ppexport.backends.onnx.facts import Facts
+from ppexport.backends.onnx.onnx_facts import Facts
 from ppexport.backends.onnx.pattern import Graph, replace
 
 

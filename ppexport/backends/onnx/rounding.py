@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.session import load
+from ppexport.backends.onnx.run_onnxruntime import load
 
 
 def round_outputs(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ppexport.backends.onnx.facts import Facts
+from ppexport.backends.onnx.onnx_facts import Facts
 from ppexport.backends.onnx.pattern import Graph, attribute, replace
 from ppexport.errors import ExportError
 

@@ -15,10 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ppexport.artifact import Artifact, Manifest, read_artifact, write_manifest
-from ppexport.backends.onnx.external import graph_bytes
-from ppexport.backends.tensorrt.facts import machine_of
-from ppexport.backends.tensorrt.trust import sign
+from ppexport.backends.onnx.run_external import graph_bytes
+from ppexport.backends.tensorrt.run_engine import sign
+from ppexport.backends.tensorrt.run_facts import machine_of
+from ppexport.device.artifact import Artifact, Manifest, read_artifact, write_manifest
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_file, write_text
 from ppexport.folders import artifact_target, new_folder

@@ -14,22 +14,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ppexport.artifact import Artifact
-from ppexport.backends.onnx.external import graph_bytes
-from ppexport.backends.tensorrt import engine_builder, trtexec
+from ppexport.backends.onnx.run_external import graph_bytes
+from ppexport.backends.tensorrt import run_builder as engine_builder
+from ppexport.backends.tensorrt import trtexec
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
-from ppexport.backends.tensorrt.parser_report import BuildFailed, failure
 from ppexport.backends.tensorrt.remote_collect import LIMITS, collect
-from ppexport.devices import scripts
-from ppexport.devices.errors import TransferError
-from ppexport.devices.job import OUTPUT, Pace, State, remove_jobs
-from ppexport.devices.output import TAIL, JobOutput
-from ppexport.devices.transport import Transport
-from ppexport.devices.untrusted import printable
-from ppexport.devices.work import NO_SPACE, DetachedWork, Telling
+from ppexport.backends.tensorrt.trtexec import BuildFailed, failure
+from ppexport.device.artifact import Artifact
 from ppexport.errors import UnavailableError
 from ppexport.files import sha256_file, write_text
 from ppexport.folders import work_beside
+from ppexport.remote import scripts
+from ppexport.remote.address import TransferError
+from ppexport.remote.job import OUTPUT, Pace, State, remove_jobs
+from ppexport.remote.output import TAIL, JobOutput, printable
+from ppexport.remote.transport import Transport
+from ppexport.remote.work import NO_SPACE, DetachedWork, Telling
 
 BUILDER = "engine_builder.py"
 REQUEST = "request.json"

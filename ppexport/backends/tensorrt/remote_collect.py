@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.backends.tensorrt import trtexec
-from ppexport.backends.tensorrt.parser_report import BuildFailed
-from ppexport.devices.errors import TransferError
-from ppexport.devices.job import OUTPUT, Job
-from ppexport.devices.untrusted import parse_object, printable
+from ppexport.backends.tensorrt.trtexec import BuildFailed
 from ppexport.files import write_text
+from ppexport.remote.address import TransferError
+from ppexport.remote.job import OUTPUT, Job
+from ppexport.remote.output import parse_object, printable
 
 MIB = 1 << 20
 LIMITS = {"engine": 8192 * MIB, "log": 256 * MIB, "timing_cache": 1024 * MIB, "device": MIB, "result": 256 * MIB}

@@ -1,14 +1,14 @@
 """Core ML's plan: what share of a prediction every operation is expected to take, and where it would run.
 
 Weights are Core ML's estimate, not a measurement: times here are the measured latency divided by them. The plan comes
-from `ppexport/backends/coreml/device.py`, which is untested on hardware.
+from `ppexport/backends/coreml/run_mac.py`, which is untested on hardware.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ppexport.backends.coreml.device import Planned
+from ppexport.backends.coreml.run_mac import Planned
 from ppexport.errors import InputError
 from ppexport.profile.layers.spans import Operation
 

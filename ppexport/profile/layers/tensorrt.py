@@ -17,9 +17,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ppexport.devices.untrusted import printable
 from ppexport.errors import InputError
 from ppexport.profile.layers.spans import Operation
+from ppexport.remote.output import printable
 
 MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")

@@ -26,7 +26,7 @@ from ppexport.errors import ArtifactError, InputError, first_line
 CONST = "const"
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 if TYPE_CHECKING:
-    from ppexport.backends.base import Arrays
+    from ppexport.device.runner import Arrays
 
 
 def opset_number(opset: str) -> int:

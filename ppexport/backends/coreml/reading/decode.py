@@ -22,8 +22,8 @@ from ppexport.backends.coreml.reading.program import (
     TensorType,
     Value,
 )
+from ppexport.device.wire import Message
 from ppexport.errors import ArtifactError
-from ppexport.wire import Message
 
 ReadBlob = Callable[[str, int, ElementType, tuple[int, ...]], NDArray[np.generic]]
 """(file name as the program has it, offset, element type, shape) -> array."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from ppexport.artifact import Artifact
-from ppexport.backends.onnx.external import graph_bytes
+from ppexport.backends.onnx.run_external import graph_bytes
+from ppexport.device.artifact import Artifact
 from ppexport.errors import InputError
 from ppexport.files import is_plain_name
 

@@ -1,0 +1,174 @@
+"""PyTorch twin -> MIL program in coremltools' memory, with the converter's known faults worked around.
+
+What is worked around (coremltools 9.0), each checked by the evaluator on the saved package:
+
+* `torch.ones_like` and an integer `torch.div` give fp32, so that indices made with them are floats, which `gather`
+  refuses. Both keep their type here.
+* The pass `fuse_elementwise_to_batchnorm` fails on a constant that broadcasts over the channels of one channel.
+* The pass `guard_negative_gather_indices` puts three integer operations, which leave the Neural Engine, before every
+  gather; a twin's indices are never negative.
+* The pass `add_int16_cast` makes indices 16 bits wide without looking at how large they get.
+* A positive number that fp16 rounds to 0, such as the 1e-12 that keeps a twin from dividing by a length of 0, no longer
+  keeps it from that. In half precision `torch.maximum` takes the smallest normal number of fp16 in its place.
+* `const_elimination` folds the gathers of the position bias, 1 MB per layer, unless it is given a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppexport.backends.coreml.apple import check_installed
+from ppexport.errors import ExportError, first_line
+
+DROPPED_PASSES = frozenset({"common::fuse_elementwise_to_batchnorm", "common::guard_negative_gather_indices"})
+QUANTISE = "compression::linear_quantize_weights"
+SHORT_INDICES = 1 << 16
+"""Tokens that 16 bits can number."""
+SMALLEST_HALF = 2.0**-14
+"""The smallest normal number of fp16."""
+LARGEST_FOLDED = "1e4"
+"""Elements of the largest constant that the converter may compute beforehand."""
+
+
+def coremltools() -> Any:
+    """The package, imported without its warnings about what Linux lacks. Raises UnavailableError."""
+    check_installed()
+    log = logging.getLogger("coremltools")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import coremltools as ct
+    finally:
+        log.setLevel(level)
+    return ct
+
+
+def _ones_like(context: Any, node: Any) -> None:
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import types
+
+    x = context[node.inputs[0]]
+    context.add(Builder.const(val=np.ones(x.shape, types.nptype_from_builtin(x.dtype)), name=node.name))
+
+
+def _div(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def div(context: Any, node: Any) -> None:
+        from coremltools.converters.mil import Builder
+        from coremltools.converters.mil.mil import types
+
+        x, y = (context[name] for name in node.inputs[:2])
+        mode = context[node.inputs[2]] if len(node.inputs) > 2 else None
+        if types.is_int(x.dtype) and types.is_int(y.dtype) and mode is not None:
+            # Truncation is rounding down for the numbers of slots that twins divide, none of which is negative.
+            context.add(Builder.floor_div(x=x, y=y, name=node.name))
+        else:
+            original(context, node)
+
+    return div
+
+
+def _maximum(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def maximum(context: Any, node: Any) -> None:
+        from coremltools.converters.mil import Builder
+
+        x, y = (context[name] for name in node.inputs[:2])
+        if y.val is not None and np.ndim(y.val) == 0 and 0 < y.val < SMALLEST_HALF:
+            context.add(Builder.maximum(x=x, y=np.float32(SMALLEST_HALF), name=node.name))
+        else:
+            original(context, node)
+
+    return maximum
+
+
+@contextmanager
+def corrected_translations(half: bool) -> Iterator[None]:
+    """Translate PyTorch's `ones_like`, integer `div` and, if *half*, `maximum` as this module says."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as registry
+
+    kept = dict(registry.name_to_func_mapping)
+    registry.name_to_func_mapping.update(ones_like=_ones_like, div=_div(kept["div"]))
+    if half:
+        registry.name_to_func_mapping.update(maximum=_maximum(kept["maximum"]))
+    try:
+        yield
+    finally:
+        registry.name_to_func_mapping.clear()
+        registry.name_to_func_mapping.update(kept)
+
+
+@contextmanager
+def quiet_converter() -> Iterator[None]:
+    """Keep coremltools from warning of versions and of every constant it does not fold, and from progress bars."""
+    log = logging.getLogger("coremltools")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    """*module* as TorchScript, whose scopes name its modules."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How coremltools converts."""
+
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    target: Any
+    precision: Any
+    half: bool
+    """Whether anything is computed in fp16."""
+    tokens: int
+    """Length of the longest axis that indices reach into."""
+    quantisation: Any = None
+    """coremltools' configuration for weights of 8 bits, None for none."""
+    last_passes: Sequence[str] = ()
+    """Registered passes to run before weights are quantised."""
+
+
+def convert(traced: Any, how: Conversion) -> Any:
+    """*traced* as an `MLModel` (an ML program) that is neither saved nor loaded. Raises ExportError."""
+    ct = coremltools()
+    passes = ct.PassPipeline.DEFAULT
+    dropped = {*DROPPED_PASSES} if how.tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
+    passes.remove_passes(dropped & set(passes.passes))
+    passes.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
+    for name in how.last_passes:
+        passes.append_pass(name)
+    if how.quantisation is not None:
+        # As the last pass: the function that quantises a finished package would run all dropped passes on it.
+        passes.append_pass(QUANTISE)
+        passes.set_options(QUANTISE, {"config": how.quantisation})
+    try:
+        with quiet_converter(), corrected_translations(how.half):
+            return ct.convert(
+                traced,
+                convert_to="mlprogram",
+                inputs=list(how.inputs),
+                outputs=list(how.outputs),
+                minimum_deployment_target=how.target,
+                compute_precision=how.precision,
+                pass_pipeline=passes,
+                skip_model_load=True,
+            )
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError) as error:
+        raise ExportError(f"coremltools cannot convert the twin: {first_line(error)}") from error

@@ -1,0 +1,262 @@
+"""Twin -> model.onnx: simplified, checked, linted and compared with the twin.
+
+The portable flavour is opset 17 and IR version 8, for every runtime; the flavour `ort` has fused attention, which is
+opset 23, for ONNX Runtime 1.23 and later. Every shape is static, but for the slots of a capacity set.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import version_converter
+from torch import nn
+
+from ppexport.backends.onnx.branch_where import branch_where
+from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
+from ppexport.backends.onnx.fuse_attention import fuse_attention
+from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
+from ppexport.backends.onnx.lint import lint_model
+from ppexport.backends.onnx.rules import Runtime, Severity
+from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, OpsetVersion
+from ppexport.backends.onnx.simplify import simplify_file
+from ppexport.backends.onnx.strip_attention import strip_attention
+from ppexport.device.artifact import model_facts, smallest_capacity
+from ppexport.device.picture import psnr
+from ppexport.errors import ExportError, first_line, present
+from ppexport.networks.atd.network import Trace
+from ppexport.networks.card import Card
+from ppexport.twin.twin import StaticTwin
+
+OPSET = 17
+IR_VERSION = 8
+ORT_OPSET = 23
+ORT_IR_VERSION = 10
+"""ONNX Runtime 1.23, the first release with an Attention kernel, reads it."""
+MODEL = "model.onnx"
+VERSIONS = frozenset(rule.id for rule in (IrVersion, OpsetVersion, OperatorVersion))
+INPUT, MASK, SLOTS = "lr", "mask", "slots"
+OUTPUTS = ("sr", "impure_tokens")
+SELF_CHECK_DB = 90.0
+
+Step = Callable[[str], None]
+"""Told the name of every stage, for a progress display."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a graph takes beside the image."""
+
+    capacities: tuple[int, ...]
+    """Slots of category attention, ascending; more than one makes an input `slots` (1, C), int32."""
+    mask: str
+    """"graph", "input" or "none", as in the manifest."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the number of slots is chosen with every image."""
+        return len(self.capacities) > 1
+
+
+def example(twin: StaticTwin) -> torch.Tensor:
+    """A fixed image (1, 3, h, w) with flat and busy parts, for tracing and for the check after simplification."""
+    h, w = twin.size
+    noise = np.random.default_rng(0).integers(0, 256, (1, 3, h, w))
+    noise[:, :, : (h + 1) // 2] = np.array([40, 90, 200]).reshape(1, 3, 1, 1)
+    return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep torch's exporter from warning that it is deprecated and that shapes become constants, which is meant."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter_log.setLevel(level)
+
+
+def trace(module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...], target: Path) -> None:
+    """Write *module* as ONNX to *target*; *inputs* are its arguments by name, the first one positional.
+
+    Node names keep the module path, weights their parameter names. The length of an input `slots` is symbolic.
+    """
+    first, *others = inputs.items()
+    try:
+        # The tracing exporter is deprecated, but it alone writes opset 17, which boards read.
+        with torch.no_grad(), quiet_exporter():
+            torch.onnx.export(
+                module,
+                (first[1], dict(others)),
+                str(target),
+                dynamo=False,
+                opset_version=OPSET,
+                do_constant_folding=False,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={SLOTS: {1: SLOTS}} if SLOTS in inputs else None,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"the twin does not export: {first_line(error)}") from error
+
+
+def metadata(twin: StaticTwin, card: Card, shape: Shape) -> dict[str, str]:
+    """What the ONNX file says of itself."""
+    return {**model_facts(twin, card, shape.capacities), "ppexport.licence": card.licence}
+
+
+def finish(model: onnx.ModelProto, path: Path, facts: dict[str, str], name: str) -> None:
+    """Set the metadata of *model*, check it and write it to *path*."""
+    model.graph.name = name
+    model.producer_name = "ppexport"
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx.checker refuses the graph: {first_line(error)}") from None
+    onnx.save(model, path)
+
+
+def check_lint(path: Path, flavour: str) -> None:
+    """Raise ExportError with the first finding when the linter finds an error in *path*.
+
+    The flavour `ort` is for one new runtime and uses a new opset on purpose.
+    """
+    errors = [f for f in lint_model(path).findings if f.severity is Severity.ERROR]
+    if flavour == "ort":
+        errors = [f for f in errors if Runtime.ONNXRUNTIME in f.runtimes and f.rule not in VERSIONS]
+    if errors:
+        first = errors[0]
+        raise ExportError(f"the graph fails its lint; first, in {first.module or 'the whole graph'}: {first.message}")
+
+
+def graph_inputs(twin: StaticTwin, shape: Shape, capacity: int) -> dict[str, torch.Tensor]:
+    """The example and what else a graph of *shape* takes, by name."""
+    inputs = {INPUT: example(twin)}
+    if shape.mask == "input":
+        pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
+        inputs[MASK] = pure_pass(twin.pad(inputs[INPUT])).float().view(1, 1, *twin.padded)
+    if shape.is_set:
+        inputs[SLOTS] = torch.zeros(1, capacity, dtype=torch.int32)
+    return inputs
+
+
+def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
+    """Raise ExportError unless ONNX Runtime computes the twin's picture from *path* to within 90 dB.
+
+    A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
+    are injected: of many thousand tokens some are near ties, which may fall either way.
+    """
+    debug, traced = DebugModel(path), Trace()
+    with torch.no_grad():
+        inputs = graph_inputs(twin, shape, shape.capacities[-1])
+        expected, impure = twin(**inputs, trace=traced)
+    categories = torch.stack(traced.categories).long().numpy()
+    del traced
+    fitting = smallest_capacity(shape.capacities, int(impure))
+    for capacity in sorted({fitting, shape.capacities[-1]}):
+        with torch.no_grad():
+            inputs = graph_inputs(twin, shape, capacity)
+        inside = debug.run({name: value.numpy() for name, value in inputs.items()}, categories)
+        decibel = psnr(expected.numpy(), inside.sr, 1.0)
+        if decibel < SELF_CHECK_DB or inside.impure_tokens != int(impure):
+            raise ExportError(
+                f"the exported graph differs from the twin ({decibel:.1f} dB with {capacity} slots): "
+                "please report this model"
+            )
+
+
+def fuse(model: onnx.ModelProto, capacities: tuple[int, ...]) -> onnx.ModelProto:
+    """A copy of *model* in opset 23, with the operators that ONNX Runtime has one kernel for and without idle work.
+
+    A symbolic number of slots is one of *capacities*.
+    """
+    fused = version_converter.convert_version(model, ORT_OPSET)
+    fused.ir_version = ORT_IR_VERSION
+    fuse_attention(fused)
+    strip_attention(fused, capacities)
+    fuse_unit_rows(fused)
+    drop_whole_slices(fused)
+    branch_where(fused)
+    return fused
+
+
+def simplified(twin: StaticTwin, shape: Shape, scratch: Path, keep: bool, step: Step) -> onnx.ModelProto:
+    """The graph of *twin*, traced and simplified; *keep* leaves both stages in *scratch*."""
+    stages = scratch / "1-traced.onnx", scratch / "2-simplified.onnx"
+    step("tracing")
+    trace(twin, graph_inputs(twin, shape, twin.capacity), OUTPUTS, stages[0])
+    step("simplifying")
+    simplify_file(*stages)
+    model = onnx.load(stages[1])
+    model.ir_version = IR_VERSION
+    if not keep:
+        for path in stages:
+            path.unlink()
+    return model
+
+
+def build_rewritten(
+    twin: StaticTwin,
+    card: Card,
+    folder: Path,
+    shape: Shape,
+    keep: Path | None,
+    step: Step,
+    precision: str,
+    rewrite: Callable[[onnx.ModelProto], onnx.ModelProto],
+    check: Callable[[Path, Path, StaticTwin, Shape], None],
+) -> onnx.ModelProto:
+    """Write the fp32 graph of *twin* in another *precision*, as *rewrite* makes it, as `model.onnx` into *folder*.
+
+    *check* raises ExportError where that file, its second argument, is too far from the fp32 one, its first; *keep*
+    receives the stages. Returns the graph. Raises ExportError when a stage or a check fails.
+    """
+    scratch = keep or folder
+    single, target = scratch / "3-fp32.onnx", folder / MODEL
+    model = simplified(twin, shape, scratch, keep is not None, step)
+    step(f"writing {precision}")
+    result = rewrite(model)
+    step("checking")
+    about = metadata(twin, card, shape)
+    finish(model, single, about, card.name)
+    step("comparing with the twin")
+    self_check(single, twin, shape)
+    finish(result, target, about, card.name)
+    step(f"comparing {precision} with fp32")
+    check(single, target, twin, shape)
+    check_lint(target, twin.flavour)
+    if keep is None:
+        single.unlink(missing_ok=True)
+    return result
+
+
+def build(twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step) -> str:
+    """Write `model.onnx` into *folder* and return its name; *keep* receives the intermediate graphs.
+
+    Raises ExportError when a stage or a check fails.
+    """
+    target = folder / MODEL
+    model = simplified(twin, shape, keep or folder, keep is not None, step)
+    if twin.flavour == "ort":
+        step("fusing operators")
+        model = fuse(model, shape.capacities)
+    step("checking")
+    finish(model, target, metadata(twin, card, shape), card.name)
+    check_lint(target, twin.flavour)
+    step("comparing with the twin")
+    self_check(target, twin, shape)
+    return MODEL

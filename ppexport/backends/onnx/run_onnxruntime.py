@@ -1,0 +1,106 @@
+"""ONNX Runtime sessions, configured the same everywhere. Imports onnxruntime when a session is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
+from ppexport.device.artifact import Artifact
+from ppexport.device.mask import padded_size
+from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
+from ppexport.errors import ArtifactError, UnavailableError, first_line, require
+
+CPU = "CPU"
+
+
+class Session:
+    """An `onnxruntime.InferenceSession` whose runs leave the calling thread's mode as it was."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As `InferenceSession.run`, with denormals as zeros."""
+        with Flushed():
+            return self._inner.run(*args, **kwargs)
+
+
+def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Session:
+    """A session for the bytes *model*; *where* names it in errors.
+
+    *provider* is an execution provider without that suffix, such as CUDA; *settings* are attributes of
+    `onnxruntime.SessionOptions`. Raises ArtifactError where the model names another file or ONNX Runtime cannot load
+    it, UnavailableError where it lacks the provider or cannot start it.
+    """
+    # Also of bytes: ONNX Runtime would open the files that they name, looked for from the current folder on.
+    if not is_ort_format(model):
+        refuse_external(model, where)
+    require("onnxruntime", "onnx")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # For the session's own threads; `Flushed` is for the caller's.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    for name, value in settings.items():
+        setattr(options, name, value)
+    wanted = f"{provider}ExecutionProvider"
+    if wanted not in onnxruntime.get_available_providers():
+        raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} as installed here has no provider {provider}")
+    try:
+        with Flushed():
+            session = onnxruntime.InferenceSession(model, options, providers=[wanted])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ArtifactError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {where}: {first_line(error)}"
+        ) from None
+    # A provider that does not start is replaced by the CPU, with no more than a line in the log.
+    if session.get_providers()[0] != wanted:
+        raise UnavailableError(f"ONNX Runtime cannot start its provider {provider} on this machine")
+    # Likewise one that fails in a later run, unless this is called.
+    session.disable_fallback()
+    return Session(session)
+
+
+def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Session:
+    """A session for running the bytes *model*, as `load`; *threads* as `check_threads` takes them."""
+    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0)
+
+
+def make_frugal_session(model: bytes, where: str) -> Session:
+    """A session for looking into a model: slower, but it gives memory back after every tensor."""
+    return load(model, where, enable_cpu_mem_arena=False, enable_mem_pattern=False)
+
+
+# Runs an ONNX artefact with ONNX Runtime.
+
+
+class OnnxRunner(Runner):
+    """An ONNX artefact in ONNX Runtime, on its CPU provider unless another is named."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
+        super().__init__(artifact)
+        file = artifact.model_file
+        self.session: Any = make_session(artifact.read(file), str(file), threads, provider)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ArtifactError unless the model file is what the manifest says."""
+        m = self.artifact.manifest
+        (h, w), s = self.size, self.scale
+        expected: dict[str, list[int | str]] = {"lr": [1, 3, h, w], "sr": [1, 3, h * s, w * s], "impure_tokens": [1]}
+        if len(m.capacities) > 1:
+            expected["slots"] = [1, "slots"]
+        if m.mask == "input":
+            expected["mask"] = [1, 1, *(padded_size(side) for side in self.size)]
+        found = {port.name: port.shape for port in (*self.session.get_inputs(), *self.session.get_outputs())}
+        if found != expected:
+            raise ArtifactError(f"{self.artifact.model_file} has {found}, but the manifest says {expected}")
+        self.check_facts(self.session.get_modelmeta().custom_metadata_map)
+
+    def _run(self, prepared: Prepared) -> Result:
+        sr, impure = self.session.run(["sr", "impure_tokens"], feeds(self.artifact.manifest, prepared))
+        return Result(sr, int(impure[0]), prepared.capacity)

@@ -1,0 +1,111 @@
+"""`ppexport build`: ONNX artefact -> TensorRT engine, on this machine or on a device."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppexport.cli.console import emit_json, people
+from ppexport.cli.devices import following, taken_up_later
+from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout
+from ppexport.errors import counted
+
+
+class Runtime(str, Enum):
+    """What can build an engine."""
+
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt_rtx"
+
+
+EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
+
+
+def build(
+    artifact: ArtifactFolder,
+    on: Annotated[str, typer.Option(help="where: local, or ssh://[user@]host[:port]")] = "local",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="artefact folder to make; ARTIFACT-engine if left out")
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="MB", help="memory that TensorRT may use for a layer; its choice if left out"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="how long TensorRT searches for fast kernels; its default if left out"),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="let fp32 products run in TF32: faster on some GPUs, fails fp32 parity")
+    ] = False,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="which TensorRT builds; the first that the machine has if left out")
+    ] = None,
+    timeout: Timeout = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="stop and remove this model's builds there, build nothing")
+    ] = False,
+    identity: Identity = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_key: AcceptNewHostKey = False,
+    json: Json = None,
+) -> None:
+    """Build a TensorRT engine from an ONNX artefact, on the machine that is to run it.
+
+    A build outlives this command: after Ctrl-C, or when the connection was lost, the same command again waits for it
+    and collects it. A device needs sh, and TensorRT with its Python API or trtexec; ssh must log in without a password.
+    """
+    from ppexport.backends.tensorrt.engine_artifact import LAYERS, make_request, read_source
+    from ppexport.backends.tensorrt.remote import RemoteBuild
+    from ppexport.backends.tensorrt.remote import clean as clean_device
+    from ppexport.device.artifact import read_artifact
+    from ppexport.folders import artifact_target, check_same
+    from ppexport.remote.opening import open_device
+    from ppexport.remote.ssh import SshOptions
+
+    source = read_source(artifact)
+    request = make_request(
+        source,
+        workspace_mb=workspace,
+        tf32=tf32,
+        optimization_level=optimization_level,
+        runtime=None if runtime is None else runtime.value,
+    )
+    options = SshOptions(identity, ssh_config, accept_new_host_key)
+    if clean:
+        with open_device(on, options) as device:
+            done = clean_device(device, request)
+        emit_json(json, {"done": done})
+        people(json).print("\n".join(done) or f"no build of {artifact} is on {on}")
+        return
+    whole = artifact.resolve()
+    target = artifact_target(out or whole.with_name(whole.name + "-engine"))
+    m = source.manifest
+    check_same(
+        target, "tensorrt", m.name, m.arch, m.scale, m.weights["sha256"], m.size, "move it away, or name another folder"
+    )
+    with open_device(on, options) as device, following("build") as telling:
+        work = RemoteBuild(device, source, request, telling)
+        with taken_up_later(work):
+            work.run(target, timeout)
+    manifest = read_artifact(target).manifest
+    facts = manifest.engine
+    engine = next(iter(manifest.files))
+    size = (target / engine).stat().st_size
+    emit_json(json, {"artifact": str(target), "device": on, "engine_bytes": size, "manifest": vars(manifest)})
+    people(json).print(
+        f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {facts['gpu'] or 'any supported GPU'}, "
+        f"{facts['runtime']} {facts['tensorrt']}, {size / 1e6:.2f} MB, built in {facts['seconds']:.1f} s"
+    )
+    people(json).print(layers_line(facts, target / LAYERS))
+
+
+def layers_line(facts: dict[str, Any], listing: Path) -> str:
+    """What is known of the engine's layers, for people."""
+    if not facts["layers"]:
+        return "layers: not told by this TensorRT, so it is not known whether attention was fused"
+    fused = "attention is fused" if facts["attention_fused"] else "no layer is named as fused attention"
+    return f"{counted(facts['layers'], 'layer')}, {fused}: {listing}"

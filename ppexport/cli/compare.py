@@ -1,0 +1,108 @@
+"""`ppexport compare`: two measurements, or two artefacts in turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppexport.cli.console import continues_from, emit_json, people, progress_bar, table
+from ppexport.cli.options import Json, Threads, Trust
+from ppexport.errors import EXIT_GATE_FAILED, InputError
+
+EXAMPLE = "Example: ppexport compare x2_64-profile x2_64_new-profile --limit 1.05"
+FIGURES = ("p50", "p90", "p99")
+
+
+def _measured(path: Path) -> Path:
+    """The `profile.json` of *path* where that is the folder of a run, else *path*."""
+    from ppexport.profile.result import PROFILE
+
+    return path / PROFILE if (path / PROFILE).is_file() else path
+
+
+def compare(
+    context: typer.Context,
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="the folder of a profile run, a profile.json, or an artefact folder")
+    ],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="B", help="the same; left out if A holds two subjects")
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="a factor: exit with 1 if B takes more than this times A's time and the whole interval lies above it",
+        ),
+    ] = None,
+    figure: Annotated[str, typer.Option(help="what --limit is about: p50, p90 or p99")] = "p90",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="for artefacts: folder of the run; A-against-B if left out")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="for artefacts: 64 queries and 6 s, not 1,024 and 60 s")
+    ] = False,
+    threads: Threads = None,
+    trust: Trust = False,
+    json: Json = None,
+) -> None:
+    """Compare B with A: ratios of the latencies with bootstrap 95 % intervals.
+
+    Two runs are compared as they were measured. Two artefacts are measured now, in turns A B B A, which a change of
+    the machine's speed hardly disturbs. With --limit the exit code is a regression gate: 1 if the whole interval lies
+    above it.
+    """
+    from ppexport.profile.compare import compare_interleaved, compare_offline, only_subject
+    from ppexport.profile.result import Profile
+
+    if figure not in FIGURES:
+        raise InputError(f"--figure is one of {', '.join(FIGURES)}, not {figure!r}")
+    console = people(json)
+    first, second = _measured(first), None if second is None else _measured(second)
+    folders = [path.is_dir() for path in (first, second) if path is not None]
+    if any(folders) and (len(folders) < 2 or not all(folders)):
+        raise InputError(
+            "compare takes two profile runs (folders or profile.json), a run that holds two subjects, or two artefacts"
+        )
+    if second is not None and all(folders):
+        from ppexport.device.target import choose
+        from ppexport.folders import run_folder
+        from ppexport.profile.run import RUN, measure, plan_of, prepare
+
+        targets = [target for path in (first, second) for target in choose(path, None, threads, trust)]
+        if targets[0] == targets[1]:
+            raise InputError("both are the same artefact")
+        folder = out or first.resolve().with_name(f"{first.resolve().name}-against-{second.resolve().name}")
+        context.with_resource(run_folder(folder, RUN))
+        job = prepare(targets, plan_of(quick, False, targets), folder, None)
+        with continues_from(job.journal), progress_bar("queries") as progress:
+            result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))
+    else:
+        if out is not None or quick or threads is not None or trust:
+            raise InputError("--out, --quick, --threads and --trust are for two artefact folders, which are measured")
+        if second is None:
+            result = compare_interleaved(Profile(first))
+        else:
+            result = compare_offline(only_subject(Profile(first)), only_subject(Profile(second)))
+    failed = limit is not None and result.slower(figure, limit)
+    emit_json(json, {**result.to_dict(), "limit": limit, "figure": figure, "failed": failed})
+    a, b = result.a.subject, result.b.subject
+    rows = [
+        [name, f"{a['summary'][f'{name}_ms']:.1f}", f"{b['summary'][f'{name}_ms']:.1f}",
+         f"{ratio.middle:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}"]
+        for name, ratio in result.ratios.items()
+    ]  # fmt: skip
+    how = "measured in turns" if result.interleaved else "measured at different times"
+    console.print(table(f"A: {a['name']}; B: {b['name']}; {how}", ["", "A ms", "B ms", "B / A", "95 %"], rows))
+    for line in result.differences:
+        console.print(f"differs: {line}")
+    for name, side in (("A", result.a), ("B", result.b)):
+        for mark in [] if result.interleaved and name == "B" else side.profile.data["marks"]:
+            console.print(f"mark of {name if not result.interleaved else 'the run'}: {mark['text']}")
+    if limit is not None:
+        verdict = "FAIL: slower than" if failed else "pass: not shown to be slower than"
+        console.print(f"{verdict} {limit:g} times A at {figure}")
+    if failed:
+        raise typer.Exit(EXIT_GATE_FAILED)

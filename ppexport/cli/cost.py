@@ -1,0 +1,109 @@
+"""What a network costs on a picture, and how much of it Pure-Pass saves there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.device.mask import mask_from_labels, padded_tokens, pixel_labels
+from ppexport.device.picture import to_uint8
+from ppexport.imaging.images import read_image
+from ppexport.networks.atd.cost import Macs, count_macs
+from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.load import card_of
+
+OUTPUT = (720, 1280)
+"""Height and width of the output for which papers count multiply-adds."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of pure pixels of one picture, without and with cross-shift mask fusion."""
+
+    name: str
+    size: tuple[int, int]
+    grid: float
+    fused: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one picture, dense and with Pure-Pass."""
+
+    size: tuple[int, int]
+    """(h, w) of the LR picture, before padding."""
+    dense: Macs
+    actual: Macs
+    tokens: int
+    impure: int
+
+    @property
+    def pure_share(self) -> float:
+        """Share of pure pixels, of the padded picture."""
+        return 1 - self.impure / self.tokens
+
+    @property
+    def saving(self) -> float:
+        """Share of the multiply-adds (published counting) that Pure-Pass saves, the mask's own included."""
+        return 1 - self.actual.published / self.dense.published
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "lr_size": self.size,
+            "tokens": self.tokens,
+            "impure_tokens": self.impure,
+            "pure_share": self.pure_share,
+            "saving": self.saving,
+            "macs_published": self.actual.published,
+            "macs_pure": self.actual.pure,
+            "dense_macs_published": self.dense.published,
+            "dense_macs_pure": self.dense.pure,
+            "branches": vars(self.actual),
+        }
+
+
+def default_size(scale: int) -> tuple[int, int]:
+    """LR size (h, w) of a 1280x720 output, rounded to whole pixels."""
+    return round(OUTPUT[0] / scale), round(OUTPUT[1] / scale)
+
+
+def options_of(network: ATDLight) -> dict[str, Any] | None:
+    """Pure-Pass options of *network*'s card, None without Pure-Pass."""
+    options = card_of(network).options
+    return None if options is None else options.model_dump()
+
+
+def cost(network: ATDLight, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
+    """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
+    tokens = padded_tokens(size)
+    impure = tokens if pure is None else int((~pure).sum())
+    options = options_of(network)
+    scale = network.config.scale
+    colors = options["colors"] if options else 0
+    return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)
+
+
+def parameters(network: ATDLight) -> int:
+    """Number of trained parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def read_levels(path: Path) -> NDArray[np.uint8]:
+    """A picture as the network's mask sees it: uint8 (H, W, 3), finer levels rounded."""
+    rgb = read_image(path).bled
+    if rgb.dtype == np.uint8:
+        return np.asarray(rgb, np.uint8)
+    return to_uint8(rgb.transpose(2, 0, 1))
+
+
+def share(path: Path, options: dict[str, Any]) -> Share:
+    """Pure share of the picture *path* under Pure-Pass *options*, taken as LR."""
+    rgb = read_levels(path)
+    labels = pixel_labels(rgb, options["colors"])
+    masks = [mask_from_labels(labels, options["window"], csmf) for csmf in (False, True)]
+    return Share(path.name, (rgb.shape[0], rgb.shape[1]), *(float(m.mean()) for m in masks))

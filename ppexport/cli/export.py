@@ -1,0 +1,150 @@
+"""`ppexport export`: network -> artefact folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppexport.cli.console import emit_json, people, stages
+from ppexport.cli.options import (
+    Arch,
+    Checkpoint,
+    Colors,
+    Compensation,
+    Csmf,
+    Json,
+    Model,
+    Scale,
+    Window,
+    given,
+    load,
+    parse_capacities,
+    parse_size,
+)
+
+EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
+NOTES = {
+    "default": "note: no recipe is bundled for these weights, so the default recipe chose what becomes int8: "
+    "`ppexport quantize-search` measures which layers to choose and writes a recipe for --recipe",
+    "given, found for other weights": "note: the recipe was found for other weights, where it may have cost another "
+    "loss: `ppexport quantize-search` finds one for these",
+}
+"""What the command says about the recipe of an int8 file, by where the recipe comes from."""
+
+
+def export(
+    model: Model = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="artefact folder to make")] = Path("artifact"),
+    backend: Annotated[
+        str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), coreml, or coreai")
+    ] = "onnx",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="LR size HxW before padding: 256x256 for photographs where 0.5 GB of memory are free, 64x64 for "
+            "phones, the frame's for video; the card's default if left out"
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, int8 or mixed (int8 and fp16); coreml: fp32, fp16, w8, w8a8; coreai: fp32, fp16"
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None, typer.Option(help="file that `calibrate` wrote; bundled models have one of their own")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="what becomes int8, as `quantize-search` wrote it; the model's own if left out")
+    ] = None,
+    capacity: Annotated[
+        str,
+        typer.Option(
+            help="slots of category attention: full; set, chosen for every image, which saves time where it is flat; "
+            "or 1024,2048,..."
+        ),
+    ] = "full",
+    mask: Annotated[
+        str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
+    ] = None,
+    flavour: Annotated[
+        str | None,
+        typer.Option(
+            help="portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 or newer"
+        ),
+    ] = None,
+    pad_heads: Annotated[
+        bool, typer.Option("--pad-heads/--no-pad-heads", help="for tensorrt: attention heads of 16 channels, not 12")
+    ] = True,
+    target: Annotated[str, typer.Option(help="for coreml: iOS16, iOS17 or iOS18")] = "iOS18",
+    interface: Annotated[str, typer.Option(help="for coreml: tensor, or image for an app's pictures")] = "tensor",
+    file_format: Annotated[
+        str,
+        typer.Option("--format", help="of --backend onnx: onnx, or ort: model.ort for ONNX Runtime Mobile as well"),
+    ] = "onnx",
+    keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace an artefact of another model, size or backend as well")
+    ] = False,
+    checkpoint: Checkpoint = None,
+    arch: Arch = None,
+    scale: Scale = None,
+    colors: Colors = None,
+    window: Window = None,
+    csmf: Csmf = None,
+    compensation: Compensation = None,
+    json: Json = None,
+) -> None:
+    """Export a network for one LR size into an artefact folder.
+
+    `--capacity set` stores the weights once and lets the runner choose the slots of category attention for every
+    image: exact, and faster the more of the image is pure.
+    """
+    from ppexport.device.artifact import read_artifact
+    from ppexport.exporting import check_request, return_large_blocks
+    from ppexport.networks.card import card_with_weights
+
+    options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    card, _ = card_with_weights(model, arch, scale, checkpoint, given(options))
+    pixels = card.default_size if size is None else parse_size(size)
+    request: dict[str, Any] = {
+        "backend": backend,
+        "size": pixels,
+        "out": out,
+        "precision": precision,
+        "capacities": parse_capacities(capacity, pixels, backend),
+        "mask": mask,
+        "flavour": flavour,
+        "pad_heads": pad_heads,
+        "target": target,
+        "interface": interface,
+        "file_format": file_format,
+        "calibration": calibration,
+        "recipe": recipe,
+        "keep": keep,
+        "force": force,
+    }
+    # Before torch is loaded, which takes seconds.
+    check_request(card, **request)
+    with stages("export") as step:
+        step("loading the network")
+        from ppexport.exporting import export as run_export
+
+        return_large_blocks()
+        network = load(model, checkpoint, arch, scale, **options)
+        run_export(network, **request, step=step)
+    artifact = read_artifact(out)
+    folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
+    m = artifact.manifest
+    console = people(json)
+    note = NOTES.get(m.engine.get("quantisation", {}).get("int8", {}).get("recipe"))
+    if note is not None:
+        console.print(note)
+    slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"
+    console.print(
+        f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
+        f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
+    )

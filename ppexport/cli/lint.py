@@ -1,0 +1,119 @@
+"""`ppexport lint`: what an edge runtime would object to, and what of a Core ML package leaves the Neural Engine."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppexport.cli.console import emit_json, people
+from ppexport.cli.options import Json
+from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
+
+EXAMPLE = "Example: ppexport lint model.onnx"
+PACKAGE, ASSET = ".mlpackage", ".aimodel"
+LENGTH = re.compile(r"[1-9][0-9]{0,8}")
+SHOWN = 6
+"""Kinds of modules that are named; the JSON has every module."""
+
+
+def lint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artefact folder")],
+    length: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=N", help="check the symbolic axis AXIS of an .onnx file at N; may be repeated"),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """What ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 would refuse, get wrong or run slowly.
+
+    Of a Core ML package: which operations are known to leave the Neural Engine, from which modules, and how many
+    crossings that makes.
+    """
+    symbols = parse_lengths(length or [])
+    if file.is_dir() and file.suffix != PACKAGE:
+        from ppexport.backends.onnx.run_external import check_graphs
+        from ppexport.device.artifact import read_artifact
+
+        artifact = read_artifact(file)
+        file = artifact.graph_file
+        if artifact.manifest.backend == "onnx":
+            check_graphs(artifact)
+    if symbols and file.suffix in (PACKAGE, ASSET):
+        raise InputError("--length is for .onnx files: the shapes of a package are fixed")
+    if file.suffix == PACKAGE:
+        lint_package(file, json)
+    elif file.suffix == ASSET:
+        raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
+    else:
+        lint_onnx(file, symbols, json)
+
+
+def parse_lengths(texts: list[str]) -> dict[str, int]:
+    """Texts AXIS=N -> {axis: n}. Raises InputError."""
+    found = {}
+    for text in texts:
+        axis, _, number = text.rpartition("=")
+        if not axis or not LENGTH.fullmatch(number):
+            raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
+        found[axis] = int(number)
+    return found
+
+
+def lint_package(path: Path, json: str | None) -> None:
+    """Print where the operations of a package may run; this is information, so it never fails."""
+    from ppexport.backends.coreml.placement import place_package
+    from ppexport.backends.coreml.reading.package import read_package
+
+    package = read_package(path)
+    # A package keeps its functions in no order: by capacity.
+    names = sorted(package.functions, key=lambda name: (len(name), name))
+    reports = [place_package(package, name) for name in names]
+    emit_json(json, {"package": str(path), "functions": [report.to_dict() for report in reports]})
+    console = people(json)
+    for report in reports:
+        console.print(
+            f"{report.function}: {len(report.leaving)} of {report.operations} operations leave the Neural Engine, "
+            f"{report.crossings} crossings"
+        )
+        if not report.leaving:
+            continue
+        console.print("    why: " + ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()))
+        shown = kinds_of_modules(report.modules)
+        where = ", ".join(f"{kind or 'the network itself'} {count}" for kind, count in shown[:SHOWN])
+        more = f", and {len(shown) - SHOWN} more kinds of modules" if len(shown) > SHOWN else ""
+        console.print(f"    from: {where}{more}")
+    console.print("By what developers have measured; nothing here has run on a device.")
+
+
+def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
+    """{module: operations} summed over the layers, of which a twin has many alike: layers.*.conv; the most first."""
+    kinds: Counter[str] = Counter()
+    for module, count in modules.items():
+        kinds[re.sub(r"\b\d+\b", "*", module)] += count
+    return kinds.most_common()
+
+
+def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
+    """Print what a runtime would object to, *symbols* at the lengths that they are given. Ends with exit code 1
+    for errors.
+    """
+    require("onnx", "export")
+    from ppexport.backends.onnx.lint import lint_model
+
+    report = lint_model(file, symbols=symbols)
+    emit_json(json, report.to_dict())
+    console = people(json)
+    for f in report.findings:
+        where = ", ".join(filter(None, (f.op, f"module {f.module}" if f.module else None, f.node)))
+        console.print(f"{f.severity.value} {f.rule}{f' ({where})' if where else ''}: {f.message}")
+        console.print(f"    way out: {f.way_out}")
+    counts = ", ".join(counted(count, severity.value) for severity, count in report.counts.items())
+    facts = report.facts
+    console.print(f"{file}: {counts}; {facts.nodes} nodes, {facts.file_bytes / 1e6:.2f} MB")
+    if not report.ok:
+        raise typer.Exit(EXIT_GATE_FAILED)

@@ -1,0 +1,89 @@
+"""Options that several commands share, and the network they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppexport.cli.console import check_json
+from ppexport.device.runner import check_threads
+from ppexport.errors import InputError
+
+if TYPE_CHECKING:
+    from ppexport.networks.atd.network import ATDLight
+
+
+def threads_here(value: int | None) -> int | None:
+    """Raise InputError, before any work is done, for threads that this machine's runtime would refuse."""
+    return check_threads(value)
+
+
+Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
+ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `export` makes it")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="weights in place of the model's: .safetensors, .pth, .pt, .ckpt or .bin")
+]
+Arch = Annotated[str | None, typer.Option(help="atd_light or pp_atd_light, for a checkpoint without a model name")]
+Scale = Annotated[int | None, typer.Option(help="2, 3 or 4, for a checkpoint without a model name")]
+Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
+Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
+Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
+Compensation = Annotated[str | None, typer.Option(help="what pure pixels take: value, zero or normed")]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", callback=check_json, help="write the result as JSON; - is stdout"),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="load a TensorRT engine that this user did not build: engines hold code")
+]
+Timeout = Annotated[
+    float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting for a device; what runs there goes on")
+]
+Identity = Annotated[Path | None, typer.Option(metavar="FILE", help="private key for ssh")]
+SshConfig = Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")]
+AcceptNewHostKey = Annotated[
+    bool, typer.Option("--accept-new-host-key", help="take the key of a host that ssh does not know yet")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(callback=threads_here, help="threads of the runtime; it chooses if this is left out"),
+]
+MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
+SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
+CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """HxW -> (h, w)."""
+    match = SIZE.fullmatch(text)
+    if match is None or not all(map(int, match.groups())):
+        raise InputError(f"a size is HEIGHTxWIDTH in pixels, such as 64x64, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def parse_capacities(text: str, size: tuple[int, int], backend: str = "onnx") -> list[int] | None:
+    """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity."""
+    from ppexport.exporting import SET_STEPS, capacity_set
+
+    if text == "full":
+        return None
+    if text == "set":
+        return capacity_set(size, SET_STEPS.get(backend, SET_STEPS["onnx"]))
+    if not CAPACITIES.fullmatch(text):
+        raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")
+    return [int(number) for number in text.split(",")]
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of *options* that are not left out."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> ATDLight:
+    """The network that the options describe."""
+    from ppexport.networks.load import load_network
+
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(options))  # type: ignore[return-value]

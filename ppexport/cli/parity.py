@@ -1,0 +1,156 @@
+"""`ppexport parity`: network against twin against artefact."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppexport.cli.console import continues_from, decibel, emit_json, people, progress_bars, table
+from ppexport.cli.options import ArtifactFolder, Checkpoint, Json, Trust
+from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppexport.parity.compare import Pair
+    from ppexport.parity.run import ParityReport
+
+EXAMPLE = "Example: ppexport parity x2_64 -o x2_64-parity"
+
+
+def _pair_table(pair: Pair) -> Any:
+    rows = []
+    for row in pair.rows:
+        flips = "–" if row.flips is None else str(sum(row.flips))
+        task = f"{row.task[1] - row.task[0]:+.4f}" if row.task else ""
+        verdict = "pass" if row.passed else "FAIL"
+        slots = "" if row.capacity is None else str(row.capacity)
+        rows.append([row.name, verdict, slots, decibel(row.errors.psnr), f"{row.errors.max_abs:.1e}", flips, task])
+    title = f"{pair.reference} against {pair.other} as it runs (gate {pair.gate.psnr:g} dB)"
+    # Narrow enough for 80 columns: longer headings would break the names of the inputs.
+    columns = ["input", "verdict", "slots", "PSNR dB", "max\nerror", "flips", "PSNR-Y\nchange"]
+    return table(title, columns, rows, numbers=2)
+
+
+def _units(text: str | None, against: Path | None) -> list[str]:
+    """The compute units to try. Raises InputError, and UnavailableError where this is no Mac."""
+    if text is None:
+        return []
+    from ppexport.backends.coreml.run_mac import check_platform
+    from ppexport.parity.units import parse_units
+
+    if against is not None:
+        raise InputError("--units runs with the twin, not against a saved run")
+    chosen = parse_units(text)
+    check_platform()
+    return chosen
+
+
+def parity(
+    artifact: ArtifactFolder,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-parity if left out")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    against: Annotated[
+        Path | None, typer.Option(help="compare with this saved run instead, of the same model; needs no torch")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="on a Mac: compute units that a Core ML package is also run on: cpu,gpu,ne,all")
+    ] = None,
+    trust: Trust = False,
+    json: Json = None,
+) -> None:
+    """Prove that network, static twin and artefact compute the same picture.
+
+    A Core AI asset takes minutes for a picture on Linux: a run that was ended goes on with the same command.
+    """
+    from ppexport.backends.backend import open_artifact
+    from ppexport.parity.against import run_against
+    from ppexport.parity.gates import check_gates
+    from ppexport.parity.run import run_parity
+
+    if against is not None and (out is not None or checkpoint is not None):
+        raise InputError(
+            "--against compares with a saved run and writes into its folder: leave --out and --checkpoint out"
+        )
+    chosen = _units(units, against)
+    runner = open_artifact(artifact, trust=trust)
+    if chosen and runner.artifact.manifest.backend != "coreml":
+        raise InputError("--units is for Core ML packages")
+    if against is None:
+        check_gates(runner.artifact.manifest)
+        if find_spec("torch") is None:
+            raise UnavailableError(
+                "torch is not installed, which computes the network and its twin: pip install 'ppexport[export]', or "
+                "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
+            )
+    with progress_bars() as progress:
+        if against is not None:
+            report = run_against(runner, against, progress)
+        else:
+            from ppexport.parity.kept import UNFINISHED
+            from ppexport.parity.reference import reference_network
+
+            folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
+            network = reference_network(runner.artifact, checkpoint)
+            # Kept for assets alone, which take minutes for a picture.
+            with continues_from(folder / UNFINISHED):
+                report = run_parity(network, runner, folder, progress, chosen)
+    emit_json(json, report.to_dict())
+    show(report, people(json))
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def _print_quality(pair: Pair, console: Console) -> None:
+    """Print how PSNR-Y and SSIM-Y change, as it runs and with the same routing."""
+    measured = (
+        ("task", "as it runs", pair.psnr_y_change, pair.ssim_y_change),
+        (
+            "task_same_routing",
+            "with the same routing",
+            pair.psnr_y_change_same_routing,
+            pair.ssim_y_change_same_routing,
+        ),
+    )
+    for field, how, change, ssim_change in measured:
+        if change is None:
+            continue
+        similar = "" if ssim_change is None else f", SSIM-Y by {ssim_change:+.6f}"
+        over = f": more than {pair.gate.task_change:g} dB" if field in pair.failed_tasks else ""
+        console.print(f"PSNR-Y against ground truth changes by {change:+.4f} dB on average {how}{similar}{over}")
+
+
+def show(report: ParityReport, console: Console) -> None:
+    """Print the tables and the verdict of a run."""
+    for pair in report.pairs:
+        console.print(_pair_table(pair))
+        # Below the table: inside it a narrow terminal would break a reason into syllables.
+        for row in pair.rows:
+            if row.reason:
+                console.print(f"{row.name}: {'pass' if row.passed else 'FAIL'}, {row.reason}")
+        if any(row.flips is None for row in pair.rows):
+            console.print(f"flips were not measured: {pair.other} does not tell its categories")
+        if pair.agreement is not None and min(pair.agreement) < 1:
+            shares = " ".join(f"{100 * share:.1f}" for share in pair.agreement)
+            console.print(f"equal categories of impure tokens as it runs, per layer, in %: {shares}")
+        _print_quality(pair, console)
+        if not pair.passed:
+            layer = pair.first_bad_layer or "not measured"
+            console.print(f"worst input: {pair.worst.name}{pair.place}; first bad layer: {layer}")
+    for unit, plan in report.units.items():
+        told = plan.get("failed") or plan.get("unknown")
+        placed = ", ".join(f"{count} on {device}" for device, count in plan.get("operations", {}).items())
+        crossings = plan.get("crossings", "unknown")
+        console.print(f"compute unit {unit}: {told or f'{placed}; crossings: {crossings}'}")
+    if report.over_capacity:
+        console.print(
+            f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"
+        )
+    if report.host_mask_differs:
+        console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")
+    console.print(f"{'pass' if report.passed else 'FAIL'}: {report.file}, {report.error_map}")

@@ -1,0 +1,303 @@
+"""`ppexport profile`: how long an artefact takes on this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppexport.cli.console import continues_from, duration, emit_json, people, progress_bar, stages, table
+from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
+from ppexport.cli.profile_remote import There, clean_there, measure_there, parse_cores
+from ppexport.device.runner import check_threads
+from ppexport.errors import InputError, UnavailableError, counted, require
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppexport.profile.result import Profile
+
+EXAMPLE = "Example: ppexport profile x2_64 --quick --layers -o x2_64-profile"
+
+
+def profile(
+    context: typer.Context,
+    artifact: ArtifactFolder,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-profile if left out")
+    ] = None,
+    on: Annotated[
+        str, typer.Option(help="the device: local, ssh://[user@]host[:port], or adb://serial (untested on hardware)")
+    ] = "local",
+    devices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LAB.yaml", help="all devices of this file at once, into OUT/NAME; see ppexport/profile/lab.py"
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="onnxruntime, openvino, tensorrt or coreml, also onnxruntime:CUDA; several, separated by commas, or "
+            "all are timed in turns; the artefact's own if left out"
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="64 queries and 6 s, not 1,024 and 60 s")] = False,
+    sustained: Annotated[bool, typer.Option("--sustained", help="ten minutes: what heat does")] = False,
+    images: Annotated[Path | None, typer.Option(help="folder of pictures; the bundled photographs if left out")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="afterwards, apart: time by layer and branch")] = False,
+    routing: Annotated[
+        bool, typer.Option("--routing", help="afterwards: time against pure share and capacity")
+    ] = False,
+    frames: Annotated[
+        Path | None, typer.Option(help="afterwards: frames per second on this folder of video frames")
+    ] = None,
+    layer_times: Annotated[
+        Path | None, typer.Option(help="for --layers of a TensorRT engine: what trtexec --exportProfile wrote")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
+    power_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|NUMBER",
+            help="Jetson only: run in this power mode of the board's /etc/nvpmodel.conf, such as MAXN_SUPER, and "
+            "restore the mode afterwards (`sudo -n nvpmodel`; untested on hardware)",
+        ),
+    ] = None,
+    lock_clocks: Annotated[
+        bool, typer.Option("--lock-clocks", help="of a Jetson: `sudo -n jetson_clocks`, and put back (untested)")
+    ] = False,
+    cores: Annotated[str | None, typer.Option(help="of a device: cores to run on, such as 4-7")] = None,
+    device_python: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="of a device: Python with the runtime; python3 if left out"),
+    ] = None,
+    perf_binary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="of a device without Python: an onnxruntime_perf_test for it (untested)"),
+    ] = None,
+    timeout: Timeout = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="stop and remove this artefact's measurements there, measure nothing")
+    ] = False,
+    identity: Identity = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_key: AcceptNewHostKey = False,
+    trust: Trust = False,
+    json: Json = None,
+) -> None:
+    """Measure an artefact's latency: single queries one after the other, after a warm-up, every sample kept.
+
+    The headline is p90. Inside the clock: checks, mask and choice of the capacity, and the run from host memory to
+    host memory. A run that is interrupted goes on with the same command; a machine that changes its clocks, runs other
+    programs or holds queries up leaves a mark beside the figures.
+
+    A device behind ssh needs sh, Python 3.8 with NumPy and the runtime, and no ppexport. A measurement there outlives
+    this command: the same command again waits for it and collects it.
+    """
+    from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
+    from ppexport.device.target import choose
+    from ppexport.folders import run_folder
+    from ppexport.imaging.images import pictures_in
+    from ppexport.profile.further import profile_frames, profile_layers, profile_routing
+    from ppexport.profile.remote import Settings
+    from ppexport.profile.run import RUN, measure, plan_of, prepare
+    from ppexport.remote.address import parse_address
+    from ppexport.remote.ssh import SshOptions
+
+    address = parse_address(on)
+    elsewhere = address is not None or devices is not None
+    if devices is not None and (
+        on != "local" or cores or device_python or perf_binary or lock_clocks or power_mode is not None
+    ):
+        raise InputError("with --devices the file says where and how: leave --on and a device's options out")
+    chosen = parse_cores(cores)
+    options = SshOptions(identity, ssh_config, accept_new_host_key)
+    mode = int(power_mode) if power_mode is not None and re.fullmatch("[0-9]{1,3}", power_mode) else power_mode
+    there = There(on, options, Settings(device_python, mode, lock_clocks, chosen), timeout, perf_binary)
+    if not elsewhere and (cores or device_python or perf_binary or clean or timeout is not None):
+        raise InputError(
+            "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on"
+        )
+    if elsewhere and (layers or routing or frames is not None):
+        raise InputError("--layers, --routing and --frames are measured on this machine only: run them on the device")
+    if elsewhere and runtime == "all":
+        raise InputError("which runtimes a device has is not known here: name them, separated by commas")
+    check_threads(threads, here=not elsewhere)
+    console = people(json)
+    folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
+    if devices is not None:
+        # PyYAML and pydantic are no part of the installation for devices.
+        require("yaml", "export")
+        require("pydantic", "export")
+        from ppexport.profile.lab import read_lab
+
+        lab = read_lab(devices)
+        task = Task(
+            artifact, lambda found: plan_of(quick, sustained, found), folder, images, runtime, threads, trust, there
+        )
+        if clean:
+            cleaned = clean_lab(lab, task)
+            emit_json(json, {"done": cleaned})
+            for name, lines in cleaned.items():
+                console.print(f"{name}: {'; '.join(lines) or 'nothing to remove'}")
+            return
+        outcomes = measure_lab(lab, task)
+        show_lab(outcomes, console)
+        emit_json(json, lab_json(outcomes, without_samples))
+        raise typer.Exit(exit_code(outcomes))
+    if clean:
+        done = clean_there(there, artifact)
+        emit_json(json, {"done": done})
+        console.print("\n".join(done) or f"no measurement of {artifact} is on {on}")
+        return
+    if frames is not None:
+        pictures_in(frames)
+    if layer_times is not None and not layers:
+        raise InputError("--layer-times is for --layers")
+    targets = choose(artifact, runtime, threads or len(chosen) or None, trust)
+    plan = plan_of(quick, sustained, targets)
+    if address is not None:
+        result = measure_there(there, targets, plan, folder, images)
+        show(result, console)
+        emit_json(json, without_samples(result))
+        return
+    context.with_resource(run_folder(folder, RUN))
+    job = prepare(targets, plan, folder, images)
+    console.print(
+        f"{counted(len(targets), 'runtime')}: warmed up, then timed for at least {duration(plan.seconds)} and "
+        f"{plan.queries:,} queries"
+    )
+    with continues_from(job.journal):
+        with progress_bar("queries") as progress, set_board(mode, lock_clocks, folder, console):
+            result = measure(job, progress, lambda line: console.print(line))
+        show(result, console)
+        summary = without_samples(result)
+        if layers:
+            with stages("time by layer"):
+                found = profile_layers(job, result, layer_times)
+            summary["layers"] = [{k: v for k, v in data.items() if k != "operations"} for data in found]
+            show_layers(found, console)
+        if routing:
+            with stages("time against pure share"):
+                summary["routing"] = profile_routing(job, result, images)
+            show_routing(summary["routing"], console)
+        if frames is not None:
+            with stages("frames"):
+                summary["frames"] = profile_frames(job, result, frames)
+            for data in summary["frames"]:
+                show_frames(data, console)
+    emit_json(json, summary)
+
+
+def without_samples(result: Profile) -> dict[str, Any]:
+    """A result as `--json` writes it."""
+    return {key: value for key, value in result.data.items() if key not in ("samples", "sensors")}
+
+
+@contextmanager
+def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
+    """This Jetson's power mode and clocks while the block runs. Raises UnavailableError where they cannot be set."""
+    from ppexport.device.jetson import Refused, clocks_locked, power_mode_set
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}")
+
+    try:
+        with power_mode_set(power_mode, str(folder), warn), clocks_locked(lock_clocks, str(folder), warn):
+            yield
+    except Refused as error:
+        raise UnavailableError(str(error)) from None
+
+
+def show_layers(found: list[dict[str, Any]], console: Console) -> None:
+    """Print time by branch of every runtime."""
+    from ppexport.profile.layers.result import why_sum_differs
+    from ppexport.profile.layers.spans import BRANCHES
+
+    rows = [
+        [b, *(f"{d['branches'].get(b, 0):.2f} ({100 * d['branches'].get(b, 0) / d['total_ms']:.0f} %)" for d in found)]
+        for b in BRANCHES
+        if any(b in d["branches"] for d in found)
+    ]
+    rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])
+    console.print(table("time by branch, ms", ["branch", *(d["subject"]["name"] for d in found)], rows))
+    for d in found:
+        why = why_sum_differs(d)
+        if why is not None:
+            console.print(f"{d['subject']['name']}: {why}")
+
+
+def show_routing(found: list[dict[str, Any]], console: Console) -> None:
+    """Print what pure pixels save."""
+    for data in found:
+        line, images = data["line"], data["images"]
+        shares = [image["pure_share"] for image in images]
+        name = data["subject"]["name"]
+        if line is None:
+            console.print(f"{name}: the pictures' pure shares hardly differ, so no line was drawn")
+            continue
+        saving = line["saving"]
+        console.print(
+            f"{name}: {line['at_zero_ms']['middle']:.1f} ms without pure pixels; a wholly pure picture saves "
+            f"{100 * saving['middle']:.1f} % (95 %: {100 * saving['low']:.1f} to {100 * saving['high']:.1f}), from "
+            f"{len(images)} pictures with {100 * min(shares):.0f} to {100 * max(shares):.0f} % pure pixels"
+        )
+
+
+def show_frames(data: dict[str, Any], console: Console) -> None:
+    """Print the answer, and how often each deadline is met."""
+    console.print(f"{data['subject']['name']}: {data['sentence']}")
+    for rate, deadline in data["deadlines"].items():
+        console.print(f"  {rate} fps: {100 * deadline['hit_rate']:.1f} % of the frames ready in time")
+
+
+def show(result: Profile, console: Console) -> None:
+    """Print the figures and the marks."""
+    names = (
+        "p90, ms", "95 % interval", "p50, ms", "p99, ms", "p90, ms per output megapixel", "queries", "loading, ms",
+        "first run, ms", "peak memory, MB",
+    )  # fmt: skip
+    figures = []
+    for subject in result.subjects:
+        s, memory = subject["summary"], subject["memory"]
+        low, high = s["p90_interval_ms"]
+        figures.append(
+            (
+                f"{s['p90_ms']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                f"{s['p50_ms']:.1f}",
+                f"{s['p99_ms']:.1f}",
+                f"{s['p90_ms_per_megapixel']:.0f}",
+                str(s["count"]),
+                f"{subject['load_ms']:.0f}",
+                f"{subject['first_ms']:.0f}",
+                "" if memory is None else f"{memory['peak'] / 1e6:.0f}",
+            )
+        )
+    rows = [[name, *values] for name, values in zip(names, zip(*figures, strict=True), strict=True)]
+    columns = ["latency", *(subject["name"] for subject in result.subjects)]
+    console.print(table(result.data["machine"]["cpu"], columns, rows))
+    mode = (result.data["machine"].get("jetson") or {}).get("power_mode")
+    if mode is not None:
+        console.print(f"power mode {mode['number']}: {mode['name']}")
+    for subject in result.subjects:
+        energy = subject["summary"].get("energy")
+        if energy is not None:
+            console.print(
+                f"{subject['name']}: {energy['joules_per_image']:.3f} J per image at {energy['watts']:.2f} W, of the "
+                "whole module"
+            )
+        droop = subject["summary"]["droop"]
+        if droop is not None:
+            console.print(
+                f"{subject['name']}: first minute {droop['first_minute_ms']:.1f} ms, last minute "
+                f"{droop['last_minute_ms']:.1f} ms, ratio {droop['ratio']:.3f}"
+            )
+    for mark in result.data["marks"]:
+        console.print(f"mark: {mark['text']}")
+    console.print(f"{result.path}")

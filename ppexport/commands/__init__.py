@@ -1,1 +1,0 @@
-"""One file per command: its options, its call, its output."""

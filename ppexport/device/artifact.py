@@ -1,0 +1,305 @@
+"""The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
+
+Reading one needs the standard library only, so that it works on a device. Manifest version 4:
+
+    format        "ppexport-artifact"
+    version       4; version 3, which lacks `gates`, and 2, which lacks `engine` as well, are read too
+    backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml";
+                  "coreai"
+    name          the model's name, e.g. "pp_atd_light_x2"
+    arch          "pp_atd_light" or "atd_light"
+    options       Pure-Pass options: colors, window, csmf, compensation (empty for atd_light)
+    scale         2, 3 or 4
+    size          [h, w] of the LR input, before padding
+    precision     "fp32", or "fp16": half precision written into the graph by casts; "w8": of a Core ML package, fp16
+                  with weights of 8 bits; "w8a8": and int8 activations where a recipe says so; "int8": by Q/DQ; "mixed":
+                  int8 and fp16
+    flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
+                  arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
+                  the portable one with heads padded to 16 channels
+    capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
+                  are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
+    mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
+                  (1, 1, H', W') of the padded size, 1 = pure; "none": atd_light has none
+    tokens        n, the pixels of the padded input
+    files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole.
+                  A model in ONNX Runtime's own format, model.ort, is followed by the ONNX file that it was made from
+                  and the list of operators and types that a reduced build of ONNX Runtime needs for it
+    weights       {"file": name, "sha256": of the weights file}
+    card_sha256   hash of the effective model card
+    licence       of the weights
+    created       UTC, ISO 8601
+    versions      {package: version} that made it
+    engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/run_facts.py`); of an
+    ONNX
+                  file meant for TensorRT: {"activation_bytes": what a run takes, estimated}; of a Core ML package:
+                  {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; of a file
+                  made by a calibration also {"quantisation": its hash, pictures, recipe, and what fp16 left in fp32}
+    gates         what the model's card asks of parity beyond ppexport's own gates, by precision, and "twin" for that
+                  between network and twin: {"fp16": {"psnr": 60.0}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppexport.errors import ArtifactError
+from ppexport.files import is_plain_name, sha256_file, write_text
+
+if TYPE_CHECKING:
+    # Names of functions need neither, and are for devices too.
+    from ppexport.networks.card import Card
+    from ppexport.twin.twin import StaticTwin
+
+
+FORMAT = "ppexport-artifact"
+VERSION = 4
+READABLE = (2, 3, 4)
+_SINCE = {"engine": 3, "gates": 4}
+"""Fields that older versions lack."""
+MANIFEST = "manifest.json"
+MAX_BYTES = 1 << 20
+"""A manifest is about a kilobyte; nothing larger is read."""
+KNOWN: tuple[tuple[set[str], str], ...] = (
+    ({"colors", "window", "csmf", "compensation"}, "pp_atd_light"),
+    (set(), "atd_light"),
+)
+"""The options that each architecture has."""
+ONNX_FLAVOURS = ("portable", "ort")
+"""Flavours that are made for ONNX Runtime."""
+FLAVOURS = (*ONNX_FLAVOURS, "tensorrt")
+MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
+"""Where each architecture's mask may come from."""
+GROUP = 128
+"""Capacities are multiples of the group of category attention."""
+
+
+def smallest_capacity(capacities: Sequence[int], impure: int) -> int:
+    """The first of the ascending *capacities* that holds *impure* tokens, or the last where none does."""
+    return next((c for c in capacities if c >= impure), capacities[-1])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`; the module docstring says what each field holds."""
+
+    backend: str
+    name: str
+    arch: str
+    options: dict[str, Any]
+    scale: int
+    size: list[int]
+    precision: str
+    flavour: str
+    capacities: list[int]
+    mask: str
+    tokens: int
+    files: dict[str, str]
+    weights: dict[str, str]
+    card_sha256: str
+    licence: str
+    created: str
+    versions: dict[str, str] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def needs_host_mask(self) -> bool:
+        """Whether a runner computes the mask: to feed it, or to choose a capacity."""
+        return self.mask == "input" or len(self.capacities) > 1
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artefact folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the LR input."""
+        return self.manifest.size[0], self.manifest.size[1]
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.manifest.scale
+
+    @property
+    def model_file(self) -> Path:
+        """The file a runtime loads."""
+        return self.path / next(iter(self.manifest.files))
+
+    @property
+    def graph_file(self) -> Path:
+        """The model, or the ONNX file that a model in ONNX Runtime's own format was made from: what tools can open.
+
+        Raises ArtifactError where that is missing.
+        """
+        if self.model_file.suffix != ".ort":
+            return self.model_file
+        name = self.model_file.with_suffix(".onnx").name
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.path} lacks {name}, which {self.model_file.name} was made from")
+        return self.path / name
+
+    def read(self, file: Path) -> bytes:
+        """The bytes of *file*, one of the manifest's, read once and compared with their hash.
+
+        A runtime gets these bytes and never the path, so that nothing can be exchanged between the two. Raises
+        ArtifactError for a file that was changed since the artefact was opened.
+        """
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[file.name]:
+            raise ArtifactError(f"{file} was changed while it was opened")
+        return content
+
+
+def _is(value: object, kind: str) -> bool:
+    """Whether *value* is a JSON value of the manifest type *kind* (a dataclass annotation)."""
+    # No `match`: Jetsons of JetPack 5 have Python 3.8.
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind == "list[int]":
+        return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
+    if kind == "dict[str, str]":
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    if kind == "dict[str, dict[str, Any]]":
+        return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
+    return isinstance(value, dict)
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read a manifest's *text*; *where* names it in errors. Raises ArtifactError."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where} is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
+    if data.get("version") not in READABLE:
+        raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
+    data.update({name: {} for name, since in _SINCE.items() if data["version"] < since})
+    known = {f.name: str(f.type) for f in fields(Manifest)}
+    for name, kind in known.items():
+        if name not in data or not _is(data[name], kind):
+            raise ArtifactError(f"{where}: field {name!r} is missing or is not {kind}")
+    manifest = Manifest(**{name: data[name] for name in known})
+    if len(manifest.size) != 2:
+        raise ArtifactError(f"{where}: size is [h, w], not {manifest.size}")
+    for name in manifest.files:
+        if not is_plain_name(name):
+            raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artefact folder")
+    if (set(manifest.options), manifest.arch) not in KNOWN:
+        raise ArtifactError(f"{where}: arch {manifest.arch!r} with options {sorted(manifest.options)} is not known")
+    if not {"file", "sha256"} <= set(manifest.weights):
+        raise ArtifactError(f"{where}: weights need a file name and its sha256")
+    if manifest.flavour not in FLAVOURS:
+        raise ArtifactError(f"{where}: flavour {manifest.flavour!r} is not known; this ppexport reads {FLAVOURS}")
+    if manifest.mask not in MASKS[manifest.arch]:
+        raise ArtifactError(f"{where}: mask {manifest.mask!r} is not one of {MASKS[manifest.arch]}")
+    c = manifest.capacities
+    if c != sorted(set(c)) or any(v % GROUP for v in c) or c[-1] > manifest.tokens:
+        raise ArtifactError(f"{where}: capacities ascend in multiples of {GROUP} up to {manifest.tokens}, not {c}")
+    if not manifest.files:
+        raise ArtifactError(f"{where} lists no model file")
+    return manifest
+
+
+def sha256_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: of the names in it and the hashes of what they name.
+
+    Raises ArtifactError for a folder that holds anything but files and folders.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    listed = hashlib.sha256()
+    for entry in sorted(path.iterdir()):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise ArtifactError(f"{entry} is not a plain file")
+        listed.update(os.fsencode(entry.name) + f"\0{sha256_path(entry)}\n".encode())
+    return listed.hexdigest()
+
+
+def _what_it_is(path: Path) -> str:
+    """What *path*, which holds no manifest, is in place of an artefact, and what to do: the end of an error."""
+    models = find_spec("ppexport.models")
+    bundled = [Path(place, path.name) for place in (models and models.submodule_search_locations) or ()]
+    folders = (path, *(bundled if path.parts == (path.name,) and not path.exists() else ()))
+    if any((folder / "card.yaml").is_file() for folder in folders):
+        return f" but a model: make an artefact with `ppexport export {path} -o {path.name}_64`, and use that"
+    if path.is_file():
+        holder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else " that `ppexport export` made"
+        return f" but a file: name the folder{holder}"
+    if not path.exists():
+        return ": there is nothing of this name; `ppexport export` makes artefacts"
+    return f": {MANIFEST} is missing or is not a small plain file"
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Open the artefact folder *path* and check every file against its hash. Raises ArtifactError."""
+    path = Path(path)
+    source = path / MANIFEST
+    try:
+        if source.is_symlink() or not source.is_file() or source.stat().st_size > MAX_BYTES:
+            raise ArtifactError(f"{path} is not an artefact{_what_it_is(path)}")
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ArtifactError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None
+    manifest = parse_manifest(text, str(source))
+    for name, expected in manifest.files.items():
+        file = path / name
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise ArtifactError(f"{path} is not complete: {name} is missing or is not a plain file")
+        if sha256_path(file) != expected:
+            raise ArtifactError(
+                f"{file} does not match its hash in {MANIFEST}: it was changed or damaged, export again"
+            )
+    return Artifact(path, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into *folder*, atomically."""
+    write_text(folder / MANIFEST, manifest.to_json())
+
+
+# What model files of all backends say of themselves, and what the functions of a capacity set are called.
+
+
+def model_facts(twin: StaticTwin, card: Card, capacities: Sequence[int]) -> dict[str, str]:
+    """The metadata that every model file has, by which a runner knows that it is the manifest's."""
+    return {
+        "ppexport.name": card.name,
+        "ppexport.arch": card.arch,
+        "ppexport.scale": str(twin.scale),
+        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
+        "ppexport.capacities": ",".join(map(str, capacities)),
+        "ppexport.card_sha256": card.hash(),
+    }
+
+
+def capacity_function(capacity: int) -> str:
+    """The function for *capacity* slots in a set."""
+    return f"capacity_{capacity}"
+
+
+def function_name(capacity: int, capacities: Sequence[int]) -> str:
+    """The function for *capacity* in a file of *capacities*."""
+    return "main" if len(capacities) == 1 else capacity_function(capacity)

@@ -1,1 +1,0 @@
-"""Machines that work is done on: this one, or one behind ssh. Standard library only."""

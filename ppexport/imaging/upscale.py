@@ -1,0 +1,209 @@
+"""A picture of any size through a runner of one size: image -> tiles -> runs -> image.
+
+A picture that fits in one tile is run whole. A larger one is run tile by tile: what attention mixes over the whole
+picture then ends at the tile's border, so the result differs a little from the whole-picture network's. Overlaps are
+blended so that no border shows; `ppexport.imaging.tiles` says how, and gives the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ppexport.device.picture import to_input
+from ppexport.device.runner import Prepared, Runner
+from ppexport.errors import ImageError
+from ppexport.imaging.images import MAX_PIXELS, Picture, check_colours, check_output, read_image, write_image
+from ppexport.imaging.pipeline import overlap
+from ppexport.imaging.tiles import Blender, Grid, Pixels, cut, plan_grid
+
+Origin: TypeAlias = tuple[int, int]
+"""(top, left) of a tile, LR pixels."""
+Progress = Callable[[int, int], None]
+"""Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
+
+
+class TileRun(NamedTuple):
+    """One run of the artefact."""
+
+    origin: Origin
+    """Where the tile lies."""
+    impure_tokens: int
+    """Tokens that category attention had to mix."""
+    capacity: int
+    """Slots it had for them."""
+    seconds: float
+    """Inside the runner's `run`."""
+
+    @property
+    def over_capacity(self) -> bool:
+        """Whether tokens were left out, so that the tile is not what the network would give."""
+        return self.impure_tokens > self.capacity
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an upscaling took."""
+
+    lr_size: tuple[int, int]
+    """(H, W) before."""
+    sr_size: tuple[int, int]
+    """(H, W) after."""
+    tile: tuple[int, int]
+    """(h, w) of a tile, LR pixels."""
+    tiles: tuple[TileRun, ...]
+    """One entry per tile, row by row."""
+    seconds_total: float
+    """From start to end: of a file with reading and writing, of an array without."""
+
+    @property
+    def seconds_runtime(self) -> float:
+        """Seconds inside the runner."""
+        return sum(run.seconds for run in self.tiles)
+
+    @property
+    def overhead(self) -> float:
+        """What everything but the runs added to the time, as a share of theirs: 0.05 is 5 %."""
+        return self.seconds_total / self.seconds_runtime - 1
+
+    @property
+    def over_capacity(self) -> tuple[TileRun, ...]:
+        """The tiles with more impure tokens than slots."""
+        return tuple(run for run in self.tiles if run.over_capacity)
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence for the user if any tile is not what the network would give, else None."""
+        over = self.over_capacity
+        if not over:
+            return None
+        worst = max(over, key=lambda run: run.impure_tokens - run.capacity)
+        return (
+            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artefact has slots "
+            f"(at worst {worst.impure_tokens} for {worst.capacity}, at row {worst.origin[0]}, column "
+            f"{worst.origin[1]}): there the result is not the network's, use an artefact of full capacity"
+        )
+
+
+class Upscaled(NamedTuple):
+    """The result of `upscale_array`."""
+
+    rgb: NDArray[np.uint8]
+    """(H * scale, W * scale, 3)."""
+    report: Report
+
+
+def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None) -> Upscaled:
+    """Super-resolve *rgb* (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
+
+    The result is floor(255 * clamp(sr, 0, 1) + 0.5). Raises InputError if the runner's tiles are too small to overlap
+    and the picture does not fit in one, ImageError if the result does not fit into memory, ArtifactError if the runner
+    returns another shape than it should or values that are not finite.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
+    start = time.perf_counter()
+    height, width = rgb.shape[:2]
+    grid = plan_grid((height, width), runner.size)
+    try:
+        blender = Blender(grid, runner.scale)
+        runs = _run_tiles(runner, rgb, grid, blender, progress)
+    except MemoryError:
+        raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
+    sr = blender.picture()
+    seconds = time.perf_counter() - start
+    return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
+
+
+def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress | None) -> list[TileRun]:
+    """Add the upscaled tiles of *grid* to *blender*; returns what each took.
+
+    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
+    not write into a result it has returned: that is blended while the next tile runs.
+    """
+    runs: list[TileRun] = []
+
+    def prepare(origin: Origin) -> tuple[Origin, Prepared]:
+        return origin, runner.prepare(to_input(cut(rgb, origin, grid.tile)))
+
+    def run(tile: tuple[Origin, Prepared]) -> tuple[Origin, NDArray[np.float32]]:
+        origin, prepared = tile
+        begin = time.perf_counter()
+        sr, impure_tokens, capacity = runner.run_unchecked(prepared)
+        seconds = time.perf_counter() - begin
+        runs.append(TileRun(origin, int(impure_tokens), int(capacity), seconds))
+        if progress is not None:
+            progress(len(runs), len(grid))
+        return origin, sr
+
+    def finish(tile: tuple[Origin, NDArray[np.float32]]) -> None:
+        origin, sr = tile
+        # Here and not in `run`, so that the runtime does not wait for it.
+        runner.check_picture(sr, f" for the tile at {origin}")
+        blender.add(sr[0])
+
+    if progress is not None:
+        progress(0, len(grid))
+    overlap(grid, prepare, run, finish)
+    return runs
+
+
+class Source(NamedTuple):
+    """A picture that was read, and may be enlarged into `target`."""
+
+    picture: Picture
+    target: Path
+    seconds: float
+    """What reading took."""
+
+
+def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS) -> Source:
+    """Read the picture *source*, and check all that can be known of *target* before anything is run.
+
+    Raises ImageError for files that cannot be read or written.
+    """
+    start = time.perf_counter()
+    picture = read_image(source, max_pixels=max_pixels)
+    height, width = picture.size
+    check_output(target, (height * scale, width * scale), picture.transparent)
+    check_colours(target, picture)
+    return Source(picture, target, time.perf_counter() - start)
+
+
+def upscale_source(runner: Runner, source: Source, progress: Progress | None = None) -> Report:
+    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+    start = time.perf_counter()
+    picture = source.picture
+    sr, report = upscale_array(runner, picture.bled, progress)
+    alpha = picture.alpha
+    if alpha is not None:
+        height, width = sr.shape[:2]
+        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
+    return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+
+
+def upscale_file(
+    runner: Runner,
+    source: Path,
+    target: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Report:
+    """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
+
+    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`ppexport.imaging.alpha`);
+    a grey
+    picture stays grey; its profile, its colour chunks and its dots per inch are kept.
+    Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
+    known about *target* is checked before the first tile is run.
+    """
+    return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)

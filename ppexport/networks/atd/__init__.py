@@ -1,0 +1,1 @@
+"""ATD-light and PP-ATD-light."""

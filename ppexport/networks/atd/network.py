@@ -1,0 +1,278 @@
+"""ATD-light (arXiv 2401.08209, CVPR 2024): the host network, with the module names of published checkpoints.
+
+A layer computes, on tokens x (b, n, c):
+
+    z  = LayerNorm(x);  qkv = Linear(z)
+    x <- x + dictionary(z) + category(qkv) + window(qkv)
+    x <- x + ConvFFN(LayerNorm(x))
+    td <- s * td + (1 - s) * softmax_n(InstanceNorm(similarity^T)) @ x        (not in a block's last layer)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppexport.device.mask import MULTIPLE, mirror_index, padded_size
+from ppexport.networks.atd.attention import (
+    CategoryAttention,
+    DictionaryAttention,
+    WindowAttention,
+    relative_position_index,
+)
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+@dataclass(frozen=True)
+class AtdConfig:
+    """The published configuration of ATD-light; only *scale* varies."""
+
+    scale: int
+    dim: int = 48
+    depths: tuple[int, ...] = (6, 6, 6, 6)
+    heads: int = 4
+    window: int = 16
+    dictionary_tokens: int = 64
+    reduced_dim: int = 8
+    kernel: int = 7
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return sum(self.depths)
+
+
+@dataclass
+class Trace:
+    """What a network routed and computed in every layer, filled by `forward(..., trace=)`."""
+
+    categories: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n) int64: the category each token chose, also when other categories were injected."""
+    gaps: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n): how far the best similarity is above the second best."""
+    tokens: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n, c): the layer's output."""
+
+    def choose(self, similarity: Tensor, own: Tensor) -> None:
+        """Record the categories *own* and their gap in *similarity* (..., n, t)."""
+        best = similarity.topk(2, dim=-1).values
+        self.categories.append(own)
+        self.gaps.append(best[..., 0] - best[..., 1])
+
+
+@dataclass
+class Routing:
+    """What all layers of one pass share: the pure mask, injected categories, and the trace to fill."""
+
+    pure: Tensor | None = None
+    forced: Iterator[Tensor] | None = None
+    trace: Trace | None = None
+
+    def categories(self, similarity: Tensor) -> Tensor:
+        """Categories (b, n) for one layer's *similarity* (b, n, t)."""
+        own = similarity.argmax(dim=-1)
+        if self.trace is not None:
+            self.trace.choose(similarity, own)
+        return own if self.forced is None else next(self.forced)
+
+
+class DepthwiseConv(nn.Module):
+    """GELU(depthwise convolution) of tokens laid out as an image."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.depthwise_conv = nn.Sequential(conv, nn.GELU())
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        b, _, c = x.shape
+        image = x.transpose(1, 2).reshape(b, c, *size)
+        out: Tensor = self.depthwise_conv(image)
+        return out.flatten(2).transpose(1, 2)
+
+
+class ConvFFN(nn.Module):
+    """Linear, GELU, plus GELU(depthwise 7x7), Linear."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim)
+        self.dwconv = DepthwiseConv(dim, kernel)
+        self.fc2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        x = F.gelu(self.fc1(x))
+        out: Tensor = self.fc2(x + self.dwconv(x, size))
+        return out
+
+
+class TransformerLayer(nn.Module):
+    """One layer; *refines* is false for the last layer of a block."""
+
+    def __init__(self, config: AtdConfig, shift: int, refines: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.shift = shift
+        self.refines = refines
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.wqkv = nn.Linear(dim, 3 * dim)
+        self.attn_win = WindowAttention(dim, config.window, config.heads)
+        self.attn_atd = DictionaryAttention(dim, config.dictionary_tokens, config.reduced_dim)
+        self.attn_aca = CategoryAttention(dim, config.heads)
+        self.convffn = ConvFFN(dim, config.kernel)
+        if refines:
+            self.norm3 = nn.InstanceNorm1d(config.dictionary_tokens, affine=True)
+            self.sigma = nn.Parameter(torch.zeros(config.dictionary_tokens, 1))
+
+    def compensation(self, z: Tensor, qkv: Tensor) -> Tensor | None:
+        """Branch output of pure tokens (b, n, c), or None for zeros; ATD-light has no pure tokens."""
+        return None
+
+    def forward(
+        self, x: Tensor, dictionary: Tensor, size: tuple[int, int], index: Tensor, routing: Routing
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens *x* (b, n, c) and *dictionary* (b, t, c) -> both, for the next layer."""
+        z = self.norm1(x)
+        qkv = self.wqkv(z)
+        from_dictionary, similarity = self.attn_atd(z, dictionary)
+        categories = routing.categories(similarity)
+        rest = None if routing.pure is None else self.compensation(z, qkv)
+        from_category = self.attn_aca(qkv, categories, routing.pure, rest)
+        x = x + self.attn_win(qkv, size, self.shift, index) + from_dictionary + from_category
+        x = x + self.convffn(self.norm2(x), size)
+        if self.refines:
+            weights = self.norm3(similarity.transpose(-1, -2)).softmax(dim=-1)
+            s = self.sigma.sigmoid()
+            dictionary = s * dictionary + (1 - s) * (weights @ x)
+        if routing.trace is not None:
+            routing.trace.tokens.append(x)
+        return x, dictionary
+
+
+class LayerGroup(nn.Module):
+    """The layers of one block and the token dictionary they share and refine."""
+
+    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
+        super().__init__()
+        self.td = nn.Parameter(torch.randn(config.dictionary_tokens, config.dim))
+        self.layers = nn.ModuleList(
+            layer(config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1) for i in range(depth)
+        )
+
+    def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        dictionary = self.td.expand(x.shape[0], -1, -1)
+        for layer in self.layers:
+            x, dictionary = layer(x, dictionary, size, index, routing)
+        return x
+
+
+class Block(nn.Module):
+    """Six layers, a 3x3 convolution and a residual connection."""
+
+    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
+        super().__init__()
+        self.residual_group = LayerGroup(config, depth, layer)
+        self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        b, _, c = x.shape
+        y = self.residual_group(x, size, index, routing).transpose(1, 2).reshape(b, c, *size)
+        out: Tensor = self.conv(y)
+        return out.flatten(2).transpose(1, 2) + x
+
+
+class PatchNorm(nn.Module):
+    """The LayerNorm after the first convolution, under its published name `patch_embed.norm`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (b, c, h, w) -> normalised tokens (b, n, c)."""
+        out: Tensor = self.norm(x.flatten(2).transpose(1, 2))
+        return out
+
+
+def mirror_pad(x: Tensor) -> Tensor:
+    """Mirror (b, c, h, w) to the right and to the bottom up to multiples of 16, repeating small images."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        if size % MULTIPLE:
+            index = torch.from_numpy(mirror_index(size, padded_size(size))).to(x.device)
+            x = x.index_select(axis, index)
+    return x
+
+
+class ATDLight(nn.Module):
+    """ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch = "atd_light"
+    layer_type: type[TransformerLayer] = TransformerLayer
+    mean: Tensor
+    relative_position_index_SA: Tensor
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"{self.arch} is made for scales 2, 3 and 4, not {scale}")
+        self.config = config = AtdConfig(scale)
+        dim = config.dim
+        self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
+        self.patch_embed = PatchNorm(dim)
+        self.layers = nn.ModuleList(Block(config, depth, self.layer_type) for depth in config.depths)
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
+        self.upsample = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        # A published state dict holds this index, so it is a buffer and is checked when weights are loaded.
+        self.register_buffer("relative_position_index_SA", relative_position_index(config.window))
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+
+    def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Pure tokens (b, n) of the padded image; ATD-light has none."""
+        if mask is not None:
+            raise ValueError("atd_light takes no mask: load the weights as pp_atd_light")
+        return None
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Super-resolve *x*.
+
+        *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
+        (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(f"{self.arch} takes floats (b, 3, h, w) in [0, 1], not {x.dtype} {tuple(x.shape)}")
+        h, w = x.shape[2:]
+        padded = mirror_pad(x)
+        size = (padded.shape[2], padded.shape[3])
+        routing = Routing(
+            pure=self.pure_tokens(padded, mask),
+            forced=None if categories is None else iter(categories.long()),
+            trace=trace,
+        )
+        first = self.conv_first(padded - self.mean)
+        tokens = self.patch_embed(first)
+        for block in self.layers:
+            tokens = block(tokens, size, self.relative_position_index_SA, routing)
+        deep = self.norm(tokens).transpose(1, 2).reshape(first.shape)
+        deep = self.conv_after_body(deep) + first
+        out: Tensor = self.upsample(deep) + self.mean
+        scale = self.config.scale
+        return out[:, :, : h * scale, : w * scale]

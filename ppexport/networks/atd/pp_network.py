@@ -1,0 +1,74 @@
+"""PP-ATD-light (arXiv 2510.01997): ATD-light whose pure pixels skip category attention.
+
+Pure-Pass adds no parameters: a checkpoint of ATD-light loads as it is. `design` choices where the paper is silent
+(number of colours, window, compensation) are options of the model card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ppexport.device.mask import check_options
+from ppexport.networks.atd.network import ATDLight, TransformerLayer
+from ppexport.networks.pure_pass import pure_mask
+
+Compensation = Literal["value", "zero", "normed"]
+"""Branch output of a pure token: its own value vector v, nothing, or the normalised input z."""
+
+
+@dataclass(frozen=True)
+class PurePassOptions:
+    """Options of Pure-Pass. The window is in pixels; csmf adds the grid shifted by half a window."""
+
+    colors: int = 8
+    window: int = 8
+    csmf: bool = True
+    compensation: Compensation = "value"
+
+    def __post_init__(self) -> None:
+        check_options(self.colors, self.window)
+        if self.compensation not in get_args(Compensation):
+            raise ValueError(f"compensation is one of {get_args(Compensation)}, not {self.compensation!r}")
+
+    def as_dict(self) -> dict[str, int | bool | str]:
+        """The options under the names they have in a card."""
+        return asdict(self)
+
+
+class PPTransformerLayer(TransformerLayer):
+    """A layer whose category attention skips pure tokens."""
+
+    kind: Compensation = "value"
+
+    def compensation(self, z: Tensor, qkv: Tensor) -> Tensor | None:
+        """What pure tokens take in place of category attention (b, n, c), None for zeros."""
+        if self.kind == "value":
+            return qkv[..., -z.shape[-1] :]
+        return z if self.kind == "normed" else None
+
+
+class PPATDLight(ATDLight):
+    """PP-ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch = "pp_atd_light"
+    layer_type = PPTransformerLayer
+
+    def __init__(self, scale: int, options: PurePassOptions | None = None) -> None:
+        super().__init__(scale)
+        self.options = options or PurePassOptions()
+        for module in self.modules():
+            if isinstance(module, PPTransformerLayer):
+                module.kind = self.options.compensation
+
+    def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor:
+        """Pure tokens (b, H' * W') bool of the padded image (b, 3, H', W'), from *mask* (b, H', W') if given."""
+        b, _, h, w = padded.shape
+        if mask is None:
+            o = self.options
+            mask = pure_mask(padded, o.colors, o.window, o.csmf)
+        elif tuple(mask.shape) != (b, h, w):
+            raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
+        return mask.bool().flatten(1)

@@ -1,0 +1,159 @@
+"""A device behind the OpenSSH client: keys only, host keys checked, one connection that all steps share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ppexport.errors import InputError
+from ppexport.remote.address import ConnectionLost, DeviceError, HostKeyError, SshAddress
+from ppexport.remote.output import printable
+from ppexport.remote.process import Sink, TimeIsUp, run_limited
+from ppexport.remote.transport import MAX_REPLY, Transport
+
+FAILED = 255
+"""ssh's own exit code; no script of ours ends with it."""
+CONNECT_SECONDS = 20
+IDLE_SECONDS = 120
+"""The shared connection ends by itself after this, should this program be killed."""
+MAX_SOCKET_FOLDER = 60
+"""A socket's path has at most 104 bytes on some systems, and ssh appends to it."""
+SPECIAL = frozenset('"\\$\n')
+"""Characters that have no form in a quoted value of ssh's which all its versions read."""
+
+
+@dataclass(frozen=True)
+class SshOptions:
+    """What a user may choose about a connection."""
+
+    identity: Path | None = None
+    """Private key, in place of those that the configuration and the agent offer."""
+    config: Path | None = None
+    """ssh configuration file, in place of the user's."""
+    accept_new_host_key: bool = False
+    """Take the key of a host that is not known yet; a key that changed is refused all the same."""
+
+
+def quoted(path: Path) -> str:
+    """*path* as a value of ssh's configuration, where spaces part words and a percent sign begins an abbreviation.
+
+    Raises InputError for a path with characters of `SPECIAL`.
+    """
+    if set(str(path)) & SPECIAL:
+        raise InputError(
+            f"ssh cannot be given the path {path}: name one without double quotes, backslashes, dollar signs and line "
+            "breaks"
+        )
+    return '"' + str(path).replace("%", "%%") + '"'
+
+
+class SshTransport(Transport):
+    """A device behind ssh. The connection is made when it is first needed, and again after it was lost."""
+
+    python = "python3"
+
+    def __init__(self, address: SshAddress, options: SshOptions | None = None) -> None:
+        self.address = address
+        self.options = options or SshOptions()
+        self.name = str(address)
+        base = tempfile.gettempdir()
+        if len(os.fsencode(base)) > MAX_SOCKET_FOLDER or set(base) & SPECIAL:
+            base = "/tmp"
+        # mkdtemp makes a folder that only this user can enter: who can use the socket is logged in.
+        self._socket = Path(tempfile.mkdtemp(prefix="ppexport-", dir=base)) / "socket"
+
+    def _ssh(self, *more: str) -> list[str]:
+        """The ssh command up to the host; *more* are options of this call."""
+        options = self.options
+        settings = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "accept-new" if options.accept_new_host_key else "yes",
+            "ConnectTimeout": CONNECT_SECONDS,
+            "ServerAliveInterval": 15,
+            "ServerAliveCountMax": 4,
+            "ClearAllForwardings": "yes",
+            "ForwardAgent": "no",
+            "PermitLocalCommand": "no",
+            "RemoteCommand": "none",
+            "RequestTTY": "no",
+            "LogLevel": "ERROR",
+            "ControlPath": quoted(self._socket),
+        }
+        command = ["ssh", *(["-F", str(options.config)] if options.config else [])]
+        for name, value in settings.items():
+            command += ["-o", f"{name}={value}"]
+        if options.identity is not None:
+            command += ["-o", f"IdentityFile={quoted(options.identity)}", "-o", "IdentitiesOnly=yes"]
+        if self.address.user is not None:
+            command += ["-l", self.address.user]
+        if self.address.port is not None:
+            command += ["-p", str(self.address.port)]
+        return [*command, *more, "--", self.address.host]
+
+    def _connect(self) -> None:
+        """Start the shared connection in the background. Raises DeviceError with the reason where it fails."""
+        command = self._ssh("-M", "-N", "-f", "-o", f"ControlPersist={IDLE_SECONDS}")
+        try:
+            code, messages = run_limited(command, None, lambda _: None, MAX_REPLY, 2 * CONNECT_SECONDS)
+        except TimeIsUp:
+            raise ConnectionLost(f"{self.name} does not answer") from None
+        except OSError as error:
+            raise DeviceError(f"ssh cannot be started: {error.strerror}; install the OpenSSH client") from None
+        if code:
+            raise self._explain(messages)
+
+    def _explain(self, messages: bytes) -> DeviceError:
+        """The error that ssh's *messages* mean."""
+        text = printable(messages)
+        said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+        if "IDENTIFICATION HAS CHANGED" in text:
+            return HostKeyError(
+                f"{self.name} shows another host key than the known one: either the device was installed anew, then "
+                "remove its old key with `ssh-keygen -R`, or somebody stands between; nothing was sent"
+            )
+        if "Host key verification failed" in text:
+            return HostKeyError(
+                f"the host key of {self.name} is not known: connect once with ssh and compare its fingerprint, or "
+                "pass --accept-new-host-key; nothing was sent"
+            )
+        if "Permission denied" in text or "Too many authentication failures" in text:
+            return DeviceError(
+                f"{self.name} refuses the login: ssh must work there without a password, see --identity ({said})"
+            )
+        return ConnectionLost(f"{self.name} cannot be reached: {said}")
+
+    def _stream(self, script: str, arguments: Sequence[str], source: IO[bytes] | None, sink: Sink, limit: int,
+                timeout: float) -> tuple[int, bytes]:  # fmt: skip
+        # The shared connection removes its socket when it ends.
+        if not self._socket.exists():
+            self._connect()
+        # The login shell there gets one line, in which every word is quoted.
+        line = shlex.join(("sh", "-c", script, "sh", *arguments))
+        try:
+            code, messages = run_limited([*self._ssh("-o", "ControlMaster=no"), line], source, sink, limit, timeout)
+        except TimeIsUp:
+            self._disconnect()
+            raise ConnectionLost(f"{self.name} does not answer") from None
+        if code == FAILED:
+            self._disconnect()
+            raise self._explain(messages)
+        return code, messages
+
+    def _disconnect(self) -> None:
+        """End the shared connection, whatever state it is in."""
+        if self._socket.exists():
+            with suppress(DeviceError, OSError):
+                run_limited(self._ssh("-O", "exit"), None, lambda _: None, MAX_REPLY, 10)
+            self._socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """End the shared connection; jobs on the device go on."""
+        self._disconnect()
+        shutil.rmtree(self._socket.parent, ignore_errors=True)
