@@ -82,7 +82,7 @@ def memory(job: Job) -> None:
 
 
 def main() -> int:
-    """Do what the first argument says: "measure", "memory", or MODULE:FUNCTION of a later room. Returns the exit code."""
+    """Do what the first argument says: "measure", "memory" or MODULE:FUNCTION; returns the exit code."""
     module, _, name = sys.argv[1].rpartition(":")
     try:
         work = getattr(import_module(module or __name__), name)

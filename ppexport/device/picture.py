@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
     from numpy.typing import NDArray
 
+    Image8 = NDArray[np.uint8]
+    Floats = NDArray[np.float64]
+
 
 def to_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """floor(255 * clamp(v, 0, 1) + 0.5): the 8-bit levels of float32 *values* of any shape."""
@@ -44,9 +47,7 @@ def to_input(rgb: NDArray[np.generic]) -> NDArray[np.float32]:
 # one of 14 is grey.
 
 
-Image8 = NDArray[np.uint8]
 """An 8-bit picture (H, W, 3), or (H, W) for grey."""
-Floats = NDArray[np.float64]
 
 TAPS = 11
 """Side of SSIM's window, the least that a picture can have."""

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.device.artifact import Artifact, capacity_function
 from ppexport.device.picture import to_input, to_uint8
