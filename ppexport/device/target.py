@@ -14,7 +14,7 @@ from typing import Any
 
 from ppexport.device.artifact import Artifact, Manifest, read_artifact
 from ppexport.device.runner import Runner, check_threads
-from ppexport.errors import InputError
+from ppexport.errors import InputError, UnavailableError
 from ppexport.plugins import loaded_entries
 
 NAME = re.compile(r"([a-z0-9_]+)(?::([A-Za-z0-9_.]{1,40}))?")
@@ -105,6 +105,9 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
         ]
     else:
         names = wanted.split(",")
+    if not names:
+        known_names = ", ".join(runtime.name for runtime in own) or "no runtime known here"
+        raise UnavailableError(f"{path} is for backend {manifest.backend}: {known_names} is not installed here")
     targets = []
     for name in names:
         match = NAME.fullmatch(name.strip())

@@ -158,5 +158,5 @@ RUNTIME = Runtime(
     ("coremltools",),
     "ALL",
     lambda artifact, target: CoreMLMacRunner(artifact, target.device),
-    lambda: ["ALL"],
+    lambda: ["ALL"] if sys.platform == "darwin" else [],
 )

@@ -17,6 +17,7 @@ import os
 import secrets
 import stat
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -292,6 +293,11 @@ def open_target(artifact: Artifact, target: Target) -> TensorRTRunner:
     return TensorRTRunner(artifact, target.trust)
 
 
+def installed_gpu() -> list[str]:
+    """ "GPU" where a TensorRT is installed; whether there is a GPU shows when an engine is opened."""
+    return ["GPU"] if any(find_spec(name) is not None for name in ("tensorrt", "tensorrt_rtx")) else []
+
+
 def find_gpu(text: str) -> str:
     """ "GPU". Raises InputError for anything else."""
     if text != "GPU":
@@ -300,5 +306,5 @@ def find_gpu(text: str) -> str:
 
 
 RUNTIME = Runtime(
-    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, lambda: ["GPU"], find_gpu
+    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
 )
