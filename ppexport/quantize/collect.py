@@ -14,7 +14,7 @@ from torch import nn
 
 from ppexport.artifact import Artifact, read_artifact
 from ppexport.backends.base import Prepared, feeds
-from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.session import make_frugal_session
 from ppexport.errors import InputError
 from ppexport.exporting import export, installed_versions

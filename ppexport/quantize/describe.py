@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ppexport.artifact import Artifact
-from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.quantize.audit import audit, rounding_db
 from ppexport.quantize.calibration import PERCENTILES, Calibration
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ppexport.artifact import Artifact
 from ppexport.backends.onnx.debug import DebugModel, Inside
-from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text

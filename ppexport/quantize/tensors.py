@@ -11,9 +11,8 @@ from onnx import TensorProto, helper
 
 from ppexport.artifact import Artifact
 from ppexport.backends.onnx.external import graph_bytes
-from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import parse_model
-from ppexport.backends.onnx.reading.view import Origin
+from ppexport.backends.onnx.graph_view import Origin, build_view
+from ppexport.backends.onnx.model_file import parse_model
 from ppexport.backends.tensorrt.half import MOVES
 from ppexport.errors import InputError
 

@@ -24,9 +24,8 @@ from ppexport.backends.onnx.build import (
     graph_inputs,
 )
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import read_model
-from ppexport.backends.onnx.reading.view import GraphView, Origin
+from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
+from ppexport.backends.onnx.model_file import read_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cards import Card
