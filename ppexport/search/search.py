@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from ppexport.backends.onnx.collect import crop_inputs
 from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ppexport.backends.onnx.half_audit import audit, rounding_db
-from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
 from ppexport.backends.onnx.tensors import Recorded, find_tensors, showing, sources_of
 from ppexport.device.artifact import Artifact, read_artifact

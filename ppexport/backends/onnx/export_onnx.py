@@ -28,9 +28,9 @@ from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
-from ppexport.backends.onnx.lint import lint_model
-from ppexport.backends.onnx.rules import Runtime, Severity
-from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, OpsetVersion
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Runtime, Severity
+from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_version, opset_version
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.backends.options import OnnxGraphOptions
@@ -47,7 +47,8 @@ ORT_OPSET = 23
 ORT_IR_VERSION = 10
 """ONNX Runtime 1.23, the first release with an Attention kernel, reads it."""
 MODEL = "model.onnx"
-VERSIONS = frozenset(rule.id for rule in (IrVersion, OpsetVersion, OperatorVersion))
+VERSIONS = tuple(rule.name for rule in (ir_version, opset_version, operator_version))
+"""Lint rules that the flavour `ort` breaks."""
 INPUT, MASK, SLOTS = "lr", "mask", "slots"
 OUTPUTS = ("sr", "impure_tokens")
 SELF_CHECK_DB = 90.0
@@ -163,7 +164,7 @@ def check_lint(path: Path, flavour: str) -> None:
 
     The flavour `ort` is for one new runtime and uses a new opset on purpose.
     """
-    errors = [f for f in lint_model(path).findings if f.severity is Severity.ERROR]
+    errors = [f for f in lint_here(path).findings if f.severity is Severity.ERROR]
     if flavour == "ort":
         errors = [f for f in errors if Runtime.ONNXRUNTIME in f.runtimes and f.rule not in VERSIONS]
     if errors:

@@ -17,9 +17,8 @@ from pydantic import Field
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
-from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import read_model
-from ppexport.backends.onnx.reading.view import GraphView, Origin
+from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
+from ppexport.backends.onnx.model_file import read_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.options import OnnxGraphOptions
 from ppexport.backends.tensorrt.half import write_half
