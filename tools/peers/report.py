@@ -19,7 +19,6 @@ from ppexport.profile.statistics import Interval
 
 RACE = "peers"
 SIZES = "peers sizes"
-FLOORS = "kernel floors"
 """Names of the places in SPEED.md: <!-- NAME --> and <!-- /NAME -->."""
 
 
@@ -159,12 +158,11 @@ def markdown(result: Comparison, picture: str | None) -> str:
 
 def fresh(model: str) -> str:
     """A new SPEED.md."""
-    places = "\n\n".join("\n".join(markers(name)) for name in (RACE, SIZES, FLOORS))
+    places = "\n\n".join("\n".join(markers(name)) for name in (RACE, SIZES))
     return (
         f"# Speed of {model}\n\n"
         f"Written by `python tools/compare_peers.py {model} --write`, and the part on sizes by the same with "
-        f"`--scale-sizes`; the part on kernels by `python tools/kernel_floors.py {model} --write`; everything between "
-        f"the comments is replaced.\n\n{places}\n"
+        f"`--scale-sizes`; everything between the comments is replaced.\n\n{places}\n"
     )
 
 
