@@ -20,18 +20,30 @@ from typer.testing import CliRunner
 # What is imported above lets programs of tools/ be found.
 # isort: split
 import ablation
-from ablating import measure as measuring
-from ablating.datasets import check_names, held_out, parse_data_set
-from ablating.measure import Figures, cost_at, made_fast, measure
-from ablating.report import BEGIN, END, PLACE, Row, change, insert_into, render, render_set
-from ablating.store import Store, identity
-from ablating.variants import Variant, variants, with_options
+from ablation import (
+    BEGIN,
+    END,
+    PLACE,
+    Figures,
+    Store,
+    Variant,
+    change,
+    check_names,
+    cost_at,
+    held_out,
+    measure,
+    parse_data_set,
+    read_place,
+    render,
+    variants,
+    with_options,
+)
 from places import insert
 from training.data import find_images, split_holdout
 
 import ppexport
 from ppexport.bicubic import resize_bicubic
-from ppexport.cards import Options
+from ppexport.cards import Options, bundled_cards, read_card
 from ppexport.errors import InputError, UnavailableError
 from ppexport.evaluate import evaluate, find_pairs, network_upscaler
 from ppexport.mask import pure_mask
@@ -114,16 +126,16 @@ def test_figures_are_those_of_evaluate_and_of_the_mask(folders, pictures):
     assert measure(network(), options, given) == figures
 
 
-def test_without_a_compiler_it_is_slower_and_says_so(monkeypatch):
+def test_without_a_compiler_it_is_slower_and_says_so(monkeypatch, folders, tmp_path):
     def missing(network):
         raise UnavailableError("no C compiler (gcc) was found")
 
-    for module in (ablation, measuring):
-        monkeypatch.setattr(module, "speed_up", missing)
-    said = []
-    ablation.warn_if_slow(network(), said.append)
-    assert said == ["measuring takes three times as long: no C compiler (gcc) was found"]
-    assert made_fast(network()) is network()
+    monkeypatch.setattr(ablation, "speed_up", missing)
+    monkeypatch.setattr(ablation, "variants", lambda default: variants(default)[:1])
+    arguments = ("pp_atd_light_x2", "--state", tmp_path / "s.json", "--data", f"two={folders / 'hr'}", "--threads", 1)
+    output = run(*arguments, code=0).stdout
+    assert output.startswith("measuring takes three times as long: no C compiler (gcc) was found\n")
+    assert "| default (value, CSMF on, K 8, w 8) | " in output
 
 
 def test_without_pure_pass_nothing_is_pure(pictures):
@@ -211,15 +223,15 @@ def test_finished_work_is_not_done_again(pictures, tmp_path, monkeypatch):
 def test_other_weights_options_or_pictures_are_other_results(pictures, tmp_path):
     store = Store(tmp_path / "state.json")
     figures = Figures((30.5, 31.25), (0.1, 0.2))
-    what = identity("0" * 64, Options(), pictures)
-    store.put(what, pictures, figures)
+    what = ("0" * 64, Options(), pictures)
+    store.put(*what, figures)
     again = Store(tmp_path / "state.json")
-    assert again.get(what) == store.get(what) == figures
+    assert again.get(*what) == store.get(*what) == figures
     moved = parse_data_set(f"renamed={pictures.pairs[0].hr.parent}", 2)
-    assert again.get(identity("0" * 64, Options(), moved)) == figures
-    assert again.get(identity("1" * 64, Options(), pictures)) is None
-    assert again.get(identity("0" * 64, Options(csmf=False), pictures)) is None
-    assert again.get(identity("0" * 64, None, pictures)) is None
+    assert again.get("0" * 64, Options(), moved) == figures
+    assert again.get("1" * 64, Options(), pictures) is None
+    assert again.get("0" * 64, Options(csmf=False), pictures) is None
+    assert again.get("0" * 64, None, pictures) is None
 
 
 @pytest.mark.parametrize(
@@ -239,18 +251,15 @@ def test_a_state_needs_its_folder(tmp_path):
 
 
 def test_the_table_says_what_was_measured(pictures):
-    default = Row(Variant("default", Options()), Figures((30.0, 34.0), (0.2, 0.4)))
-    zero = Row(Variant("compensation zero", Options(compensation="zero")), Figures((29.9, 34.02), (0.2, 0.4)))
-    dense = Row(Variant("no Pure-Pass", None), Figures((30.1, 34.1), (0.0, 0.0)))
-    lines = render_set(pictures, 2, [default, zero, dense]).splitlines()
+    default = (Variant("default", Options()), Figures((30.0, 34.0), (0.2, 0.4)))
+    zero = (Variant("compensation zero", Options(compensation="zero")), Figures((29.9, 34.02), (0.2, 0.4)))
+    dense = (Variant("no Pure-Pass", None), Figures((30.1, 34.1), (0.0, 0.0)))
+    lines = render(pictures, 2, [default, zero, dense]).splitlines()
     assert lines[0] == "**two**, 2 pictures, LR by bicubic:"
     assert lines[4] == "| default | 32.000 | 0 | 30.00 % | 355.27 G | 6.51 % |"
     assert lines[5] == "| compensation zero | 31.960 | -0.040 (-0.100 to +0.020) | 30.00 % | 355.27 G | 6.51 % |"
     assert lines[6] == "| no Pure-Pass | 32.100 | +0.100 (+0.100 to +0.100) | 0.00 % | 380.01 G | 0.00 % |"
-    whole = render("ab" * 32, 2, [(pictures, [default, dense])])
-    assert "`" + "ab" * 6 + "…`" in whole
-    assert whole.count("| default |") == 1
-    assert change(default.figures, default.figures) == "0"
+    assert change(default[1], default[1]) == "0"
 
 
 def test_only_what_is_between_the_markers_is_replaced(tmp_path):
@@ -260,15 +269,18 @@ def test_only_what_is_between_the_markers_is_replaced(tmp_path):
     assert insert(new, PLACE, "| new |", "x") == new
     path = tmp_path / "README.md"
     path.write_text(text)
-    insert_into(path, "| new |")
-    assert path.read_text() == new
+    assert read_place(path) == text
     for bad in ("", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}", f"{BEGIN} {END} {END}"):
         path.write_text(bad)
         with pytest.raises(InputError, match="README.md has no place for the table"):
-            insert_into(path, "| new |")
-        assert path.read_text() == bad
+            read_place(path)
     with pytest.raises(InputError, match="cannot be read"):
-        insert_into(tmp_path / "absent.md", "| new |")
+        read_place(tmp_path / "absent.md")
+
+
+def card_weights(name: str) -> str:
+    """SHA-256 of the weights of the bundled model *name*."""
+    return read_card(bundled_cards()[name]).weights.sha256
 
 
 def run(*arguments, code):
@@ -295,6 +307,7 @@ def test_the_program_from_folder_to_readme(folders, tmp_path):
     text = readme.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
+    assert f"`{card_weights('pp_atd_light_x2')[:12]}…`" in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "variant" not in line]
     assert len(rows) == 8
     assert rows[0].startswith("| default (value, CSMF on, K 8, w 8) | ")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ablating.report import BEGIN
+from ablation import BEGIN
 from rich.console import Console
 
 from ppexport.cards import Card, bundled_cards, read_card
