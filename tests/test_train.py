@@ -20,13 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from shared import FREE_IMAGES, ROOT, TOOLS
 from training.data import EVALUATION_SETS, Pair, PatchSampler, center_crop, find_images, load_pair, split_holdout
-from training.fast import speed_up
-from training.fast_attention import category_slots
-from training.log import rewind_log
-from training.loop import Cadence, Trainer
-from training.registry import build, start_from, write_weights
-from training.schedule import Schedule, StepClock
-from training.state import Ema, Position, RunState
+from training.fast import category_slots, speed_up
+from training.loop import Schedule, StepClock, Trainer
+from training.state import Ema, Position, RunState, build, rewind_log, start_from, write_weights
 
 from ppexport.bicubic import resize_bicubic
 from ppexport.errors import CheckpointError, InputError
@@ -123,7 +119,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished, photos, tmp_path):
     wait_for_step(tmp_path, 5, process)
     process.kill()
     process.communicate()
-    assert "going on after step" in train(tmp_path, photos, *options)
+    assert "continuing after step" in train(tmp_path, photos, *options)
     undisturbed = finished[0]
     ours, theirs = (load_file(run / "weights.safetensors") for run in (tmp_path, undisturbed))
     assert ours.keys() == theirs.keys()
@@ -187,7 +183,7 @@ def test_a_teacher_adds_the_distance_to_its_output():
     state = RunState(
         {}, network, Ema(network, 0.9), torch.optim.SGD(network.parameters()), torch.Generator(), Position()
     )
-    rest = {"schedule": None, "sampler": None, "validation": [], "files": None, "cadence": Cadence(), "clip": 1.0}
+    rest = {"schedule": None, "sampler": None, "validation": [], "files": None, "clip": 1.0}
     alone = Trainer(state=state, say=print, **rest)
     taught = Trainer(state=state, say=print, teacher=Times(5), teacher_weight=0.5, **rest)
     assert alone.loss(x, 3 * x).item() == pytest.approx(1.0)
