@@ -20,21 +20,30 @@ from typer.testing import CliRunner
 # isort: split
 import compare_peers
 import peers
-from compare_peers import choose, heat_table, heats_of, markdown, peak_of, pure_pass_table, read_speed, warm_up
+from compare_peers import (
+    busy_photo,
+    choose,
+    heat_table,
+    heats_of,
+    make_lineup,
+    markdown,
+    peak_of,
+    pure_pass_table,
+    read_speed,
+    warm_up,
+    with_pure_share,
+)
 from peers import (
     FLOP,
     NAMES,
     UNTOLD,
-    Lineup,
     Peer,
-    busy_photo,
     export_plain,
     in_openvino,
     load,
     our_artifact,
     plain_graph,
     race,
-    with_pure_share,
 )
 from places import insert
 
@@ -160,7 +169,7 @@ def test_ratios_are_taken_within_rounds():
 
 
 def test_what_cannot_run_is_a_row_and_a_baseline_must(monkeypatch):
-    lineup = Lineup(MODEL, (16, 16), ROOT, 1, 0.5, silent)
+    lineup = make_lineup(MODEL, (16, 16), ROOT, 1, 0.5, silent)
     monkeypatch.setattr(compare_peers, "load", lambda model, dense: lambda lr: lr)
     heat = {"plain": Fake("plain", reference="dense"), "ours": Fake("ours"), "other": Fake("other", failure="missing")}
     # Equal on its own picture, whatever it makes of the other one: two categories may be tied there.
@@ -215,7 +224,7 @@ def test_dense_is_the_same_weights_without_pure_pass():
 @pytest.fixture
 def lineup(tmp_path, monkeypatch, artifact):
     """A lineup whose exports are copies of the shared artifact, or empty files; `made` lists them."""
-    made = Lineup(MODEL, (64, 64), tmp_path / "work", 1, 0.389, silent)
+    made = make_lineup(MODEL, (64, 64), tmp_path / "work", 1, 0.389, silent)
     made.made = []
 
     def export(network, *, out, **options):
@@ -254,7 +263,7 @@ def test_every_program_is_what_its_key_says(lineup):
 
 
 def test_heats_compare_with_what_they_should(lineup):
-    small = Lineup(MODEL, (16, 16), lineup.work, 1, 0.389, silent)
+    small = make_lineup(MODEL, (16, 16), lineup.work, 1, 0.389, silent)
     heats = heats_of([small, lineup], choose("ort-dense,ort-auto-pure,bound", ""))
     assert {name: list(heat) for name, heat in heats.items()} == {
         "peers": ["plain", "ort-dense", "bound"],
@@ -288,7 +297,7 @@ def test_tables_say_what_was_measured():
 
 
 def test_the_saving_is_against_dense(monkeypatch):
-    lineup = Lineup(MODEL, (64, 64), ROOT, 1, 0.389, silent)
+    lineup = make_lineup(MODEL, (64, 64), ROOT, 1, 0.389, silent)
     auto = Fake("auto", (0.9, 1.8))
     auto.told = [Query(1_000_000, 640, 600), Query(3_000_000, 640, 600)]
     heat = {"ort-dense": Fake("dense", (1.0, 2.0)), "ort-auto-pure": auto, "ort-auto-busy": Fake("busy", (1.03, 2.06))}

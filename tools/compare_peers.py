@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from peers import BASELINE, NAMES, Lineup, Peer, load, open_card, race
+from peers import BASELINE, NAMES, Lineup, Peer, Pixels, load, open_card, race
 from places import insert
 
 from ppexport.artifact import ONNX_FLAVOURS
@@ -29,11 +29,13 @@ from ppexport.files import write_text
 from ppexport.info import cost
 from ppexport.mask import MULTIPLE
 from ppexport.metrics import psnr
+from ppexport.parity.inputs import photo_folder
 from ppexport.picture import to_uint8
 from ppexport.profile.agent.machine import cpu_name, versions
 from ppexport.profile.agent.plan import PLANS
 from ppexport.profile.job import Job
 from ppexport.profile.launch import memory_of
+from ppexport.profile.pictures import crop, read_rgb
 from ppexport.profile.runtimes import Target
 from ppexport.profile.statistics import Interval
 
@@ -41,12 +43,45 @@ ROOT = Path(__file__).resolve().parents[1]
 SPEED, PLACE = "SPEED.md", "peers"
 CHECK_DB = 90.0
 """What the plain graph must reach against the network before anything is timed."""
+PHOTO, FLAT, CELL = "astronaut.png", (40, 90, 200), 8
+SPECKS = ((200, 40, 30), (30, 60, 200))
+"""Two colours with different labels."""
+
 Heat = dict[str, Peer]
 """Programs that take turns; the first is what the others are compared with."""
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows; columns from the second on are numbers."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
+
+
+def busy_photo(size: tuple[int, int], window: int) -> Pixels:
+    """The middle of a photograph, (h, w, 3), with no pure pixel: in every Pure-Pass window two pixels differ in label.
+
+    They lie on a lattice with the window's period, so each window of both grids holds exactly one pair.
+    """
+    rgb = crop(read_rgb(photo_folder() / PHOTO), size, (0.5, 0.5))
+    for i, colour in enumerate(SPECKS):
+        rgb[window // 2 - 1 :: window, window // 2 + i :: window] = colour
+    return rgb
+
+
+def with_pure_share(rgb: Pixels, share: float) -> Pixels:
+    """A copy of *rgb* whose upper cells of 8x8 pixels, row by row, are flat: about *share* of the picture."""
+    h, w = rgb.shape[0] // CELL, rgb.shape[1] // CELL
+    flat = np.arange(h * w).reshape(h, w) < round(share * h * w)
+    out: Pixels = rgb.copy()
+    out[flat.repeat(CELL, axis=0).repeat(CELL, axis=1)] = FLAT
+    return out
+
+
+def make_lineup(
+    model: str, size: tuple[int, int], work: Path, threads: int, pure_share: float, say: Callable[[str], object]
+) -> Lineup:
+    """The programs for *model* on a picture of *size* about *pure_share* of which is pure. Raises PpexportError."""
+    card, _ = open_card(model)
+    busy = busy_photo(size, card.options.window)  # type: ignore[union-attr]
+    return Lineup(model, size, (with_pure_share(busy, pure_share), busy), work, threads, say)
 
 
 def peak_of(target: Target, lr: NDArray[np.float32]) -> int:
@@ -232,7 +267,7 @@ def compare_peers(
         # Compiling takes minutes; kept beside the graphs it takes half a minute the next time.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((work / "inductor").absolute()))
         console = people(json)
-        lineups = [Lineup(model, one, work, threads, pure_share, console.print) for one in sizes]
+        lineups = [make_lineup(model, one, work, threads, pure_share, console.print) for one in sizes]
         heats = heats_of(lineups, keys)
         for peer in [peer for heat in heats.values() for peer in heat.values()] if memory else []:
             if peer.target is not None:
@@ -252,7 +287,9 @@ def compare_peers(
             else:
                 title, versus = f"{title}: ms for as many pixels as the smallest has", "the smallest"
             made.append(heat_table(title, versus, heat, skipped if name == PLACE else {}))
-        made.append(pure_pass_table(lineups[0], heats))
+        savings = pure_pass_table(lineups[0], heats)
+        if savings[2]:
+            made.append(savings)
         for title, columns, rows in made:
             console.print(table(title, columns, rows))
         head = describe(lineups[0], len(heats[PLACE][BASELINE].rounds))

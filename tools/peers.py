@@ -31,12 +31,10 @@ from ppexport.networks.atd import ATDLight
 from ppexport.networks.load import load_network
 from ppexport.networks.macs import count_macs
 from ppexport.networks.routing import Routes
-from ppexport.parity.inputs import photo_folder
 from ppexport.picture import to_input
 from ppexport.profile.agent.journal import Journal, Past
 from ppexport.profile.agent.measure import Loop, Query, Subject
 from ppexport.profile.agent.plan import Plan
-from ppexport.profile.pictures import crop, read_rgb
 from ppexport.profile.runtimes import Target, open_target
 from ppexport.profile.statistics import Interval, median_interval
 
@@ -50,6 +48,8 @@ FLOP = 2 * PRODUCTS * SIDE**3
 BASELINE, BOUND = "plain", "bound"
 SHARES = {"1/4": 0.25, "1/2": 0.5, "5/8": 0.625, "3/4": 0.75, "1": 1.0}
 """Capacities that a set is run with, as shares of all tokens."""
+SLOTS = {f"set-{share}": f"{share} of all slots" for share in SHARES}
+SLOTS |= {f"auto-{picture}": f"slots chosen, {picture} picture" for picture in ("pure", "busy")}
 NAMES = {
     BASELINE: "plain ONNX",
     "plain-flushed": "plain ONNX, denormals as zero",
@@ -61,23 +61,12 @@ NAMES = {
     "openvino-plain": "plain ONNX, in OpenVINO",
     "openvino-portable": "ours, portable: dense, in OpenVINO",
     BOUND: "arithmetic alone, at the rate of sgemm",
-    **{f"{f}-set-{share}": f"ours, {f}: {share} of all slots" for f in ONNX_FLAVOURS for share in SHARES},
-    **{
-        f"{f}-auto-{kind}": f"ours, {f}: slots chosen, {kind} picture"
-        for f in ONNX_FLAVOURS
-        for kind in ("pure", "busy")
-    },
+    **{f"{f}-{kind}": f"ours, {f}: {what}" for f in ONNX_FLAVOURS for kind, what in SLOTS.items()},
 }
 """All programs by the keys that `--only` and `--without` take."""
 DENSE = ("", "flushed", "eager", "compile", "plain", "portable", "dense")
 """What keys of programs that compute the network without Pure-Pass end with."""
-PHOTO, FLAT, CELL = "astronaut.png", (40, 90, 200), 8
-SPECKS = ((200, 40, 30), (30, 60, 200))
-"""Two colours with different labels."""
-
-
 Pixels = NDArray[np.uint8]
-Say: TypeAlias = Callable[[str], object]
 
 
 def plain_graph(path: Path, threads: int, flush: bool) -> Run:
@@ -200,21 +189,20 @@ class Peer(Subject):
         return {"name": self.name, "ms": self.rounds, "decibel": self.decibel, "peak_bytes": self.peak}
 
 
-class Records(Journal):
+class _Records(Journal):
     """Gives every query to its peer, in place of a file: what is compared takes minutes, and is not continued."""
 
     def __init__(self, peers: Sequence[Peer]) -> None:
         self.peers = peers
 
     def write(self, *record: Any) -> None:
-        """Take one record of the loop."""
         if record[0] == "q":
             peer = self.peers[record[1]]
             peer.rounds[-1].append(record[4] / 1e6 * peer.part)
             peer.told.append(Query(*record[6:]))
 
     def sync(self) -> None:
-        """Nothing is on a disk."""
+        pass
 
 
 def race(heats: Sequence[Sequence[Peer]], rounds: int, seconds: float, progress: Callable[[int, int], object]) -> None:
@@ -232,32 +220,12 @@ def race(heats: Sequence[Sequence[Peer]], rounds: int, seconds: float, progress:
             for peer in order:
                 peer.rounds.append([])
                 peer.run = peer.run if peer.keep else None
-            Loop(order, 1, plan, Records(order)).run(Past(len(order)))
+            Loop(order, 1, plan, _Records(order)).run(Past(len(order)))
             for peer in order:
                 peer.run = peer.run if peer.keep else None
         progress(i + 1, rounds)
         if time.monotonic() > end:
             break
-
-
-def busy_photo(size: tuple[int, int], window: int) -> Pixels:
-    """The middle of a photograph, (h, w, 3), with no pure pixel: in every Pure-Pass window two pixels differ in label.
-
-    They lie on a lattice with the window's period, so each window of both grids holds exactly one pair.
-    """
-    rgb = crop(read_rgb(photo_folder() / PHOTO), size, (0.5, 0.5))
-    for i, colour in enumerate(SPECKS):
-        rgb[window // 2 - 1 :: window, window // 2 + i :: window] = colour
-    return rgb
-
-
-def with_pure_share(rgb: Pixels, share: float) -> Pixels:
-    """A copy of *rgb* whose upper cells of 8x8 pixels, row by row, are flat: about *share* of the picture."""
-    h, w = rgb.shape[0] // CELL, rgb.shape[1] // CELL
-    flat = np.arange(h * w).reshape(h, w) < round(share * h * w)
-    out: Pixels = rgb.copy()
-    out[flat.repeat(CELL, axis=0).repeat(CELL, axis=1)] = FLAT
-    return out
 
 
 def open_card(model: str) -> tuple[Card, Path]:
@@ -278,7 +246,7 @@ def load(model: str, dense: bool) -> ATDLight:
     return network
 
 
-class OneInput(nn.Module):
+class _OneInput(nn.Module):
     """A network that takes nothing but the picture, which is all that the exporter would pass by position."""
 
     def __init__(self, network: ATDLight) -> None:
@@ -286,7 +254,6 @@ class OneInput(nn.Module):
         self.network = network
 
     def forward(self, lr: Tensor) -> Any:
-        """As the network."""
         return self.network(lr)
 
 
@@ -319,7 +286,7 @@ def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None
             # The masks are made in this run, hence constants in the traced one.
             network(lr)
             torch.onnx.export(
-                OneInput(network),
+                _OneInput(network),
                 (lr,),
                 str(temporary),
                 dynamo=False,
@@ -344,15 +311,19 @@ class Lineup:
     """Makes the programs for one model and size; what they run is exported into *work*, and used again."""
 
     def __init__(
-        self, model: str, size: tuple[int, int], work: Path, threads: int, pure_share: float, say: Say
+        self,
+        model: str,
+        size: tuple[int, int],
+        pictures: tuple[Pixels, Pixels],
+        work: Path,
+        threads: int,
+        say: Callable[[str], object],
     ) -> None:
+        """*pictures* (h, w, 3): one with pure pixels, on which all are compared, and one without."""
         self.card, _ = open_card(model)
         self.model, self.size, self.work, self.threads, self.say = model, size, work, threads, say
-        o = self.card.options.model_dump()  # type: ignore[union-attr]
-        busy = busy_photo(size, o["window"])
-        pictures = with_pure_share(busy, pure_share), busy
         self.pure, self.busy = (to_input(rgb) for rgb in pictures)
-        """The picture with pure pixels, on which all are compared, and the one without."""
+        o = self.card.options.model_dump()  # type: ignore[union-attr]
         self.mask, no_mask = (pure_mask(rgb, o["colors"], o["window"], o["csmf"]) for rgb in pictures)
         self.shares = float(self.mask.mean()), float(no_mask.mean())
         self.flop = 2 * count_macs(self.card.scale, size).pure
