@@ -267,7 +267,7 @@ class FastDepthwiseConv(DepthwiseConv):
 
 
 def _swap(module: nn.Module) -> type[nn.Module] | None:
-    """The fast class for *module*, compiled; None where there is none for its sizes."""
+    """The fast class for *module*, compiled; None where its sizes have none."""
     kind = type(module)
     if isinstance(module, (WindowAttention, CategoryAttention)):
         head, left = divmod(module.proj.in_features, module.heads)
