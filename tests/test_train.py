@@ -129,7 +129,8 @@ def test_a_killed_run_ends_with_the_same_weights(finished, photos, tmp_path):
 
 
 def test_a_signal_saves_and_a_run_folder_has_one_process(photos, tmp_path):
-    options = ("--steps", "100000", "--save-minutes", "60")
+    # Without the compiled kernels, which take seconds to compile in every process.
+    options = ("--steps", "100000", "--save-minutes", "60", "--plain")
     process = start(tmp_path, photos, *options)
     wait_for_step(tmp_path, 2, process)
     assert "another process is training" in train(tmp_path, photos, *options, code=2)
@@ -139,7 +140,7 @@ def test_a_signal_saves_and_a_run_folder_has_one_process(photos, tmp_path):
     assert "stopped by SIGTERM after" in output
     assert (tmp_path / "state.pt").is_file()
     assert (tmp_path / "weights.safetensors").is_file()
-    refused = train(tmp_path, photos, "--steps", "1", "--scale", "3", code=2)
+    refused = train(tmp_path, photos, "--steps", "1", "--scale", "3", "--plain", code=2)
     assert "choose another run folder" in refused
 
 

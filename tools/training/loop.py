@@ -1,8 +1,8 @@
 """The training loop: L1, AdamW, gradient clipping, EMA, validation, saving; and how far training has come.
 
 Progress runs from 0 to 1, and the learning rate follows it. A run of N steps adds 1/N per step. A run of a number of
-hours, or until a certain moment, adds to every step the share of the remaining time that the step took. Only time spent in
-steps counts: being killed, stopped (SIGSTOP) or suspended costs nothing, and a moment to end at is kept by going
+hours, or until a certain moment, adds to every step the share of the remaining time that the step took. Only time spent
+in steps counts: being killed, stopped (SIGSTOP) or suspended costs nothing, and a moment to end at is kept by going
 through the rest faster.
 """
 
