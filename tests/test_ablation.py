@@ -46,7 +46,7 @@ from ppexport.device.mask import pure_mask
 from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
 from ppexport.networks.atd.pp_network import PPATDLight
-from ppexport.networks.card import bundled_cards, read_card
+from ppexport.networks.card import PurePassOptions, bundled_cards, read_card
 from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 
 
