@@ -47,7 +47,7 @@ from peers import (
 )
 from places import insert
 
-from ppexport.device.artifact import ONNX_FLAVOURS, read_artifact
+from ppexport.device.artifact import read_artifact
 from ppexport.device.mask import pure_mask
 from ppexport.device.measure import Query
 from ppexport.device.picture import psnr, to_input
@@ -256,7 +256,7 @@ def test_every_program_is_what_its_key_says(lineup):
         key for key in NAMES if key == "bound" or "-set-" in key
     ]
     assert made["openvino-portable"].target.runtime == "openvino"
-    assert [key for key, peer in made.items() if peer.lr is lineup.busy] == [f"{f}-auto-busy" for f in ONNX_FLAVOURS]
+    assert [key for key, peer in made.items() if peer.lr is lineup.busy] == [f"{f}-auto-busy" for f in FLAVOURS]
     assert made["bound"].part == pytest.approx(2 * count_macs(2, (64, 64)).pure / FLOP)
     assert {arch for arch, _, _ in lineup.made} == {"atd_light", "pp_atd_light"}
 

@@ -38,7 +38,7 @@ FACTORS: dict[str, dict[Any, str]] = {
     "colors": {6: "K 6", 8: "K 8"},
     "window": {4: "w 4", 8: "w 8", 16: "w 16"},
 }
-"""The fields of `ppexport.networks.card.Options`, and the values that are compared with what a table calls them."""
+"""The fields of `ppexport.networks.card.PurePassOptions`, and the values that are compared with what a table calls them."""
 PLACE = "ablation"
 BEGIN, END = markers(PLACE)
 FORMAT = 1
@@ -277,7 +277,7 @@ def open_model(name: str) -> ATDLight:
 def compare(network: ATDLight, sets: Sequence[DataSet], store: Store, say: Callable[[str], None]) -> str:
     """All variants of *network* on all *sets*, as Markdown; what *store* lacks is measured, kept and told to *say*."""
     card = card_of(network)
-    assert card.options is not None
+    assert isinstance(card.options, PurePassOptions)
     assert card.weights is not None
     weights_sha256 = card.weights.sha256
     sections = [

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from peers import BASELINE, NAMES, Lineup, Peer, Pixels, load, open_card, race
+from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, Pixels, load, open_card, race
 from places import insert
 
 from ppexport.cli.console import check_json, decibel, emit_json, fail, people, percent, progress_bar, table
 from ppexport.cli.cost import cost
 from ppexport.cli.options import parse_size
-from ppexport.device.artifact import ONNX_FLAVOURS
 from ppexport.device.job import Job
 from ppexport.device.launch import memory_of
 from ppexport.device.machine import cpu_name, versions
@@ -154,7 +153,7 @@ def heat_table(title: str, versus: str, heat: Heat, skipped: dict[str, str]) -> 
 def pure_pass_table(lineup: Lineup, heats: dict[str, Heat]) -> Table:
     """What Pure-Pass saves of the time of the dense artifact of the same flavour, where that was measured."""
     macs, rows = cost(load(lineup.model, dense=False), lineup.size, lineup.mask).saving, []
-    for flavour in ONNX_FLAVOURS:
+    for flavour in FLAVOURS:
         heat = heats.get(flavour, {})
         auto, busy = (heat.get(f"{flavour}-auto-{kind}") for kind in ("pure", "busy"))
         if auto is None or macs <= 0:
@@ -175,7 +174,7 @@ def pure_pass_table(lineup: Lineup, heats: dict[str, Heat]) -> Table:
 def heats_of(lineups: Sequence[Lineup], keys: Sequence[str]) -> dict[str, Heat]:
     """The programs *keys* of the first of *lineups*; of several, which differ in size, our full artifacts too."""
     heats: dict[str, Heat] = {PLACE: {k: lineups[0].peer(k) for k in keys if "-set-" not in k and "-auto-" not in k}}
-    for flavour in ONNX_FLAVOURS:
+    for flavour in FLAVOURS:
         own = [key for key in keys if key.startswith(f"{flavour}-") and key != f"{flavour}-dense"]
         if own:
             heats[flavour] = {key: lineups[0].peer(key) for key in (f"{flavour}-dense", *own)}
@@ -281,7 +280,7 @@ def compare_peers(
             title, versus = f"Flavour {name}", "dense"
             if name == PLACE:
                 title, versus = "All programs", "plain ONNX"
-            elif name in ONNX_FLAVOURS:
+            elif name in FLAVOURS:
                 title += ": capacities; with too few slots the surplus counts as pure"
             else:
                 title, versus = f"{title}: ms for as many pixels as the smallest has", "the smallest"

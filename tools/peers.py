@@ -18,15 +18,16 @@ from torch import Tensor, nn
 import ppexport
 from ppexport.backends.onnx.export_onnx import quiet_exporter
 from ppexport.backends.onnx.run_onnxruntime import make_session
-from ppexport.device.artifact import GROUP, ONNX_FLAVOURS
+from ppexport.device.artifact import GROUP
 from ppexport.device.journal import Journal, Past
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.device.measure import Loop, Plan, Query, Subject
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Flushed
+from ppexport.device.sizes import capacity_set
 from ppexport.device.target import Target, open_target
 from ppexport.errors import ExportError, InputError, UnavailableError, first_line
-from ppexport.exporting import capacity_set, export, package_versions
+from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.networks.atd import attention
 from ppexport.networks.atd.attention import Routes
@@ -36,6 +37,7 @@ from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
 from ppexport.profile.statistics import Interval, median_interval
 
+FLAVOURS = ("portable", "ort")
 Image: TypeAlias = NDArray[np.float32]
 Run: TypeAlias = Callable[[Image], tuple[Image, Query]]
 """LR (1, 3, h, w) in [0, 1] -> SR (1, 3, h * scale, w * scale), not clipped, and what the run tells of itself."""
@@ -54,12 +56,12 @@ NAMES = {
     "torch-eager": "PyTorch eager",
     "torch-pure-pass": "PyTorch eager, with Pure-Pass",
     "torch-compile": "PyTorch, torch.compile",
-    **{f"{f}-dense": f"ours, {f}: dense" for f in ONNX_FLAVOURS},
-    **{f"{f}-full": f"ours, {f}: Pure-Pass, full capacity" for f in ONNX_FLAVOURS},
+    **{f"{f}-dense": f"ours, {f}: dense" for f in FLAVOURS},
+    **{f"{f}-full": f"ours, {f}: Pure-Pass, full capacity" for f in FLAVOURS},
     "openvino-plain": "plain ONNX, in OpenVINO",
     "openvino-portable": "ours, portable: dense, in OpenVINO",
     BOUND: "arithmetic alone, at the rate of sgemm",
-    **{f"{f}-{kind}": f"ours, {f}: {what}" for f in ONNX_FLAVOURS for kind, what in SLOTS.items()},
+    **{f"{f}-{kind}": f"ours, {f}: {what}" for f in FLAVOURS for kind, what in SLOTS.items()},
 }
 """All programs by the keys that `--only` and `--without` take."""
 DENSE = ("", "flushed", "eager", "compile", "plain", "portable", "dense")
