@@ -34,6 +34,7 @@ from compare_peers import (
     with_pure_share,
 )
 from peers import (
+    FLAVOURS,
     FLOP,
     NAMES,
     UNTOLD,

@@ -38,7 +38,8 @@ FACTORS: dict[str, dict[Any, str]] = {
     "colors": {6: "K 6", 8: "K 8"},
     "window": {4: "w 4", 8: "w 8", 16: "w 16"},
 }
-"""The fields of `ppexport.networks.card.PurePassOptions`, and the values that are compared with what a table calls them."""
+"""The fields of `ppexport.networks.card.PurePassOptions`, and the values that are compared with what a table calls
+them."""
 PLACE = "ablation"
 BEGIN, END = markers(PLACE)
 FORMAT = 1
