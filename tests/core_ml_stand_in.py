@@ -25,7 +25,7 @@ class MLCPUComputeDevice:
 
 class MLModel:
     def __init__(self, model, *, compute_units, function_name=None):
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         assert compute_units in UNITS
         if "broken" in model:
@@ -65,7 +65,7 @@ class MLComputePlan:
     """Linear layers on the Neural Engine, other operations on the CPU, nothing known of constants."""
 
     def __init__(self, path):
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         functions = {
             name: SimpleNamespace(

@@ -23,9 +23,9 @@ from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools
+from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.placement import Reason, place_package
 from ppexport.backends.coreml.precision import computes_half, computes_half_widely
-from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError

@@ -15,7 +15,7 @@ from coreml_programs import evaluated, run_one, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppexport.backends.coreml.evaluator.registry import OPERATIONS
+from ppexport.backends.coreml.evaluator import OPERATIONS
 from ppexport.errors import ArtifactError
 
 _B = 1.5
@@ -365,7 +365,7 @@ def constant(kind, values, element, shape):
     from coreml_programs import ELEMENTS
 
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-    from ppexport.backends.coreml.reading.program import (
+    from ppexport.backends.coreml.program import (
         Function,
         Interface,
         Operation,

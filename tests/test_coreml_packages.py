@@ -21,11 +21,9 @@ from ppexport.backends.coreml.divergence import agreement, divergences, first_di
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools, quiet_converter
+from ppexport.backends.coreml.package import Decoder, WeightFile, read_package
 from ppexport.backends.coreml.placement import place, place_package
-from ppexport.backends.coreml.reading.decode import Decoder
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.backends.coreml.reading.program import Function, Operation, Port, Reference, TensorType
-from ppexport.backends.coreml.reading.weights import WeightFile
+from ppexport.backends.coreml.program import Function, Operation, Port, Reference, TensorType
 from ppexport.device.picture import psnr
 from ppexport.device.wire import Message
 from ppexport.errors import ArtifactError, InputError

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 import ppexport
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
+from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.placement import place_package
 from ppexport.backends.coreml.quantised_inputs import scale_of
-from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import decode
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.layer_inputs import module_ranges

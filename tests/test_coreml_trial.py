@@ -16,7 +16,7 @@ import ppexport
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml import run_mac as mac
 from ppexport.backends.coreml import trial, trial_child
-from ppexport.backends.coreml.reading.package import read_package
+from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.run_mac import Planned, check_platform
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact

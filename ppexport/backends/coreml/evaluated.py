@@ -26,7 +26,7 @@ class Session:
     def __init__(self, path: Path, *, rounding: bool = True) -> None:
         """*rounding* False computes what is fp16 in fp32. Raises ArtifactError for a damaged package."""
         require("torch", "coreml")
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         self.path, self.rounding = path, rounding
         self.package = read_package(path)

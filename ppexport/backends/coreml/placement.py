@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ppexport.backends.coreml.reading.program import Function, Operation, Package
+from ppexport.backends.coreml.program import Function, Operation, Package
 from ppexport.backends.coreml.scopes import module_of
 from ppexport.errors import ArtifactError, InputError
 
