@@ -30,8 +30,8 @@ from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.exporting import capacity_set
-from ppexport.networks.atd.network import Trace
 from ppexport.networks.load import card_of
+from ppexport.networks.network import Trace
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import run_parity
 from ppexport.twin.twin import make_twin

@@ -83,7 +83,7 @@ def cost(network: ATDLight, size: tuple[int, int], pure: NDArray[np.bool_] | Non
     tokens = padded_tokens(size)
     impure = tokens if pure is None else int((~pure).sum())
     options = options_of(network)
-    scale = network.config.scale
+    scale = network.scale
     colors = options["colors"] if options else 0
     return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)
 

@@ -92,12 +92,12 @@ def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, j
         size = (rgb.shape[0], rgb.shape[1])
         if options is not None:
             pure = pure_mask(rgb, options["colors"], options["window"], options["csmf"])
-    result = cost(network, size or default_size(network.config.scale), pure)
+    result = cost(network, size or default_size(network.scale), pure)
     name, count = card_of(network).name, parameters(network)
     data = {"model": name, "parameters": count, "options": options, "image": str(image) if image else None}
     emit_json(json, {**data, **result.to_dict()})
     h, w = result.size
-    scale = network.config.scale
+    scale = network.scale
     rows = [
         ["parameters", f"{count:,}"],
         [f"multiply-adds as published, LR {h}x{w} -> {h * scale}x{w * scale} (HxW)", giga(result.dense.published)],

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ppexport.errors import InputError
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.network import Trace
 from ppexport.parity.compare import Seen
 from ppexport.twin.twin import StaticTwin, layer_inputs, layers_of
 

@@ -32,8 +32,8 @@ from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.device.artifact import model_facts, smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError, first_line, present
-from ppexport.networks.atd.network import Trace
 from ppexport.networks.card import Card
+from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
 
 OPSET = 17
