@@ -106,8 +106,7 @@ def import_module(name):
 
 if __name__ == "__main__":
     # A trial's child on a Mac: `python core_ml_stand_in.py FOLDER`.
-    from ppexport.backends.coreml import run_mac as device
-    from ppexport.backends.coreml import trial_child
+    from ppexport.backends.coreml import run_mac, trial
 
-    device.import_module = import_module
-    trial_child.run(Path(sys.argv[1]))
+    run_mac.import_module = import_module
+    trial.run_child(Path(sys.argv[1]))

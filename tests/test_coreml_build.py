@@ -17,16 +17,17 @@ from conftest import golden_network
 from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
+from ppexport.backends.coreml import convert
 from ppexport.backends.coreml import run_mac as device
-from ppexport.backends.coreml.convert import MODEL, Options, build_for_coreml
+from ppexport.backends.coreml.convert import MODEL, Options, build_for_coreml, check_package
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools
 from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.placement import Reason, place_package
-from ppexport.backends.coreml.precision import computes_half, computes_half_widely
-from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
+from ppexport.backends.coreml.precision import computes_half
+from ppexport.backends.coreml.specification import decode, encode, path_of_scope
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.exporting import capacity_set
@@ -84,26 +85,17 @@ def test_half_precision_is_near_the_twin_on_all_inputs(half):
 
 
 def test_half_precision_is_where_it_is_safe(half):
-    function = read_package(half[1]).functions["main"]
+    function, computes = read_package(half[1]).functions["main"], computes_half(half[0])
     seen = set()
     for op in function.operations:
         module = decode(op.outputs[0].name)
         if op.type in ("const", "cast") or module is None:
             continue
         kinds = {port.type.element.name for port in op.outputs}
-        assert ("fp16" in kinds) <= computes_half(module, op.type), op.name
-        assert ("fp32" in kinds) <= (not computes_half(module, op.type)), op.name
+        assert ("fp16" in kinds) <= computes(module), op.name
+        assert ("fp32" in kinds) <= (not computes(module)), op.name
         seen |= kinds
     assert {"fp16", "fp32", "int32", "bool"} <= seen
-
-
-@pytest.mark.slow
-def test_another_selector(half, tmp_path):
-    network = small_network(layers=2)
-    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
-    wide, careful = (place_package(read_package(p)) for p in (path, half[1]))
-    assert wide.crossings < careful.crossings
-    assert wide.reasons["fp32"] < careful.reasons["fp32"]
 
 
 def test_names_tell_the_module(half):
@@ -254,13 +246,14 @@ def test_weights_of_8_bits_are_smaller(half, tmp_path):
     assert psnr(sr, DebugPackage(path).run({"lr": item.lr}, categories).sr, 1.0) > 35
 
 
-def test_a_query_of_length_zero_stays_finite(tmp_path):
+def test_a_query_of_length_zero_stays_finite(tmp_path, monkeypatch):
     # Its guard, 1e-12, is 0 in fp16.
+    monkeypatch.setattr(convert, "computes_half", lambda twin: lambda module: "attn_atd" in module)
     network = small_network()
     attention = network.layers[0].residual_group.layers[0].attn_atd
     attention.wq.weight.zero_()
     attention.wq.bias.zero_()
-    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
+    _, path = build(tmp_path, Options("fp16"), network=network)
     found = Session(path).run({"lr": parity_inputs(SIZE, 2)[0].lr})
     assert np.isfinite(found["sr"]).all()
 
@@ -297,18 +290,16 @@ def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
 
 
 def test_a_changed_weight_fails_the_comparison(half, tmp_path):
-    from ppexport.backends.coreml.self_check import self_check
-
     twin, path = half
     copied = shutil.copytree(path, tmp_path / MODEL)
-    self_check(copied, twin, [256], "fp16")
+    check_package(copied, twin, [256], Options("fp16"))
     (weights,) = copied.rglob("weight.bin")
     data = bytearray(weights.read_bytes())
     for at in range(len(data) // 2, len(data) // 2 + 6000, 2):
         data[at + 1] ^= 0x40
     weights.write_bytes(data)
     with pytest.raises((ExportError, ArtifactError)):
-        self_check(copied, twin, [256], "fp16")
+        check_package(copied, twin, [256], Options("fp16"))
 
 
 def test_numbers_beyond_fp16_are_refused(tmp_path):
@@ -351,8 +342,7 @@ def test_scopes_and_names():
     assert path_of_scope(twin, ["upsample", "0"]) == "upsample.0"
     assert path_of_scope(twin, []) == ""
     assert path_of_scope(twin, ["pure_pass", "nonsense", "0"]) == "pure_pass"
-    namer = Namer()
-    names = [namer.name(p, "reduce_sum") for p in ("", "a.b_1.0", "a.b_1.0")]
+    names = [encode(p, "reduce_sum", n) for p, n in (("", 0), ("a.b_1.0", 0), ("a.b_1.0", 1))]
     assert names == ["___reduce_sum", "a__b_1__0___reduce_sum", "a__b_1__0___reduce_sum_1"]
     assert [decode(name) for name in names] == ["", "a.b_1.0", "a.b_1.0"]
     assert decode(encode("norm", "layer_norm", 12)) == "norm"
@@ -363,28 +353,25 @@ LAYER = "layers.0.residual_group.layers.3"
 
 
 @pytest.mark.parametrize(
-    ("module", "operation", "careful", "widely"),
+    ("module", "half"),
     [
-        ("pure_pass", "mul", False, False),
-        ("picture", "mul", False, False),
-        (f"{LAYER}.attn_aca.router.sort", "matmul", False, False),
-        (f"{LAYER}.attn_aca.dense", "add", False, False),
-        (f"{LAYER}.attn_aca", "matmul", True, True),
-        (f"{LAYER}.attn_win.proj", "linear", True, True),
-        (f"{LAYER}.convffn.dwconv.0", "conv", True, True),
-        (f"{LAYER}.attn_atd", "softmax", False, True),
-        (f"{LAYER}.attn_atd.wv", "linear", True, True),
-        (f"{LAYER}.norm1", "layer_norm", False, True),
-        (LAYER, "add", False, True),
-        ("layers.0.conv", "conv", False, True),
-        ("upsample.0", "conv", False, True),
-        ("", "reduce_sum", False, False),
-        ("", "add", False, True),
+        ("pure_pass", False),
+        (f"{LAYER}.attn_aca.router.sort", False),
+        (f"{LAYER}.attn_aca.dense", False),
+        (f"{LAYER}.attn_aca", True),
+        (f"{LAYER}.attn_win.proj", True),
+        (f"{LAYER}.convffn.dwconv.0", True),
+        (f"{LAYER}.attn_atd", False),
+        (f"{LAYER}.attn_atd.wv", True),
+        (f"{LAYER}.norm1", False),
+        (LAYER, False),
+        ("layers.0.conv", False),
+        ("upsample.0", False),
+        ("", False),
     ],
 )
-def test_the_selectors(module, operation, careful, widely):
-    assert computes_half(module, operation) is careful
-    assert computes_half_widely(module, operation) is widely
+def test_modules_in_half_precision(module, half):
+    assert computes_half(make_twin(small_network(), SIZE))(module) is half
 
 
 def test_export_and_open(coreml_set):

@@ -17,8 +17,8 @@ from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.placement import place_package
-from ppexport.backends.coreml.quantised_inputs import scale_of
-from ppexport.backends.coreml.scopes import decode
+from ppexport.backends.coreml.precision import scale_of
+from ppexport.backends.coreml.specification import decode
 from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.layer_inputs import module_ranges
 from ppexport.backends.onnx.qdq import find_ranges

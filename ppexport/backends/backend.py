@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppexport.device.artifact import Artifact, read_artifact
 from ppexport.device.runner import Runner, check_threads
-from ppexport.device.target import Target
 from ppexport.errors import ArtifactError, InputError
 from ppexport.plugins import discover
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.backends.coreml.scopes import decode
+from ppexport.backends.coreml.specification import decode
 from ppexport.errors import InputError
 from ppexport.files import finite
 

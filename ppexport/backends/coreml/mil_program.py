@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -32,6 +31,8 @@ from ppexport.errors import ExportError, first_line
 
 DROPPED_PASSES = frozenset({"common::fuse_elementwise_to_batchnorm", "common::guard_negative_gather_indices"})
 QUANTISE = "compression::linear_quantize_weights"
+QUANTISED_FROM = 512
+"""Elements of the smallest weight that is stored with 8 bits."""
 SHORT_INDICES = 1 << 16
 """Tokens that 16 bits can number."""
 SMALLEST_HALF = 2.0**-14
@@ -127,48 +128,44 @@ def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
         return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """How coremltools converts."""
+def convert(
+    traced: Any,
+    settings: Mapping[str, Any],
+    *,
+    half: bool,
+    tokens: int,
+    passes: Sequence[str] = (),
+    weights_of_8_bits: bool = False,
+) -> Any:
+    """*traced* as an `MLModel` (an ML program) that is neither saved nor loaded.
 
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-    target: Any
-    precision: Any
-    half: bool
-    """Whether anything is computed in fp16."""
-    tokens: int
-    """Length of the longest axis that indices reach into."""
-    quantisation: Any = None
-    """coremltools' configuration for weights of 8 bits, None for none."""
-    last_passes: Sequence[str] = ()
-    """Registered passes to run before weights are quantised."""
+    Args:
+        traced: a module in TorchScript.
+        settings: of `coremltools.convert`: inputs, outputs, target and precision.
+        half: whether anything is computed in fp16.
+        tokens: length of the longest axis that indices reach into.
+        passes: registered passes to run before weights are quantised.
+        weights_of_8_bits: symmetric, one scale for every output channel.
 
-
-def convert(traced: Any, how: Conversion) -> Any:
-    """*traced* as an `MLModel` (an ML program) that is neither saved nor loaded. Raises ExportError."""
+    Raises:
+        ExportError: coremltools cannot convert it.
+    """
     ct = coremltools()
-    passes = ct.PassPipeline.DEFAULT
-    dropped = {*DROPPED_PASSES} if how.tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
-    passes.remove_passes(dropped & set(passes.passes))
-    passes.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
-    for name in how.last_passes:
-        passes.append_pass(name)
-    if how.quantisation is not None:
+    pipeline = ct.PassPipeline.DEFAULT
+    dropped = {*DROPPED_PASSES} if tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
+    pipeline.remove_passes(dropped & set(pipeline.passes))
+    pipeline.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
+    for name in passes:
+        pipeline.append_pass(name)
+    if weights_of_8_bits:
+        from coremltools.optimize import coreml
+
+        how = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=QUANTISED_FROM)
         # As the last pass: the function that quantises a finished package would run all dropped passes on it.
-        passes.append_pass(QUANTISE)
-        passes.set_options(QUANTISE, {"config": how.quantisation})
+        pipeline.append_pass(QUANTISE)
+        pipeline.set_options(QUANTISE, {"config": coreml.OptimizationConfig(global_config=how)})
     try:
-        with quiet_converter(), corrected_translations(how.half):
-            return ct.convert(
-                traced,
-                convert_to="mlprogram",
-                inputs=list(how.inputs),
-                outputs=list(how.outputs),
-                minimum_deployment_target=how.target,
-                compute_precision=how.precision,
-                pass_pipeline=passes,
-                skip_model_load=True,
-            )
+        with quiet_converter(), corrected_translations(half):
+            return ct.convert(traced, convert_to="mlprogram", pass_pipeline=pipeline, skip_model_load=True, **settings)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError) as error:
         raise ExportError(f"coremltools cannot convert the twin: {first_line(error)}") from error

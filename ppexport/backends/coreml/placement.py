@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Any
 
 from ppexport.backends.coreml.program import Function, Operation, Package
-from ppexport.backends.coreml.scopes import module_of
+from ppexport.backends.coreml.specification import module_of
 from ppexport.errors import ArtifactError, InputError
 
 NO_KERNEL = frozenset(
