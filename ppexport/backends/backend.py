@@ -164,7 +164,7 @@ class Probe(ABC):
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """What every layer chooses its categories from, with injected *categories*, or its own."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Release what was opened."""
 
 
@@ -212,7 +212,7 @@ class Backend(ABC):
 
         return NoOptions
 
-    def check(self, job: Request) -> None:
+    def check(self, request: Request) -> None:  # noqa: B027
         """Refuse what cannot be built, before torch is loaded.
 
         Raises:
