@@ -116,7 +116,7 @@ def test_names_tell_the_module(half):
 
 def test_a_package_says_what_it_is(half):
     package = read_package(half[1])
-    card = card_of(half[0].__dict__["network"])
+    card = card_of(half[0].network)
     assert (package.author, package.licence, package.specification) == ("ppexport", card.licence, 9)
     assert "super-resolution x2 of 16x16 images" in package.description
     assert package.facts["ppexport.capacities"] == "256"

@@ -37,18 +37,21 @@ def example(size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
 
 
-def example_inputs(twin: StaticTwin, *, mask: bool = False, slots: int = 0) -> dict[str, Tensor]:
-    """What a model file of *twin* takes, by name, for the example image.
+def example_inputs(
+    twin: StaticTwin, *, lr: Tensor | None = None, mask: bool = False, slots: int = 0
+) -> dict[str, Tensor]:
+    """What a model file of *twin* takes, by name.
 
     Args:
         twin: the twin that the file is made from.
+        lr: the image (1, 3, h, w) in [0, 1]; `example` if left out.
         mask: the Pure-Pass mask is an input, (1, 1, H', W') fp32.
         slots: the capacity of a capacity set, whose input `slots` is (1, slots) int32; 0 without that input.
 
     Raises:
         InputError: the mask is an input of a network that has none.
     """
-    inputs = {"lr": example(twin.size)}
+    inputs = {"lr": example(twin.size) if lr is None else lr}
     if mask:
         pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
         inputs["mask"] = pure_pass(twin.pad(inputs["lr"])).float().view(1, 1, *twin.padded)
@@ -66,6 +69,7 @@ def self_check(
     kind: str,
     precision: str,
     backend: str,
+    lr: Tensor | None = None,
     mask: bool = False,
     clipped: bool = False,
     full: bool = True,
@@ -81,6 +85,7 @@ def self_check(
         kind: of file, for messages: "package".
         precision: of the file.
         backend: that the file is for.
+        lr: the image; `example` if left out.
         mask: the Pure-Pass mask is an input.
         clipped: the file clips its picture to [0, 1].
         full: a capacity set is also checked at its largest capacity.
@@ -90,7 +95,7 @@ def self_check(
     """
     trace = Trace()
     with torch.no_grad():
-        given = example_inputs(twin, mask=mask)
+        given = example_inputs(twin, lr=lr, mask=mask)
         expected, count = twin(**given, trace=trace)
     inputs: Arrays = {name: value.numpy() for name, value in given.items()}
     reference, impure = expected.clamp(0, 1).numpy() if clipped else expected.numpy(), int(count)
