@@ -29,8 +29,8 @@ from ppexport.backends.coreml.placement import Reason, place_package
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.coreml.specification import decode, encode, path_of_scope
 from ppexport.device.picture import psnr
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.exporting import capacity_set
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.parity.inputs import parity_inputs

@@ -16,7 +16,7 @@ READ_ONLY = Path("/proc")
 KINDS = {
     "portable": {"backend": "onnx"},
     "set": {"backend": "onnx", "capacities": [128, 256]},
-    "ort": {"backend": "onnx", "flavour": "ort", "file_format": "ort"},
+    "ort": {"backend": "onnx", "flavour": "ort", "format": "ort"},
     "tensorrt": {"backend": "tensorrt", "precision": "fp16"},
     "coreml": {"backend": "coreml", "precision": "w8"},
     "coreai": {"backend": "coreai"},

@@ -10,9 +10,8 @@ from conftest import photo
 
 import ppexport
 from ppexport.device.picture import to_input
-from ppexport.device.sizes import check_capacities, check_size
+from ppexport.device.sizes import capacity_set, check_capacities, check_size
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
 from ppexport.networks.load import card_of
 
 
