@@ -17,9 +17,11 @@ from conftest import golden_network
 from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
+from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import convert
 from ppexport.backends.coreml import run_mac as device
-from ppexport.backends.coreml.convert import MODEL, Options, build_for_coreml, check_package
+from ppexport.backends.coreml.apple import CoreMLOptions
+from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
@@ -31,6 +33,7 @@ from ppexport.backends.coreml.specification import decode, encode, path_of_scope
 from ppexport.device.picture import psnr
 from ppexport.device.sizes import capacity_set
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.parity.inputs import parity_inputs
@@ -44,19 +47,26 @@ def weight_bytes(path):
     return sum(f.stat().st_size for f in path.rglob("weights/*"))
 
 
-def build(folder, options, capacities=(256,), network=None, size=SIZE):
+def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask="graph", step=print, **options):
     network = network or small_network()
-    twin = make_twin(network, size, capacities[-1])
+    return BuildJob(
+        network, card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
+        CoreMLOptions(**options), None, folder, step,
+    )  # fmt: skip
+
+
+def build(folder, precision, capacities=(256,), **rest):
     folder.mkdir(exist_ok=True)
     steps = []
-    name = build_for_coreml(twin, card_of(network), folder, list(capacities), options, steps.append)
+    job = make_job(folder, precision, capacities, step=steps.append, **rest)
+    name = build_for_coreml(job)
     assert steps[-1] == "comparing with the twin"
-    return twin, folder / name
+    return job.twin(), folder / name
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("half"), Options("fp16"), network=small_network(layers=2))
+    return build(tmp_path_factory.mktemp("half"), "fp16", network=small_network(layers=2))
 
 
 def reference(twin, lr):
@@ -166,11 +176,11 @@ def test_a_capacity_set_in_fp16_is_exact(coreml_set):
 
 
 def test_a_capacity_set_shares_its_weights_and_is_exact(tmp_path):
-    twin, path = build(tmp_path, Options("fp32"), (128, 256))
+    twin, path = build(tmp_path, "fp32", (128, 256))
     package = read_package(path)
     assert set(package.functions) == {"capacity_128", "capacity_256"}
     assert package.default == "capacity_256"
-    _, single = build(tmp_path / "one", Options("fp32"))
+    _, single = build(tmp_path / "one", "fp32")
     assert weight_bytes(path) < 1.1 * weight_bytes(single)
     assert all(f.description for i in package.interfaces.values() for f in (*i.inputs, *i.outputs))
     cases = list(full_and_fitting(path, twin, [128, 256], parity_inputs(SIZE, 2)))
@@ -184,7 +194,7 @@ def test_a_capacity_set_shares_its_weights_and_is_exact(tmp_path):
 @pytest.mark.parametrize("target", ["iOS16", pytest.param("iOS17", marks=pytest.mark.slow)])
 def test_older_targets_and_odd_sizes(target, tmp_path):
     size = (13, 20)
-    twin, path = build(tmp_path, Options("fp32", target), (512,), size=size)
+    twin, path = build(tmp_path, "fp32", (512,), size=size, target=target)
     assert read_package(path).specification == {"iOS16": 7, "iOS17": 8}[target]
     item = parity_inputs(size, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
@@ -195,7 +205,7 @@ def test_older_targets_and_odd_sizes(target, tmp_path):
 
 
 def test_pictures_instead_of_tensors(tmp_path, monkeypatch):
-    twin, path = build(tmp_path, Options("fp16", interface="image"))
+    twin, path = build(tmp_path, "fp16", interface="image")
     package = read_package(path)
     (lr,), (sr, impure) = package.interfaces["main"].inputs, package.interfaces["main"].outputs
     assert (lr.image, lr.color, sr.image, sr.color) == ((16, 16), "RGB", (32, 32), "RGB")
@@ -217,7 +227,7 @@ def test_pictures_instead_of_tensors(tmp_path, monkeypatch):
 
 def test_a_network_without_masks(tmp_path):
     network = shortened(copy.deepcopy(golden_network("atd_light_x2_trained", "atd_light")), 1)
-    twin, path = build(tmp_path, Options("fp32"), network=network)
+    twin, path = build(tmp_path, "fp32", network=network)
     item = parity_inputs(SIZE, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
     inside = DebugPackage(path).run({"lr": item.lr}, categories)
@@ -228,7 +238,7 @@ def test_a_network_without_masks(tmp_path):
 
 
 def test_the_mask_as_an_input(tmp_path):
-    twin, path = build(tmp_path, Options("fp32", mask="input"))
+    twin, path = build(tmp_path, "fp32", mask="input")
     item = parity_inputs(SIZE, 2)[1]
     mask = np.zeros((1, 1, 16, 16), np.float32)
     mask[..., :8, :] = 1
@@ -239,7 +249,7 @@ def test_the_mask_as_an_input(tmp_path):
 
 
 def test_weights_of_8_bits_are_smaller(half, tmp_path):
-    twin, path = build(tmp_path, Options("w8"), network=small_network(layers=2))
+    twin, path = build(tmp_path, "w8", network=small_network(layers=2))
     assert weight_bytes(path) < 0.75 * weight_bytes(half[1])
     item = parity_inputs(SIZE, 2)[0]
     sr, _, categories = reference(twin, item.lr)
@@ -253,31 +263,28 @@ def test_a_query_of_length_zero_stays_finite(tmp_path, monkeypatch):
     attention = network.layers[0].residual_group.layers[0].attn_atd
     attention.wq.weight.zero_()
     attention.wq.bias.zero_()
-    _, path = build(tmp_path, Options("fp16"), network=network)
+    _, path = build(tmp_path, "fp16", network=network)
     found = Session(path).run({"lr": parity_inputs(SIZE, 2)[0].lr})
     assert np.isfinite(found["sr"]).all()
 
 
 @pytest.mark.parametrize(
-    ("options", "capacities", "message"),
+    ("options", "message"),
     [
-        (Options("fp64"), [256], "a Core ML precision is one of fp32, fp16, w8, w8a8, not 'fp64'"),
-        (Options(target="iOS15"), [256], "a deployment target is one of iOS16, iOS17, iOS18, not 'iOS15'"),
-        (Options(interface="video"), [256], "an interface is one of tensor, image, not 'video'"),
-        (Options(target="iOS17"), [128, 256], "a capacity set is a package of several functions, which needs iOS18"),
+        ({"precision": "fp64"}, "precision of --backend coreml is one of fp32, fp16, w8, w8a8, not 'fp64'"),
+        ({"target": "iOS15"}, "target"),
+        ({"interface": "video"}, "interface"),
+        (
+            {"target": "iOS17", "capacities": [128, 256]},
+            "a capacity set is a package of several functions, which needs iOS18",
+        ),
+        ({"flavour": "ort"}, "flavour is an option of --backend onnx, not of coreml"),
     ],
 )
-def test_impossible_wishes(options, capacities, message, tmp_path):
-    twin = make_twin(small_network(), SIZE)
+def test_impossible_options(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        build_for_coreml(twin, card_of(twin.network), tmp_path, capacities, options, lambda stage: None)
+        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", **options)
     assert not any(tmp_path.iterdir())
-
-
-def test_other_flavours_are_refused(tmp_path):
-    twin = make_twin(small_network(), SIZE, flavour="ort")
-    with pytest.raises(ExportError, match="takes the portable flavour"):
-        build_for_coreml(twin, card_of(twin.network), tmp_path, [256], Options(), lambda stage: None)
 
 
 def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
@@ -291,15 +298,16 @@ def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
 
 def test_a_changed_weight_fails_the_comparison(half, tmp_path):
     twin, path = half
+    job = make_job(tmp_path, "fp16")
     copied = shutil.copytree(path, tmp_path / MODEL)
-    check_package(copied, twin, [256], Options("fp16"))
+    check_package(copied, twin, job)
     (weights,) = copied.rglob("weight.bin")
     data = bytearray(weights.read_bytes())
     for at in range(len(data) // 2, len(data) // 2 + 6000, 2):
         data[at + 1] ^= 0x40
     weights.write_bytes(data)
     with pytest.raises((ExportError, ArtifactError)):
-        check_package(copied, twin, [256], Options("fp16"))
+        check_package(copied, twin, job)
 
 
 def test_numbers_beyond_fp16_are_refused(tmp_path):
@@ -378,7 +386,7 @@ def test_export_and_open(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     m = runner.artifact.manifest
     assert (m.backend, m.precision, m.capacities, m.flavour) == ("coreml", "fp16", [128, 256], "portable")
-    assert m.engine == {"target": "iOS18", "interface": "tensor"}
+    assert m.build == {"target": "iOS18", "interface": "tensor"}
     assert "coremltools" in m.versions
     twin = make_twin(small_network(), SIZE)
     used = set()
@@ -410,14 +418,6 @@ def test_a_package_of_another_export_is_refused(coreml_set, tmp_path):
         ppexport.open_artifact(copied)
 
 
-def test_flavours_are_not_for_coreml(tmp_path):
-    with pytest.raises(InputError, match="flavours are for --backend onnx"):
-        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", flavour="ort")
-    with pytest.raises(InputError, match="a Core ML precision is one of"):
-        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", precision="int4")
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("scale", "precision", "least"), [(2, "fp16", 70), (4, "fp16", 70), (2, "w8", 30)])
 def test_the_whole_network_meets_its_gate(scale, precision, least, tmp_path):
@@ -437,7 +437,7 @@ def test_the_whole_network_meets_its_gate(scale, precision, least, tmp_path):
 def test_the_whole_network_in_a_capacity_set_is_exact(precision, tmp_path):
     size, network = (32, 32), ppexport.load_network("pp_atd_light_x2")
     capacities = capacity_set(size, 4)
-    twin, path = build(tmp_path, Options(precision), capacities, network, size)
+    twin, path = build(tmp_path, precision, capacities, network=network, size=size)
     cases = list(full_and_fitting(path, twin, capacities, parity_inputs(size, 2)))
     check_exact(cases)
     assert {capacity for _, capacity, _, _ in cases} == set(capacities[:-1])

@@ -89,7 +89,7 @@ def test_the_evaluator_computes_with_the_levels(calibrated, package):
 
 def test_the_manifest_names_pictures_and_recipe(calibrated, package):
     manifest = package[0].manifest
-    said = manifest.engine["quantisation"]
+    said = manifest.quantisation
     assert (manifest.backend, manifest.precision) == ("coreml", "w8a8")
     assert said["calibration_sha256"] == calibrated.calibration.sha256
     assert said["int8"]["groups"] == list(DEFAULT_GROUPS)

@@ -20,7 +20,6 @@ from ppexport.backends.coreml.run_mac import Planned, check_platform
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
-from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.unit_column import unit_column
 from ppexport.parity.units import parse_units
@@ -179,10 +178,3 @@ def test_units_are_checked():
     if sys.platform != "darwin":
         with pytest.raises(UnavailableError, match="on a Mac"):
             check_platform()
-
-
-def test_gates_know_every_precision():
-    from ppexport.backends.coreml.apple import COREML_PRECISIONS
-    from ppexport.parity.gates import ARTIFACT_GATES
-
-    assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in COREML_PRECISIONS)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreml.apple import check_coreai
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import function_name, model_facts
@@ -43,9 +43,6 @@ MODEL = "model.aimodel"
 LEAST_DB = {"fp32": 90.0, "fp16": 30.0}
 """Below this the conversion is wrong. Categories cannot be injected into an asset, and in fp16 near ties flip, hence
 the second figure."""
-
-Step = Callable[[str], None]
-"""Receives the name of every stage, for a progress display."""
 
 
 def _narrowed(value: Any) -> Any:
@@ -128,7 +125,7 @@ def _program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision:
             from coreai_torch import TorchConverter, get_decomp_table
 
             converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
-            for capacity in capacities:
+            for capacity in capacities or (twin.capacity,):
                 fitting = twin.with_capacity(capacity)
                 front = kind(halved(fitting) if precision == "fp16" else fitting).eval()
                 inputs = example_inputs(twin, mask=mask)
@@ -166,7 +163,7 @@ def _save(program: Any, target: Path, twin: StaticTwin, card: Card, capacities: 
         raise ExportError(f"the asset cannot be written: {first_line(error)}") from error
 
 
-def _check_asset(path: Path, twin: StaticTwin, capacities: Sequence[int], precision: str, mask: bool) -> None:
+def _check_asset(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     """Raise ExportError unless the asset at *path* computes the picture of *twin* in Apple's runtime."""
     session = Session(path)
     h, w = twin.size
@@ -181,56 +178,32 @@ def _check_asset(path: Path, twin: StaticTwin, capacities: Sequence[int], precis
         self_check(
             compute,
             twin,
-            capacities,
-            least=LEAST_DB[precision],
+            job.capacities,
+            least=LEAST_DB[job.precision],
             kind="asset",
-            precision=precision,
+            precision=job.precision,
             backend="coreai",
             lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
-            mask=mask,
+            mask=job.mask == "input",
             full=False,
         )
     finally:
         session.close()
 
 
-def build_for_coreai(
-    twin: StaticTwin,
-    card: Card,
-    folder: Path,
-    capacities: Sequence[int],
-    mask: str,
-    step: Step,
-    precision: str = "fp32",
-) -> str:
-    """Write `model.aimodel` into *folder*.
-
-    Args:
-        twin: of the portable flavour and of the largest of the *capacities*.
-        card: of the network, for the metadata.
-        folder: where the asset goes.
-        capacities: ascending slots of category attention; several are a capacity set.
-        mask: "input" adds the input `mask`.
-        step: receives the name of every stage.
-        precision: fp32 or fp16.
-
-    Returns:
-        The asset's name in *folder*.
+def build_for_coreai(job: BuildJob) -> str:
+    """Write `model.aimodel` into the job's folder, and return its name.
 
     Raises:
-        InputError: the precision is not known.
         ExportError: a stage or the comparison with the twin failed.
         UnavailableError: coreai-torch is not installed.
     """
-    check_coreai(precision)
-    if twin.flavour != "portable" or twin.capacity != capacities[-1]:
-        raise ExportError(f"Core AI takes the portable flavour with {capacities[-1]} slots")
-    step("converting")
-    _save(
-        _program(twin, capacities, mask == "input", precision, Front), folder / MODEL, twin, card, capacities, precision
-    )
-    step("comparing with the twin, in Apple's runtime")
-    _check_asset(folder / MODEL, twin, capacities, precision, mask == "input")
+    twin, target = job.twin(), job.folder / MODEL
+    job.step("converting")
+    program = _program(twin, job.capacities, job.mask == "input", job.precision, Front)
+    _save(program, target, twin, job.card, job.capacities, job.precision)
+    job.step("comparing with the twin, in Apple's runtime")
+    _check_asset(target, twin, job)
     return MODEL
 
 
@@ -239,7 +212,16 @@ def build_for_looking(
 ) -> None:
     """Write to *target* an asset of the same program that also gives what its layers chose, and from what.
 
-    The arguments are those of `build_for_coreai`. Raises ExportError.
+    Args:
+        twin: of the portable flavour and of the largest of the *capacities*.
+        card: of the network, for the metadata.
+        target: where the asset goes.
+        capacities: ascending slots of category attention; several are a capacity set.
+        mask: "input" adds the input `mask`.
+        precision: fp32 or fp16.
+
+    Raises:
+        ExportError: a stage failed.
     """
     program = _program(twin, capacities, mask == "input", precision, OpenFront)
     _save(program, target, twin, card, capacities, precision)

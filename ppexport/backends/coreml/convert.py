@@ -9,8 +9,7 @@ needs iOS 18:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,16 +17,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import specification
-from ppexport.backends.coreml.apple import SET_TARGET, check_coreml
 from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.mil_program import convert, coremltools, quiet_converter, trace
 from ppexport.backends.coreml.precision import compute_precision, computes_half, quantising_pass
 from ppexport.backends.coreml.specification import ModulePaths
 from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import function_name, model_facts
-from ppexport.errors import ExportError
-from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
 
 MODEL = "model.mlpackage"
@@ -50,31 +47,6 @@ LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0, "w8a8": 25.0}
 """Below this the conversion is wrong."""
 PICTURE_DB = 45.0
 """The same for pictures, whose 8 bits are all they can hold."""
-
-Step = Callable[[str], None]
-"""Receives the name of every stage, for a progress display."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a package is made."""
-
-    precision: str = "fp16"
-    target: str = SET_TARGET
-    interface: str = "tensor"
-    mask: str = "graph"
-    """"input" adds the input `mask`; everything else leaves it to the graph."""
-    ranges: Mapping[str, float] = field(default_factory=dict)
-    """Of w8a8: {dotted module path: magnitude that 127 stands for} of the layers that read int8."""
-
-    def check(self, capacities: Sequence[int]) -> None:
-        """Raise InputError for options that do not fit together."""
-        check_coreml(self.precision, self.target, self.interface, capacities)
-
-    @property
-    def images(self) -> bool:
-        """Whether `lr` and `sr` are pictures."""
-        return self.interface == "image"
 
 
 class Picture(nn.Module):
@@ -102,39 +74,38 @@ class Front(nn.Module):
         return (sr.clamp(0, 1) * 255).round(), impure
 
 
-def _interface(twin: StaticTwin, options: Options) -> dict[str, list[Any]]:
+def _interface(twin: StaticTwin, job: BuildJob) -> dict[str, list[Any]]:
     """coremltools' inputs and outputs. Numbers are fp32 at every precision: the labels of the mask are exact in nothing
     less.
     """
     ct = coremltools()
     rgb, shape = ct.colorlayout.RGB, (1, 3, *twin.size)
-    if options.images:
+    if job.options.interface == "image":
         inputs, outputs = [ct.ImageType(INPUT, shape, color_layout=rgb)], [ct.ImageType(SR, color_layout=rgb)]
     else:
         inputs, outputs = [ct.TensorType(INPUT, shape, np.float32)], [ct.TensorType(SR, dtype=np.float32)]
-    if options.mask == "input":
+    if job.mask == "input":
         inputs.append(ct.TensorType(MASK, (1, 1, *twin.padded), np.float32))
     return {"inputs": inputs, "outputs": [*outputs, ct.TensorType(IMPURE)]}
 
 
-def _convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
+def _convert_twin(twin: StaticTwin, job: BuildJob, ranges: Mapping[str, float], target: Path) -> None:
     """Write *twin* as a package of one function to *target*. Raises ExportError."""
     ct = coremltools()
-    front = Front(twin, options.images).eval()
+    front = Front(twin, job.options.interface == "image").eval()
     paths = ModulePaths(front, "twin")
-    half = options.precision != "fp32"
+    half = job.precision != "fp32"
     model = convert(
-        trace(front, tuple(example_inputs(twin, mask=options.mask == "input").values())),
+        trace(front, tuple(example_inputs(twin, mask=job.mask == "input").values())),
         {
-            **_interface(twin, options),
-            "minimum_deployment_target": getattr(ct.target, options.target),
+            **_interface(twin, job),
+            "minimum_deployment_target": getattr(ct.target, job.options.target),
             "compute_precision": compute_precision(computes_half(twin), paths.of) if half else ct.precision.FLOAT32,
         },
         half=half,
         tokens=twin.tokens,
-        # Weights are quantised last.
-        passes=[quantising_pass(options.ranges, paths.of)] if options.precision == "w8a8" else [],
-        weights_of_8_bits=options.precision in ("w8", "w8a8"),
+        passes=[quantising_pass(ranges, paths.of)] if job.precision == "w8a8" else [],
+        weights_of_8_bits=job.precision in ("w8", "w8a8"),
     )
     try:
         spec = model.get_spec()
@@ -157,86 +128,73 @@ def _join(packages: dict[str, Path], default: str, target: Path) -> None:
         ct.utils.save_multifunction(several, str(target))
 
 
-def _finish(
-    package: Path, twin: StaticTwin, card: Card, capacities: Sequence[int], options: Options, target: Path
-) -> None:
+def _finish(package: Path, twin: StaticTwin, job: BuildJob, target: Path) -> None:
     """Write *package* to *target* with shared constants and with what it says of itself."""
     ct = coremltools()
     spec = ct.utils.load_spec(str(package))
     for block in specification.blocks(spec):
         specification.share_constants(block)
-    (h, w), s = twin.size, twin.scale
+    (h, w), s, interface = twin.size, twin.scale, job.options.interface
     metadata = spec.description.metadata
-    metadata.author, metadata.license, metadata.versionString = "ppexport", card.licence, card.hash()[:12]
-    metadata.shortDescription = f"{card.name}: super-resolution x{s} of {h}x{w} images, {options.precision}"
-    metadata.userDefined.update(model_facts(twin, card, capacities))
-    metadata.userDefined.update({"ppexport.precision": options.precision, "ppexport.interface": options.interface})
-    texts = {**DESCRIPTIONS[options.interface], **COMMON}
-    for capacity in capacities:
-        name = function_name(capacity, capacities)
+    metadata.author, metadata.license, metadata.versionString = "ppexport", job.card.licence, job.card.hash()[:12]
+    metadata.shortDescription = f"{job.card.name}: super-resolution x{s} of {h}x{w} images, {job.precision}"
+    facts = {"ppexport.precision": job.precision, "ppexport.interface": interface}
+    metadata.userDefined.update({**model_facts(twin, job.card, job.capacities), **facts})
+    for capacity in job.capacities or (twin.capacity,):
+        name = function_name(capacity, job.capacities)
         owner = next((f for f in spec.description.functions if f.name == name), spec.description)
         for feature in (*owner.input, *owner.output):
-            text = texts.get(feature.name, "")
+            text = {**DESCRIPTIONS[interface], **COMMON}.get(feature.name, "")
             feature.shortDescription = text.format(h=h, w=w, H=h * s, W=w * s, capacity=capacity)
     ct.utils.save_spec(spec, str(target), weights_dir=str(package / "Data" / "com.apple.CoreML" / "weights"))
 
 
-def check_package(path: Path, twin: StaticTwin, capacities: Sequence[int], options: Options) -> None:
+def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     """Raise ExportError unless the package at *path* computes the picture of *twin*, in the evaluator."""
-    debug = DebugPackage(path)
-    least = LEAST_DB[options.precision]
+    debug, images = DebugPackage(path), job.options.interface == "image"
+    least = LEAST_DB[job.precision]
     self_check(
         lambda inputs, categories: debug.run(inputs, categories)[:2],
         twin,
-        capacities,
-        least=min(least, PICTURE_DB) if options.images else least,
+        job.capacities,
+        least=min(least, PICTURE_DB) if images else least,
         kind="package",
-        precision=options.precision,
+        precision=job.precision,
         backend="coreml",
-        mask=options.mask == "input",
-        clipped=options.images,
+        mask=job.mask == "input",
+        clipped=images,
     )
 
 
-def build_for_coreml(
-    twin: StaticTwin, card: Card, folder: Path, capacities: Sequence[int], options: Options, step: Step
-) -> str:
-    """Write `model.mlpackage` into *folder*.
+def build_for_coreml(job: BuildJob, ranges: Mapping[str, float] | None = None) -> str:
+    """Write `model.mlpackage` into the job's folder.
 
     Args:
-        twin: of the portable flavour and of the largest of the *capacities*.
-        card: of the network, for the metadata.
-        folder: where the package goes.
-        capacities: ascending slots of category attention; several are a capacity set.
-        options: how the package is made.
-        step: receives the name of every stage.
+        job: what to build; its options are `CoreMLOptions`.
+        ranges: for w8a8, {dotted module path: magnitude that 127 stands for} of the layers that read int8.
 
     Returns:
-        The package's name in *folder*.
+        The package's name in the folder.
 
     Raises:
-        InputError: the options do not fit together.
         ExportError: a stage or the comparison with the twin failed.
         UnavailableError: coremltools is not installed.
     """
-    options.check(capacities)
-    if twin.flavour != "portable" or twin.capacity != capacities[-1]:
-        raise ExportError(f"Core ML takes the portable flavour with {capacities[-1]} slots")
-    target = folder / MODEL
-    with TemporaryDirectory(dir=folder) as scratch:
+    twin, target = job.twin(), job.folder / MODEL
+    with TemporaryDirectory(dir=job.folder) as scratch:
         packages: dict[str, Path] = {}
-        for capacity in capacities:
-            name = function_name(capacity, capacities)
-            step(f"converting {name}")
+        for capacity in job.capacities or (twin.capacity,):
+            name = function_name(capacity, job.capacities)
+            job.step(f"converting {name}")
             packages[name] = Path(scratch) / f"{name}.mlpackage"
-            _convert_twin(twin.with_capacity(capacity), options, packages[name])
-        default = function_name(capacities[-1], capacities)
-        whole = packages[default]
-        if len(packages) > 1:
-            step("joining the functions")
+            _convert_twin(twin.with_capacity(capacity), job, ranges or {}, packages[name])
+        # The last has the most slots.
+        default, whole = list(packages.items())[-1]
+        if job.is_set:
+            job.step("joining the functions")
             whole = Path(scratch) / "joined.mlpackage"
             _join(packages, default, whole)
-        _finish(whole, twin, card, capacities, options, target)
-    step("comparing with the twin")
-    check_package(target, twin, capacities, options)
+        _finish(whole, twin, job, target)
+    job.step("comparing with the twin")
+    check_package(target, twin, job)
     return MODEL

@@ -75,17 +75,6 @@ def divergences(
             yield Divergence(name, operation, decode(name), agreement(a[name], b[name]))
 
 
-def first_divergence(
-    reference: Evaluator,
-    other: Evaluator,
-    inputs: Mapping[str, NDArray[Any]],
-    decibel: float,
-    replace: Mapping[str, NDArray[Any]] | None = None,
-) -> Divergence | None:
-    """The first result that agrees by less than *decibel*, None where all agree better."""
-    return next((d for d in divergences(reference, other, inputs, replace) if d.decibel < decibel), None)
-
-
 def compare_packages(path: Path, reference: Path | None, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Divergence]:
     """Every result of the package at *path* and of *reference*, None for the same one without rounding to fp16.
 

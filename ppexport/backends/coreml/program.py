@@ -40,29 +40,25 @@ class ElementType:
         return values.astype(self.numpy)
 
 
-def _kind(name: str, bits: int, numpy: str | None, stored: int | None = None) -> ElementType:
-    return ElementType(name, bits, None if numpy is None else np.dtype(numpy), stored)
-
-
 TYPES: dict[int, ElementType] = {
-    1: _kind("bool", 8, "bool"),
-    2: _kind("string", 8, None),
-    10: _kind("fp16", 16, "<f2", 1),
-    11: _kind("fp32", 32, "<f4", 2),
-    12: _kind("fp64", 64, "<f8"),
-    21: _kind("int8", 8, "i1", 4),
-    22: _kind("int16", 16, "<i2", 6),
-    23: _kind("int32", 32, "<i4", 14),
-    24: _kind("int64", 64, "<i8"),
-    25: _kind("int4", 4, "i1", 8),
-    31: _kind("uint8", 8, "u1", 3),
-    32: _kind("uint16", 16, "<u2", 7),
-    33: _kind("uint32", 32, "<u4", 15),
-    35: _kind("uint4", 4, "u1", 11),
-    36: _kind("uint2", 2, "u1", 10),
-    37: _kind("uint1", 1, "u1", 9),
-    38: _kind("uint6", 6, "u1", 13),
-    39: _kind("uint3", 3, "u1", 12),
+    1: ElementType("bool", 8, np.dtype("bool")),
+    2: ElementType("string", 8, None),
+    10: ElementType("fp16", 16, np.dtype("<f2"), 1),
+    11: ElementType("fp32", 32, np.dtype("<f4"), 2),
+    12: ElementType("fp64", 64, np.dtype("<f8")),
+    21: ElementType("int8", 8, np.dtype("i1"), 4),
+    22: ElementType("int16", 16, np.dtype("<i2"), 6),
+    23: ElementType("int32", 32, np.dtype("<i4"), 14),
+    24: ElementType("int64", 64, np.dtype("<i8")),
+    25: ElementType("int4", 4, np.dtype("i1"), 8),
+    31: ElementType("uint8", 8, np.dtype("u1"), 3),
+    32: ElementType("uint16", 16, np.dtype("<u2"), 7),
+    33: ElementType("uint32", 32, np.dtype("<u4"), 15),
+    35: ElementType("uint4", 4, np.dtype("u1"), 11),
+    36: ElementType("uint2", 2, np.dtype("u1"), 10),
+    37: ElementType("uint1", 1, np.dtype("u1"), 9),
+    38: ElementType("uint6", 6, np.dtype("u1"), 13),
+    39: ElementType("uint3", 3, np.dtype("u1"), 12),
 }
 """By their number in a model file."""
 
@@ -123,9 +119,10 @@ class Operation:
     blocks: int = 0
     """Number of nested blocks: control flow."""
 
-    def reads(self) -> list[str]:
-        """Names of what it reads, in order."""
-        return [b.name for bindings in self.inputs.values() for b in bindings if isinstance(b, Reference)]
+    def reads(self, *parameters: str) -> list[str]:
+        """Names of what it reads, in order; those of *parameters* alone if any are given."""
+        bound = [self.inputs.get(name, []) for name in parameters] if parameters else self.inputs.values()
+        return [b.name for bindings in bound for b in bindings if isinstance(b, Reference)]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Planned(NamedTuple):
     """What Core ML plans for one operation."""
 
     name: str
-    """Of its first result, which tells the module (`scopes`)."""
+    """Of its first result, which tells the module (`specification`)."""
     operator: str
     """ "ios18.matmul"."""
     device: str

@@ -68,7 +68,7 @@ def resident_megabytes(process: int) -> float:
 def _save(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Write the arrays of all *runs* to one file."""
     arrays = {f"{number}.{name}": value for number, run in enumerate(runs) for name, value in run.items()}
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
 
 
 def _load(path: Path, count: int) -> list[Arrays]:

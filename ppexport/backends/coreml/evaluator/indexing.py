@@ -46,15 +46,6 @@ def gather_along_axis(x: Tensor, indices: Tensor, opset: int, axis: int = 0, val
     return x.gather(axis, _places(indices, x.shape[axis], opset))
 
 
-@operation
-def gather_nd(x: Tensor, indices: Tensor, opset: int, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
-    """*x* at the tuples in the last axis of *indices*."""
-    if batch_dims:
-        pairs = zip(x.unbind(0), indices.unbind(0), strict=True)
-        return torch.stack([gather_nd(a, b, opset, batch_dims - 1) for a, b in pairs])
-    return x[tuple(_places(column, x.shape[i], opset) for i, column in enumerate(indices.unbind(-1)))]
-
-
 def _combine(data: Tensor, where: tuple[Tensor, ...], updates: Tensor, mode: str) -> Tensor:
     """*data* with *updates* put at *where*, or combined with what is there."""
     result = data.clone()
@@ -87,32 +78,6 @@ def scatter_along_axis(
     ]
     where[axis] = _places(indices, data.shape[axis], opset)
     return _combine(data, tuple(w.expand(indices.shape) for w in where), updates, mode)
-
-
-@operation
-def scatter(
-    data: Tensor,
-    indices: Tensor,
-    updates: Tensor,
-    opset: int,
-    axis: int = 0,
-    mode: str = "add",
-    validate_indices: bool = False,
-) -> Tensor:
-    """*data* with slices of *updates* at *indices* along *axis*."""
-    axis %= data.dim()
-    chosen = _places(indices, data.shape[axis], opset)
-    moved = updates.movedim(list(range(axis, axis + chosen.dim())), list(range(chosen.dim())))
-    return _combine(data.movedim(axis, 0), (chosen,), moved, mode).movedim(0, axis)
-
-
-@operation
-def scatter_nd(
-    data: Tensor, indices: Tensor, updates: Tensor, opset: int, mode: str = "add", validate_indices: bool = False
-) -> Tensor:
-    """*data* with *updates* at the tuples in the last axis of *indices*."""
-    where = tuple(_places(column, data.shape[i], opset) for i, column in enumerate(indices.unbind(-1)))
-    return _combine(data, where, updates, mode)
 
 
 @operation
@@ -194,22 +159,3 @@ def constexpr_blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor 
 def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
     """The weights as another type of floats."""
     return source_val
-
-
-@operation
-def constexpr_lut_to_dense(
-    indices: Tensor, lut: Tensor, shape: list[int] | None = None, vector_axis: int | None = None
-) -> Tensor:
-    """Weights out of a table: packed indices and a *shape* (iOS 16), or indices of the weights' shape (iOS 18)."""
-    if shape is not None:
-        count, bits = int(torch.tensor(shape).prod()), lut.numel().bit_length() - 1
-        # Indices are packed lowest bits first.
-        single = (indices.reshape(-1, 1) >> torch.arange(8)) & 1
-        packed = single.reshape(-1)[: count * bits].reshape(count, bits)
-        return lut.reshape(-1)[(packed << torch.arange(bits)).sum(dim=1)].reshape(shape)
-    if lut.shape[-1] != 1:
-        raise ArtifactError("tables of vectors are not known here")
-    table = lut.squeeze(-1)
-    for axis, (length, groups) in enumerate(zip(indices.shape, table.shape, strict=False)):
-        table = table.repeat_interleave(length // groups, dim=axis)
-    return table.gather(-1, indices.long().unsqueeze(-1)).squeeze(-1)

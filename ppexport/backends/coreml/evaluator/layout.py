@@ -45,12 +45,6 @@ def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
 
 
 @operation
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """A matrix: the axes before *axis* by the others."""
-    return x.flatten(0, axis - 1).flatten(1) if axis else x.reshape(1, -1)
-
-
-@operation
 def tile(x: Tensor, reps: list[int]) -> Tensor:
     """*x* repeated *reps* times along every axis."""
     return x.repeat(reps)
@@ -132,23 +126,6 @@ def range_1d(end: float, start: float, step: float) -> Tensor:
 
 
 @operation
-def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """The last two axes without what is further than *lower* below or *upper* above the diagonal; -1 keeps all."""
-    kept = x if lower < 0 else x.triu(-lower)
-    return kept if upper < 0 else kept.tril(upper)
-
-
-@operation
-def one_hot(
-    indices: Tensor, one_hot_vector_size: int, axis: int = -1, on_value: float = 1.0, off_value: float = 0.0
-) -> Tensor:
-    """*on_value* at the index along a new *axis*, *off_value* elsewhere."""
-    places = torch.arange(one_hot_vector_size)
-    hot = (indices.unsqueeze(-1) == places).movedim(-1, axis)
-    return torch.where(hot, torch.tensor(on_value, dtype=EXACT), torch.tensor(off_value, dtype=EXACT))
-
-
-@operation
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """x (n, c r r, h, w) -> (n, c, h r, w r)."""
     return F.pixel_shuffle(x, upscale_factor)
@@ -158,22 +135,6 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """x (n, c, h r, w r) -> (n, c r r, h, w)."""
     return F.pixel_unshuffle(x, downscale_factor)
-
-
-@operation
-def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """x (n, r r c, h, w) -> (n, c, h r, w r), the place within a block being the slower index."""
-    n, channels, h, w = x.shape
-    blocks = x.reshape(n, block_size, block_size, channels // block_size**2, h, w)
-    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, -1, h * block_size, w * block_size)
-
-
-@operation
-def space_to_depth(x: Tensor, block_size: int) -> Tensor:
-    """The inverse of `depth_to_space`."""
-    n, channels, h, w = x.shape
-    blocks = x.reshape(n, channels, h // block_size, block_size, w // block_size, block_size)
-    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, -1, h // block_size, w // block_size)
 
 
 @operation
@@ -195,21 +156,3 @@ def upsample_bilinear(
         raise ArtifactError("upsample_bilinear without half_pixel_centers and without align_corners is not known here")
     size = [int(n * f) for n, f in zip(x.shape[2:], (scale_factor_height, scale_factor_width), strict=True)]
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
-
-
-@operation
-def resize_bilinear(
-    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
-) -> Tensor:
-    """x (n, c, h, w) interpolated to a size."""
-    modes = {"UNALIGN_CORNERS": False, "STRICT_ALIGN_CORNERS": True}
-    if sampling_mode not in modes:
-        raise ArtifactError(f"resize_bilinear with sampling_mode {sampling_mode!r} is not known here")
-    size = (target_size_height, target_size_width)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=modes[sampling_mode])
-
-
-@operation
-def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
-    """x (n, c, h, w) with pixels repeated or left out, to a size."""
-    return F.interpolate(x, size=(target_size_height, target_size_width), mode="nearest")

@@ -15,19 +15,11 @@ from torch import Tensor
 from ppexport.backends.coreml.evaluator import Kernel, operation
 from ppexport.errors import ArtifactError
 
-
-def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    for axis in sorted((a % x.dim() for a in axes), reverse=True):
-        x = x.prod(dim=axis, keepdim=keep)
-    return x
-
-
 REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "sum": lambda x, axes, keep: x.sum(dim=axes, keepdim=keep),
     "mean": lambda x, axes, keep: x.mean(dim=axes, keepdim=keep),
     "max": lambda x, axes, keep: x.amax(dim=axes, keepdim=keep),
     "min": lambda x, axes, keep: x.amin(dim=axes, keepdim=keep),
-    "prod": _product,
     "sum_square": lambda x, axes, keep: x.square().sum(dim=axes, keepdim=keep),
     "l1_norm": lambda x, axes, keep: x.abs().sum(dim=axes, keepdim=keep),
     "l2_norm": lambda x, axes, keep: x.square().sum(dim=axes, keepdim=keep).sqrt(),
@@ -110,28 +102,6 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
 
 
 @operation
-def batch_norm(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    epsilon: float = 1e-5,
-) -> Tensor:
-    """x (n, c, ...) standardised with the given *mean* and *variance*, then times *gamma* plus *beta*, all (c,)."""
-    out = (x - _along_channels(x, mean)) / torch.sqrt(_along_channels(x, variance) + epsilon)
-    if gamma is not None:
-        out = out * _along_channels(x, gamma)
-    return out if beta is None else out + _along_channels(x, beta)
-
-
-@operation
-def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """x divided by its length over the last three axes."""
-    return x / torch.sqrt(x.square().sum(dim=(-3, -2, -1), keepdim=True) + epsilon)
-
-
-@operation
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., d) times the transposed *weight* (e, d), plus *bias* (e,)."""
     return F.linear(x, weight, bias)
@@ -141,12 +111,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """The product of the last two axes, each transposed first if asked."""
     return (x.mT if transpose_x else x) @ (y.mT if transpose_y else y)
-
-
-@operation
-def einsum(values: list[Tensor], equation: str) -> Tensor:
-    """The sum of products that *equation* says."""
-    return torch.einsum(equation, *values)
 
 
 @operation
@@ -212,34 +176,6 @@ def conv(
     padded = _pad_windows(x, list(weight.shape[2:]), steps, spread, pad_type, pad, 0.0)
     function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     return function(padded, weight, bias, stride=steps, dilation=spread, groups=groups)
-
-
-@operation
-def conv_transpose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    pad: list[int] | None = None,
-    output_shape: list[int] | None = None,
-    pad_type: str = "valid",
-    strides: list[int] | None = None,
-    dilations: list[int] | None = None,
-    groups: int = 1,
-) -> Tensor:
-    """The transpose of a convolution: x (n, c, ...), *weight* (c, e / groups, ...); *pad* is cut off the result."""
-    axes = x.dim() - 2
-    if pad_type not in ("valid", "custom"):
-        raise ArtifactError(f"conv_transpose with pad_type {pad_type!r} is not known here")
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-    out = function(x, weight, None, stride=strides or 1, dilation=dilations or 1, groups=groups)
-    for axis in range(axes):
-        before = pad[2 * axis] if pad else 0
-        after = pad[2 * axis + 1] if pad else 0
-        length = out.shape[axis + 2] - before - after if output_shape is None else output_shape[axis + 2]
-        out = F.pad(out, [0, 0] * (axes - 1 - axis) + [0, max(0, before + length - out.shape[axis + 2])])
-        out = out.narrow(axis + 2, before, length)
-    # Last, since it is added also where *output_shape* reaches beyond the last window.
-    return out if bias is None else out + bias.reshape(1, -1, *[1] * axes)
 
 
 def _refuse_ceil(ceil_mode: bool) -> None:
