@@ -399,7 +399,7 @@ def test_export_and_open(coreml_set):
     assert used == {128, 256}
 
 
-def test_a_damaged_artefact_is_refused(coreml_set, tmp_path):
+def test_a_damaged_artifact_is_refused(coreml_set, tmp_path):
     copied = shutil.copytree(coreml_set, tmp_path / "copy")
     (weights,) = copied.rglob("weight.bin")
     weights.write_bytes(weights.read_bytes()[:-1])

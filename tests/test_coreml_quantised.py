@@ -31,7 +31,7 @@ from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, group_of, quantisab
 
 @pytest.fixture(scope="module")
 def package(calibrated, tmp_path_factory):
-    """(artefact, recipe, program) of the calibrated network in w8a8."""
+    """(artifact, recipe, program) of the calibrated network in w8a8."""
     folder = tmp_path_factory.mktemp("w8a8")
     recipe = Recipe(calibrator="max")
     write_recipe(folder / "r.yaml", recipe)
@@ -146,16 +146,16 @@ def test_scales_of_several_channels_need_an_axis():
 
 def test_what_cannot_be_is_refused(calibrated, tmp_path):
     def export(**options):
-        wish = {"precision": "w8a8", "calibration": calibrated.path, **options}
-        ppexport.export(calibrated.network, backend="coreml", size=SIZE, out=tmp_path / "a", **wish)
+        given = {"precision": "w8a8", "calibration": calibrated.path, **options}
+        ppexport.export(calibrated.network, backend="coreml", size=SIZE, out=tmp_path / "a", **given)
 
     with pytest.raises(InputError, match="w8a8 quantises activations, which needs iOS17 or iOS18"):
         export(target="iOS16")
     with pytest.raises(InputError, match="no calibration is bundled for these weights: run `ppexport calibrate`"):
         export(calibration=None)
-    with pytest.raises(InputError, match="--calibration is for --precision fp16, int8 or mixed of"):
+    with pytest.raises(InputError, match="--calibration is for --precision w8a8 of --backend coreml, not for w8"):
         export(precision="w8")
-    with pytest.raises(InputError, match="--recipe is for --precision int8 or mixed, or w8a8"):
+    with pytest.raises(InputError, match="--recipe is for --precision w8a8 of --backend coreml, not for fp16"):
         export(precision="fp16", calibration=None, recipe=tmp_path / "r.yaml")
     assert not any(tmp_path.iterdir())
     write_recipe(tmp_path / "r.yaml", Recipe(weight_bits=7))

@@ -8,7 +8,7 @@ Apple documents no list. What is used here is what developers measured, and it e
     no kernel     scatter, cumsum, sort, top-k and their like
 
 What depends on constants alone is computed when the model is loaded, and a cast runs on either side. The number of
-crossings is that of a schedule that stays on one side as long as anything there can run: Core ML, which also weighs
+crossings is that of a schedule that stays on one side as long as anything can run on it: Core ML, which also weighs
 the cost of a crossing, may keep more on one side. Read it as a comparison of two packages, not as a promise.
 """
 

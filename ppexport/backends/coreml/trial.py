@@ -53,7 +53,7 @@ class Trial:
 
 
 def resident_megabytes(process: int) -> float:
-    """Memory of a *process*, 0 where it cannot be told this time. Raises TrialError where it never can."""
+    """Memory of a *process*, 0 where `ps` does not answer in time. Raises TrialError where it does not run."""
     look = ["ps", "-o", "rss=", "-p", str(process)]
     try:
         done = subprocess.run(look, capture_output=True, text=True, check=False, timeout=10)
