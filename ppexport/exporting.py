@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppexport.backends.backend import Backend, BuildJob, Built, Request, find_backend
+from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
 from ppexport.device.artifact import Manifest, sha256_path, write_manifest
 from ppexport.device.mask import padded_tokens
@@ -61,6 +61,9 @@ def make_request(
     """
     made_by, architecture = find_backend(backend), find_architecture(card.arch)
     check_choice(f"precision of --backend {backend}", precision, made_by.precisions)
+    known_gates = {"twin", *(name for registered in backends().values() for name in registered.precisions)}
+    for name in card.gates:
+        check_choice(f"a gate of the card of {card.name}", name, sorted(known_gates))
     own = parse_options(made_by, options or {})
     size, out = check_size(size), artifact_target(out)
     chosen = choose_capacities(architecture, size, capacities)

@@ -91,10 +91,10 @@ def test_nothing_large_is_folded(exported):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"backend": "tensorrt"}, "--format ort is for --backend onnx"),
-        ({"backend": "coreml"}, "--format ort is for --backend onnx"),
+        ({"backend": "tensorrt"}, "format is an option of --backend onnx, not of tensorrt"),
+        ({"backend": "coreml"}, "format is an option of --backend onnx, not of coreml"),
         ({"backend": "onnx", "precision": "fp16"}, "--format ort is for --precision fp32 or int8"),
-        ({"backend": "onnx", "format": "tflite"}, "format is one of onnx, ort, not 'tflite'"),
+        ({"backend": "onnx", "format": "tflite"}, "format of --backend onnx is one of onnx, ort, not 'tflite'"),
     ],
 )
 def test_what_cannot_be_is_refused(calibrated, tmp_path, wish, message):

@@ -156,7 +156,7 @@ def export(
     note = NOTES.get(m.quantisation.get("int8", {}).get("recipe"))
     if note is not None:
         console.print(note)
-    slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"
+    slots = " to ".join(map(str, dict.fromkeys(m.capacities[:1] + m.capacities[-1:])))
     console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
         f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
