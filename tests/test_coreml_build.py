@@ -18,7 +18,6 @@ from small_networks import SIZE, beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.backend import BuildJob
-from ppexport.backends.coreml import convert
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml.apple import CoreMLOptions
 from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
@@ -256,16 +255,14 @@ def test_weights_of_8_bits_are_smaller(half, tmp_path):
     assert psnr(sr, DebugPackage(path).run({"lr": item.lr}, categories).sr, 1.0) > 35
 
 
-def test_a_query_of_length_zero_stays_finite(tmp_path, monkeypatch):
-    # Its guard, 1e-12, is 0 in fp16.
-    monkeypatch.setattr(convert, "computes_half", lambda twin: lambda module: "attn_atd" in module)
-    network = small_network()
-    attention = network.layers[0].residual_group.layers[0].attn_atd
-    attention.wq.weight.zero_()
-    attention.wq.bias.zero_()
-    _, path = build(tmp_path, "fp16", network=network)
-    found = Session(path).run({"lr": parity_inputs(SIZE, 2)[0].lr})
-    assert np.isfinite(found["sr"]).all()
+def test_what_keeps_from_dividing_by_zero_is_a_number_of_fp16(half):
+    # The twin's guard, 1e-12, is 0 in fp16.
+    operations = read_package(half[1]).functions["main"].operations
+    constants = {op.outputs[0].name: op.value for op in operations if op.type == "const"}
+    read = [constants.get(name) for op in operations if op.type == "maximum" for name in op.reads("y")]
+    guards = [value for value in read if value is not None and value.dtype == np.float32]
+    assert guards
+    assert all(value == 2.0**-14 for value in guards)
 
 
 @pytest.mark.parametrize(
