@@ -19,6 +19,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -39,22 +40,39 @@ SMALLEST_HALF = 2.0**-14
 """The smallest normal number of fp16."""
 LARGEST_FOLDED = "1e4"
 """Elements of the largest constant that the converter may compute beforehand."""
+Translation = Callable[[Any, Any], None]
+"""Adds what a node of TorchScript computes to a program: (coremltools' context, node)."""
+
+
+@contextmanager
+def _log_from(level: int) -> Iterator[None]:
+    """Log nothing of coremltools below *level*."""
+    log = logging.getLogger("coremltools")
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def coremltools() -> Any:
     """The package, imported without its warnings about what Linux lacks. Raises UnavailableError."""
     check_installed()
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
+    with _log_from(logging.ERROR):
         import coremltools as ct
-    finally:
-        log.setLevel(level)
     return ct
 
 
-def _ones_like(context: Any, node: Any) -> None:
+@contextmanager
+def quiet_converter() -> Iterator[None]:
+    """Keep coremltools from warning of versions and of every constant it does not fold, and from progress bars."""
+    with _log_from(logging.CRITICAL), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _ones_like(original: Translation, context: Any, node: Any) -> None:
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.mil import types
 
@@ -62,63 +80,43 @@ def _ones_like(context: Any, node: Any) -> None:
     context.add(Builder.const(val=np.ones(x.shape, types.nptype_from_builtin(x.dtype)), name=node.name))
 
 
-def _div(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    def div(context: Any, node: Any) -> None:
-        from coremltools.converters.mil import Builder
-        from coremltools.converters.mil.mil import types
+def _div(original: Translation, context: Any, node: Any) -> None:
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import types
 
-        x, y = (context[name] for name in node.inputs[:2])
-        mode = context[node.inputs[2]] if len(node.inputs) > 2 else None
-        if types.is_int(x.dtype) and types.is_int(y.dtype) and mode is not None:
-            # Truncation is rounding down for the numbers of slots that twins divide, none of which is negative.
-            context.add(Builder.floor_div(x=x, y=y, name=node.name))
-        else:
-            original(context, node)
-
-    return div
+    x, y = (context[name] for name in node.inputs[:2])
+    mode = context[node.inputs[2]] if len(node.inputs) > 2 else None
+    if types.is_int(x.dtype) and types.is_int(y.dtype) and mode is not None:
+        # Truncation is rounding down for the numbers of slots that twins divide, none of which is negative.
+        context.add(Builder.floor_div(x=x, y=y, name=node.name))
+    else:
+        original(context, node)
 
 
-def _maximum(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    def maximum(context: Any, node: Any) -> None:
-        from coremltools.converters.mil import Builder
+def _maximum(original: Translation, context: Any, node: Any) -> None:
+    from coremltools.converters.mil import Builder
 
-        x, y = (context[name] for name in node.inputs[:2])
-        if y.val is not None and np.ndim(y.val) == 0 and 0 < y.val < SMALLEST_HALF:
-            context.add(Builder.maximum(x=x, y=np.float32(SMALLEST_HALF), name=node.name))
-        else:
-            original(context, node)
-
-    return maximum
+    x, y = (context[name] for name in node.inputs[:2])
+    if y.val is not None and np.ndim(y.val) == 0 and 0 < y.val < SMALLEST_HALF:
+        context.add(Builder.maximum(x=x, y=np.float32(SMALLEST_HALF), name=node.name))
+    else:
+        original(context, node)
 
 
 @contextmanager
-def corrected_translations(half: bool) -> Iterator[None]:
+def _corrected_translations(half: bool) -> Iterator[None]:
     """Translate PyTorch's `ones_like`, integer `div` and, if *half*, `maximum` as this module says."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as registry
 
-    kept = dict(registry.name_to_func_mapping)
-    registry.name_to_func_mapping.update(ones_like=_ones_like, div=_div(kept["div"]))
-    if half:
-        registry.name_to_func_mapping.update(maximum=_maximum(kept["maximum"]))
+    known = registry.name_to_func_mapping
+    kept = dict(known)
+    corrected = {"ones_like": _ones_like, "div": _div, **({"maximum": _maximum} if half else {})}
+    known.update({name: partial(translate, kept[name]) for name, translate in corrected.items()})
     try:
         yield
     finally:
-        registry.name_to_func_mapping.clear()
-        registry.name_to_func_mapping.update(kept)
-
-
-@contextmanager
-def quiet_converter() -> Iterator[None]:
-    """Keep coremltools from warning of versions and of every constant it does not fold, and from progress bars."""
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+        known.clear()
+        known.update(kept)
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
@@ -165,7 +163,7 @@ def convert(
         pipeline.append_pass(QUANTISE)
         pipeline.set_options(QUANTISE, {"config": coreml.OptimizationConfig(global_config=how)})
     try:
-        with quiet_converter(), corrected_translations(half):
+        with quiet_converter(), _corrected_translations(half):
             return ct.convert(traced, convert_to="mlprogram", pass_pipeline=pipeline, skip_model_load=True, **settings)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError) as error:
         raise ExportError(f"coremltools cannot convert the twin: {first_line(error)}") from error
