@@ -1,6 +1,6 @@
 """Looks into a package: every layer's categories and tokens, with the reference's categories in their place if wanted.
 
-It reads and replaces results of the very package that ships, by the names of its operations (`scopes`).
+It reads and replaces results of the very package that ships, by the names of its operations (`specification`).
 """
 
 from __future__ import annotations

@@ -27,6 +27,12 @@ HALF = {
     "layers.*.conv": frozenset({"Conv"}),
     "conv_after_body": frozenset({"Conv"}),
 }
+HALF_MODULES = (
+    f"{LAYER}.wqkv",
+    *(f"{LAYER}.attn_{kind}{part}" for kind in ("win", "aca") for part in ("", ".proj")),
+    f"{LAYER}.attn_atd.wv",
+    *(f"{LAYER}.convffn{part}" for part in ("", ".fc1", ".fc2", ".dwconv", ".dwconv.*")),
+)
 
 
 class AtdLight(Architecture):
@@ -40,6 +46,7 @@ class AtdLight(Architecture):
     routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
     half = HALF
     half_sums = (f"{LAYER}.attn_atd",)
+    half_modules = HALF_MODULES
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained ATD-light."""

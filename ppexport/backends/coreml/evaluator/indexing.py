@@ -1,18 +1,21 @@
-"""Slices, gathers and scatters. An index outside its axis is an error here; on a device its result is undefined."""
+"""Slices, gathers, scatters and orders, and compressed weights, which a device unpacks when it loads the model.
+
+An index outside its axis is an error here; on a device its result is undefined.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator.registry import operation
+from ppexport.backends.coreml.evaluator import operation
 from ppexport.errors import ArtifactError
 
 NO_NEGATIVES = 7
 """From CoreML7 (iOS 17) on, negative indices are outside."""
 
 
-def places(indices: Tensor, length: int, opset: int) -> Tensor:
+def _places(indices: Tensor, length: int, opset: int) -> Tensor:
     """*indices* into an axis of *length*, as int64 from 0 on. Raises ArtifactError where one is outside."""
     indices = indices.long()
     if indices.numel():
@@ -29,7 +32,7 @@ def gather(
 ) -> Tensor:
     """*x* at *indices* along *axis*; the first *batch_dims* axes of both go together."""
     axis %= x.dim()
-    chosen = places(indices, x.shape[axis], opset)
+    chosen = _places(indices, x.shape[axis], opset)
     if not batch_dims:
         taken = x.index_select(axis, chosen.reshape(-1))
         return taken.reshape(*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :])
@@ -40,19 +43,10 @@ def gather(
 @operation
 def gather_along_axis(x: Tensor, indices: Tensor, opset: int, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """result[i, j] = x[indices[i, j], j] for *axis* 0, and likewise for the others."""
-    return x.gather(axis, places(indices, x.shape[axis], opset))
+    return x.gather(axis, _places(indices, x.shape[axis], opset))
 
 
-@operation
-def gather_nd(x: Tensor, indices: Tensor, opset: int, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
-    """*x* at the tuples in the last axis of *indices*."""
-    if batch_dims:
-        pairs = zip(x.unbind(0), indices.unbind(0), strict=True)
-        return torch.stack([gather_nd(a, b, opset, batch_dims - 1) for a, b in pairs])
-    return x[tuple(places(column, x.shape[i], opset) for i, column in enumerate(indices.unbind(-1)))]
-
-
-def combine(data: Tensor, where: tuple[Tensor, ...], updates: Tensor, mode: str) -> Tensor:
+def _combine(data: Tensor, where: tuple[Tensor, ...], updates: Tensor, mode: str) -> Tensor:
     """*data* with *updates* put at *where*, or combined with what is there."""
     result = data.clone()
     match mode:
@@ -82,34 +76,8 @@ def scatter_along_axis(
     where = [
         torch.arange(n).view([-1 if i == j else 1 for j in range(data.dim())]) for i, n in enumerate(indices.shape)
     ]
-    where[axis] = places(indices, data.shape[axis], opset)
-    return combine(data, tuple(w.expand(indices.shape) for w in where), updates, mode)
-
-
-@operation
-def scatter(
-    data: Tensor,
-    indices: Tensor,
-    updates: Tensor,
-    opset: int,
-    axis: int = 0,
-    mode: str = "add",
-    validate_indices: bool = False,
-) -> Tensor:
-    """*data* with slices of *updates* at *indices* along *axis*."""
-    axis %= data.dim()
-    chosen = places(indices, data.shape[axis], opset)
-    moved = updates.movedim(list(range(axis, axis + chosen.dim())), list(range(chosen.dim())))
-    return combine(data.movedim(axis, 0), (chosen,), moved, mode).movedim(0, axis)
-
-
-@operation
-def scatter_nd(
-    data: Tensor, indices: Tensor, updates: Tensor, opset: int, mode: str = "add", validate_indices: bool = False
-) -> Tensor:
-    """*data* with *updates* at the tuples in the last axis of *indices*."""
-    where = tuple(places(column, data.shape[i], opset) for i, column in enumerate(indices.unbind(-1)))
-    return combine(data, where, updates, mode)
+    where[axis] = _places(indices, data.shape[axis], opset)
+    return _combine(data, tuple(w.expand(indices.shape) for w in where), updates, mode)
 
 
 @operation
@@ -126,7 +94,7 @@ def slice_by_index(
     dropped = []
     for axis, length in enumerate(x.shape):
         if squeeze_mask is not None and squeeze_mask[axis]:
-            x = x.narrow(axis, int(places(torch.tensor(begin[axis]), length, 0)), 1)
+            x = x.narrow(axis, int(_places(torch.tensor(begin[axis]), length, 0)), 1)
             dropped.append(axis)
             continue
         first = None if begin_mask is not None and begin_mask[axis] else begin[axis]
@@ -144,3 +112,50 @@ def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
     return x
+
+
+@operation
+def topk(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+    output_indices_dtype: str = "int32",
+) -> tuple[Tensor, ...]:
+    """The *k* largest (smallest if *ascending*) along *axis* and their places; equal ones in their order."""
+    values, places = torch.sort(x, dim=axis, descending=not ascending, stable=True)
+    found = (values.narrow(axis, 0, k), places.narrow(axis, 0, k))
+    return found if return_indices else found[:1]
+
+
+@operation
+def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
+    """The places of the elements in order."""
+    return torch.argsort(x, dim=axis, descending=not ascending, stable=True)
+
+
+@operation
+def constexpr_affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """scale * (quantized_data - zero_point), the last two scalars or vectors along *axis*."""
+    shape = [-1 if i == axis % quantized_data.dim() else 1 for i in range(quantized_data.dim())]
+    return scale.reshape(shape) * (quantized_data - zero_point.reshape(shape)).float()
+
+
+@operation
+def constexpr_blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """scale * (data - offset); a scale holds for a block, as large as the quotient of the shapes."""
+    for axis, (length, blocks) in enumerate(zip(data.shape, scale.shape, strict=True)):
+        if length % blocks:
+            raise ArtifactError(f"{blocks} scales do not divide {length} weights")
+        if blocks not in (1, length):
+            scale = scale.repeat_interleave(length // blocks, dim=axis)
+            offset = None if offset is None else offset.repeat_interleave(length // blocks, dim=axis)
+    return scale * (data.float() if offset is None else (data - offset).float())
+
+
+@operation
+def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
+    """The weights as another type of floats."""
+    return source_val

@@ -1,4 +1,4 @@
-"""What moves elements without computing."""
+"""What moves, repeats and makes elements without computing with them, and what enlarges images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator.registry import operation
+from ppexport.backends.coreml.evaluator import operation
 from ppexport.errors import ArtifactError
 
 EXACT = torch.float64
@@ -42,12 +42,6 @@ def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
     if any(x.shape[a] != 1 for a in axes):
         raise ArtifactError(f"axes {axes} of {tuple(x.shape)} are not all of length 1")
     return x.squeeze(tuple(axes))
-
-
-@operation
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """A matrix: the axes before *axis* by the others."""
-    return x.flatten(0, axis - 1).flatten(1) if axis else x.reshape(1, -1)
 
 
 @operation
@@ -132,17 +126,33 @@ def range_1d(end: float, start: float, step: float) -> Tensor:
 
 
 @operation
-def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """The last two axes without what is further than *lower* below or *upper* above the diagonal; -1 keeps all."""
-    kept = x if lower < 0 else x.triu(-lower)
-    return kept if upper < 0 else kept.tril(upper)
+def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
+    """x (n, c r r, h, w) -> (n, c, h r, w r)."""
+    return F.pixel_shuffle(x, upscale_factor)
 
 
 @operation
-def one_hot(
-    indices: Tensor, one_hot_vector_size: int, axis: int = -1, on_value: float = 1.0, off_value: float = 0.0
+def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
+    """x (n, c, h r, w r) -> (n, c r r, h, w)."""
+    return F.pixel_unshuffle(x, downscale_factor)
+
+
+@operation
+def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
+    """x (n, c, h, w) with pixels repeated."""
+    return F.interpolate(x, scale_factor=(scale_factor_height, scale_factor_width), mode="nearest")
+
+
+@operation
+def upsample_bilinear(
+    x: Tensor,
+    scale_factor_height: float = 1,
+    scale_factor_width: float = 1,
+    align_corners: bool = True,
+    half_pixel_centers: bool | None = None,
 ) -> Tensor:
-    """*on_value* at the index along a new *axis*, *off_value* elsewhere."""
-    places = torch.arange(one_hot_vector_size)
-    hot = (indices.unsqueeze(-1) == places).movedim(-1, axis)
-    return torch.where(hot, torch.tensor(on_value, dtype=EXACT), torch.tensor(off_value, dtype=EXACT))
+    """x (n, c, h, w) interpolated; the corners' centres stay, or the corners."""
+    if half_pixel_centers is not None and half_pixel_centers == align_corners:
+        raise ArtifactError("upsample_bilinear without half_pixel_centers and without align_corners is not known here")
+    size = [int(n * f) for n, f in zip(x.shape[2:], (scale_factor_height, scale_factor_width), strict=True)]
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
