@@ -12,11 +12,11 @@ from ppexport.device import mask as host
 from ppexport.networks import pure_pass
 from ppexport.networks.atd.network import mirror_pad
 from ppexport.networks.network import Trace
-from ppexport.parity.artifact_column import ArtifactColumn
+from ppexport.parity.columns import ArtifactColumn, open_probe
 from ppexport.parity.compare import Means, compare_columns
-from ppexport.parity.compute import TwinColumn
 from ppexport.parity.gates import ARTIFACT_GATES, NEAR_TIE
 from ppexport.parity.inputs import ParityInput
+from ppexport.parity.references import TwinColumn
 
 LIMIT = 2e-5
 
@@ -78,7 +78,8 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     """Every golden case of *size* through one artefact."""
     network = golden_network(name, arch)
     path = ppexport.export(network, backend="onnx", size=size, out=folder)
-    source = ArtifactColumn(ppexport.open_artifact(path))
+    runner = ppexport.open_artifact(path)
+    source = ArtifactColumn(runner, open_probe(runner))
     twin = TwinColumn(ppexport.make_twin(network, size=size), [])
     inputs = [ParityInput(c.case, c["lr"]) for c in CASES if c.name == name and c.size == size]
     assert inputs

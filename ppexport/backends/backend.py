@@ -126,7 +126,7 @@ class Inside(NamedTuple):
     """(1, 3, h * scale, w * scale)."""
     impure_tokens: int
     categories: NDArray[np.int64]
-    """(layers, n)."""
+    """(layers, n); (0, 0) of a network without routing."""
     labels: NDArray[np.int64] | None
     """(n,) or (1, 1, H', W'): the Pure-Pass label of every pixel; None where the mask is not computed inside."""
     pure: NDArray[np.bool_] | None
@@ -147,9 +147,9 @@ class Probe(ABC):
 
     injects = True
     """Whether categories can be injected; else an artifact only tells its own."""
-    rounds = False
-    """Whether the picture of the shipped file is not what its precision says, so that `run` stands for it: ONNX
-    Runtime's CPU kernels compute fp16 in fp32, and the probe rounds."""
+    gives_picture = True
+    """Whether the picture of `run` is the artifact's. If not, it is that of a copy which was cut open, and the shipped
+    file is run for the picture as well."""
 
     @abstractmethod
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
@@ -158,7 +158,7 @@ class Probe(ABC):
 
     @abstractmethod
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (n, c) of every layer."""
+        """The output (n, c) of every routed layer, in the order of `StaticTwin.routed_layers`."""
 
     @abstractmethod
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:

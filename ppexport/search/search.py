@@ -22,16 +22,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ppexport.backends.backend import Inside
 from ppexport.backends.onnx.collect import crop_inputs
-from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.onnx_probe import ROUNDED, OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
 from ppexport.backends.onnx.reading.model_file import artifact_model
-from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.folders import Run, is_artifact
+from ppexport.networks.architecture import find_architecture
 from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.crops import Crop, pixel_hash
@@ -121,6 +122,7 @@ class Search:
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
         self.model = artifact_model(artifact)
+        self.routing = find_architecture(artifact.manifest.arch).routing
         # A budget decides between placements, it does not change what they cost.
         asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
         cut = [[c.name, pixel_hash(c.hr)] for c in crops]
@@ -141,7 +143,7 @@ class Search:
                 return dict(data["trials"])
         return {}
 
-    def _pictures(self, debug: DebugModel) -> list[tuple[float, Inside]]:
+    def _pictures(self, debug: OnnxProbe) -> list[tuple[float, Inside]]:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
@@ -154,7 +156,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(DebugModel(self.artifact.graph_file, self.model))
+            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
@@ -173,11 +175,11 @@ class Search:
         recipe = Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits)
         model, _ = quantised(self.model, Quantisation(self.wish.precision, self.calibration, recipe), groups)
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
-        opened = RoundedModel if self.wish.precision == "mixed" else DebugModel
+        rounds = self.wish.precision in ROUNDED
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
-            pictures = self._pictures(opened(path))
+            pictures = self._pictures(OnnxProbe(path, self.routing, rounds=rounds))
             run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)

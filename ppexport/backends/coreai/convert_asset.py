@@ -30,7 +30,7 @@ from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, first_line, present, require
 from ppexport.networks.card import Card
 from ppexport.networks.network import Trace
-from ppexport.twin.twin import StaticTwin, layer_inputs, make_twin
+from ppexport.twin.twin import StaticTwin, make_twin
 
 
 def narrowed(value: Any) -> Any:
@@ -83,31 +83,6 @@ class Front(nn.Module):
         """What the twin gives."""
         out: tuple[Tensor, ...] = self.twin(lr, mask)
         return out
-
-
-class OpenFront(Front):
-    """The same, and what every layer chose and chose from, for looking into."""
-
-    def __init__(self, twin: StaticTwin) -> None:
-        super().__init__(twin)
-        inside = ("categories", "tokens", "dictionaries")
-        self.outputs = (*Front.outputs, *inside, *(() if twin.pure_pass is None else ("pure", "labels")))
-
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Also categories (layers, n), the layers' input tokens (layers, n, c) and dictionaries (layers, t, c).
-
-        With Pure-Pass also the mask (n,) and the labels (n,) that it comes from.
-        """
-        trace = Trace()
-        with layer_inputs(self.twin) as found:
-            sr, impure = self.twin(lr, mask, trace=trace)
-        tokens, dictionaries = ([given[i] for given in found] for i in (0, 1))
-        inside = (torch.stack(trace.categories), torch.stack(tokens), torch.stack(dictionaries))
-        if self.twin.pure_pass is None:
-            return sr, impure, *inside
-        padded = self.twin.pad(lr)
-        pure, labels = self.twin.pure_pass(padded), self.twin.pure_pass.labels(padded)
-        return sr, impure, *inside, pure.to(torch.int32), labels.to(torch.int32).reshape(-1)
 
 
 def example_inputs(twin: StaticTwin, mask: bool) -> tuple[Tensor, ...]:
@@ -240,11 +215,3 @@ def build_for_coreai(
     step("comparing with the twin, in Apple's runtime")
     self_check(folder / MODEL, twin, capacities, precision, mask == "input")
     return MODEL
-
-
-def build_for_looking(
-    twin: StaticTwin, card: Card, target: Path, capacities: Sequence[int], mask: str, precision: str
-) -> None:
-    """Write to *target* an asset of the same program that also gives what its layers chose, and from what."""
-    program = convert(fronts(twin, capacities, precision, OpenFront), mask == "input")
-    save(program, target, card, facts_of(twin, card, capacities, precision))

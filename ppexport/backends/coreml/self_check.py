@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.device.artifact import smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, present
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
 
@@ -36,7 +37,8 @@ def self_check(path: Path, twin: StaticTwin, capacities: Sequence[int], precisio
     A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
     are injected: of many thousand tokens some are near ties, which may fall either way.
     """
-    debug, traced = DebugPackage(path), Trace()
+    routing = present(find_architecture(twin.network.arch).routing, "the routing of a network in a Core ML package")
+    debug, traced = PackageProbe(path, routing), Trace()
     lr = example(twin.size)
     with torch.no_grad():
         expected, impure = twin(lr, trace=traced)

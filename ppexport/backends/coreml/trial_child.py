@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppexport.backends.coreml.run_mac import Arrays, Opened, Planned, open_function
+from ppexport.backends.coreml.run_mac import Opened, Planned, open_function
 from ppexport.device.artifact import capacity_function
+
+if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays
 
 Open = Callable[[str, str, str | None], Opened]
 """As `device.open_function`."""

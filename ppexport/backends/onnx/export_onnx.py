@@ -20,11 +20,11 @@ from onnx import version_converter
 from torch import nn
 
 from ppexport.backends.onnx.branch_where import branch_where
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.lint import lint_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.rules import Runtime, Severity
 from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, OpsetVersion
 from ppexport.backends.onnx.simplify import simplify_file
@@ -32,6 +32,7 @@ from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.device.artifact import model_facts, smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError, first_line, present
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card
 from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
@@ -160,7 +161,7 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
     A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
     are injected: of many thousand tokens some are near ties, which may fall either way.
     """
-    debug, traced = DebugModel(path), Trace()
+    debug, traced = OnnxProbe(path, find_architecture(twin.network.arch).routing), Trace()
     with torch.no_grad():
         inputs = graph_inputs(twin, shape, shape.capacities[-1])
         expected, impure = twin(**inputs, trace=traced)
