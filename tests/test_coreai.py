@@ -20,7 +20,7 @@ from small_networks import beyond_half, small_network
 
 import ppexport
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreai.asset_probe import AssetProbe, KeptResults
+from ppexport.backends.coreai.asset_probe import KeptResults
 from ppexport.backends.coreai.convert_asset import Halved, halved
 from ppexport.device.artifact import sha256_path
 from ppexport.device.picture import psnr
@@ -176,12 +176,12 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Session, "run", ends)
     kept = tmp_path / "kept"
-    first = ArtifactColumn(runner, AssetProbe(runner, twin, kept))
+    first = ArtifactColumn(runner, twin, kept)
     expected = first.sample(items[0])
     with pytest.raises(KeyboardInterrupt):
         first.sample(items[1])
     # What was computed is there; the run after it was not.
-    again = ArtifactColumn(runner, AssetProbe(runner, twin, kept))
+    again = ArtifactColumn(runner, twin, kept)
     found = again.sample(items[0])
     np.testing.assert_array_equal(found.sr, expected.sr)
     np.testing.assert_array_equal(found.categories, expected.categories)

@@ -13,9 +13,9 @@ import pytest
 from small_networks import SIZE, small_network
 
 import ppexport
+from ppexport.backends.coreml import BACKEND, trial, trial_child
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml import run_mac as mac
-from ppexport.backends.coreml import trial, trial_child
 from ppexport.backends.coreml.package_probe import unit_run
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.run_mac import Planned
@@ -23,7 +23,6 @@ from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity import run as parity_run
-from ppexport.parity.columns import unit_runs
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import unit_column
 from ppexport.profile.layers import coreml
@@ -175,10 +174,10 @@ def test_a_plan_counts_devices_and_crossings():
 def test_units_are_checked(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     with pytest.raises(InputError, match="cpu, gpu, ne, all, not 'tpu'"):
-        unit_runs(runner, ["cpu", "tpu"])
+        BACKEND.unit_runs(runner, ["cpu", "tpu"])
     if sys.platform != "darwin":
         with pytest.raises(UnavailableError, match="on a Mac"):
-            unit_runs(runner, ["cpu", "all"])
+            BACKEND.unit_runs(runner, ["cpu", "all"])
 
 
 def test_every_unit_is_a_pair_and_one_that_fails_does_not_end_the_run(coreml_set, tmp_path, monkeypatch):
@@ -195,10 +194,3 @@ def test_every_unit_is_a_pair_and_one_that_fails_does_not_end_the_run(coreml_set
     assert "no such device" in report.units["gpu"]["failed"]
     assert not report.passed
     assert (tmp_path / "run" / "coreml-fp16-ne.npz").is_file()
-
-
-def test_gates_know_every_precision():
-    from ppexport.backends.coreml.apple import COREML_PRECISIONS
-    from ppexport.parity.gates import ARTIFACT_GATES, Gate
-
-    assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in COREML_PRECISIONS)

@@ -23,6 +23,7 @@ from small_networks import ROUTING, SIZE, small_network
 from test_upscale import artifact as make_artifact
 
 import ppexport
+from ppexport.backends.backend import Gate
 from ppexport.backends.onnx import onnx_probe
 from ppexport.cli.parity import show
 from ppexport.device.artifact import MANIFEST
@@ -35,7 +36,6 @@ from ppexport.parity import run as parity_run
 from ppexport.parity.against import run_against
 from ppexport.parity.columns import ArtifactColumn, Sample, load_column, load_inputs, save_column, save_inputs
 from ppexport.parity.compare import ChosenAgain, Means, compare_columns, compare_pictures
-from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.pair import measure
 from ppexport.parity.references import TwinColumn, choose_again, first_bad_layer, recorded, reference_network
@@ -83,7 +83,9 @@ def test_an_engine_that_overflows_is_reported_and_fails_on_synthetic_inputs_too(
         def _run(self, prepared):
             return Result(np.full((1, 3, 32, 32), np.nan, np.float32), N, N)
 
-    column = ArtifactColumn(Overflowing(make_artifact((16, 16), 2)), None)
+    artifact = make_artifact((16, 16), 2)
+    engine = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, backend="tensorrt"))
+    column = ArtifactColumn(Overflowing(engine))
     gate = dataclasses.replace(GATE, near_tie=1e-3)
     pair = compare_pictures(("r", "o"), [ITEM], {"a": sample()}, {"a": column.sample(ITEM)}, gate, 2)
     assert (pair.passed, pair.rows[0].reason) == (False, "the picture holds NaN or infinite values")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ppexport.device.runner import Arrays
+    from ppexport.device.target import Runtime
     from ppexport.networks.architecture import Architecture
     from ppexport.networks.card import Card
     from ppexport.networks.network import Network
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Step = Callable[[str], None]
 """Receives the name of every stage, for a progress display."""
+UnitRun = Callable[[Sequence["Arrays"]], tuple[list["Arrays"], dict[str, Any]]]
+"""Runs an artifact on one compute unit: what a model takes, for every input -> outputs, and where operations ran."""
 NEAR_TIE = 1e-6
 """Two categories closer than this may fall either way in fp32."""
 HALF_TIE = 1e-3
@@ -113,8 +116,6 @@ class Built:
     files: Sequence[str]
     """Names in the job's folder; the first is the model that a runtime loads."""
     flavour: str = "portable"
-    backend: str = ""
-    """Whose runtimes run it; "" is the backend that built it."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the manifest: `build`, `quantisation`, `activation_bytes`."""
 
@@ -205,6 +206,10 @@ class Backend(ABC):
     """Capacities of a capacity set; 1 where a set is of no use."""
     kind: str = ""
     """The backend whose runtimes run what is built; "" is this one."""
+    rounded: frozenset[str] = frozenset()
+    """Precisions that its usual runtime computes with more bits than the file says: only `probe` shows them."""
+    runtimes: tuple[Runtime, ...] = ()
+    """Of a backend outside this package; those in it have theirs in `run*.py`, which boards get."""
 
     def options(self) -> type[BaseModel]:
         """The model of the options that are this backend's own, as `-O key=value` takes them."""
@@ -219,6 +224,10 @@ class Backend(ABC):
             InputError: these options do not fit together.
             UnavailableError: something is missing on this machine.
         """
+
+    def prefers_host_mask(self, options: Any, is_set: bool) -> bool:
+        """Whether the Pure-Pass mask should be an input unless something else is asked for."""
+        return False
 
     @abstractmethod
     def build(self, job: BuildJob) -> Built:
@@ -241,6 +250,15 @@ class Backend(ABC):
             folder: where such a copy and slow results may be kept until the run is complete.
         """
         return None
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """{compute unit: what runs the artifact of *runner* on it}, for the named *units* of this machine.
+
+        Raises:
+            InputError: this backend has no compute units, or not these.
+            UnavailableError: they are on another kind of machine.
+        """
+        raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,8 @@ def parity(
     The exit code is 1 if a gate fails. A Core AI asset takes minutes for a picture on Linux: after an interruption the
     same command continues where the run stopped.
     """
-    from ppexport.backends.backend import open_artifact
+    from ppexport.backends.backend import find_backend, open_artifact
     from ppexport.parity.against import run_against
-    from ppexport.parity.columns import unit_runs
     from ppexport.parity.gates import check_gates
     from ppexport.parity.run import UNFINISHED, run_parity
 
@@ -70,7 +69,8 @@ def parity(
     runner = open_artifact(artifact, trust=trust)
     if against is None:
         check_gates(runner.artifact.manifest)
-        runs = unit_runs(runner, list(dict.fromkeys(units.split(",")))) if units is not None else {}
+        backend, names = find_backend(runner.artifact.manifest.backend), dict.fromkeys((units or "").split(","))
+        runs = {} if units is None else backend.unit_runs(runner, list(names))
         if find_spec("torch") is None:
             raise UnavailableError(
                 "the network and its twin are computed by torch, which is not installed: pip install "

@@ -15,7 +15,7 @@ from ppexport.device.artifact import Manifest
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.folders import MAX_JSON, run_folder
-from ppexport.parity.columns import ArtifactColumn, load_column, load_inputs, open_probe
+from ppexport.parity.columns import ArtifactColumn, load_column, load_inputs
 from ppexport.parity.compare import Means, compare_columns, compare_pictures
 from ppexport.parity.gates import artifact_gate, with_measured_tie
 from ppexport.parity.run import INPUTS, REPORT, RUN, TWIN_COLUMN, VERSION, ParityReport, Progress, compute, keep
@@ -111,16 +111,15 @@ def _run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepo
     for name, sample in reference.items():
         if sample.sr.shape != expected:
             raise InputError(f"{folder} is a run of another scale: {name!r} is {sample.sr.shape}, not {expected}")
-    probe = open_probe(runner)
-    source = ArtifactColumn(runner, probe)
+    source = ArtifactColumn(runner)
     column = compute(source, inputs, progress)
     report = ParityReport(artifact.manifest, folder, continued=True)
     names = (TWIN_COLUMN, source.name)
-    if probe is None:
+    if source.probe is None:
         pair = compare_pictures(names, inputs, reference, column, gate, artifact.scale, seen.flipped)
     else:
         pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
-        probe.close()
+    source.close()
     report.pairs.append(pair)
     keep(report, inputs, {TWIN_COLUMN: reference, source.name: column})
     return report

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.backend import ChosenFrom, Probe
+from ppexport.backends.backend import ChosenFrom, Probe, find_backend
 from ppexport.device.mask import pixel_labels
 from ppexport.device.runner import Runner, feeds
 from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, is_plain_name
 from ppexport.parity.inputs import ParityInput
 
+if TYPE_CHECKING:
+    from ppexport.twin.twin import StaticTwin
+
 Categories = NDArray[np.integer[Any]]
 """(layers, n): the category of every token in every layer."""
 Layers = list[NDArray[np.float32]]
 """Per layer (n, c)."""
-PROBES = {
-    "onnx": "ppexport.backends.onnx.onnx_probe",
-    "coreml": "ppexport.backends.coreml.package_probe",
-    "coreai": "ppexport.backends.coreai.asset_probe",
-}
-"""{backend: the module whose `probe` opens its artifacts}."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Sample:
     labels: NDArray[np.uint8] | None = None
     """(n,): Pure-Pass label of every pixel of the padded image."""
     capacity: int | None = None
-    """Slots that category attention ran with; None for the network, which needs none."""
+    """Slots that category attention ran with; None for the network, which needs none, and without routing."""
 
 
 def narrow(categories: NDArray[Any]) -> Categories | None:
@@ -71,36 +66,17 @@ class Source(Protocol):
         """The output of every layer, in the order in which they run."""
 
 
-def open_probe(runner: Runner, twin: Any = None, folder: Path | None = None) -> Probe | None:
-    """What looks into the artifact of *runner*; None where it tells no more than its picture."""
-    module = PROBES.get(runner.artifact.manifest.backend)
-    found: Probe | None = import_module(module).probe(runner, twin, folder) if module else None
-    return found
-
-
-def computed_otherwise(runner: Runner) -> bool:
-    """Whether the artifact's runtime on this machine computes another precision than the file says."""
-    manifest = runner.artifact.manifest
-    module = PROBES.get(manifest.backend)
-    return module is not None and manifest.precision in getattr(import_module(module), "ROUNDED", ())
-
-
-def unit_runs(runner: Runner, names: list[str]) -> dict[str, Callable[..., Any]]:
-    """{compute unit: what runs the artifact of *runner* on it}. Raises InputError where there are no such units."""
-    module = PROBES.get(runner.artifact.manifest.backend)
-    units = getattr(import_module(module), "units", None) if module else None
-    if units is None:
-        raise InputError("--units is for artifacts whose runtime offers compute units, which is a Core ML package")
-    return dict(units(runner, names))
-
-
 class ArtifactColumn:
-    """An artifact: its picture and, where a *probe* opens it, its routing."""
+    """An artifact: its picture and, where a probe opens it, its routing."""
 
-    def __init__(self, runner: Runner, probe: Probe | None) -> None:
-        self.runner, self.probe, self.manifest = runner, probe, runner.artifact.manifest
+    def __init__(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> None:
+        """*twin* and *folder* are for a backend whose probe needs them (`Backend.probe`)."""
+        self.runner, self.manifest = runner, runner.artifact.manifest
+        backend = find_backend(self.manifest.backend)
+        self.probe: Probe | None = backend.probe(runner, twin, folder)
         self.name = f"{self.manifest.backend}-{self.manifest.precision}"
-        if probe is None and computed_otherwise(runner):
+        if self.probe is None and self.manifest.precision in backend.rounded:
+            # Only the weights are of that precision.
             self.name += "-weights"
 
     @property
@@ -115,7 +91,7 @@ class ArtifactColumn:
             if categories is not None:
                 raise InputError(f"categories cannot be injected into {self.name}")
             result = self.runner.run_unchecked(prepared)
-            return Sample(result.sr, result.impure_tokens, capacity=result.capacity)
+            return Sample(result.sr, result.impure_tokens, capacity=result.capacity or None)
         inside = self.probe.run(feeds(manifest, prepared), _wide(categories))
         sr, impure, pure, labels = inside.sr, inside.impure_tokens, inside.pure, inside.labels
         if categories is None and not self.probe.gives_picture:
@@ -130,7 +106,7 @@ class ArtifactColumn:
             categories=narrow(inside.categories),
             pure=None if pure is None else pure.reshape(-1).astype(np.bool_),
             labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
-            capacity=prepared.capacity,
+            capacity=prepared.capacity or None,
         )
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
@@ -142,6 +118,11 @@ class ArtifactColumn:
         if self.probe is None:
             raise InputError(f"{self.name} does not tell what its layers choose from")
         return self.probe.chosen_from(self._inputs(item), categories.astype(np.int64))
+
+    def close(self) -> None:
+        """Release the probe."""
+        if self.probe is not None:
+            self.probe.close()
 
     def _inputs(self, item: ParityInput) -> dict[str, NDArray[Any]]:
         return feeds(self.manifest, self.runner.prepare(item.lr))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, NEAR_TIE, W8_GATE, Gate
+from ppexport.backends.backend import NEAR_TIE, Gate, find_backend
 from ppexport.device.artifact import Manifest
 from ppexport.errors import InputError
 
@@ -20,14 +20,6 @@ photographs in two ways of rounding: from 3.7 dB less to 2.4 dB more."""
 TWIN = "twin"
 """What a card calls the gate between network and twin."""
 TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
-ARTIFACT_GATES = {
-    "fp32": FP32_GATE,
-    "fp16": FP16_GATE,
-    "w8": W8_GATE,
-    "w8a8": INT8_GATE,
-    "int8": INT8_GATE,
-    "mixed": INT8_GATE,
-}
 
 
 def with_measured_tie(gate: Gate, surest: float) -> Gate:
@@ -70,10 +62,11 @@ def twin_gate(manifest: Manifest) -> Gate:
 def artifact_gate(manifest: Manifest) -> Gate:
     """The gate between twin and artifact, of the artifact's precision. Raises InputError where its card loosens it."""
     precision = manifest.precision
-    if precision not in ARTIFACT_GATES:
+    gates = find_backend(manifest.backend).precisions
+    if precision not in gates:
         raise InputError(f"no parity gate is known for precision {precision!r}")
     asked = manifest.gates.get(precision, {})
-    return tighten(ARTIFACT_GATES[precision], asked, f"the gate {precision!r} of {manifest.name}")
+    return tighten(gates[precision], asked, f"the gate {precision!r} of {manifest.name}")
 
 
 def check_gates(manifest: Manifest) -> tuple[Gate, Gate]:

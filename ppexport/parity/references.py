@@ -125,7 +125,7 @@ class TwinColumn:
         """The column's entry for *item*."""
         pure, labels = self._mask(item)
         sr, impure, capacity, trace = self._run(item, pure, categories)
-        return replace(_sample(sr, int(impure), trace, pure, labels), capacity=capacity)
+        return replace(_sample(sr, int(impure), trace, pure, labels), capacity=capacity if trace.categories else None)
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer."""

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from ppexport.backends.backend import Gate
+from ppexport.backends.backend import Gate, UnitRun
 from ppexport.device.artifact import Manifest
 from ppexport.device.mask import mask_from_labels, pixel_labels
 from ppexport.device.picture import to_uint8
@@ -43,7 +43,6 @@ from ppexport.parity.columns import (
     Column,
     Sample,
     Source,
-    open_probe,
     save_column,
     save_inputs,
 )
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     from ppexport.networks.network import Network
     from ppexport.parity.references import NetworkColumn, TwinColumn
 
-Arrays = dict[str, NDArray[Any]]
 FORMAT = "ppexport-parity"
 VERSION = 2
 """Of report.json. Version 1 did not tell changes of PSNR-Y as it runs from those with the same routing."""
@@ -84,8 +82,6 @@ RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst
 
 Progress = Callable[[str, int, int], None]
 """Receives (what, done, total)."""
-UnitRun = Callable[[Sequence[Arrays]], tuple[list[Arrays], dict[str, Any]]]
-"""Runs an artifact on one compute unit: what a model takes for every input -> outputs, and where operations ran."""
 
 
 @dataclass
@@ -210,13 +206,12 @@ def run_parity(
         save_inputs(folder / INPUTS, inputs)
         capacity = manifest.capacities[-1] if manifest.capacities else None
         twin = make_twin(network, runner.size, capacity, manifest.flavour)
-        probe = open_probe(runner, twin, folder / UNFINISHED)
+        shipped = ArtifactColumn(runner, twin, folder / UNFINISHED)
+        sources = (NetworkColumn(network), TwinColumn(twin, manifest.capacities), shipped)
         try:
-            sources = (NetworkColumn(network), TwinColumn(twin, manifest.capacities), ArtifactColumn(runner, probe))
             report = _compare_all(sources, inputs, gates, ParityReport(manifest, folder), progress, units or {})
         finally:
-            if probe is not None:
-                probe.close()
+            shipped.close()
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return report
 

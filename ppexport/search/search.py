@@ -23,10 +23,11 @@ import onnx
 from numpy.typing import NDArray
 
 from ppexport.backends.backend import Inside
+from ppexport.backends.onnx import BACKEND
 from ppexport.backends.onnx.collect import crop_inputs
-from ppexport.backends.onnx.onnx_probe import ROUNDED, OnnxProbe
+from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
@@ -122,7 +123,7 @@ class Search:
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
         self.model = artifact_model(artifact)
-        self.routing = find_architecture(artifact.manifest.arch).routing
+        self.architecture = find_architecture(artifact.manifest.arch)
         # A budget decides between placements, it does not change what they cost.
         asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
         cut = [[c.name, pixel_hash(c.hr)] for c in crops]
@@ -156,7 +157,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.routing, self.model))
+            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
@@ -173,13 +174,15 @@ class Search:
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         recipe = Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits)
-        model, _ = quantised(self.model, Quantisation(self.wish.precision, self.calibration, recipe), groups)
+        model, _ = quantised(
+            self.model, Quantisation(self.wish.precision, self.architecture, self.calibration, recipe), groups
+        )
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
-        rounds = self.wish.precision in ROUNDED
+        rounds = self.wish.precision in BACKEND.rounded
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
-            pictures = self._pictures(OnnxProbe(path, self.routing, rounds=rounds))
+            pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=rounds))
             run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)

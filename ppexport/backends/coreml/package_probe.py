@@ -6,14 +6,14 @@ operations (`scopes`) tell the modules that the network's roles name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.backend import ChosenFrom, Inside, Probe
+from ppexport.backends.backend import ChosenFrom, Inside, Probe, UnitRun
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.run_mac import UNITS, check_platform
 from ppexport.backends.coreml.scopes import decode
@@ -117,9 +117,6 @@ def probe(runner: Runner, twin: StaticTwin | None = None, folder: Path | None = 
     return None if routing is None else PackageProbe(runner.artifact.model_file, routing)
 
 
-UnitRun = Callable[[Sequence["Arrays"]], tuple[list["Arrays"], dict[str, Any]]]
-
-
 def unit_run(package: Path, unit: str, command: Sequence[str] = CHILD) -> UnitRun:
     """What runs the *package* on the compute *unit* of a Mac, in the child process *command*: outputs, and the plan."""
 
@@ -130,7 +127,7 @@ def unit_run(package: Path, unit: str, command: Sequence[str] = CHILD) -> UnitRu
     return run
 
 
-def units(runner: Runner, names: Sequence[str]) -> dict[str, UnitRun]:
+def unit_runs(runner: Runner, names: Sequence[str]) -> dict[str, UnitRun]:
     """{compute unit: what runs the package of *runner* on it}, for this Mac.
 
     Raises InputError for an unknown unit, UnavailableError where this is no Mac.

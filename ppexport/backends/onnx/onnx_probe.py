@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
+from ppexport.backends.onnx import BACKEND
 from ppexport.backends.onnx.modules import known_modules, module_of
 from ppexport.backends.onnx.run_onnxruntime import load, make_frugal_session
 from ppexport.errors import ArtifactError
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from ppexport.device.runner import Arrays, Runner
     from ppexport.twin.twin import StaticTwin
 
-ROUNDED = frozenset({"fp16", "mixed"})
-"""Precisions that ONNX Runtime's CPU kernels compute in fp32."""
 INJECTED = "categories"
 
 
@@ -224,9 +223,9 @@ def _frugal_session(model: ModelProto, where: str) -> Any:
 def probe(runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> OnnxProbe | None:
     """The file of *runner*, opened; None without the package `onnx`, and where there is nothing to look into."""
     manifest = runner.artifact.manifest
-    routing, rounds = find_architecture(manifest.arch).routing, manifest.precision in ROUNDED
+    routing, rounds = find_architecture(manifest.arch).routing, manifest.precision in BACKEND.rounded
     if find_spec("onnx") is None or (routing is None and not rounds):
         return None
-    from ppexport.backends.onnx.reading.model_file import artifact_model
+    from ppexport.backends.onnx.model_file import artifact_model
 
     return OnnxProbe(runner.artifact.graph_file, routing, artifact_model(runner.artifact), rounds=rounds)
