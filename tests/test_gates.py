@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ppexport.backends.backend import FP16_GATE, FP32_GATE, Built, Gate, find_backend
+from ppexport.backends.backend import FP16_GATE, FP32_GATE, Built, Gate, backends, find_backend
 from ppexport.device.artifact import parse_manifest
 from ppexport.errors import CardError, InputError
 from ppexport.exporting import describe, make_request

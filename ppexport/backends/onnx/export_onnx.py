@@ -192,12 +192,12 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
     """
     debug, traced = OnnxProbe(path, find_architecture(twin.network.arch).routing), Trace()
     with torch.no_grad():
-        inputs = graph_inputs(twin, shape, shape.capacities[-1])
+        inputs = graph_inputs(twin, shape, twin.capacity)
         expected, impure = twin(**inputs, trace=traced)
-    categories = torch.stack(traced.categories).long().numpy()
+    categories = torch.stack(traced.categories).long().numpy() if traced.categories else None
     del traced
-    fitting = smallest_capacity(shape.capacities, int(impure))
-    for capacity in sorted({fitting, shape.capacities[-1]}):
+    fitting = smallest_capacity(shape.capacities or (twin.capacity,), int(impure))
+    for capacity in sorted({fitting, twin.capacity}):
         with torch.no_grad():
             inputs = graph_inputs(twin, shape, capacity)
         inside = debug.run({name: value.numpy() for name, value in inputs.items()}, categories)
