@@ -14,18 +14,18 @@ pytest.importorskip("coremltools")
 
 import core_ml_stand_in
 from conftest import golden_network
-from small_networks import SIZE, beyond_half, shortened, small_network
+from small_networks import ROUTING, SIZE, beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml.apple import CoreMLOptions
 from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
-from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools
 from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import Reason, place_package
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.coreml.specification import decode, encode, path_of_scope
@@ -76,7 +76,7 @@ def reference(twin, lr):
 
 def test_half_precision_is_near_the_twin_on_all_inputs(half):
     twin, path = half
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     for item in parity_inputs(SIZE, 2):
         sr, impure, categories = reference(twin, item.lr)
         inside = debug.run({"lr": item.lr}, categories)
@@ -147,7 +147,7 @@ def test_coremltools_reads_what_was_finished(half):
 
 def full_and_fitting(path, twin, capacities, inputs):
     """(input, capacity, full function's picture, that of *capacity*) wherever the picture fits; both of one routing."""
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     for item in inputs:
         _, impure, categories = reference(twin, item.lr)
         fed = {c: {"lr": item.lr, "slots": np.zeros((1, c), np.int32)} for c in capacities}
@@ -187,7 +187,7 @@ def test_a_capacity_set_shares_its_weights_and_is_exact(tmp_path):
     for item, _, _, inside in cases:
         assert psnr(reference(twin, item.lr)[0], inside.sr, 1.0) > 100, item.name
     with pytest.raises(InputError, match="the package has functions capacity_.*, not 'capacity_64'"):
-        DebugPackage(path).session.run({"lr": item.lr, "slots": np.zeros((1, 64), np.int32)})
+        PackageProbe(path, ROUTING).session.run({"lr": item.lr, "slots": np.zeros((1, 64), np.int32)})
 
 
 @pytest.mark.parametrize("target", ["iOS16", pytest.param("iOS17", marks=pytest.mark.slow)])
@@ -197,7 +197,7 @@ def test_older_targets_and_odd_sizes(target, tmp_path):
     assert read_package(path).specification == {"iOS16": 7, "iOS17": 8}[target]
     item = parity_inputs(size, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
-    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    inside = PackageProbe(path, ROUTING).run({"lr": item.lr}, categories)
     assert inside.sr.shape == (1, 3, 26, 40)
     assert psnr(sr, inside.sr, 1.0) > 100
     assert inside.impure_tokens == impure
@@ -211,7 +211,7 @@ def test_pictures_instead_of_tensors(tmp_path, monkeypatch):
     assert impure.image is None
     item = parity_inputs(SIZE, 2)[0]
     expected, count, categories = reference(twin, item.lr)
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     inside = debug.run({"lr": item.lr}, categories)
     assert inside.impure_tokens == count
     assert np.abs(expected.clip(0, 1) - inside.sr).max() < 1.5 / 255
@@ -229,7 +229,7 @@ def test_a_network_without_masks(tmp_path):
     twin, path = build(tmp_path, "fp32", network=network)
     item = parity_inputs(SIZE, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
-    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    inside = PackageProbe(path, ROUTING).run({"lr": item.lr}, categories)
     assert psnr(sr, inside.sr, 1.0) > 100
     assert inside.impure_tokens == impure == 256
     assert inside.pure is None
@@ -252,7 +252,7 @@ def test_weights_of_8_bits_are_smaller(half, tmp_path):
     assert weight_bytes(path) < 0.75 * weight_bytes(half[1])
     item = parity_inputs(SIZE, 2)[0]
     sr, _, categories = reference(twin, item.lr)
-    assert psnr(sr, DebugPackage(path).run({"lr": item.lr}, categories).sr, 1.0) > 35
+    assert psnr(sr, PackageProbe(path, ROUTING).run({"lr": item.lr}, categories).sr, 1.0) > 35
 
 
 def test_what_keeps_from_dividing_by_zero_is_a_number_of_fp16(half):
@@ -289,7 +289,7 @@ def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
 
     path = saved(nn.Conv2d(3, 3, 3), [torch.rand(1, 3, 8, 8)], tmp_path)
     with pytest.raises(ArtifactError, match="names do not tell the layers"):
-        DebugPackage(path)
+        PackageProbe(path, ROUTING)
     assert place_package(read_package(path)).operations > 0
 
 

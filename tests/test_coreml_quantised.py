@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_networks import ROUTING
 
 pytest.importorskip("coremltools", reason="pip install 'ppexport[coreml]'")
 
@@ -13,14 +14,14 @@ from coreml_programs import run_one
 from onnx import TensorProto, helper
 
 import ppexport
-from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import place_package
 from ppexport.backends.coreml.precision import scale_of
 from ppexport.backends.coreml.specification import decode
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.layer_inputs import module_ranges
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import find_ranges
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.device.artifact import read_artifact
@@ -73,8 +74,8 @@ def test_every_layer_of_the_recipe_reads_int8_at_its_measured_scale(calibrated, 
 
 def test_the_evaluator_computes_with_the_levels(calibrated, package):
     lr = lr_of(photo(*SIZE))
-    reference = DebugModel(calibrated.artifact.model_file).run({"lr": lr})
-    inside = DebugPackage(package[0].model_file).run({"lr": lr}, reference.categories)
+    reference = OnnxProbe(calibrated.artifact.model_file, ROUTING).run({"lr": lr})
+    inside = PackageProbe(package[0].model_file, ROUTING).run({"lr": lr}, reference.categories)
     assert 35 < psnr(reference.sr, inside.sr, 1.0) < 70
     (first, *_), (back, *_) = operations(package, "quantize"), operations(package, "dequantize")
     names = [first.outputs[0].name, back.outputs[0].name, first.inputs["input"][0].name]

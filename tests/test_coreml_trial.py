@@ -10,19 +10,20 @@ from pathlib import Path
 import core_ml_stand_in
 import numpy as np
 import pytest
-from small_networks import SIZE
+from small_networks import SIZE, small_network
 
 import ppexport
+from ppexport.backends.coreml import BACKEND, trial
 from ppexport.backends.coreml import run_mac as mac
-from ppexport.backends.coreml import trial
 from ppexport.backends.coreml.package import read_package
-from ppexport.backends.coreml.run_mac import Planned, check_platform
+from ppexport.backends.coreml.package_probe import unit_run
+from ppexport.backends.coreml.run_mac import Planned
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
-from ppexport.parity.unit_column import unit_column
-from ppexport.parity.units import parse_units
+from ppexport.parity.run import unit_column
 from ppexport.profile.layers import coreml
 
 LR = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
@@ -109,8 +110,7 @@ def test_pictures_of_a_set_are_told_by_its_functions():
 def test_a_unit_has_a_column_of_its_own(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     inputs = parity_inputs(SIZE, 2)[:4]
-    name, column, plan = unit_column(runner, "ne", inputs, ON_A_MAC)
-    assert name == "coreml-fp16-ne"
+    column, plan = unit_column(runner, unit_run(runner.artifact.model_file, "ne", ON_A_MAC), inputs)
     for item in inputs:
         expected = runner(item.lr)
         np.testing.assert_array_equal(column[item.name].sr, expected.sr)
@@ -171,10 +171,26 @@ def test_a_plan_counts_devices_and_crossings():
     json.dumps(plan)
 
 
-def test_units_are_checked():
-    assert parse_units("cpu,all,cpu") == ["cpu", "all"]
+def test_units_are_checked(coreml_set):
+    runner = ppexport.open_artifact(coreml_set)
     with pytest.raises(InputError, match="cpu, gpu, ne, all, not 'tpu'"):
-        parse_units("cpu,tpu")
+        BACKEND.unit_runs(runner, ["cpu", "tpu"])
     if sys.platform != "darwin":
         with pytest.raises(UnavailableError, match="on a Mac"):
-            check_platform()
+            BACKEND.unit_runs(runner, ["cpu", "all"])
+
+
+def test_every_unit_is_a_pair_and_one_that_fails_does_not_end_the_run(coreml_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: parity_inputs(SIZE, 2)[:1])
+    runner = ppexport.open_artifact(coreml_set)
+    units = {
+        "ne": unit_run(runner.artifact.model_file, "ne", ON_A_MAC),
+        "gpu": unit_run(runner.artifact.model_file, "gpu", child("print('no such device'); raise SystemExit(3)")),
+    }
+    report = parity_run.run_parity(small_network(), runner, tmp_path / "run", lambda *_: None, units)
+    assert [pair.other for pair in report.pairs] == ["twin", "coreml-fp16", "coreml-fp16-ne"]
+    assert all(pair.passed for pair in report.pairs)
+    assert report.units["ne"]["crossings"] > 0
+    assert "no such device" in report.units["gpu"]["failed"]
+    assert not report.passed
+    assert (tmp_path / "run" / "coreml-fp16-ne.npz").is_file()

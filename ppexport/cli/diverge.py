@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ppexport.cli.console import decibel, emit_json, people, table
 from ppexport.cli.options import Json
 from ppexport.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ppexport.networks.architecture import Routing
 
 PACKAGE = ".mlpackage"
 EXAMPLE = "Example: ppexport diverge x4_fp16 x4_fp32 --input hubble_deep_field --below 60"
@@ -64,9 +69,15 @@ def diverge(
     console.print(table(f"first results below {below:g} dB on {name}, in order", columns, rows, numbers=2))
 
 
-def _inputs(artifact: Path, reference: Path | None, name: str) -> tuple[Path, Path | None, dict[str, Any]]:
-    """Package, reference or None, and what to feed. Raises InputError where the two do not belong together."""
+def _inputs(
+    artifact: Path, reference: Path | None, name: str
+) -> tuple[Path, Path | None, Routing, dict[str, NDArray[Any]]]:
+    """Package, reference or None, their network's roles, and what to feed.
+
+    Raises InputError where the two do not belong together.
+    """
     from ppexport.backends.backend import open_artifact
+    from ppexport.backends.coreml.package_probe import routing_of
     from ppexport.device.runner import feeds
     from ppexport.parity.inputs import parity_inputs
 
@@ -77,19 +88,16 @@ def _inputs(artifact: Path, reference: Path | None, name: str) -> tuple[Path, Pa
         runners.append(open_artifact(path.parent if path.suffix == PACKAGE else path))
         if path.suffix == PACKAGE and path.name != runners[-1].artifact.model_file.name:
             raise InputError(f"{path} is not the package of the artifact {path.parent}")
-    manifests = [runner.artifact.manifest for runner in runners]
-    for manifest in manifests:
-        if manifest.backend != "coreml":
-            raise InputError(f"diverge looks into Core ML packages, not {manifest.backend}")
-    first, last = manifests[0], manifests[-1]
+    routing, *_ = [routing_of(runner) for runner in runners]
+    first, last = runners[0].artifact.manifest, runners[-1].artifact.manifest
     if reference is None and first.precision == "fp32":
         raise InputError(f"{artifact} computes nothing in fp16: name a reference to compare it with")
-    for field in ("weights", "options", "scale", "size", "capacities", "mask"):
+    for field in ("arch", "weights", "options", "scale", "size", "capacities", "mask"):
         if getattr(first, field) != getattr(last, field):
             raise InputError(f"the two artifacts differ in {field}: {getattr(first, field)} and {getattr(last, field)}")
     inputs = {item.name: item for item in parity_inputs(runners[0].size, runners[0].scale)}
     if name not in inputs:
-        raise InputError(f"inputs are {', '.join(inputs)}, not {name!r}")
+        raise InputError(f"the inputs are {', '.join(inputs)}, not {name!r}")
     fed = feeds(first, runners[0].prepare(inputs[name].lr))
     files = [runner.artifact.model_file for runner in runners]
-    return files[0], files[1] if len(files) > 1 else None, fed
+    return files[0], files[1] if len(files) > 1 else None, routing, fed

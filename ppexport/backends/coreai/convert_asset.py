@@ -33,8 +33,7 @@ from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import function_name, model_facts
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
-from ppexport.networks.network import Trace
-from ppexport.twin.twin import StaticTwin, layer_inputs
+from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -91,32 +90,7 @@ class Front(nn.Module):
         return out
 
 
-class OpenFront(Front):
-    """The same, and what every layer chose and chose from, for looking into."""
-
-    def __init__(self, twin: StaticTwin) -> None:
-        super().__init__(twin)
-        inside = ("categories", "tokens", "dictionaries")
-        self.outputs = (*Front.outputs, *inside, *(() if twin.pure_pass is None else ("pure", "labels")))
-
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Also categories (layers, n), the layers' input tokens (layers, n, c) and dictionaries (layers, t, c).
-
-        With Pure-Pass also the mask (n,) and the labels (n,) that it comes from.
-        """
-        trace = Trace()
-        with layer_inputs(self.twin) as found:
-            sr, impure = self.twin(lr, mask, trace=trace)
-        tokens, dictionaries = ([given[i] for given in found] for i in (0, 1))
-        inside = (torch.stack(trace.categories), torch.stack(tokens), torch.stack(dictionaries))
-        if self.twin.pure_pass is None:
-            return sr, impure, *inside
-        padded = self.twin.pad(lr)
-        pure, labels = self.twin.pure_pass(padded), self.twin.pure_pass.labels(padded)
-        return sr, impure, *inside, pure.to(torch.int32), labels.to(torch.int32).reshape(-1)
-
-
-def _program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision: str, kind: type[Front]) -> Any:
+def make_program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision: str, kind: type[Front]) -> Any:
     """The program of *twin* in *precision*, with a function for each capacity. Raises ExportError, UnavailableError."""
     require("coreai_torch", "coreai")
     try:
@@ -132,7 +106,7 @@ def _program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision:
                 with torch.no_grad():
                     program = torch.export.export(front, tuple(inputs.values()))
                     program = program.run_decompositions(get_decomp_table())
-                converter.add_exported_program(
+                converter.add_exportedmake_program(
                     program,
                     input_names=list(inputs),
                     output_names=list(front.outputs),
@@ -143,7 +117,9 @@ def _program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision:
         raise ExportError(f"coreai-torch cannot convert the twin: {first_line(error)}") from error
 
 
-def _save(program: Any, target: Path, twin: StaticTwin, card: Card, capacities: Sequence[int], precision: str) -> None:
+def save_program(
+    program: Any, target: Path, twin: StaticTwin, card: Card, capacities: Sequence[int], precision: str
+) -> None:
     """Write *program* to *target* with its description. Raises ExportError."""
     from coreai.runtime import AIModelAssetMetadata
 
@@ -200,28 +176,8 @@ def build_for_coreai(job: BuildJob) -> str:
     """
     twin, target = job.twin(), job.folder / MODEL
     job.step("converting")
-    program = _program(twin, job.capacities, job.mask == "input", job.precision, Front)
-    _save(program, target, twin, job.card, job.capacities, job.precision)
+    program = make_program(twin, job.capacities, job.mask == "input", job.precision, Front)
+    save_program(program, target, twin, job.card, job.capacities, job.precision)
     job.step("comparing with the twin, in Apple's runtime")
     _check_asset(target, twin, job)
     return MODEL
-
-
-def build_for_looking(
-    twin: StaticTwin, card: Card, target: Path, capacities: Sequence[int], mask: str, precision: str
-) -> None:
-    """Write to *target* an asset of the same program that also gives what its layers chose, and from what.
-
-    Args:
-        twin: of the portable flavour and of the largest of the *capacities*.
-        card: of the network, for the metadata.
-        target: where the asset goes.
-        capacities: ascending slots of category attention; several are a capacity set.
-        mask: "input" adds the input `mask`.
-        precision: fp32 or fp16.
-
-    Raises:
-        ExportError: a stage failed.
-    """
-    program = _program(twin, capacities, mask == "input", precision, OpenFront)
-    _save(program, target, twin, card, capacities, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ppexport.backends.backend import (
     Built,
     Probe,
     Request,
+    UnitRun,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +78,12 @@ class CoreMLBackend(Backend):
         from ppexport.backends.coreml.package_probe import probe
 
         return probe(runner, twin, folder)
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """On a Mac, every unit in a child process."""
+        from ppexport.backends.coreml.package_probe import unit_runs
+
+        return unit_runs(runner, units)
 
 
 BACKEND = CoreMLBackend()

@@ -12,20 +12,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import specification
-from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.mil_program import convert, coremltools, quiet_converter, trace
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.precision import compute_precision, computes_half, quantising_pass
 from ppexport.backends.coreml.specification import ModulePaths
 from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import function_name, model_facts
 from ppexport.twin.twin import StaticTwin
+
+if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays
 
 MODEL = "model.mlpackage"
 INPUT, MASK, SR, IMPURE = "lr", "mask", "sr", "impure_tokens"
@@ -151,10 +156,18 @@ def _finish(package: Path, twin: StaticTwin, job: BuildJob, target: Path) -> Non
 
 def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     """Raise ExportError unless the package at *path* computes the picture of *twin*, in the evaluator."""
-    debug, images = DebugPackage(path), job.options.interface == "image"
-    least = LEAST_DB[job.precision]
+    images, least, routing = job.options.interface == "image", LEAST_DB[job.precision], job.architecture.routing
+    probe = None if routing is None else PackageProbe(path, routing)
+    session = Session(path) if probe is None else probe.session
+
+    def compute(inputs: Arrays, categories: NDArray[np.int64] | None) -> tuple[NDArray[Any], int]:
+        if probe is not None:
+            return probe.run(inputs, categories)[:2]
+        found = session.run(inputs)
+        return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
+
     self_check(
-        lambda inputs, categories: debug.run(inputs, categories)[:2],
+        compute,
         twin,
         job.capacities,
         least=min(least, PICTURE_DB) if images else least,

@@ -24,19 +24,20 @@ from torch import nn
 from ppexport.backends.backend import BuildJob, Built, Request, Step
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.branch_where import branch_where
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import Runtime, Severity
 from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_version, opset_version
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.backends.options import OnnxGraphOptions
 from ppexport.device.artifact import model_facts, smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError, InputError, first_line, present
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card
 from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
@@ -189,14 +190,14 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
     A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
     are injected: of many thousand tokens some are near ties, which may fall either way.
     """
-    debug, traced = DebugModel(path), Trace()
+    debug, traced = OnnxProbe(path, find_architecture(twin.network.arch).routing), Trace()
     with torch.no_grad():
-        inputs = graph_inputs(twin, shape, shape.capacities[-1])
+        inputs = graph_inputs(twin, shape, twin.capacity)
         expected, impure = twin(**inputs, trace=traced)
-    categories = torch.stack(traced.categories).long().numpy()
+    categories = torch.stack(traced.categories).long().numpy() if traced.categories else None
     del traced
-    fitting = smallest_capacity(shape.capacities, int(impure))
-    for capacity in sorted({fitting, shape.capacities[-1]}):
+    fitting = smallest_capacity(shape.capacities or (twin.capacity,), int(impure))
+    for capacity in sorted({fitting, twin.capacity}):
         with torch.no_grad():
             inputs = graph_inputs(twin, shape, capacity)
         inside = debug.run({name: value.numpy() for name, value in inputs.items()}, categories)
