@@ -35,7 +35,7 @@ from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
 from ppexport.networks.atd.pp_network import PPATDLight
 from ppexport.networks.card import Options
-from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
+from ppexport.parity.evaluation import evaluate, find_pairs, network_upscaler
 
 
 @pytest.fixture(autouse=True)

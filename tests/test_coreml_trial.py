@@ -16,6 +16,7 @@ import ppexport
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml import run_mac as mac
 from ppexport.backends.coreml import trial, trial_child
+from ppexport.backends.coreml.planned_times import operations_of
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.run_mac import Planned, check_platform
 from ppexport.backends.coreml.trial import TrialError, run_trial
@@ -25,7 +26,6 @@ from ppexport.parity.gates import Gate
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.unit_column import unit_column
 from ppexport.parity.units import parse_units
-from ppexport.profile.layers import coreml
 
 LR = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
 INPUTS = [{"lr": LR}, {"lr": LR / 2, "slots": np.zeros((1, 128), np.int32)}]
@@ -85,9 +85,9 @@ def test_a_set_runs_on_a_mac_as_in_the_evaluator(coreml_set, on_a_mac):
         assert found[1:] == expected[1:]
         used.add(found.capacity)
     assert used == {128, 256}
-    operations = coreml.operations_of(runner.plan(), 2.0)
+    operations = operations_of(runner.plan())
     assert {op.module for op in operations} >= {"pure_pass", "layers.0.residual_group.layers.0.attn_aca"}
-    assert all(op.ms == 0.002 for op in operations)
+    assert all(op.ms == 0.001 for op in operations)
 
 
 def test_what_core_ml_refuses_is_said(tmp_path, coreml_set, on_a_mac):

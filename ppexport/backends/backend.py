@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ppexport.device.artifact import read_artifact
@@ -37,3 +38,24 @@ def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool =
 
         return CoreAIRunner(artifact)
     raise ArtifactError(f"{path} is for backend {artifact.manifest.backend!r}, which this ppexport cannot run")
+
+
+PROFILED_RUNS = 12
+"""Runs whose operations are timed; of each operation the median counts."""
+PROFILE_WARM_UP = 2
+"""Runs before them, whose times are not used."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of an artifact as its runtime's profiler tells it."""
+
+    name: str
+    kind: str
+    """What the runtime calls it, such as "Conv"."""
+    ms: float
+    """Median milliseconds of one run; where the runtime only estimates, its share of a run, of 1."""
+    names: tuple[str, ...] = ()
+    """Operations of the exported file that it was fused from: they tell where it comes from, not its own name."""
+    module: str | None = None
+    """Dotted path of the PyTorch module it comes from, in a format that tells this itself."""

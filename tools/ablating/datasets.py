@@ -10,7 +10,7 @@ from training.data import find_images, split_holdout
 
 from ppexport.errors import InputError
 from ppexport.files import sha256_file, sha256_text
-from ppexport.parity.evaluate import Pair, find_pairs
+from ppexport.parity.evaluation import Pair, find_pairs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ppexport.errors import UnavailableError
 from ppexport.networks.atd.cost import count_macs
 from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.card import Options
-from ppexport.parity.evaluate import evaluate, network_upscaler
+from ppexport.parity.evaluation import evaluate, network_upscaler
 
 
 @dataclass(frozen=True)
