@@ -47,10 +47,10 @@ from ppexport.device.artifact import ONNX_FLAVOURS, read_artifact
 from ppexport.device.picture import psnr, to_input
 from ppexport.errors import ExportError, InputError, PpexportError, UnavailableError
 from ppexport.networks.atd.cost import Macs, count_macs
-from ppexport.networks.atd.pp_network import PurePassOptions
+from ppexport.networks.card import PurePassOptions
 from ppexport.profile.statistics import Interval, median_interval
 
-OPTIONS = PurePassOptions().as_dict()
+OPTIONS = PurePassOptions().model_dump()
 MODEL = "pp_atd_light_x2"
 LR = np.zeros((1, 3, 4, 4), np.float32)
 

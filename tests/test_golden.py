@@ -10,7 +10,8 @@ from conftest import ARCHS, CASES, both_archs, golden_cases, golden_network
 import ppexport
 from ppexport.device import mask as host
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.network import Trace, mirror_pad
+from ppexport.networks.atd.network import mirror_pad
+from ppexport.networks.network import Trace
 from ppexport.parity.artifact_column import ArtifactColumn
 from ppexport.parity.compare import Means, compare_columns
 from ppexport.parity.compute import TwinColumn
@@ -83,7 +84,7 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     assert inputs
     columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]
     pair = compare_columns(
-        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.config.scale, Means(source.sample)
+        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.scale, Means(source.sample)
     )
     assert pair.passed, pair.to_dict()
 

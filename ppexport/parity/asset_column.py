@@ -55,7 +55,7 @@ class AssetColumn:
         self.kept = Kept(folder / UNFINISHED, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
         path = self.kept.folder / "open.aimodel"
         if not path.is_dir():
-            card = card_of(twin.__dict__["network"])
+            card = card_of(twin.network)
             new = path.with_name("new.aimodel")
             shutil.rmtree(new, ignore_errors=True)
             build_for_looking(twin, card, new, self.manifest.capacities, self.manifest.mask, self.manifest.precision)

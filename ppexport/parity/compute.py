@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppexport.device.artifact import smallest_capacity
-from ppexport.networks.atd.network import ATDLight, Trace, mirror_pad
+from ppexport.networks.atd.network import ATDLight, mirror_pad
 from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.network import Trace
 from ppexport.networks.pure_pass import pixel_labels
 from ppexport.parity.columns import Sample
 from ppexport.parity.inputs import ParityInput

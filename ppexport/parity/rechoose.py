@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from ppexport.errors import InputError
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.network import Trace
 from ppexport.parity.compare import Seen
-from ppexport.twin.twin import StaticTwin, layer_inputs, layers_of
+from ppexport.twin.twin import StaticTwin, layer_inputs
 
 
 class ChosenFrom(NamedTuple):
@@ -59,13 +59,12 @@ def rechoose(twin: StaticTwin, reference: Sequence[ChosenFrom], other: Sequence[
     """What *twin* chooses from the *other* one's numbers, and how far those are from the *reference*'s."""
     trace = Trace()
     with torch.no_grad():
-        for layer, own, given in zip(layers_of(twin), reference, other, strict=True):
+        for layer, own, given in zip(twin.routed_layers().values(), reference, other, strict=True):
             x = torch.from_numpy(np.array(given.tokens, np.float32))
             dictionary = own.dictionary if given.dictionary is None else given.dictionary
             if dictionary is None:
                 raise InputError("a layer has no dictionary, neither in the twin nor in the artefact")
-            z = layer.norm1(x)
-            _, similarity = layer.attn_atd(x, z, torch.from_numpy(np.array(dictionary, np.float32)))
+            similarity = layer.similarity(x, torch.from_numpy(np.array(dictionary, np.float32)))
             trace.choose(similarity, similarity.argmax(dim=1))
     return Seen(
         torch.stack(trace.categories).numpy().astype(np.uint8),

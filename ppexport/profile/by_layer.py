@@ -37,7 +37,7 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.job import Job
 from ppexport.device.launch import ask
 from ppexport.device.target import Target
-from ppexport.errors import InputError
+from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.atd.roles import BRANCHES as ROLES
 from ppexport.networks.atd.roles import branch_of
 from ppexport.profile.result import Profile, follow_up, read_result
@@ -111,9 +111,15 @@ def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
 
     Raises UnavailableError for a runtime that reports no times, else as the runner does.
     """
-    source = import_module(SOURCES[target.runtime].module)
-    found: list[Operation] = source.layer_times(target, read_artifact(Path(target.artifact)), images)
+    module = import_module(_source_of(target).module)
+    found: list[Operation] = module.layer_times(target, read_artifact(Path(target.artifact)), images)
     return found
+
+
+def _source_of(target: Target) -> Source:
+    if target.runtime not in SOURCES:
+        raise UnavailableError(f"{target.runtime} does not report the time of its layers: leave --layers out")
+    return SOURCES[target.runtime]
 
 
 def print_layers(job: Job) -> None:
@@ -131,7 +137,7 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
         raise InputError("--layer-times is a file of trtexec, for one TensorRT engine")
 
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
-        source = SOURCES[only.targets[0].runtime]
+        source = _source_of(only.targets[0])
         if exported is None:
             answer = json.loads(ask("ppexport.profile.by_layer:print_layers", only))
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from ppexport.errors import InputError, present
+from ppexport.networks.architecture import Architecture
 from ppexport.networks.card import Card
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.recipe import Recipe, read_recipe
@@ -22,6 +24,7 @@ class Quantisation:
     """A calibration and what is to be made of it."""
 
     precision: str
+    architecture: Architecture
     calibration: Calibration
     recipe: Recipe
     recipe_from: str = GIVEN
@@ -53,8 +56,10 @@ def calibration_for(card: Card, path: Path | None) -> Calibration:
     if path is not None:
         return load_calibration(path)
     weights = _weights(card)
-    for bundled in map(load_calibration, _data("ranges", "*.npz")):
+    for file in _data("ranges", "*.npz"):
+        bundled = load_calibration(file)
         if bundled.about.weights_sha256 == weights:
+            logging.getLogger("ppexport").debug("the calibration of %s is %s", card.name, file)
             return bundled
     raise InputError(
         "no calibration is bundled for these weights: run `ppexport calibrate` with the same "

@@ -28,8 +28,8 @@ from ppexport.device.artifact import function_name, model_facts, smallest_capaci
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, first_line, present, require
-from ppexport.networks.atd.network import Trace
 from ppexport.networks.card import Card
+from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin, layer_inputs, make_twin
 
 
@@ -53,7 +53,7 @@ class Halved(nn.Module):
 
 def halved(twin: StaticTwin) -> StaticTwin:
     """A copy of *twin* in half precision; the outermost of nested modules is taken."""
-    network = twin.__dict__["network"]
+    network = twin.network
     copied = copy.deepcopy(twin)
     copied.__dict__["network"] = network
     chosen = [name for name, _ in copied.named_modules() if HALF.fullmatch(name)]
@@ -159,7 +159,7 @@ Step = Callable[[str], None]
 
 def fronts(twin: StaticTwin, capacities: Sequence[int], precision: str, kind: type[Front]) -> dict[str, Front]:
     """{function name: what it computes}, in *precision*."""
-    network, found = twin.__dict__["network"], {}
+    network, found = twin.network, {}
     for capacity in capacities:
         fitting = twin if capacity == twin.capacity else make_twin(network, twin.size, capacity)
         found[function_name(capacity, capacities)] = kind(halved(fitting) if precision == "fp16" else fitting)

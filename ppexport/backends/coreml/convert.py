@@ -149,7 +149,7 @@ def build_for_coreml(
     options.check(capacities)
     if twin.flavour != "portable" or twin.capacity != capacities[-1]:
         raise ExportError(f"Core ML takes the portable flavour with {capacities[-1]} slots")
-    network = twin.__dict__["network"]
+    network = twin.network
     target = folder / MODEL
     with TemporaryDirectory(dir=folder) as scratch:
         packages: dict[str, Path] = {}

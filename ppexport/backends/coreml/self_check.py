@@ -13,7 +13,7 @@ from ppexport.device.artifact import smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, present
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
 
 LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0, "w8a8": 25.0}

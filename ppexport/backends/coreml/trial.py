@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.coreml.run_mac import UNITS, Arrays
+from ppexport.backends.coreml.run_mac import UNITS
 from ppexport.errors import PpexportError, first_line
 
 CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial_child")
@@ -40,7 +40,7 @@ class TrialError(PpexportError):
 class Trial:
     """What one compute unit computed."""
 
-    outputs: list[Arrays]
+    outputs: list[dict[str, NDArray[Any]]]
     """One for every input, in order."""
     plan: dict[str, Any] = field(default_factory=dict)
     """operations by device, crossings, and the device of every operation; empty where coremltools tells none."""
@@ -112,7 +112,7 @@ def _read(folder: Path, count: int, unit: str) -> Trial:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
-    outputs: list[Arrays] = [{} for _ in range(count)]
+    outputs: list[dict[str, NDArray[Any]]] = [{} for _ in range(count)]
     for key, value in arrays.items():
         number, _, name = key.partition(".")
         outputs[int(number)][name] = value
