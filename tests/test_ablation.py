@@ -39,6 +39,7 @@ from ablation import (
     with_options,
 )
 from places import insert
+from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 from training.data import find_images, split_holdout
 
 import ppexport
@@ -47,7 +48,7 @@ from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
 from ppexport.networks.atd.pp_network import PPATDLight
 from ppexport.networks.card import PurePassOptions, bundled_cards, read_card
-from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
+from ppexport.parity.evaluation import evaluate, find_pairs, network_upscaler
 
 
 @pytest.fixture(autouse=True)

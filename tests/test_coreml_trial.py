@@ -10,6 +10,8 @@ from pathlib import Path
 import core_ml_stand_in
 import numpy as np
 import pytest
+from ppexport.backends.coreml.reading.package import read_package
+from ppexport.parity.unit_column import unit_column
 from small_networks import SIZE, small_network
 
 import ppexport
@@ -17,6 +19,7 @@ from ppexport.backends.coreml import BACKEND, trial
 from ppexport.backends.coreml import run_mac as mac
 from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.package_probe import unit_run
+from ppexport.backends.coreml.planned_times import operations_of
 from ppexport.backends.coreml.run_mac import Planned
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact
@@ -24,7 +27,6 @@ from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import unit_column
-from ppexport.profile.layers import coreml
 
 LR = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
 INPUTS = [{"lr": LR}, {"lr": LR / 2, "slots": np.zeros((1, 128), np.int32)}]
@@ -85,9 +87,9 @@ def test_a_set_runs_on_a_mac_as_in_the_evaluator(coreml_set, on_a_mac):
         assert found[1:] == expected[1:]
         used.add(found.capacity)
     assert used == {128, 256}
-    operations = coreml.operations_of(runner.plan(), 2.0)
+    operations = operations_of(runner.plan())
     assert {op.module for op in operations} >= {"pure_pass", "layers.0.residual_group.layers.0.attn_aca"}
-    assert all(op.ms == 0.002 for op in operations)
+    assert all(op.ms == 0.001 for op in operations)
 
 
 def test_what_core_ml_refuses_is_said(tmp_path, coreml_set, on_a_mac):

@@ -427,7 +427,7 @@ def test_the_archive_is_whole_and_for_python_3_8():
     files = {archive.ROOT / f"{name}.py" for name in (archive.MAIN, *archive.MODULES)}
     # What no agent does.
     here = {"layers", "routing", "frames"}
-    skipped = ("ppexport.backends.coreml.run_mac", "ppexport.profile.pictures")
+    skipped = ("ppexport.backends.coreml.run_mac", "ppexport.profile.crops")
     for path in files:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
         for module in imported(path) - set(skipped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import subprocess
@@ -30,6 +31,7 @@ def run_limited(
     *limit* is in bytes, *timeout* in seconds. Returns (exit code, standard error). Raises TransferError for more
     output than *limit*, TimeIsUp, and OSError where the program cannot be started.
     """
+    logging.getLogger("ppexport").debug("running %s", list(command))
     # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
     child = subprocess.Popen(
         list(command),

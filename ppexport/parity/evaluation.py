@@ -1,10 +1,9 @@
-"""PSNR-Y and SSIM-Y of a network or an artefact on folders of HR pictures, with their LR files or LR made here.
+"""PSNR-Y and SSIM-Y of a network or an artifact on folders of HR pictures, with their LR files or LR made here.
 
-LR is made by antialiased bicubic (`ppexport.imaging.bicubic`) and metrics are the field's: luma of 8-bit pictures, a
-border
-of *scale* pixels left off. Grey pictures are evaluated as RGB, as the training framework of the ATD authors does;
-papers that take grey as its own luma report about 0.09 dB less on Set14, which has one grey picture. A network sees
-every picture whole, an artefact in tiles of its size.
+LR is made by antialiased bicubic (`ppexport.imaging.bicubic`), and metrics are the field's: luma of 8-bit pictures,
+with a border of *scale* pixels left off. Grey pictures are evaluated as RGB, as the training framework of the ATD
+authors does; papers that take grey as its own luma report about 0.09 dB less on Set14, which has one grey picture. A
+network sees every picture whole, an artifact in tiles of its size.
 """
 
 from __future__ import annotations
@@ -74,7 +73,6 @@ class Evaluation:
 
 
 def _marked(paths: list[Path], mark: str) -> list[Path]:
-    """Those whose names end in *mark*, or all where none does: HR and LR files may share a folder."""
     return [p for p in paths if p.stem.upper().endswith(mark)] or paths
 
 
@@ -91,7 +89,8 @@ def _by_name(paths: list[Path], mark: re.Pattern[str]) -> dict[str, Path]:
 def find_pairs(hr: Path, lr: Path | None, scale: int) -> list[Pair]:
     """HR pictures of folder *hr*, each with its LR in folder *lr* if that is given.
 
-    An LR picture has the HR's name, or img_001_SRF_2_LR for img_001_SRF_2_HR, or 0801x2 for 0801 (at scale 2).
+    An LR picture has the HR's name, or img_001_SRF_2_LR for img_001_SRF_2_HR, or 0801x2 for 0801 (at scale 2). If some
+    names end in _HR or _LR, only these are taken, so that both may share a folder.
     Raises InputError naming the first HR picture without a partner, or two of one name.
     """
     high = _by_name(_marked(pictures_in(hr), "_HR"), HR_MARK)
@@ -115,8 +114,7 @@ def _pixels(path: Path) -> Pixels:
     return np.asarray(picture.rgb, np.uint8)
 
 
-def score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
-    """Evaluate one picture."""
+def _score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     whole = _pixels(pair.hr)
     if min(whole.shape[:2]) // scale * scale - 2 * scale < LEAST:
         raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
@@ -132,11 +130,14 @@ def score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
 def evaluate(
     upscale: Upscaler, pairs: list[Pair], scale: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Evaluation:
-    """Evaluate *upscale* on *pairs*; *progress* is told (done, total)."""
+    """Evaluate *upscale* on *pairs*; *progress* is called with (done, total).
+
+    Raises InputError for pictures that are transparent, not 8-bit, too small, or not of *scale*.
+    """
     scores = []
     for done, pair in enumerate(pairs):
         progress(done, len(pairs))
-        scores.append(score(pair, upscale, scale))
+        scores.append(_score(pair, upscale, scale))
     progress(len(pairs), len(pairs))
     return Evaluation(scale, tuple(scores))
 
@@ -157,5 +158,5 @@ def network_upscaler(network: Any) -> Upscaler:
 
 
 def artifact_upscaler(runner: Runner) -> Upscaler:
-    """Pictures through an artefact, in tiles of its size."""
+    """Pictures through an artifact, in tiles of its size."""
     return lambda lr: upscale_array(runner, lr).rgb

@@ -33,9 +33,9 @@ class Slide:
     before: str
     """data: address of the bicubic enlargement."""
     after: str
-    """Of what the artefact made."""
+    """Of what the artifact made."""
     mask: str | None
-    """Of the pure pixels over the input; None where nothing tells."""
+    """Of the pure pixels over the input; None where they are not known."""
     error: str
     """Of the error against the twin."""
     largest: float
@@ -45,7 +45,7 @@ class Slide:
     verdict: str
 
 
-def address(rgb: NDArray[np.uint8]) -> str:
+def _address(rgb: NDArray[np.uint8]) -> str:
     """The picture (H, W, 3) as a data: address, enlarged in whole steps until it can be seen."""
     factor = max(1, -(-SHOWN // max(rgb.shape[:2])))
     out = io.BytesIO()
@@ -54,45 +54,38 @@ def address(rgb: NDArray[np.uint8]) -> str:
 
 
 def slides(parity: Parity) -> list[Slide]:
-    """The pictures of a run, fewer where its columns are not there. Raises InputError for damaged ones."""
+    """The pictures of a run, fewer where its columns are not kept. Raises InputError for damaged ones."""
     pair, folder = parity.judged, parity.folder
     names = (pair["reference"], pair["other"])
     files = [folder / "inputs.npz", *(folder / f"{name}.npz" for name in names)]
     if not all(is_plain_name(f"{name}.npz") for name in names) or not all(f.is_file() for f in files):
         return []
     h, w = parity.data["size"]
+    padded = padded_size(h), padded_size(w)
     inputs = {item.name: item for item in load_inputs(files[0], (h, w))}
     reference, other = load_column(files[1]), load_column(files[2])
-    rows = sorted(
-        pair["rows"],
-        key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")),
-    )
+    rows = [row for row in parity.rows if all(row["name"] in column for column in (inputs, reference, other))]
+    rows.sort(key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")))
     found: list[Slide] = []
     for row in rows:
         name = row["name"]
-        if len(found) == MOST or name not in inputs or name not in reference or name not in other:
-            continue
         lr, first, second = to_uint8(inputs[name].lr), reference[name], other[name]
-        if first.sr.shape != second.sr.shape or second.sr.shape[2] % h:
-            continue
-        if not (np.isfinite(first.sr).all() and np.isfinite(second.sr).all()):
+        whole = np.isfinite(first.sr).all() and np.isfinite(second.sr).all()
+        if len(found) == MOST or first.sr.shape != second.sr.shape or second.sr.shape[2] % h or not whole:
             continue
         difference = np.abs(first.sr.astype(np.float64) - second.sr).max(axis=(0, 1))
         largest = float(difference.max())
-        mask, share = None, None
-        if first.pure is not None and first.pure.size == padded_size(h) * padded_size(w):
-            pure = first.pure.reshape(padded_size(h), padded_size(w))
-            mask, share = address(mask_overlay(lr, pure)), float(pure.mean())
+        pure = None if first.pure is None or first.pure.size != padded[0] * padded[1] else first.pure.reshape(padded)
         found.append(
             Slide(
                 name,
-                address(enlarge_bicubic(lr, second.sr.shape[2] // h)),
-                address(to_uint8(second.sr)),
-                mask,
-                address(np.asarray(heat(difference, max(largest, 1e-12)))),
-                largest,
-                share,
-                "pass" if row["passed"] else "FAIL",
+                before=_address(enlarge_bicubic(lr, second.sr.shape[2] // h)),
+                after=_address(to_uint8(second.sr)),
+                mask=None if pure is None else _address(mask_overlay(lr, pure)),
+                error=_address(np.asarray(heat(difference, max(largest, 1e-12)))),
+                largest=largest,
+                pure=None if pure is None else float(pure.mean()),
+                verdict="pass" if row["passed"] else "FAIL",
             )
         )
     return found

@@ -20,13 +20,13 @@ from ppexport.device.measure import PLANS, Plan
 from ppexport.device.target import Target
 from ppexport.errors import InputError
 from ppexport.folders import Run
-from ppexport.profile.pictures import Picture, pictures, save_pictures
+from ppexport.profile.crops import Crop, crops_of, save_crops
 from ppexport.profile.remote import Request, Settings, make_request
 from ppexport.profile.result import PROFILE, Profile, write_profile
 
 
 def _begun(folder: Path) -> bool:
-    """Whether *folder* holds a latency run: its journal, or before that nothing but the pictures."""
+    """Whether *folder* holds a latency run: its journal, or before that nothing but the crops."""
     try:
         journal = folder / JOURNAL
         return [path.name for path in folder.glob("[!.]*")] == [IMAGES] or read_header(str(journal)) is not None
@@ -34,18 +34,12 @@ def _begun(folder: Path) -> bool:
         return False
 
 
-RUN = Run(
-    "latency run",
-    (
-        IMAGES, JOURNAL, PROFILE, BEFORE, CLOCKS, CROPS,
-        *(f"{kind}{more}.json" for kind in ("layers", "routing", "frames") for more in ("", "-*")),
-    ),
-    _begun,
-)  # fmt: skip
+_MORE = [f"{kind}{runtime}.json" for kind in ("layers", "routing", "frames") for runtime in ("", "-*")]
+RUN = Run("latency run", (IMAGES, JOURNAL, PROFILE, BEFORE, CLOCKS, CROPS, *_MORE), _begun)
 
 
 def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
-    """The plan of the options. Raises InputError for two of them, or a sustained run of several runtimes."""
+    """The plan of the options. Raises InputError for both of them, or a sustained run of several runtimes."""
     if quick and sustained:
         raise InputError("--quick and --sustained are different protocols: name one")
     if sustained and len(targets) > 1:
@@ -53,32 +47,29 @@ def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
     return PLANS["quick" if quick else "sustained" if sustained else "full"]
 
 
-def _pictures(targets: Sequence[Target], images: Path | None) -> list[Picture]:
-    """What all targets get: their artefacts have one size. Raises PpexportError."""
+def _crops(targets: Sequence[Target], images: Path | None, folder: Path) -> list[Crop]:
+    """What all targets of a run in *folder* are timed on. Raises PpexportError."""
     manifests = [read_artifact(Path(target.artifact)).manifest for target in targets]
-    sizes = {(*m.size, m.scale) for m in manifests}
-    if len(sizes) > 1:
-        raise InputError("artefacts that are timed in turns have one size and scale, so that they do the same work")
-    return pictures(next((m for m in manifests if m.options), manifests[0]), images)
-
-
-def _check_folder(folder: Path) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{there} is not a folder")
+    if len({(*m.size, m.scale) for m in manifests}) > 1:
+        raise InputError("artifacts that are timed in turns need one size and scale, so that they do the same work")
+    found = crops_of(next((m for m in manifests if m.options), manifests[0]), images)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is not a folder")
+    return found
 
 
 def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None) -> Job:
-    """The job of a run on this machine in *folder*, which is made; everything that can be refused is refused here.
+    """The job of a run of *targets* on this machine in *folder*, which is made.
 
+    *images* is a folder of pictures, None for the bundled photographs. Everything that can be refused is refused here.
     Raises PpexportError.
     """
-    made = _pictures(targets, images)
-    _check_folder(folder)
+    crops = _crops(targets, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, made, plan, "local"))
+    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, crops, plan, "local"))
     if known_part(job) is None:
-        save_pictures(job.images, made)
+        save_crops(job.images, crops)
     return job
 
 
@@ -86,17 +77,15 @@ def prepare_remote(
     targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None, address: str, settings: Settings
 ) -> Request:
     """The request for a run on the device *address*, for *folder*, which is made later. Raises PpexportError."""
-    made = _pictures(targets, images)
-    _check_folder(folder)
-    return make_request(targets, made, wanted_of(targets, made, plan, address), settings)
+    crops = _crops(targets, images, folder)
+    return make_request(targets, crops, wanted_of(targets, crops, plan, address), settings)
 
 
 def measure(job: Job, progress: Progress, say: Callable[[str], object]) -> Profile:
     """Measure *job*, or what is missing of it, and write its result. Raises PpexportError."""
     folder = job.journal.parent
-    again = run(job, progress)
-    if not again and (folder / PROFILE).is_file():
-        say(f"{folder} holds this run already, complete: nothing was measured again")
+    if not run(job, progress) and (folder / PROFILE).is_file():
+        say(f"{folder} already holds this run, complete: nothing was measured again")
         return Profile(folder / PROFILE)
     memory = [memory_of(replace(job, targets=(target,))) for target in job.targets]
     return Profile(write_profile(folder, job.journal, memory))

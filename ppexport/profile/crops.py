@@ -1,4 +1,4 @@
-"""What an artefact is timed on: crops of photographs, since cost may follow content."""
+"""What an artifact is timed on: crops of photographs, since cost may follow content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class Crop:
     """One LR image."""
 
     name: str
@@ -64,8 +64,8 @@ def share_of(manifest: Manifest, rgb: Pixels) -> float | None:
     return float(pure_mask(rgb, o["colors"], o["window"], o["csmf"]).mean()) if o else None
 
 
-def pictures(manifest: Manifest, folder: Path | None = None, places: int = 2) -> list[Picture]:
-    """Crops of the artefact's size: *places* of every bundled photograph, or of every picture in *folder*.
+def crops_of(manifest: Manifest, folder: Path | None = None, places: int = 2) -> list[Crop]:
+    """Crops of the artifact's size: *places* of every bundled photograph, or of every picture in *folder*.
 
     Raises InputError for fewer than eight.
     """
@@ -78,13 +78,13 @@ def pictures(manifest: Manifest, folder: Path | None = None, places: int = 2) ->
         photo = read_rgb(path)
         for number, place in enumerate(PLACES[:count]):
             rgb = crop(photo, size, place)
-            found.append(Picture(f"{path.stem}-{number}" if count > 1 else path.stem, rgb, share_of(manifest, rgb)))
+            found.append(Crop(f"{path.stem}-{number}" if count > 1 else path.stem, rgb, share_of(manifest, rgb)))
     if len(found) < LEAST:
-        raise InputError(f"{folder} gives {len(found)} images; the protocol cycles over at least {LEAST}: add pictures")
+        raise InputError(f"{folder} gives {len(found)} images; a measurement needs at least {LEAST}: add pictures")
     return found
 
 
-def save_pictures(path: Path, made: Sequence[Picture]) -> None:
+def save_crops(path: Path, made: Sequence[Crop]) -> None:
     """Write the pixels (images, h, w, 3) to an .npy file, atomically.
 
     Raises InputError where it holds others, which may be anybody's.
