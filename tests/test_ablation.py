@@ -39,7 +39,6 @@ from ablation import (
     with_options,
 )
 from places import insert
-from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 from training.data import find_images, split_holdout
 
 import ppexport

@@ -10,8 +10,6 @@ from pathlib import Path
 import core_ml_stand_in
 import numpy as np
 import pytest
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.parity.unit_column import unit_column
 from small_networks import SIZE, small_network
 
 import ppexport

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ppexport.profile.run import prepare
 from sshd_builds import write_source
 from typer.testing import CliRunner
 
 from ppexport.backends.coreai.asset_probe import KeptResults
 from ppexport.cli import app, demo
-from ppexport.cli import demo_pictures as demo
 from ppexport.device.artifact import read_artifact
 from ppexport.device.journal import Journal
 from ppexport.device.launch import run

@@ -15,7 +15,6 @@ from shared import ROOT, TOOLS
 # isort: split
 import all_numbers
 from all_numbers import bundled_with_weights, has_ablation, plan
-from ppexport.report.numerics import NETWORK, read_numerics
 
 from ppexport.backends.backend import find_backend
 from ppexport.errors import InputError
