@@ -19,11 +19,18 @@ from ppexport.backends.tensorrt import layer_profile
 from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.networks.atd.roles import BRANCHES
-from ppexport.profile.by_layer import collect, layers_result, read_layers, spans_of, summed
+from ppexport.profile.by_layer import collect, layers_result, read_layers, summed
 from ppexport.profile.result import beginning
 
 LAYER = "/layers.1/residual_group/layers.4"
 PATH = "layers.1.residual_group.layers.4"
+
+
+ATD = find_architecture("pp_atd_light")
+
+
+def spans_of_atd(operations):
+    return spans_of(operations, ATD)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ PATH = "layers.1.residual_group.layers.4"
     ],
 )
 def test_names_tell_module_and_branch(name, kind, module, branch):
-    (span,) = spans_of([Operation(name, kind, 1.0)])
+    (span,) = spans_of_atd([Operation(name, kind, 1.0)])
     assert (span.module, span.found) == (module, "name")
     assert span.role[1] == branch
 
@@ -58,12 +65,12 @@ def test_operations_without_a_name_are_mapped_by_their_place():
         Operation("/layers.2/residual_group/layers.0/norm1/LayerNormalization", "LayerNormalization", 1.0),
         Operation("MVN_1", "MVN", 1.0, (f"{LAYER}/norm1/LayerNormalization",)),
     ]
-    spans = spans_of(operations)
+    spans = spans_of_atd(operations)
     assert [s.found for s in spans] == ["name", "place", "name", "place", "name", "name"]
     assert spans[1].module == f"{PATH}.convffn"
     assert spans[3].module == ""
     assert spans[5].module == f"{PATH}.norm1"
-    assert spans_of([Operation("x", "y", 1.0)])[0].found == "unknown"
+    assert spans_of_atd([Operation("x", "y", 1.0)])[0].found == "unknown"
     totals = summed(spans)
     assert sum(totals["branches"].values()) == pytest.approx(5.75)
     assert sum(sum(row.values()) for row in totals["cells"].values()) == pytest.approx(5.75)
@@ -73,7 +80,7 @@ def test_operations_without_a_name_are_mapped_by_their_place():
 def test_a_module_that_is_called_again_is_one_module():
     again = [Operation(f"/layers.0/residual_group/layers.1/{name}/Gemm", "Gemm", 1.0) for name in ("norm2", "norm2_1")]
     # `conv_9` has no first call, so the number is its name.
-    spans = spans_of([*again, Operation("/conv_9/Conv", "Conv", 1.0)])
+    spans = spans_of_atd([*again, Operation("/conv_9/Conv", "Conv", 1.0)])
     assert [s.module for s in spans] == [*["layers.0.residual_group.layers.1.norm2"] * 2, "conv_9"]
 
 
@@ -102,7 +109,7 @@ def test_openvino_counters_are_mapped_by_what_was_fused():
     runs = [{"MVN_1": ("MVN", ms), "/conv_first/Conv": ("Convolution", 1.0)} for ms in (3.0, 1.0, 2.0)]
     found = counters.operations_of(runs, {"MVN_1": ("MVN_1", f"{LAYER}/norm1/LayerNormalization")})
     assert found[0].ms == 2.0
-    assert spans_of(found)[0].module == f"{PATH}.norm1"
+    assert spans_of_atd(found)[0].module == f"{PATH}.norm1"
 
 
 DOCUMENTED = [
@@ -119,7 +126,7 @@ def test_the_profile_of_trtexec_as_documented(tmp_path):
     assert (first.ms, first.kind) == (0.09, "Softmax")
     assert foreign.kind == "fused subgraph"
     assert copy.kind == "copy"
-    modules = [span.module for span in spans_of([first, foreign, copy])]
+    modules = [span.module for span in spans_of_atd([first, foreign, copy])]
     assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
     for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
         with pytest.raises(InputError):
@@ -153,7 +160,7 @@ def test_a_real_artifact_is_mapped_almost_whole(artifact, tmp_path, runtime):
         pytest.skip(f"{runtime} is not installed")
     (target,) = choose(artifact, runtime, 1, False)
     operations = collect(target, np.stack([photo(37, 53)] * 2))
-    data = {**beginning("layers", {"name": "x"}, {}), **layers_result(operations, runtime)}
+    data = {**beginning("layers", {"name": "x"}, {}), **layers_result(operations, runtime, ATD)}
     total = data["total_ms"]
     assert data["found"].get("name", 0) > 0.75 * total
     assert data["found"].get("unknown", 0) == 0

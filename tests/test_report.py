@@ -22,6 +22,7 @@ from ppexport.backends.backend import Operation
 from ppexport.cli import app
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import models_folder
 from ppexport.parity.columns import Sample, save_column, save_inputs
 from ppexport.parity.inputs import ParityInput
@@ -48,7 +49,14 @@ def profile_folder(folder, times=None, subjects=None, **more):
 
 
 def write_layers(path, operations, measured, method):
-    path.write_text(json.dumps({**beginning("layers", measured, {}), **layers_result(operations, method)}))
+    path.write_text(
+        json.dumps(
+            {
+                **beginning("layers", measured, {}),
+                **layers_result(operations, method, find_architecture("pp_atd_light")),
+            }
+        )
+    )
 
 
 def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision="fp32"):

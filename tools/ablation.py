@@ -30,7 +30,7 @@ from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.atd.pp_network import PPATDLight
 from ppexport.networks.card import PurePassOptions
 from ppexport.networks.load import card_of, load_network
-from ppexport.parity.evaluate import Pair, evaluate, find_pairs, network_upscaler
+from ppexport.parity.evaluation import Pair, evaluate, find_pairs, network_upscaler
 
 FACTORS: dict[str, dict[Any, str]] = {
     "compensation": {"value": "compensation value", "zero": "compensation zero", "normed": "compensation normed"},

@@ -215,11 +215,11 @@ def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, con
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     """Print time by branch of every runtime."""
-    from ppexport.profile.by_layer import BRANCHES, why_sum_differs
+    from ppexport.profile.by_layer import branches, why_sum_differs
 
     rows = [
         [b, *(f"{d['branches'].get(b, 0):.2f} ({100 * d['branches'].get(b, 0) / d['total_ms']:.0f} %)" for d in found)]
-        for b in BRANCHES
+        for b in branches()
         if any(b in d["branches"] for d in found)
     ]
     rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])

@@ -93,7 +93,8 @@ class ArtifactColumn:
             result = self.runner.run_unchecked(prepared)
             return Sample(result.sr, result.impure_tokens, capacity=result.capacity or None)
         inside = self.probe.run(feeds(manifest, prepared), _wide(categories))
-        sr, impure, pure, labels = inside.sr, inside.impure_tokens, inside.pure, inside.labels
+        sr, impure, pure = inside.sr, inside.impure_tokens, inside.pure
+        labels: NDArray[Any] | None = inside.labels
         if categories is None and not self.probe.gives_picture:
             sr, impure, _ = self.runner.run_unchecked(prepared)
         if manifest.mask == "input":

@@ -49,7 +49,7 @@ def _sample(sr: Tensor, impure: int, trace: Trace, pure: Tensor | None, labels: 
         sr=sr.numpy(),
         impure=impure,
         categories=narrow(_rows(trace.categories)),
-        gaps=_rows(trace.gaps) if trace.gaps else None,
+        gaps=np.asarray(_rows(trace.gaps), np.float32) if trace.gaps else None,
         pure=None if pure is None else pure.reshape(-1).numpy(),
         labels=None if labels is None else labels.reshape(-1).numpy().astype(np.uint8),
     )

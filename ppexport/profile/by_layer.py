@@ -26,7 +26,7 @@ from functools import reduce
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,47 +36,15 @@ from ppexport.backends.onnx.modules import module_of_name
 from ppexport.device.artifact import read_artifact
 from ppexport.device.job import Job
 from ppexport.device.launch import ask
-from ppexport.device.target import Target
+from ppexport.device.target import LayerTimes, Target, runtimes
 from ppexport.errors import InputError, UnavailableError
-from ppexport.networks.atd.roles import BRANCHES as ROLES
-from ppexport.networks.atd.roles import branch_of
+from ppexport.networks.architecture import Architecture, architectures, find_architecture
 from ppexport.profile.result import Profile, follow_up, read_result
 
 FORMAT = "ppexport-layers"
-BRANCHES = (*ROLES, "unknown")
 COUNTER = re.compile(r"_\d+$")
 
 
-class Source(NamedTuple):
-    """Where a runtime's times come from."""
-
-    module: str
-    """Has `layer_times(target, artifact, images) -> list[Operation]`."""
-    method: str
-    """For people."""
-    estimates: bool = False
-    """Whether the times are shares of a run, of 1."""
-
-
-SOURCES = {
-    "onnxruntime": Source(
-        "ppexport.backends.onnx.ort_trace",
-        "ONNX Runtime's trace: median of every node over 12 runs; tracing adds to the time",
-    ),
-    "openvino": Source(
-        "ppexport.backends.openvino.counters",
-        "OpenVINO's counters: median of every operation over 12 runs; counting adds to the time",
-    ),
-    "tensorrt": Source(
-        "ppexport.backends.tensorrt.layer_profile",
-        "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)",
-    ),
-    "coreml": Source(
-        "ppexport.backends.coreml.planned_times",
-        "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)",
-        estimates=True,
-    ),
-}
 MOVES = frozenset(
     (
         "Gather", "GatherElements", "ScatterElements", "Scatter", "ScatterND", "CumSum", "ArgMax", "TopK", "Where",
@@ -92,6 +60,7 @@ MOVES = frozenset(
 class Span:
     """An operation and where it belongs."""
 
+    architecture: Architecture
     operation: Operation
     module: str | None
     """Dotted path, "" for the network itself, None where it is unknown."""
@@ -103,7 +72,7 @@ class Span:
         """Block and branch."""
         if self.module is None:
             return "unknown", "unknown"
-        return branch_of(self.module, self.operation.kind in MOVES)
+        return self.architecture.branch_of(self.module, self.operation.kind in MOVES)
 
 
 def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
@@ -116,10 +85,17 @@ def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
     return found
 
 
-def _source_of(target: Target) -> Source:
-    if target.runtime not in SOURCES:
+def _source_of(target: Target) -> LayerTimes:
+    source = runtimes()[target.runtime].times
+    if source is None:
         raise UnavailableError(f"{target.runtime} does not report the time of its layers: leave --layers out")
-    return SOURCES[target.runtime]
+    return source
+
+
+def branches() -> list[str]:
+    """The branches of all networks, in the order in which figures list them, and "unknown"."""
+    names = [name for architecture in architectures().values() for name in architecture.branches]
+    return list(dict.fromkeys([*names, "unknown"]))
 
 
 def print_layers(job: Job) -> None:
@@ -145,14 +121,14 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
             operations = import_module(source.module).read_profile(exported)
         if source.estimates:
             operations = [replace(op, ms=op.ms * subject["summary"]["p50_ms"]) for op in operations]
-        return layers_result(operations, source.method)
+        return layers_result(operations, source.method, find_architecture(subject["arch"]))
 
     return follow_up("layers", job, result, measure)
 
 
-def layers_result(operations: Sequence[Operation], method: str) -> dict[str, Any]:
+def layers_result(operations: Sequence[Operation], method: str, architecture: Architecture) -> dict[str, Any]:
     """What is found of *operations*: all of `layers.json` but what every file begins with."""
-    spans = spans_of(operations)
+    spans = spans_of(operations, architecture)
     return {
         "method": method,
         "total_ms": sum(operation.ms for operation in operations),
@@ -161,7 +137,7 @@ def layers_result(operations: Sequence[Operation], method: str) -> dict[str, Any
     }
 
 
-def spans_of(operations: Sequence[Operation]) -> list[Span]:
+def spans_of(operations: Sequence[Operation], architecture: Architecture) -> list[Span]:
     """Every operation, in the order of execution, with its module."""
     called = {module for operation in operations for module in _calls(operation)}
     # A module that is called again gets a counter, `norm_1`: the calls that have none tell which numbers are counters.
@@ -172,11 +148,13 @@ def spans_of(operations: Sequence[Operation]) -> list[Span]:
     spans = []
     for operation, own, left, right in zip(operations, named, before, after, strict=True):
         if own is not None:
-            spans.append(Span(operation, own, "name"))
+            spans.append(Span(architecture, operation, own, "name"))
         elif left is not None and right is not None:
-            spans.append(Span(operation, _common(left, right, called), "place"))
+            spans.append(Span(architecture, operation, _common(left, right, called), "place"))
         else:
-            spans.append(Span(operation, left if right is None else right, "place" if left or right else "unknown"))
+            spans.append(
+                Span(architecture, operation, left if right is None else right, "place" if left or right else "unknown")
+            )
     return spans
 
 
@@ -248,7 +226,7 @@ def read_layers(path: Path) -> dict[str, Any]:
     valid = all(isinstance(table, dict) and _numbers(table) for table in tables) and isinstance(data.get("cells"), dict)
     valid = valid and all(isinstance(row, dict) and _numbers(row) for row in data["cells"].values())
     valid = valid and isinstance(data.get("subject"), dict) and isinstance(data["subject"].get("name"), str)
-    if not valid or not set(data["branches"]) <= set(BRANCHES) or not _numbers({"total": data.get("total_ms")}):
+    if not valid or not set(data["branches"]) <= set(branches()) or not _numbers({"total": data.get("total_ms")}):
         raise InputError(f"{path} does not hold what a profile by layer holds")
     return data
 

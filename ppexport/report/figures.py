@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ppexport.errors import require
-from ppexport.profile.by_layer import BRANCHES
+from ppexport.profile.by_layer import branches
 from ppexport.profile.result import Profile
 from ppexport.report.material import Material
 
@@ -138,7 +138,7 @@ def layer_bars(layers: Sequence[dict[str, Any]]) -> str:
     plot = Plot(1.5 + 0.42 * len(layers))
     for row, data in enumerate(layers):
         left = 0.0
-        for index, branch in enumerate(BRANCHES):
+        for index, branch in enumerate(branches()):
             share = 100 * data["branches"].get(branch, 0.0) / max(data["total_ms"], 1e-12)
             label = branch if row == 0 else None
             plot.axes.barh(row, share, left=left, color=COLORS[index % len(COLORS)], label=label, height=0.65)
@@ -160,7 +160,7 @@ def block_bars(data: dict[str, Any]) -> str:
     plot = Plot()
     blocks = sorted(data["cells"])
     base = np.zeros(len(blocks))
-    for index, branch in enumerate(BRANCHES):
+    for index, branch in enumerate(branches()):
         values = np.array([data["cells"][block].get(branch, 0.0) for block in blocks])
         if values.any():
             plot.axes.bar(range(len(blocks)), values, bottom=base, color=COLORS[index % len(COLORS)], label=branch)

@@ -12,7 +12,7 @@ from typing import Any
 import ppexport
 from ppexport.errors import InputError, require
 from ppexport.files import write_text
-from ppexport.profile.by_layer import BRANCHES, why_sum_differs
+from ppexport.profile.by_layer import branches, why_sum_differs
 from ppexport.report import figures
 from ppexport.report.material import Material, Parity
 from ppexport.report.slides import slides
@@ -48,7 +48,7 @@ def render(material: Material, title: str) -> str:
             style=Markup(part(STYLE)),
             material=material,
             points=figures.pareto_points(material),
-            branches=BRANCHES,
+            branches=branches(),
             figures=figures,
             functions={"board": board_line, "judge": judge, "slides": slides, "why_sum_differs": why_sum_differs},
         )

@@ -22,7 +22,7 @@ from ppexport.errors import ArtifactError, InputError
 from ppexport.networks.architecture import Place, Routing, find_architecture, place_of
 
 if TYPE_CHECKING:
-    from ppexport.backends.coreml.package import Operation
+    from ppexport.backends.coreml.program import Operation
     from ppexport.device.runner import Arrays, Runner
     from ppexport.twin.twin import StaticTwin
 

@@ -26,7 +26,7 @@ from ppexport.backends.tensorrt.run_cuda import NO_GPU, Cuda
 from ppexport.backends.tensorrt.run_facts import Machine, check_machine, machine_of
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.mask import padded_size
-from ppexport.device.target import Runtime, Target
+from ppexport.device.target import LayerTimes, Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, present
 
 if TYPE_CHECKING:
@@ -306,5 +306,15 @@ def find_gpu(text: str) -> str:
 
 
 RUNTIME = Runtime(
-    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
+    "tensorrt",
+    "tensorrt",
+    ("tensorrt", "tensorrt_rtx_cu12"),
+    "GPU",
+    open_target,
+    installed_gpu,
+    find_gpu,
+    times=LayerTimes(
+        "ppexport.backends.tensorrt.layer_profile",
+        "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)",
+    ),
 )
