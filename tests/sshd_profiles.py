@@ -21,9 +21,8 @@ from ppexport.device.target import choose
 from ppexport.errors import PpexportError
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.profile.run import prepare_remote
-from ppexport.remote.job import Pace
+from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device
-from ppexport.remote.work import Telling
 
 SIZE = (32, 48)
 SINES = 24

@@ -41,7 +41,7 @@ from ppexport.parity.kept import Kept
 from ppexport.profile import run as profile_run
 from ppexport.profile.run import prepare
 from ppexport.remote.job import Job, remove_jobs
-from ppexport.remote.local import LocalTransport
+from ppexport.remote.opening import LocalTransport
 from ppexport.remote.transport import check_names
 from ppexport.search import search
 

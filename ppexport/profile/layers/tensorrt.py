@@ -17,9 +17,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, printable
 from ppexport.profile.layers.spans import Operation
-from ppexport.remote.output import printable
 
 MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")
