@@ -27,7 +27,20 @@ def discover(package: str, attribute: str, group: str) -> list[Any]:
             value = getattr(import_module(module.name), attribute, None)
             if value is not None:
                 found.append(value)
-    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+    return [*found, *loaded_entries(group)]
+
+
+def loaded_entries(group: str) -> list[Any]:
+    """What other installed packages name in the entry points of *group*.
+
+    Raises:
+        UnavailableError: an entry point cannot be loaded.
+    """
+    known: Any = entry_points()
+    # Before Python 3.10 a mapping, and boards have 3.8.
+    entries = known.select(group=group) if hasattr(known, "select") else known.get(group, ())
+    found = []
+    for entry in sorted(entries, key=lambda entry: entry.name):
         try:
             found.append(entry.load())
         except Exception as error:  # whatever another package's code raises

@@ -28,8 +28,8 @@ from ppexport.backends.coreml.precision import computes_half, computes_half_wide
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
 from ppexport.device.picture import psnr
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.exporting import capacity_set
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.parity.inputs import parity_inputs

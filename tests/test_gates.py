@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 
+from ppexport.backends.backend import Built, find_backend
 from ppexport.device.artifact import parse_manifest
 from ppexport.errors import CardError, InputError
-from ppexport.exporting import describe
-from ppexport.networks.card import Card, bundled_cards, make_card, read_card
+from ppexport.exporting import describe, make_request
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.card import bundled_cards, make_card, read_card
 from ppexport.parity.gates import ARTIFACT_GATES, TWIN, TWIN_GATE, Gate, artifact_gate, tighten, twin_gate
 
 FIELDS = {"name": "m", "summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT"}
 
 
-def test_a_card_may_name_every_gate_there_is():
-    named = get_args(get_args(Card.model_fields["gates"].annotation)[0])
-    assert set(named) == {TWIN, *ARTIFACT_GATES}
-
-
-@pytest.mark.parametrize("gates", [{"fp64": {"psnr": 60}}, {"fp16": {"psnr": -1}}, {"fp16": {"ssim": 1}}, {"fp16": 60}])
+@pytest.mark.parametrize(
+    "gates", [{"fp16": {"psnr": -1}}, {"fp16": {"ssim": 1}}, {"fp16": 60}, {"FP 16": {"psnr": 60}}]
+)
 def test_a_card_with_gates_that_are_none_is_refused(gates):
     with pytest.raises(CardError, match="bad model card: gates"):
         make_card(**FIELDS, gates=gates)
+
+
+def test_a_card_with_a_gate_for_a_precision_that_no_backend_has_is_refused(tmp_path):
+    card = read_card(bundled_cards()["pp_atd_light_x2"])
+    card = card.model_copy(update={"gates": make_card(**FIELDS, gates={"fp64": {"psnr": 60}}).gates})
+    with pytest.raises(InputError, match="a gate of the card of pp_atd_light_x2 is one of .*fp32.*twin.*not 'fp64'"):
+        make_request(card, backend="onnx", size=(16, 16), out=tmp_path / "a")
 
 
 def test_gates_are_tightened_limit_by_limit():
@@ -47,10 +52,12 @@ def test_a_looser_gate_is_an_error(asked):
 
 
 def manifest_of(card):
-    """What an artefact of *card* would say."""
-    twin = SimpleNamespace(scale=2, size=(16, 16), flavour="portable", tokens=256)
-    shape = SimpleNamespace(capacities=(256,), mask="graph")
-    return describe(twin, card, "onnx", "fp32", shape, {"model.onnx": "0" * 64}, {})
+    """What an artifact of *card* would say."""
+    job = SimpleNamespace(
+        card=card, architecture=find_architecture(card.arch), size=(16, 16), precision="fp32", capacities=(256,),
+        mask="graph",
+    )  # fmt: skip
+    return describe(job, Built(["model.onnx"]), find_backend("onnx"), {"model.onnx": "0" * 64})
 
 
 def test_an_artefact_carries_the_gates_of_its_card():

@@ -21,7 +21,7 @@ DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}
 RUNTIMES = {"onnxruntime"}
 """What device code imports beside `DEVICE`; the other runtimes are imported by name."""
 ROOMS = [
-    "errors", "files", "device", "folders", "remote", "imaging", "networks", "twin", "quantize", "backends",
+    "errors", "files", "plugins", "device", "folders", "remote", "imaging", "networks", "twin", "quantize", "backends",
     "exporting", "parity", "profile", "search", "report", "cli",
 ]  # fmt: skip
 """In the order of the way through the house."""

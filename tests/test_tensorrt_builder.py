@@ -23,8 +23,8 @@ import ppexport
 from ppexport.backends.tensorrt import build_engine
 from ppexport.backends.tensorrt.build_engine import BuildFailed, engine_artifact, failure
 from ppexport.device.artifact import read_artifact
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import UnavailableError
-from ppexport.exporting import capacity_set
 from ppexport.remote.archive import make_archive
 
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.lint import lint_model
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Runtime, Severity
 from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.backends.onnx.rules import Runtime, Severity
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cli import app
 from ppexport.device.picture import psnr
@@ -105,8 +105,8 @@ def test_no_cast_is_doubled(kept):
 
 
 def test_the_linter_has_nothing_against_it(kept):
-    report = lint_model(kept[0] / "model.onnx", runtimes=[Runtime.TENSORRT])
-    assert [f for f in report.findings if f.severity is not Severity.NOTE] == []
+    findings = lint_here(kept[0] / "model.onnx").findings
+    assert [f for f in findings if Runtime.TENSORRT in f.runtimes and f.severity is not Severity.NOTE] == []
 
 
 def test_the_artefact_says_what_it_is(kept):

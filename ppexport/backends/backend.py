@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ppexport.device.runner import Arrays
+    from ppexport.device.target import Runtime
     from ppexport.networks.architecture import Architecture
     from ppexport.networks.card import Card
     from ppexport.networks.network import Network
@@ -113,8 +114,6 @@ class Built:
     files: Sequence[str]
     """Names in the job's folder; the first is the model that a runtime loads."""
     flavour: str = "portable"
-    backend: str = ""
-    """Whose runtimes run it; "" is the backend that built it."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the manifest: `build`, `quantisation`, `activation_bytes`."""
 
@@ -205,6 +204,8 @@ class Backend(ABC):
     """Capacities of a capacity set; 1 where a set is of no use."""
     kind: str = ""
     """The backend whose runtimes run what is built; "" is this one."""
+    runtimes: tuple[Runtime, ...] = ()
+    """Of a backend outside this package; those in it have theirs in `run*.py`, which boards get."""
 
     def options(self) -> type[BaseModel]:
         """The model of the options that are this backend's own, as `-O key=value` takes them."""
@@ -219,6 +220,10 @@ class Backend(ABC):
             InputError: these options do not fit together.
             UnavailableError: something is missing on this machine.
         """
+
+    def prefers_host_mask(self, options: Any, is_set: bool) -> bool:
+        """Whether the Pure-Pass mask should be an input unless something else is asked for."""
+        return False
 
     @abstractmethod
     def build(self, job: BuildJob) -> Built:

@@ -17,7 +17,7 @@ from ppexport.device.jetson import describe_jetson
 from ppexport.device.journal import FORMAT, VERSION
 from ppexport.device.machine import describe, versions
 from ppexport.device.measure import INSIDE, Plan, plan_from
-from ppexport.device.target import RUNTIMES, Target, facts
+from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
     from ppexport.profile.pictures import Picture
@@ -71,7 +71,7 @@ def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan
         "address": address,
         "ppexport": ppexport.__version__,
         "subjects": [facts(target, read_artifact(Path(target.artifact))) for target in targets],
-        "packages": [RUNTIMES[target.runtime][1] for target in targets],
+        "packages": [runtimes()[target.runtime].packages for target in targets],
         "plan": vars(plan),
         "images": [picture.facts() for picture in pictures],
         "inside_the_clock": INSIDE,

@@ -222,7 +222,7 @@ def joules(times_ns: Sequence[int], watts: Sequence[Optional[float]], begin_ns: 
 
 
 STATUS = re.compile(r"^\s*Thermal Status: ([0-6])\s*$", re.MULTILINE)
-PHONE_TEMPERATURE = re.compile(r"Temperature\{mValue=(-?\d{1,3}(?:\.\d{1,8})?), mType=(-?\d{1,2}), mName=([^,}]{1,40}),")
+PHONE_CELSIUS = re.compile(r"Temperature\{mValue=(-?\d{1,3}(?:\.\d{1,8})?), mType=(-?\d{1,2}), mName=([^,}]{1,40}),")
 CURRENT = "Current temperatures from HAL:"
 DUMP = ("dumpsys", "thermalservice")
 SECONDS = 5.0
@@ -242,7 +242,7 @@ def thermal(text: str) -> Reading:
         found["throttling"] = float(status.group(1))
     kept, title, current = text.partition(CURRENT)
     for part in (kept, current if title else ""):
-        for celsius, _, name in PHONE_TEMPERATURE.findall(part):
+        for celsius, _, name in PHONE_CELSIUS.findall(part):
             if -40 < float(celsius) < 200:
                 found["celsius." + name.strip()] = float(celsius)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -74,7 +74,7 @@ class Card(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict)
     published: dict[str, Any] = Field(default_factory=dict)
     default_size: tuple[int, int] = (64, 64)
-    gates: dict[str, CardGate] = Field(default_factory=dict)
+    gates: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], CardGate] = Field(default_factory=dict)
     """By precision; "twin" is the gate between network and twin."""
 
     @model_validator(mode="before")

@@ -28,7 +28,7 @@ class ArtifactColumn:
 
     def __init__(self, runner: Runner) -> None:
         from ppexport.backends.onnx.debug import DebugModel
-        from ppexport.backends.onnx.reading.model_file import artifact_model
+        from ppexport.backends.onnx.model_file import artifact_model
         from ppexport.backends.onnx.rounding import RoundedModel
 
         self.runner, self.manifest = runner, runner.artifact.manifest

@@ -30,12 +30,14 @@ from ppexport.remote.transport import Transport
 
 ROOT = Path(ppexport.__file__).parent
 MODULES = (
-    "__init__", "errors", "files",
+    "__init__", "errors", "files", "plugins",
     *(str(path.relative_to(ROOT).with_suffix(""))
-      for pattern in ("device/*.py", "backends/__init__.py", "backends/*/__init__.py", "backends/*/run*.py")
+      for pattern in ("device/*.py", "backends/*/run*.py")
       for path in sorted(ROOT.glob(pattern))),
 )  # fmt: skip
 """All that runs on a device: the room `device`, and what each backend runs its files with."""
+EMPTY = sorted({"backends/__init__", *(f"{Path(name).parent}/__init__" for name in MODULES if name[:9] == "backends/")})
+"""Packages whose own `__init__` says what a backend can build, which no device needs."""
 NAMES = tuple("ppexport" + f"/{name}".replace("/__init__", "").replace("/", ".") for name in MODULES)
 """The same as Python imports them."""
 MAIN = "device/agent"
@@ -68,8 +70,9 @@ def make_archive() -> bytes:
     """The archive, for `python3 agent.pyz`."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, source in {"__main__": MAIN, **{f"ppexport/{name}": name for name in MODULES}}.items():
-            text = (ROOT / f"{source}.py").read_text(encoding="utf-8")
+        sources = {"__main__": MAIN, **{f"ppexport/{name}": name for name in (*MODULES, *EMPTY)}}
+        for name, source in sources.items():
+            text = "" if source in EMPTY else (ROOT / f"{source}.py").read_text(encoding="utf-8")
             archive.writestr(zipfile.ZipInfo(f"{name}.py", LONG_AGO), text, zipfile.ZIP_DEFLATED)
     return stream.getvalue()
 

@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 
 from ppexport.backends.onnx.collect import crop_inputs
 from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.reading.model_file import artifact_model
 from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.folders import Run, is_artifact
+from ppexport.networks.architecture import find_architecture
 from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.crops import Crop, pixel_hash
@@ -121,6 +122,7 @@ class Search:
     ) -> None:
         self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
         self.model = artifact_model(artifact)
+        self.architecture = find_architecture(artifact.manifest.arch)
         # A budget decides between placements, it does not change what they cost.
         asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
         cut = [[c.name, pixel_hash(c.hr)] for c in crops]
@@ -171,7 +173,9 @@ class Search:
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         recipe = Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits)
-        model, _ = quantised(self.model, Quantisation(self.wish.precision, self.calibration, recipe), groups)
+        model, _ = quantised(
+            self.model, Quantisation(self.wish.precision, self.architecture, self.calibration, recipe), groups
+        )
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
         opened = RoundedModel if self.wish.precision == "mixed" else DebugModel
         with TemporaryDirectory() as scratch:

@@ -102,6 +102,8 @@ def make_twin(
         TwinError: the rewrite cannot express this network, size, capacity or flavour.
         InputError: `networks.load.check_network` refuses the network.
     """
+    if not isinstance(network, Network):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use a registered architecture")
     architecture = find_architecture(check_network(network).arch)
     if flavour not in architecture.flavours:
         raise TwinError(

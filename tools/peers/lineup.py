@@ -16,8 +16,8 @@ from peers.race import BASELINE, Heat
 from ppexport.backends.onnx.export_onnx import MODEL
 from ppexport.device.artifact import GROUP, ONNX_FLAVOURS
 from ppexport.device.mask import padded_tokens
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
 from ppexport.networks.atd.cost import count_macs
 
 PEERS = "peers"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from ppexport.backends.backend import Request
+from ppexport.backends.options import NoOptions
 from ppexport.errors import InputError, UnavailableError, require
 
 COREML_PRECISIONS = ("fp32", "fp16", "w8", "w8a8")
@@ -55,3 +59,23 @@ def check_coreai(precision: str) -> None:
     """Raise InputError for a Core AI asset that cannot be made."""
     if precision not in COREAI_PRECISIONS:
         raise InputError(f"a Core AI precision is one of {', '.join(COREAI_PRECISIONS)}, not {precision!r}")
+
+
+class CoreMLOptions(NoOptions):
+    """Options of `--backend coreml`."""
+
+    target: Literal["iOS16", "iOS17", "iOS18"] = Field(
+        default="iOS18", description="deployment target; each also stands for the macOS of its year"
+    )
+    interface: Literal["tensor", "image"] = Field(
+        default="tensor", description="image takes and gives an app's pictures, of 8 bits"
+    )
+
+
+def check_request(request: Request) -> None:
+    """Raise InputError for a package that cannot be made."""
+    options, quantisation = request.options, request.quantisation
+    check_coreml(request.precision, options.target, options.interface, request.capacities)
+    if quantisation is not None and quantisation.recipe.weight_bits != 8:
+        bits = quantisation.recipe.weight_bits
+        raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {bits}")

@@ -17,6 +17,7 @@ import numpy as np
 from ppexport.device.artifact import Artifact, capacity_function
 from ppexport.device.picture import to_input, to_uint8
 from ppexport.device.runner import Prepared, Result, Runner, feeds
+from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE", "all": "ALL"}
@@ -149,3 +150,13 @@ class CoreMLMacRunner(Runner):
         inputs.pop("slots", None)
         found = self._function(prepared.capacity).predict(inputs)
         return Result(found["sr"], int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)
+
+
+RUNTIME = Runtime(
+    "coreml",
+    "coreml",
+    ("coremltools",),
+    "ALL",
+    lambda artifact, target: CoreMLMacRunner(artifact, target.device),
+    lambda: ["ALL"] if sys.platform == "darwin" else [],
+)

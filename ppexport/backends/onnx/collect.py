@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ppexport.backends.onnx.half_audit import audit, rounding_db
-from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
 from ppexport.backends.onnx.tensors import Recorded, find_tensors, showing, sources_of
 from ppexport.device.artifact import Artifact, read_artifact
@@ -23,6 +23,7 @@ from ppexport.errors import InputError
 from ppexport.exporting import export, installed_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.folders import work_beside
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.quantize.calibration import PERCENTILES, About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.crops import Crop, Source
@@ -194,7 +195,7 @@ TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add_ou
 
 def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
     """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32."""
-    findings = audit(artifact_model(artifact), calibration)
+    findings = audit(artifact_model(artifact), calibration, find_architecture(artifact.manifest.arch))
     return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 

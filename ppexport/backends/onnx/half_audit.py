@@ -9,6 +9,7 @@ import onnx
 
 from ppexport.backends.onnx.tensors import sources_of
 from ppexport.backends.tensorrt.half import LARGEST, computes_half, split_sum
+from ppexport.networks.architecture import Architecture
 from ppexport.quantize.calibration import Calibration
 
 MARGIN = 8.0
@@ -43,7 +44,7 @@ def judge(calibration: Calibration, name: str) -> str | None:
     return None
 
 
-def audit(model: onnx.ModelProto, calibration: Calibration) -> list[Finding]:
+def audit(model: onnx.ModelProto, calibration: Calibration, architecture: Architecture) -> list[Finding]:
     """The nodes of *model* that fp16 is meant for and that *calibration* forbids, named as `write_half` names them.
 
     A tensor that was not recorded, such as a stored weight, is judged by nobody: `write_half` refuses weights that
@@ -52,8 +53,8 @@ def audit(model: onnx.ModelProto, calibration: Calibration) -> list[Finding]:
     recorded = set(calibration.names)
     split = onnx.ModelProto()
     split.CopyFrom(model)
-    split_sum(split)
-    candidates = [node for node in split.graph.node if computes_half(node)]
+    split_sum(split, architecture)
+    candidates = [node for node in split.graph.node if computes_half(node, architecture)]
     sources = sources_of(split, {name for node in candidates for name in (*node.input, *node.output) if name})
     findings = []
     for node in candidates:

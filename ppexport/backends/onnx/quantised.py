@@ -37,8 +37,8 @@ def quantised(
     if wish.precision != "int8":
         int8 = int8_nodes(result)
         # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.
-        findings = [found for found in audit(result, wish.calibration) if found.node not in int8]
-        result = write_half(result, keep=int8 | {found.node for found in findings})
+        findings = [found for found in audit(result, wish.calibration, wish.architecture) if found.node not in int8]
+        result = write_half(result, wish.architecture, keep=int8 | {found.node for found in findings})
     return result, findings
 
 

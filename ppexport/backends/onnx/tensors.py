@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import parse_model
-from ppexport.backends.onnx.reading.view import Origin
+from ppexport.backends.onnx.graph_view import Origin, build_view
+from ppexport.backends.onnx.model_file import parse_model
 from ppexport.backends.onnx.run_external import graph_bytes
 from ppexport.backends.tensorrt.half import MOVES
 from ppexport.device.artifact import Artifact

@@ -111,7 +111,7 @@ class EngineRequest:
             "workspace_mb": self.workspace_mb,
             "optimization_level": self.optimization_level,
             "runtime": self.runtime,
-            "activation_bytes": manifest.engine.get("activation_bytes"),
+            "activation_bytes": manifest.activation_bytes or None,
         }
 
     @property

@@ -6,6 +6,7 @@ What is around TensorRT and CUDA is tested with a stand-in for both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.tensorrt.run_builder import BuildError, Log, describe_gpu, import_tensorrt
@@ -14,7 +15,8 @@ from ppexport.backends.tensorrt.run_facts import Machine, check_machine, check_t
 from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
 from ppexport.device.runner import Prepared, Result, Runner, feeds
-from ppexport.errors import ArtifactError, PpexportError, UnavailableError
+from ppexport.device.target import Runtime, Target
+from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
@@ -215,3 +217,25 @@ class TensorRTRunner(Runner):
 
     def _close(self) -> None:
         self.session.close()
+
+
+def open_target(artifact: Artifact, target: Target) -> TensorRTRunner:
+    """*artifact* on this machine's GPU."""
+    return TensorRTRunner(artifact, target.trust)
+
+
+def installed_gpu() -> list[str]:
+    """ "GPU" where a TensorRT is installed; whether there is a GPU shows when an engine is opened."""
+    return ["GPU"] if any(find_spec(name) is not None for name in ("tensorrt", "tensorrt_rtx")) else []
+
+
+def find_gpu(text: str) -> str:
+    """ "GPU". Raises InputError for anything else."""
+    if text != "GPU":
+        raise InputError(f"a TensorRT engine runs on the GPU that it was built for: tensorrt:{text} cannot be chosen")
+    return text
+
+
+RUNTIME = Runtime(
+    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
+)
