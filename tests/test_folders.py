@@ -40,7 +40,7 @@ from ppexport.parity.inputs import parity_inputs
 from ppexport.profile import latency_run
 from ppexport.profile.latency_run import prepare
 from ppexport.remote.job import Job, remove_jobs
-from ppexport.remote.local import LocalTransport
+from ppexport.remote.opening import LocalTransport
 from ppexport.remote.transport import check_names
 from ppexport.search import search
 

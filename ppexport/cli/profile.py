@@ -14,7 +14,7 @@ from ppexport.cli.console import continues_from, duration, emit_json, people, pr
 from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
 from ppexport.cli.profile_remote import There, clean_there, measure_there, parse_cores
 from ppexport.device.runner import check_threads
-from ppexport.errors import InputError, UnavailableError, counted, require
+from ppexport.errors import InputError, counted, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,17 +200,14 @@ def without_samples(result: Profile) -> dict[str, Any]:
 
 @contextmanager
 def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
-    """This Jetson's power mode and clocks while the block runs. Raises UnavailableError where they cannot be set."""
-    from ppexport.device.jetson import Refused, clocks_locked, power_mode_set
+    """This Jetson's power mode and clocks while the block runs. Raises Refused where they cannot be set."""
+    from ppexport.device.jetson import clocks_locked, power_mode_set
 
     def warn(text: str) -> None:
         console.print(f"warning: {text}")
 
-    try:
-        with power_mode_set(power_mode, str(folder), warn), clocks_locked(lock_clocks, str(folder), warn):
-            yield
-    except Refused as error:
-        raise UnavailableError(str(error)) from None
+    with power_mode_set(power_mode, str(folder), warn), clocks_locked(lock_clocks, str(folder), warn):
+        yield
 
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from ppexport.device.job import Job
 from ppexport.device.journal import FORMAT as JOURNAL
 from ppexport.device.journal import JournalError, lines_of
-from ppexport.device.tegrastats import joules
+from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
 from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
