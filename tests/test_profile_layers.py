@@ -18,8 +18,9 @@ from ppexport.backends.openvino import counters
 from ppexport.backends.tensorrt import layer_profile
 from ppexport.device.target import choose
 from ppexport.errors import InputError
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd.roles import BRANCHES
-from ppexport.profile.by_layer import collect, layers_result, read_layers, summed
+from ppexport.profile.by_layer import collect, layers_result, read_layers, spans_of, summed
 from ppexport.profile.result import beginning
 
 LAYER = "/layers.1/residual_group/layers.4"

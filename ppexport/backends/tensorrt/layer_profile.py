@@ -19,7 +19,6 @@ from typing import Any
 from ppexport.backends.backend import Operation
 from ppexport.errors import InputError, UnavailableError
 from ppexport.files import read_limited_json
-from ppexport.remote.output import printable
 
 MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")
