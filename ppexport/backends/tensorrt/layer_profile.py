@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.backends.backend import Operation
-from ppexport.errors import InputError, printable, UnavailableError
+from ppexport.errors import InputError, UnavailableError, printable
 from ppexport.files import read_limited_json
 
 MAX_BYTES = 1 << 26
