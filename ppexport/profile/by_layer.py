@@ -26,7 +26,7 @@ from functools import reduce
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,41 +42,17 @@ from ppexport.networks.atd.roles import BRANCHES as ROLES
 from ppexport.networks.atd.roles import branch_of
 from ppexport.profile.result import Profile, follow_up, read_result
 
-FORMAT = "ppexport-layers"
 BRANCHES = (*ROLES, "unknown")
 COUNTER = re.compile(r"_\d+$")
 
 
-class Source(NamedTuple):
-    """Where a runtime's times come from."""
-
-    module: str
-    """Has `layer_times(target, artifact, images) -> list[Operation]`."""
-    method: str
-    """For people."""
-    estimates: bool = False
-    """Whether the times are shares of a run, of 1."""
-
-
 SOURCES = {
-    "onnxruntime": Source(
-        "ppexport.backends.onnx.ort_trace",
-        "ONNX Runtime's trace: median of every node over 12 runs; tracing adds to the time",
-    ),
-    "openvino": Source(
-        "ppexport.backends.openvino.counters",
-        "OpenVINO's counters: median of every operation over 12 runs; counting adds to the time",
-    ),
-    "tensorrt": Source(
-        "ppexport.backends.tensorrt.layer_profile",
-        "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)",
-    ),
-    "coreml": Source(
-        "ppexport.backends.coreml.planned_times",
-        "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)",
-        estimates=True,
-    ),
+    "onnxruntime": "ppexport.backends.onnx.ort_trace",
+    "openvino": "ppexport.backends.openvino.counters",
+    "tensorrt": "ppexport.backends.tensorrt.layer_profile",
+    "coreml": "ppexport.backends.coreml.planned_times",
 }
+"""{runtime: module}. It has `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people."""
 MOVES = frozenset(
     (
         "Gather", "GatherElements", "ScatterElements", "Scatter", "ScatterND", "CumSum", "ArgMax", "TopK", "Where",
@@ -86,6 +62,14 @@ MOVES = frozenset(
     )
 )  # fmt: skip
 """Kinds of operation that move tokens or count them."""
+LONGER = (
+    "recording the time of every operation takes time itself, and operations that ran side by side count in full, so "
+    "compare shares and not milliseconds"
+)
+SHORTER = (
+    "the profiler runs on its own and times operations alone, not checks, mask and copies around them, nor what slowed "
+    "the measured queries down"
+)
 
 
 @dataclass(frozen=True)
@@ -111,15 +95,15 @@ def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
 
     Raises UnavailableError for a runtime that reports no times, else as the runner does.
     """
-    module = import_module(_source_of(target).module)
-    found: list[Operation] = module.layer_times(target, read_artifact(Path(target.artifact)), images)
+    source = _source_of(target)
+    found: list[Operation] = source.layer_times(target, read_artifact(Path(target.artifact)), images)
     return found
 
 
-def _source_of(target: Target) -> Source:
+def _source_of(target: Target) -> Any:
     if target.runtime not in SOURCES:
         raise UnavailableError(f"{target.runtime} does not report the time of its layers: leave --layers out")
-    return SOURCES[target.runtime]
+    return import_module(SOURCES[target.runtime])
 
 
 def print_layers(job: Job) -> None:
@@ -142,10 +126,10 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
             answer = json.loads(ask("ppexport.profile.by_layer:print_layers", only))
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]
         else:
-            operations = import_module(source.module).read_profile(exported)
-        if source.estimates:
+            operations = source.read_profile(exported)
+        if getattr(source, "ESTIMATES", False):
             operations = [replace(op, ms=op.ms * subject["summary"]["p50_ms"]) for op in operations]
-        return layers_result(operations, source.method)
+        return layers_result(operations, source.METHOD)
 
     return follow_up("layers", job, result, measure)
 
@@ -231,19 +215,13 @@ def why_sum_differs(data: dict[str, Any]) -> str | None:
     total = data["total_ms"]
     if not isinstance(p50, (int, float)) or p50 <= 0 or abs(total - p50) <= p50 / 3:
         return None
-    why = (
-        "recording the time of every operation takes time itself, and operations that ran side by side count in full, "
-        "so compare shares and not milliseconds"
-        if total > p50
-        else "the profiler runs on its own and times operations alone, not checks, mask and copies around them, nor "
-        "what slowed the measured queries down"
-    )
+    why = LONGER if total > p50 else SHORTER
     return f"All operations take {total:.1f} ms, the measured p50 is {p50:.1f} ms: {why}."
 
 
 def read_layers(path: Path) -> dict[str, Any]:
     """A checked `layers.json`. Raises InputError."""
-    data = read_result(path, FORMAT, 1)
+    data = read_result(path, "ppexport-layers", 1)
     tables = [data.get(name) for name in ("branches", "blocks", "modules", "kinds", "found")]
     valid = all(isinstance(table, dict) and _numbers(table) for table in tables) and isinstance(data.get("cells"), dict)
     valid = valid and all(isinstance(row, dict) and _numbers(row) for row in data["cells"].values())

@@ -21,6 +21,7 @@ from ppexport.errors import InputError, UnavailableError
 from ppexport.files import read_limited_json
 from ppexport.remote.output import printable
 
+METHOD = "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)"
 MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")
 
