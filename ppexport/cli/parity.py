@@ -15,7 +15,7 @@ from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppexport.parity.compare import Pair
+    from ppexport.parity.pair import Pair
     from ppexport.parity.run import ParityReport
 
 EXAMPLE = "Example: ppexport parity x2_64 -o x2_64-parity"
