@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-cpus lint numbers wheel-test clean
+.PHONY: demo test test-slow test-cpus test-boards lint numbers wheel-test clean
 
 demo: $(READY)
 	$(BIN)/ppexport demo -o demo
@@ -21,6 +21,10 @@ test-slow: $(READY)
 # The tests of numerics under other instruction sets that this machine can imitate.
 test-cpus: $(READY)
 	bash tests/cpus.sh $(BIN)/python
+
+# What boards get, under the Pythons and NumPys that they have, as far as this machine has such a Python.
+test-boards: $(READY)
+	$(BIN)/python tests/boards.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

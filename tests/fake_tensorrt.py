@@ -12,13 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ppexport.backends.tensorrt.run_cuda import MEMORY, CudaMemoryError
 from ppexport.errors import ArtifactError
 
 
 class FakeCuda:
     """Device memory is NumPy arrays, a stream is a list of things done."""
 
-    def __init__(self):
+    def __init__(self, room=1000):
+        self.room = room
+        self.held = set()
         self.memory = {}
         self.graphs = []
         self.recording = None
@@ -32,15 +35,36 @@ class FakeCuda:
             self.recording.append((what, action))
 
     def device_array(self, size):
+        if not self.room:
+            raise CudaMemoryError(MEMORY)
+        self.room -= 1
         address = 4096 * (len(self.memory) + 1)
         self.memory[address] = np.zeros(size, np.uint8)
+        self.held.add(("device", address))
         return address
 
     def host_array(self, shape, dtype):
-        return np.full(shape, 7, dtype)
+        array = np.full(shape, 7, dtype)
+        self.held.add(("host", array.ctypes.data))
+        return array
 
     def stream(self):
+        self.held.add(("stream", 1))
         return 1
+
+    def free_device(self, address):
+        # cudaFree takes a null pointer, and nothing twice.
+        if address:
+            self.held.remove(("device", address))
+
+    def free_host(self, array):
+        self.held.remove(("host", array.ctypes.data))
+
+    def destroy_stream(self, stream):
+        self.held.remove(("stream", stream))
+
+    def destroy_graph(self, graph):
+        self.held.remove(("graph", graph))
 
     def upload(self, target, source, stream):
         self._put("upload", lambda: self.memory[target].__setitem__(slice(None), source.reshape(-1).view(np.uint8)))
@@ -57,6 +81,7 @@ class FakeCuda:
     def end_capture(self, stream):
         recorded, self.recording = self.recording, None
         self.graphs.append(recorded)
+        self.held.add(("graph", len(self.graphs)))
         return len(self.graphs)
 
     def launch(self, graph, stream):
@@ -110,24 +135,29 @@ class FakeEngine:
         return FakeContext(self)
 
 
-def fake_module(engine, name="tensorrt", version="10.3.0"):
-    """A module with the little of TensorRT that a session uses; *engine* None is one that it cannot load."""
+def fake_module(engine, name="tensorrt", version="10.3.0", said=None):
+    """A module with the little of TensorRT that a session uses; *engine* None is one that it cannot load.
 
-    class Logger:
-        ERROR = 1
+    It logs the error *said* when it loads one.
+    """
 
-        def __init__(self, severity):
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+        def __init__(self):
             pass
 
     class Runtime:
         def __init__(self, logger):
-            pass
+            self.logger = logger
 
         def deserialize_cuda_engine(self, plan):
             module.loaded.append(plan)
+            if said is not None:
+                self.logger.log(ILogger.ERROR, said)
             return engine
 
     module = types.ModuleType(name)
-    module.Logger, module.Runtime, module.__version__, module.loaded = Logger, Runtime, version, []
+    module.ILogger, module.Runtime, module.__version__, module.loaded = ILogger, Runtime, version, []
     module.Builder = object
     return module

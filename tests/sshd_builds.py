@@ -11,12 +11,10 @@ from pathlib import Path
 
 import onnx
 
-from ppexport.backends.tensorrt.engine_artifact import make_request
-from ppexport.backends.tensorrt.remote import RemoteBuild
+from ppexport.backends.tensorrt.build_engine import EngineBuild, EngineRequest
 from ppexport.device.artifact import Manifest, read_artifact, write_manifest
-from ppexport.remote.job import Pace
+from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device
-from ppexport.remote.work import Telling
 
 MODEL_BYTES = 200_000
 
@@ -69,8 +67,7 @@ class Told:
         artifact = read_artifact(self.source)
         with open_device(self.device.address, self.device.options) as transport:
             telling = Telling(self.lines.append, lambda doing: None)
-            work = RemoteBuild(transport, artifact, make_request(artifact), telling, self.pace)
-            return work.run(out, timeout)
+            return EngineBuild(transport, EngineRequest(artifact), Path(out), telling, self.pace).run(timeout)
 
 
 def in_background(work):

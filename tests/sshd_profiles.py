@@ -19,11 +19,10 @@ from ppexport.device.artifact import Manifest, write_manifest
 from ppexport.device.measure import Plan
 from ppexport.device.target import choose
 from ppexport.errors import PpexportError
+from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.remote import RemoteProfile, Settings
-from ppexport.profile.run import prepare_remote
-from ppexport.remote.job import Pace
+from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device
-from ppexport.remote.work import Telling
 
 SIZE = (32, 48)
 SINES = 24
@@ -32,7 +31,7 @@ BRIEF = Plan("quick", 16, 0.1, warm_windows=2, sensor_seconds=0.05)
 LONG = Plan("quick", 16, 2.0, warm_windows=2, sensor_seconds=0.05)
 
 
-def write_enlarger(folder: Path) -> Path:
+def write_enlarger(folder: Path, opset: int = 17) -> Path:
     """An artefact that ONNX Runtime runs in some milliseconds: x2 by repetition, whatever its manifest says.
 
     An atd_light, which has no mask. Its only work is a long chain of sines, so that a run has hundreds of queries.
@@ -55,7 +54,7 @@ def write_enlarger(folder: Path) -> Path:
          helper.make_tensor_value_info("impure_tokens", TensorProto.INT32, [1])],
         [scales, none],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
     helper.set_model_props(model, {"ppexport.capacities": "1536", "ppexport.card_sha256": card})
     onnx.save(model, folder / "model.onnx")
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Plays the Python module `tensorrt` on the device of `sshd.py`, as far as `engine_builder` uses it.
+"""Plays the Python module `tensorrt` on the device of `sshd.py`, as far as `run_builder` uses it.
 
 Copied there as `tensorrt.py`. Files in the folder `bin` beside its own steer it: `hold`, `fail` and `refuse`.
 """

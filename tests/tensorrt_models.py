@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ppexport.backends.tensorrt.engine_artifact import make_request
+from ppexport.backends.tensorrt.build_engine import WORK, EngineRequest
+from ppexport.device.agent import do_job
 from ppexport.device.artifact import read_artifact
 from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.atd.pp_network import PPATDLight
@@ -44,12 +47,22 @@ def random_network(arch: str, scale: int, compensation: str = "value") -> ATDLig
     return lively(PPATDLight(scale, PurePassOptions(compensation=compensation)))
 
 
-def request_in(folder: Path, artifact: Path, **changes) -> Path:
-    """A build folder with the model of *artifact* and a request for it; returns the request."""
-    source = read_artifact(artifact)
-    request = {**make_request(source, runtime="tensorrt_rtx"), **changes}
+def request_in(folder: Path, artifact: Path) -> EngineRequest:
+    """A build folder with the model of *artifact*; returns a request for it."""
+    request = EngineRequest(read_artifact(artifact), runtime="tensorrt_rtx")
+    write_request(folder, request.source.graph_file.read_bytes(), request.data)
+    return request
+
+
+def write_request(folder: Path, model: bytes, data: dict[str, object]) -> None:
+    """What the archive finds in a job's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / request["onnx"]).write_bytes(source.model_file.read_bytes())
-    path = folder / "request.json"
-    path.write_text(json.dumps(request))
-    return path
+    (folder / "model.onnx").write_bytes(model)
+    (folder / "request.json").write_text(json.dumps({"work": WORK, "id": "1", **data}))
+
+
+def run_job(folder: Path) -> tuple[int, list[dict[str, object]]]:
+    """Do the job of *folder* as the archive does; returns the exit code and the events."""
+    with redirect_stdout(io.StringIO()) as printed:
+        code = do_job(folder)
+    return code, [json.loads(line) for line in printed.getvalue().splitlines() if line.startswith("{")]

@@ -16,7 +16,7 @@ from shared import ODD
 from sshd import Device, alive, wait_until
 from sshd_builds import MODEL_BYTES, Told, build, command, error_of, in_background, write_source
 
-from ppexport.backends.tensorrt.trtexec import BuildFailed
+from ppexport.backends.tensorrt.build_engine import BuildFailed
 from ppexport.device.artifact import read_artifact
 from ppexport.remote.address import ConnectionLost, TransferError
 
@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_the_build_running(device, source, tmp_path):
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
-    assert "the build goes on at ssh://" in messages
+    assert "the build continues on ssh://" in messages
     assert "Traceback" not in messages
     assert len(device.jobs()) == 1
     done = build(source, *device.arguments, "-o", tmp_path / "engine", "--timeout", 1, code=3)

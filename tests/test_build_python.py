@@ -1,4 +1,4 @@
-"""`ppexport build` through TensorRT's Python API on a device: the real `engine_builder`, with a stand-in module."""
+"""`ppexport build` through TensorRT's Python API on a device: the real `run_builder`, with a stand-in module."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ def test_a_result_that_lies(board, source, tmp_path):
     job = board.jobs()[0]
     board.steer("hold", False)
     wait_until((job / "exit.0").exists)
-    result = json.loads((job / "result.json").read_text())
+    result = json.loads((job / "outcome.json").read_text())
     for change, message in (
         ({"engine_sha256": "0" * 64}, "not the one"),
-        ({"onnx_sha256": "0" * 64}, "another request: its onnx_sha256"),
-        ({"tf32": True}, "another request: its tf32"),
+        ({"id": "0" * 64}, "that of another request"),
+        ({"device": []}, "no usable device"),
         ({"seconds": "1"}, "no usable seconds"),
         ({"seconds": float("nan")}, "no usable seconds"),
-        ({"attention_fused": "yes"}, "no usable attention_fused"),
+        ({"activation_bytes": "1"}, "no usable activation_bytes"),
         ({"gpu": ["x"]}, "no usable gpu"),
         ({"gpu": "x" * 1000}, "no usable gpu"),
     ):
-        (job / "result.json").write_text(json.dumps({**result, **change}))
+        (job / "outcome.json").write_text(json.dumps({**result, **change}))
         with pytest.raises(TransferError, match=message):
             Told(board, source).run(out)
     assert not out.exists()
-    (job / "result.json").write_text(json.dumps({**result, "gpu": "\x1b[31mOrin"}))
+    (job / "outcome.json").write_text(json.dumps({**result, "gpu": "\x1b[31mOrin"}))
     Told(board, source).run(out)
     assert read_artifact(out).manifest.engine["gpu"] == "Orin"
 

@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 from ppexport.backends.tensorrt import trtexec
 from ppexport.remote.output import TAIL, JobOutput
 
-REQUEST = {
-    "version": 1, "onnx": "model.onnx", "onnx_sha256": "0" * 64, "engine": "model.engine", "log": "build.log",
-    "timing_cache": "timing.cache", "device": "device.json", "result": "result.json", "workspace_mb": None,
-    "precision": "fp32", "tf32": False, "slots": None, "optimization_level": None, "runtime": None,
-}  # fmt: skip
+REQUEST = {"tf32": False, "slots": None, "workspace_mb": None, "optimization_level": None}
 LOG = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b26] # trtexec --onnx=model.onnx
 [01/10/2024-21:52:50] [I] === Device Information ===
 [01/10/2024-21:52:50] [I] Available Devices:
@@ -57,16 +53,6 @@ def test_the_log():
         "[01/10/2024-21:52:50] [E] Error[4]: no kernel\n[E] Engine set up failed\n[I] [E] not one"
     )
     assert failed.errors == ["Error[4]: no kernel", "Engine set up failed"]
-
-
-def test_the_result_has_the_builders_fields():
-    layers = [{"Name": "_gemm_mha_v2_myl0", "LayerType": "kgen"}]
-    made = trtexec.result(
-        {**REQUEST, "slots": {"name": "slots", "lengths": [128]}}, trtexec.read_log(LOG), "a" * 64, 7, layers
-    )
-    assert made["attention_fused"] is True
-    assert made["profiles"] == [{"slots": [1, 128]}]
-    assert (made["tensorrt"], made["engine_bytes"], made["seconds"]) == ("10.3.0", 7, 61.25)
 
 
 def fed(*pieces):

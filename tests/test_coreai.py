@@ -134,18 +134,18 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "w8"], "a Core AI precision is one of fp32, fp16, not 'w8'"),
-        (["--flavour", "ort"], "flavours are for --backend onnx"),
-        (["--keep", "k"], "--keep is for ONNX graphs"),
-        (["--target", "iOS17"], "--target is for --backend coreml"),
-        (["--interface", "image"], "--interface is for --backend coreml"),
-        (["--calibration", "c.npz"], "--calibration is for --precision fp16, int8 or mixed of --backend onnx"),
-        (["--no-pad-heads"], "--no-pad-heads is for --backend tensorrt"),
+        (["--precision", "w8"], "precision of --backend coreai is one of fp32, fp16, not 'w8'"),
+        (["--flavour", "ort"], "flavour is an option of --backend onnx, not of coreai"),
+        (["--keep", "k"], "keep is an option of --backend onnx and tensorrt, not of coreai"),
+        (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
+        (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
+        (["--calibration", "c.npz"], "--calibration is for .* of --backend coreai, not for fp32"),
+        (["--no-pad-heads"], "pad_heads is an option of --backend tensorrt, not of coreai"),
         (["--capacity", "100"], "capacities are ascending multiples of 128 from 128 to 1024, not"),
         (["--size", "0x32"], "size"),
     ],
 )
-def test_bad_wishes_are_refused(options, message, fails, tmp_path):
+def test_bad_options_are_refused(options, message, fails, tmp_path):
     size = [] if "--size" in options else ["--size", "32x32"]
     fails("export", "pp_atd_light_x2", "--backend", "coreai", *size, *options, "-o", tmp_path / "x", message=message)
     assert not (tmp_path / "x").exists()

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppexport.remote
-from ppexport.errors import InputError
+from ppexport.errors import InputError, printable
 from ppexport.remote.address import SshAddress, TransferError, parse_address
 from ppexport.remote.opening import open_device
-from ppexport.remote.output import parse_object, printable
-from ppexport.remote.process import TimeIsUp, run_limited
+from ppexport.remote.output import parse_object
 from ppexport.remote.ssh import SshOptions, SshTransport
-from ppexport.remote.transport import fact_lines
+from ppexport.remote.transport import TimeIsUp, fact_lines, run_limited
 
 ADDRESSES = {
     "ssh://orin": SshAddress("orin"),
@@ -159,4 +158,5 @@ def test_devices_need_the_standard_library_only(path):
     found |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
     ours = {name for name in found if name.startswith("ppexport")}
     assert {name.partition(".")[0] for name in found - ours} <= sys.stdlib_module_names
-    assert all(name in ("ppexport.errors", "ppexport.files") or name.startswith("ppexport.remote") for name in ours)
+    rooms = {"ppexport", "ppexport.errors", "ppexport.files", "ppexport.device.agent"}
+    assert all(name in rooms or name.startswith("ppexport.remote") for name in ours)

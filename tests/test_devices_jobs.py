@@ -17,9 +17,8 @@ from sshd import alive, wait_until
 from ppexport.errors import InputError
 from ppexport.remote import scripts
 from ppexport.remote.address import DeviceError, DiskFullError, TransferError
-from ppexport.remote.job import Job, Pace, StillRunning, remove_jobs
-from ppexport.remote.local import LocalTransport
-from ppexport.remote.work import DetachedWork, Telling
+from ppexport.remote.job import DetachedWork, Job, Pace, StillRunning, Telling, remove_jobs
+from ppexport.remote.opening import LocalTransport
 
 FAST = Pace(poll=0.02, reconnect=())
 
@@ -87,7 +86,7 @@ def test_a_job_that_is_started_by_many_at_once_runs_once(job, tmp_path, monkeypa
 def test_a_job_that_another_command_removes_is_not_called_failed(job):
     class Work(DetachedWork[None]):
         noun, doing = "build", "building"
-        _failed_before = _finish = lambda self, *_: None
+        _failed_before = _collect = lambda self, *_: None
 
         def _start(self):
             self.job.put(Path(__file__), "a")
@@ -249,7 +248,7 @@ def test_a_job_outlives_who_started_it(local, tmp_path):
     local.checked("mkdir -p ~/.cache/ppexport/test-1")
     code = (
         "import os, signal\n"
-        "from ppexport.remote.job import Job\nfrom ppexport.remote.local import LocalTransport\n"
+        "from ppexport.remote.job import Job\nfrom ppexport.remote.opening import LocalTransport\n"
         "Job(LocalTransport(), 'test-1').start(['sh', '-c', 'sleep 1; echo survived'])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

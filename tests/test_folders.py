@@ -15,8 +15,7 @@ from sshd_builds import write_source
 from typer.testing import CliRunner
 
 from ppexport.backends.coreai.asset_probe import KeptResults
-from ppexport.cli import app
-from ppexport.cli import demo_pictures as demo
+from ppexport.cli import app, demo
 from ppexport.device.artifact import read_artifact
 from ppexport.device.journal import Journal
 from ppexport.device.launch import run
@@ -38,14 +37,14 @@ from ppexport.folders import (
 )
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
-from ppexport.profile import run as profile_run
-from ppexport.profile.run import prepare
+from ppexport.profile import latency_run
+from ppexport.profile.latency_run import prepare
 from ppexport.remote.job import Job, remove_jobs
-from ppexport.remote.local import LocalTransport
+from ppexport.remote.opening import LocalTransport
 from ppexport.remote.transport import check_names
 from ppexport.search import search
 
-RUNS = {"parity": parity_run.RUN, "profile": profile_run.RUN, "search": search.RUN, "demo": demo.RUN}
+RUNS = {"parity": parity_run.RUN, "profile": latency_run.RUN, "search": search.RUN, "demo": demo.RUN}
 IN_A_FOLDER = """
 import sys
 from pathlib import Path

@@ -14,7 +14,7 @@ from small_networks import SIZE, small_network
 import ppexport
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
-from ppexport.profile import archive
+from ppexport.remote import archive
 
 ROOT = Path(ppexport.__file__).parent
 DEVICE = {"numpy", "PIL", "ppexport", *sys.stdlib_module_names}

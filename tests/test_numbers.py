@@ -19,7 +19,7 @@ from all_numbers import bundled_with_weights, has_ablation, plan
 from ppexport.backends.backend import find_backend
 from ppexport.errors import InputError
 from ppexport.networks.card import bundled_cards, read_card
-from ppexport.report.numerics import NETWORK, read_numerics
+from ppexport.report.records import NETWORK, read_numerics
 
 CARD = {"summary": "s", "arch": "pp_atd_light", "licence": "MIT"}
 WEIGHTS = {"file": "w.safetensors", "sha256": "0" * 64}

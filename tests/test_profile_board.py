@@ -146,7 +146,7 @@ def test_the_mode_is_put_back_by_the_next_run_after_a_kill(jetson, enlarger, tmp
     kill(*agents(run))
     thread.join(60)
     assert isinstance(result[0], DeviceError), result
-    assert any("is still set for the measurement: the same command goes on" in line for line in run.lines)
+    assert any("is still set for the measurement: the same command continues" in line for line in run.lines)
     assert mode(jetson) == "0"
     done = said(enlarger, *jetson.arguments, "--clean")
     assert 'put it back by hand: power-before.json: {"number": 2, "name": "MODE_2"}' in done

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sshd import wait_until
 
-from ppexport.device import android, jetson
+from ppexport.device import jetson, machine, sensors
 from ppexport.device import jetson as power
-from ppexport.device.tegrastats import Tegrastats, joules, parse_line
+from ppexport.device.sensors import Tegrastats, joules, parse_line
 
 NANO_JP4 = (
     "RAM 2136/3956MB (lfb 1x1MB) SWAP 0/1978MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [10%@1428,off,off,5%@1428] "
@@ -78,7 +78,7 @@ def test_no_line_breaks_the_parsers(text):
     jetson.power_modes(text)
     jetson.clocks(text)
     jetson.l4t(text)
-    android.thermal(text)
+    sensors.thermal(text)
 
 
 def test_the_sensor_reads_and_ends_its_program():
@@ -303,20 +303,20 @@ Current cooling devices from HAL:
 
 
 def test_android():
-    assert android.thermal(THERMAL) == {"throttling": 2, "celsius.skin": 41.25, "celsius.battery": 29.5}
-    assert android.core_list("0,2,6-7") == [0, 2, 6, 7]
-    assert android.affinity_mask(android.core_list("4-7")) == "f0"
+    assert sensors.thermal(THERMAL) == {"throttling": 2, "celsius.skin": 41.25, "celsius.battery": 29.5}
+    assert machine.core_list("0,2,6-7") == [0, 2, 6, 7]
+    assert machine.affinity_mask(machine.core_list("4-7")) == "f0"
     for text in ("", "a", "7-4", "64", "-1", "1;2", "0-"):
         with pytest.raises(ValueError, match="cores"):
-            android.core_list(text)
+            machine.core_list(text)
 
 
 def test_a_phone_is_not_asked_at_every_reading(monkeypatch):
     asked: list[str] = []
-    sensor = android.Thermal(lambda: asked.append("now") or THERMAL)
+    sensor = sensors.Thermal(lambda: asked.append("now") or THERMAL)
     assert sensor() == sensor() == {"throttling": 2, "celsius.skin": 41.25, "celsius.battery": 29.5}
     assert asked == ["now"]
-    monkeypatch.setattr(android, "SECONDS", 0.0)
+    monkeypatch.setattr(sensors, "SECONDS", 0.0)
     sensor._next = 0.0
     sensor()
     assert len(asked) == 2
@@ -330,8 +330,8 @@ def test_a_phone_that_answers_slowly_is_asked_less_often(monkeypatch):
         now[0] += 30.0
         return ""
 
-    monkeypatch.setattr(android.time, "monotonic", lambda: now[0])
-    sensor = android.Thermal(slow)
+    monkeypatch.setattr(sensors.time, "monotonic", lambda: now[0])
+    sensor = sensors.Thermal(slow)
     while now[0] < 1500:
         assert sensor() == {}
         now[0] += 1.0
@@ -339,7 +339,7 @@ def test_a_phone_that_answers_slowly_is_asked_less_often(monkeypatch):
 
 
 def test_it_does_not_take_long_to_time_out(monkeypatch):
-    monkeypatch.setattr(jetson, "SECONDS", 0.2)
+    monkeypatch.setattr(machine, "SECONDS", 0.2)
     begin = time.monotonic()
-    assert jetson.said_by((sys.executable, "-c", "import time; time.sleep(60)")) == ""
+    assert machine.said_by((sys.executable, "-c", "import time; time.sleep(60)")) == ""
     assert time.monotonic() - begin < 30

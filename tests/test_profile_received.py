@@ -7,12 +7,12 @@ import json
 import pytest
 from sshd_profiles import BRIEF, write_enlarger
 
-from ppexport.device.board import complete_header
+from ppexport.device.job import complete_header
 from ppexport.device.target import choose
-from ppexport.profile.received import outcome_from, receive
+from ppexport.profile.latency_run import prepare_remote
+from ppexport.profile.received import memory_from, receive
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile, write_profile
-from ppexport.profile.run import prepare_remote
 from ppexport.remote.address import TransferError
 
 QUERY = ["q", 0, 0, 0, 5_000_000, 5, 5, 1536, -1]
@@ -122,8 +122,8 @@ def test_a_date_of_an_earlier_call_is_kept_and_written_anew(request_made, sent, 
 
 @pytest.mark.parametrize("told", [{}, {"memory": 3}, {"memory": [[1]]}, {"memory": [["a", 2]]}, {"memory": [[-1, 2]]}])
 def test_memory_that_is_none(told):
-    assert outcome_from(told, 1) == [None]
+    assert memory_from(told, 1) == [None]
 
 
 def test_memory():
-    assert outcome_from({"memory": [[1, 2], [3, 4], [5, 6]]}, 2) == [(1, 2), (3, 4)]
+    assert memory_from({"memory": [[1, 2], [3, 4], [5, 6]]}, 2) == [(1, 2), (3, 4)]

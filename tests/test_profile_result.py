@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ppexport.cli import app
 from ppexport.errors import InputError
 from ppexport.profile import result, statistics
-from ppexport.profile.compare import compare_interleaved
+from ppexport.profile.comparison import compare_interleaved
 from ppexport.profile.result import Collected, Profile, write_profile
 from ppexport.profile.statistics import percentile, percentile_interval, ratio_independent, ratio_interleaved
 

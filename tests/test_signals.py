@@ -77,7 +77,7 @@ def test_what_is_said_after_an_interruption(tmp_path, capsys):
             "ppexport.backends.onnx.collect.calibrate",
             "c.npz.partial",
         ),
-        (["compare", "A", "B", "-o", "run"], "ppexport.profile.run.measure", "run/latency.jsonl"),
+        (["compare", "A", "B", "-o", "run"], "ppexport.profile.latency_run.measure", "run/latency.jsonl"),
         (["parity", "A", "-o", "run"], "ppexport.parity.run.run_parity", "run/.unfinished"),
     ],
     ids=["calibrate", "compare", "parity"],

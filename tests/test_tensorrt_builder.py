@@ -5,7 +5,7 @@ Nothing runs here: numbers, speed and engines for boards are proved on a board o
 
 from __future__ import annotations
 
-import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -17,16 +17,15 @@ import pytest
 import torch
 from conftest import golden_network
 from onnx import TensorProto, helper
-from tensorrt_models import random_network, request_in, shorten
+from tensorrt_models import random_network, request_in, run_job, shorten, write_request
 
 import ppexport
-from ppexport.backends.tensorrt import run_builder as engine_builder
-from ppexport.backends.tensorrt.engine_artifact import engine_artifact
-from ppexport.backends.tensorrt.trtexec import BuildFailed, failure
+from ppexport.backends.tensorrt import build_engine
+from ppexport.backends.tensorrt.build_engine import BuildFailed, engine_artifact, failure
+from ppexport.device.artifact import read_artifact
 from ppexport.device.sizes import capacity_set
 from ppexport.errors import UnavailableError
-
-SCRIPT = Path(engine_builder.__file__)
+from ppexport.remote.archive import make_archive
 
 
 @pytest.fixture(autouse=True)
@@ -39,30 +38,28 @@ def trt():
     return pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
 
 
-def run(request: Path) -> tuple[int, list[dict]]:
-    events = []
-    return engine_builder.main(str(request), events.append), events
-
-
 def built(network, folder: Path, size, precision="fp32", capacities=None, pad_heads=True) -> dict:
     """Export *network* for TensorRT and build its plan; returns the result, after checking what must always hold."""
     artifact = ppexport.export(
         network, backend="tensorrt", precision=precision, size=size, out=folder / "a", capacities=capacities,
         pad_heads=pad_heads,
     )  # fmt: skip
-    code, events = run(request_in(folder / "build", artifact))
+    request = request_in(folder / "build", artifact)
+    code, events = run_job(folder / "build")
     assert code == 0, events[-1]
-    assert events[-1]["event"] == "done"
     phases = [event for event in events if event["event"] == "progress"]
     assert all(0 <= event["step"] <= event["steps"] for event in phases)
     assert any(event["step"] == event["steps"] for event in phases if event["phase"] == "Building engine")
     assert not [event for event in events if event["event"] == "log" and event["severity"] == "error"]
-    result = json.loads((folder / "build" / "result.json").read_text())
-    assert result["engine_bytes"] == (folder / "build" / "model.engine").stat().st_size
-    assert result["profiles"] == [{"slots": [1, c]} for c in capacities or []]
-    assert result["layers"]
-    assert not result["tf32"]
-    return result
+    outcome = json.loads((folder / "build" / "outcome.json").read_text())
+    out = engine_artifact(request, outcome, folder / "build", folder / "engine")
+    engine = read_artifact(out).manifest.engine
+    assert (out / "model.engine").stat().st_size > 10_000
+    assert engine["profiles"] == (capacities or [request.source.manifest.capacities[-1]])
+    layers = json.loads((out / "layers.json").read_text())
+    assert len(layers) == engine["layers"] > 1
+    assert engine["tf32"] is False
+    return {**engine, "layers": layers}
 
 
 # The small core: networks of two layers, which hold every operator of the large ones.
@@ -81,9 +78,8 @@ def test_fp32_builds(trt, tmp_path, arch, scale):
 def test_fp16_builds_with_fused_attention_and_becomes_an_artefact(trt, tmp_path):
     result = built(shorten(random_network("pp_atd_light", 4)), tmp_path, (32, 32), "fp16")
     assert result["attention_fused"] is True
-    folder = engine_artifact(tmp_path / "a", tmp_path / "build", tmp_path / "engine")
     with pytest.raises(UnavailableError, match="no NVIDIA GPU"):
-        ppexport.open_artifact(folder)
+        ppexport.open_artifact(tmp_path / "engine")
 
 
 @pytest.mark.parametrize(("precision", "scale"), [("fp16", 2), ("fp32", 3)])
@@ -132,17 +128,14 @@ class Net(torch.nn.Module):
         return self.router(self.head(x))
 
 
-def request_for(folder: Path, model: bytes, **changes) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_bytes(model)
+def refused(folder: Path, model: bytes, **changes) -> tuple[int, list[dict]]:
+    """(exit code, events) of a build of *model*."""
     request = {
-        "version": 1, "onnx": "model.onnx", "onnx_sha256": engine_builder.hashlib.sha256(model).hexdigest(),
-        "engine": "model.engine", "log": "build.log", "timing_cache": "timing.cache", "device": "device.json",
-        "result": "result.json", "workspace_mb": 64, "precision": "fp32", "tf32": False, "slots": None,
-        "optimization_level": 0, "runtime": None, **changes,
+        "onnx_sha256": hashlib.sha256(model).hexdigest(), "workspace_mb": 64, "precision": "fp32", "tf32": False,
+        "slots": None, "optimization_level": 0, "runtime": None, "activation_bytes": None, **changes,
     }  # fmt: skip
-    (folder / "request.json").write_text(json.dumps(request))
-    return folder / "request.json"
+    write_request(folder, model, request)
+    return run_job(folder)
 
 
 def add_model() -> bytes:
@@ -160,7 +153,7 @@ def test_the_parser_names_the_module(trt, tmp_path):
 
     with quiet_exporter():
         torch.onnx.export(Net(), (torch.rand(1, 3, 8, 8),), str(path), dynamo=False, opset_version=17)
-    code, events = run(request_for(tmp_path / "build", path.read_bytes()))
+    code, events = refused(tmp_path / "build", path.read_bytes())
     assert code == 1
     assert events[-1]["kind"] == "parse"
     error = failure(events[-1])
@@ -176,89 +169,47 @@ def test_types_that_do_not_match_are_refused(trt, tmp_path):
     model = onnx.load_from_string(add_model())
     model.graph.initializer.append(helper.make_tensor("h", TensorProto.FLOAT16, [4], [0, 1, 2, 3]))
     model.graph.node[0].input[1] = "h"
-    code, events = run(request_for(tmp_path / "build", model.SerializeToString()))
+    code, events = refused(tmp_path / "build", model.SerializeToString())
     assert code == 1
     assert events[-1]["kind"] in ("parse", "build")
 
 
 def test_a_damaged_timing_cache_is_ignored(trt, tmp_path):
-    request = request_for(tmp_path, add_model())
     (tmp_path / "timing.cache").write_bytes(b"not a cache")
-    assert run(request)[0] == 0
+    assert refused(tmp_path, add_model())[0] == 0
 
 
 def test_what_does_not_fit_is_refused_before_building(trt, tmp_path):
-    code, events = run(request_for(tmp_path, add_model(), activation_bytes=1 << 50))
+    code, events = refused(tmp_path, add_model(), activation_bytes=1 << 50)
     assert code == 1
     assert events[-1]["kind"] == "memory"
     assert "1048576.0 GiB" in events[-1]["message"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"version": 2}, "version 1"),
-        ({"engine": "../model.engine"}, "engine in the request is not a plain file name"),
-        ({"log": "/tmp/log"}, "log in the request is not a plain file name"),
-        ({"onnx": ".hidden"}, "onnx in the request"),
-        ({"onnx_sha256": "0" * 64}, "does not match the hash"),
-        ({"onnx": "missing.onnx"}, "missing.onnx is missing"),
-        ({"precision": "int4"}, "precision"),
-        ({"slots": {"name": "slots", "lengths": []}}, "slots"),
-        ({"slots": {"name": "slots", "lengths": [True]}}, "slots"),
-        ({"tf32": 1}, "tf32"),
-        ({"workspace_mb": 0}, "workspace_mb"),
-        ({"runtime": "os"}, "runtime"),
-    ],
-)
-def test_bad_requests(trt, tmp_path, changes, message):
-    code, events = run(request_for(tmp_path, add_model(), **changes))
+def test_a_model_that_arrived_damaged_is_not_built(trt, tmp_path):
+    code, events = refused(tmp_path, add_model(), onnx_sha256="0" * 64)
     assert (code, events[-1]["event"], events[-1]["kind"]) == (1, "failed", "io")
-    assert message in events[-1]["message"]
+    assert "does not match the hash" in events[-1]["message"]
     assert not (tmp_path / "model.engine").exists()
 
 
-def test_no_request(tmp_path):
-    code, events = run(tmp_path / "none.json")
-    assert (code, events[-1]["kind"]) == (1, "io")
-
-
-# The file alone, as it is sent to a board.
-
-
-def alone(request: Path, python: str = sys.executable) -> subprocess.CompletedProcess:
-    script = request.parent / "engine_builder.py"
-    script.write_bytes(SCRIPT.read_bytes())
-    command = [python, "-S", "engine_builder.py", "request.json"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(
-        command, cwd=request.parent, capture_output=True, text=True, check=False, env=environment
-    )  # fmt: skip
-
-
 def test_without_tensorrt_it_says_so_and_exits_with_3(tmp_path):
-    # -S: no installed packages.
-    done = alone(request_for(tmp_path, add_model()))
-    assert done.returncode == 3
+    """The archive alone, as on a board: -S leaves out every installed package, NumPy too."""
+    refused(tmp_path, add_model())
+    (tmp_path / "agent.pyz").write_bytes(make_archive())
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-S", "agent.pyz"], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 3, done.stderr
     event = json.loads(done.stdout.splitlines()[-1])
     assert (event["event"], event["kind"]) == ("failed", "no-tensorrt")
     assert isinstance(failure(event), UnavailableError)
     assert not done.stderr
 
 
-def test_it_is_written_for_python_3_8_and_imports_the_standard_library():
-    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))
-    modules = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules.add(node.module or "")
-    assert {module.partition(".")[0] for module in modules} <= {*sys.stdlib_module_names, "__future__"}
-
-
 def test_fused_attention_is_told_by_names():
     layers = [{"Name": "/a/MatMul", "LayerType": "gemm", "TacticName": ""}]
-    assert engine_builder.is_fused(None) is None
-    assert engine_builder.is_fused(layers) is False
-    assert engine_builder.is_fused([*layers, {"Name": "_gemm_mha_v2_myl0_3"}]) is True
+    assert build_engine._is_fused(None) is None
+    assert build_engine._is_fused(layers) is False
+    assert build_engine._is_fused([*layers, {"Name": "_gemm_mha_v2_myl0_3"}]) is True

@@ -18,21 +18,23 @@ import ppexport
 from ppexport import cli
 from ppexport.backends.tensorrt import BACKEND
 from ppexport.backends.tensorrt import run_engine as sessions
-from ppexport.backends.tensorrt.engine_artifact import engine_artifact, make_request, read_source
-from ppexport.backends.tensorrt.run_cuda import Cuda
-from ppexport.backends.tensorrt.run_engine import (
-    Session,
-    TensorRTRunner,
+from ppexport.backends.tensorrt.build_engine import EngineRequest, engine_artifact, read_source
+from ppexport.backends.tensorrt.run_cuda import Cuda, CudaMemoryError
+from ppexport.backends.tensorrt.run_engine import Session, TensorRTRunner
+from ppexport.backends.tensorrt.run_facts import (
+    Machine,
     check_trust,
+    differences,
     is_own,
     key_file,
+    machine_of,
     make_key,
     read_key,
     sign,
 )
-from ppexport.backends.tensorrt.run_facts import Machine, differences, machine_of
 from ppexport.device.artifact import Manifest, parse_manifest, read_artifact, write_manifest
 from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.remote.address import TransferError
 
 SIZE = (16, 32)
 CAPACITIES = [128, 512]
@@ -53,26 +55,31 @@ def source(tmp_path_factory):
     return ppexport.export(network, backend="tensorrt", size=SIZE, out=out, capacities=CAPACITIES)
 
 
+OUTCOME = {
+    "runtime": "tensorrt", "tensorrt": "10.3.0", **ORIN, "seconds": 12.5,
+    "engine_sha256": hashlib.sha256(PLAN).hexdigest(), "device": {"machine": "aarch64"},
+}  # fmt: skip
+
+
 @pytest.fixture
 def build(source, tmp_path):
-    """What the builder leaves on an Orin."""
-    folder = tmp_path / "build"
-    folder.mkdir()
-    result = {
-        "version": 1, "runtime": "tensorrt", "tensorrt": "10.3.0", **ORIN, "tf32": False, "seconds": 12.5,
-        "onnx_sha256": hashlib.sha256((source / "model.onnx").read_bytes()).hexdigest(),
-        "engine_sha256": hashlib.sha256(PLAN).hexdigest(), "attention_fused": True, "layers": [{"Name": "a"}],
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "model.engine").write_bytes(PLAN)
-    for name in ("build.log", "timing.cache", "device.json"):
-        (folder / name).write_text("{}")
-    return folder
+    """Makes an engine artefact of what the builder leaves on an Orin."""
+
+    def make(out="engine", log="{}", layers='{"Layers": [{"Name": "a"}]}', source=source, **changes):
+        folder = tmp_path / "build"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.engine").write_bytes(PLAN)
+        for name, text in (("build.log", log), ("timing.cache", "{}"), ("layers.json", layers)):
+            (folder / name).write_text(text)
+        request = EngineRequest(read_source(source))
+        return engine_artifact(request, {**OUTCOME, **changes}, folder, tmp_path / out)
+
+    return make
 
 
 @pytest.fixture
-def engine(source, build, tmp_path):
-    return engine_artifact(source, build, tmp_path / "engine")
+def engine(build):
+    return build()
 
 
 @pytest.fixture
@@ -108,53 +115,37 @@ def test_the_manifest_tells_what_the_engine_depends_on(engine, source):
 
 
 def test_a_request_of_a_capacity_set(source):
-    request = make_request(read_source(source), workspace_mb=512)
+    request = EngineRequest(read_source(source), workspace_mb=512).data
     assert request["slots"] == {"name": "slots", "lengths": CAPACITIES}
     assert (request["precision"], request["tf32"], request["workspace_mb"]) == ("fp32", False, 512)
     assert request["activation_bytes"] > 0
 
 
-def test_an_engine_takes_the_place_of_an_older_one_whole(source, build, engine):
-    (build / "build.log").write_text("again")
-    assert engine_artifact(source, build, engine) == engine
+def test_an_engine_takes_the_place_of_an_older_one_whole(build, engine):
+    assert build(log="again") == engine
     assert (engine / "build.log").read_text() == "again"
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("changes", "message"),
     [
-        (lambda b: (b / "model.engine").write_bytes(b"another"), "is not the engine that result.json tells of"),
-        (lambda b: (b / "device.json").unlink(), "device.json is missing"),
-        (lambda b: (b / "result.json").unlink(), "result.json is missing"),
-        (lambda b: (b / "result.json").write_text("["), "cannot be read"),
-        (lambda b: (b / "result.json").write_text("{}"), "is not the result of a build"),
-        (lambda b: rewrite(b, onnx_sha256="0" * 64), "was not built from"),
-        (lambda b: rewrite(b, runtime=None), "does not say which TensorRT"),
-        (lambda b: rewrite(b, gpu=7), "engine.gpu cannot be 7"),
+        ({"engine_sha256": "0" * 64}, "is not the one that the device's result tells of"),
+        ({"layers": "["}, "layers.json from the device is not a JSON object"),
+        ({"runtime": None}, "does not say which TensorRT"),
+        ({"gpu": 7}, "no usable gpu"),
+        ({"seconds": float("inf")}, "no usable seconds"),
+        ({"device": None}, "no usable device"),
     ],
 )
-def test_files_that_do_not_belong_together(source, build, tmp_path, damage, message):
-    damage(build)
-    with pytest.raises((InputError, ArtifactError), match=message):
-        engine_artifact(source, build, tmp_path / "engine")
+def test_what_does_not_belong_together(build, tmp_path, changes, message):
+    with pytest.raises((TransferError, ArtifactError), match=message):
+        build(**changes)
     assert not (tmp_path / "engine").exists()
 
 
-def rewrite(folder, **changes):
-    path = folder / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_a_link_in_place_of_the_engine_is_refused(source, build, tmp_path):
-    (build / "model.engine").rename(build / "real")
-    (build / "model.engine").symlink_to(build / "real")
-    with pytest.raises(InputError, match="not a plain file"):
-        engine_artifact(source, build, tmp_path / "engine")
-
-
-def test_an_engine_is_no_source(engine, build, tmp_path):
+def test_an_engine_is_no_source(engine, build):
     with pytest.raises(ArtifactError, match="an engine is built from"):
-        engine_artifact(engine, build, tmp_path / "again")
+        build(out="again", source=engine)
 
 
 def test_manifests_of_version_2_are_still_read(source):
@@ -353,6 +344,51 @@ def test_an_engine_that_is_not_what_the_manifest_says(engine, changes, message):
 def test_an_engine_that_tensorrt_cannot_load(engine):
     with pytest.raises(ArtifactError, match="cannot load"):
         Session(read_artifact(engine), fake_module(None), FakeCuda())
+
+
+def test_close_frees_everything_once(engine, orin):
+    _, cuda = orin
+    runner = TensorRTRunner(read_artifact(engine))
+    runner(image())
+    runner(np.full((1, 3, *SIZE), 0.5, np.float32))
+    assert len(cuda.held) == 1 + 4 + 4 + 2, "a stream, host and device memory of every port, a graph for each profile"
+    for _ in range(2):
+        runner._close()
+        assert cuda.held == set()
+
+
+def test_the_gpu_runs_out_of_memory(engine):
+    cuda = FakeCuda(room=3)
+    module = fake_module(FakeEngine(cuda, ["lr", "slots", "sr", "impure_tokens"], 2, SIZE, 2))
+    with pytest.raises(CudaMemoryError, match=r"not enough free memory .* smaller --size"):
+        Session(read_artifact(engine), module, cuda)
+    assert cuda.held == set()
+    # TensorRT says it in its log alone.
+    full = fake_module(None, said="[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
+    with pytest.raises(CudaMemoryError, match="not enough free memory"):
+        Session(read_artifact(engine), full, FakeCuda())
+
+
+class Library:
+    """libcudart with no memory left."""
+
+    def cudaMalloc(self, *_):
+        return 2
+
+    def cudaStreamCreate(self, *_):
+        return 700
+
+    def cudaGetErrorString(self, code):
+        return b"an illegal memory access"
+
+
+def test_cuda_tells_a_full_memory_from_other_errors():
+    cuda = Cuda.__new__(Cuda)
+    cuda._library = Library()
+    with pytest.raises(CudaMemoryError, match=r"end other programs .* \(cudaMalloc: CUDA error 2, out of memory\)"):
+        cuda.device_array(1 << 40)
+    with pytest.raises(ArtifactError, match="an illegal memory access"):
+        cuda.stream()
 
 
 def test_an_engine_that_is_replaced_after_the_check_is_not_loaded(engine):

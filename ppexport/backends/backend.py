@@ -169,6 +169,12 @@ class Probe(ABC):
         """Release what was opened."""
 
 
+PROFILED_RUNS = 12
+"""Runs whose operations are timed; of each operation the median counts."""
+PROFILE_WARM_UP = 2
+"""Runs before them, whose times are not used."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """One operation of a profile by layer."""
@@ -177,7 +183,7 @@ class Operation:
     kind: str
     """What the runtime calls it."""
     ms: float
-    """Median of the runs."""
+    """Median milliseconds of the runs; where a runtime only estimates, its share of a run, of 1."""
     names: tuple[str, ...] = ()
     """What it was fused from, which tells where it comes from, in place of its own name."""
     module: str | None = None

@@ -58,26 +58,20 @@ def build(
     A build outlives this command: after Ctrl-C, or when the connection was lost, the same command again waits for it
     and collects it. A device needs sh, and TensorRT with its Python API or trtexec; ssh must log in without a password.
     """
-    from ppexport.backends.tensorrt.engine_artifact import LAYERS, make_request, read_source
-    from ppexport.backends.tensorrt.remote import RemoteBuild
-    from ppexport.backends.tensorrt.remote import clean as clean_device
+    from ppexport.backends.tensorrt.build_engine import EngineBuild, EngineRequest, read_source
+    from ppexport.backends.tensorrt.run_builder import LAYERS
     from ppexport.device.artifact import read_artifact
     from ppexport.folders import artifact_target, check_same
+    from ppexport.remote.job import remove_jobs
     from ppexport.remote.opening import open_device
     from ppexport.remote.ssh import SshOptions
 
     source = read_source(artifact)
-    request = make_request(
-        source,
-        workspace_mb=workspace,
-        tf32=tf32,
-        optimization_level=optimization_level,
-        runtime=None if runtime is None else runtime.value,
-    )
+    request = EngineRequest(source, workspace, tf32, optimization_level, None if runtime is None else runtime.value)
     options = SshOptions(identity, ssh_config, accept_new_host_key)
     if clean:
         with open_device(on, options) as device:
-            done = clean_device(device, request)
+            done = remove_jobs(device, request.prefix)
         emit_json(json, {"done": done})
         people(json).print("\n".join(done) or f"no build of {artifact} is on {on}")
         return
@@ -88,9 +82,9 @@ def build(
         target, "tensorrt", m.name, m.arch, m.scale, m.weights["sha256"], m.size, "move it away, or name another folder"
     )
     with open_device(on, options) as device, following("build") as telling:
-        work = RemoteBuild(device, source, request, telling)
+        work = EngineBuild(device, request, target, telling)
         with taken_up_later(work):
-            work.run(target, timeout)
+            work.run(timeout)
     manifest = read_artifact(target).manifest
     facts = manifest.engine
     engine = next(iter(manifest.files))

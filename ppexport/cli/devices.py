@@ -13,13 +13,13 @@ from rich.markup import escape
 from ppexport.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from ppexport.remote.work import DetachedWork, Telling
+    from ppexport.remote.job import DetachedWork, Telling
 
 
 @contextmanager
 def following(what: str) -> Iterator[Telling]:
     """Tells people on standard error what happens: sentences, and a line that says what is being done now."""
-    from ppexport.remote.work import Telling
+    from ppexport.remote.job import Telling
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     with console.status(what) as status:
@@ -28,12 +28,10 @@ def following(what: str) -> Iterator[Telling]:
 
 @contextmanager
 def taken_up_later(work: DetachedWork[Any]) -> Iterator[None]:
-    """After Ctrl-C in the block: says what goes on, and ends the program."""
+    """After Ctrl-C in the block: says what continues, and ends the program."""
     try:
         yield
     except KeyboardInterrupt:
-        goes_on = f"the {work.noun} goes on at {work.transport.name}; " if work.running else ""
-        work.telling.notice(
-            f"interrupted: {goes_on}the same command again takes it up, --clean ends and removes it"
-        )  # fmt: skip
+        continues = f"the {work.noun} continues on {work.transport.name}; " if work.running else ""
+        work.telling.notice(f"interrupted: {continues}the same command again takes it up, --clean ends and removes it")
         raise typer.Exit(EXIT_INTERRUPTED) from None

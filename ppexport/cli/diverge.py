@@ -26,29 +26,30 @@ def diverge(
     reference: Annotated[
         Path | None,
         typer.Argument(
-            help="an artifact of the same model, size and capacities; if left out, the same package in fp32"
+            help="another artifact of the same model, size and capacities; without it, ARTIFACT computed in fp32"
         ),
     ] = None,
     name: Annotated[
         str,
         typer.Option(
-            "--input", help="which input of `parity` to run: a photograph such as coffee, or a hard case such as noise"
+            "--input", help="an input of `parity`: a photograph, such as coffee, or a hard case, such as noise"
         ),
     ] = "astronaut",
-    below: Annotated[float, typer.Option(help="a result that agrees by fewer dB counts as different")] = 55.0,
-    count: Annotated[int, typer.Option(min=1, help="how many results to show")] = 10,
+    below: Annotated[float, typer.Option(help="a result counts as different below this many dB")] = 55.0,
+    count: Annotated[int, typer.Option(min=1, help="show this many results at most")] = 10,
     json: Json = None,
 ) -> None:
     """Find the first operations of a Core ML package whose results differ from a reference's, and their modules.
 
     The reference is another package, or the same one computed without rounding to fp16. Its categories are injected
-    into both, so that a near tie does not hide what differs. dB are the power of the reference's result over that of
-    the difference. Whether the picture is good enough is for `parity` to say: the exit code is 0 either way.
+    into both packages, so that a near tie does not hide what differs. A result's dB are the power of the reference's
+    result over the power of the difference. The exit code is 0 either way: whether the picture is good enough is for
+    `parity` to say.
     """
     from ppexport.backends.coreml.divergence import compare_packages
 
     if not math.isfinite(below):
-        raise InputError(f"--below is a number of dB, not {below}")
+        raise InputError(f"--below must be a number of dB, not {below}")
     shown = []
     for found in compare_packages(*_inputs(artifact, reference, name)):
         if found.decibel < below:

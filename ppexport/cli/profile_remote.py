@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ppexport.device.target import Target
     from ppexport.profile.remote import ProfileWork, Settings
     from ppexport.profile.result import Profile
+    from ppexport.remote.job import Telling
     from ppexport.remote.ssh import SshOptions
-    from ppexport.remote.work import Telling
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class There:
 
 def parse_cores(text: str | None) -> tuple[int, ...]:
     """ "0,2,6-7" -> (0, 2, 6, 7); none are all. Raises InputError."""
-    from ppexport.device.android import core_list
+    from ppexport.device.machine import core_list
 
     try:
         return () if text is None else tuple(core_list(text))
@@ -50,9 +50,9 @@ def work_there(
 ) -> Iterator[ProfileWork]:
     """The measurement on a device, connected until the block ends. Raises PpexportError."""
     from ppexport.folders import run_folder
+    from ppexport.profile.latency_run import RUN, prepare_remote
     from ppexport.profile.perf_binary import PerfBinary
     from ppexport.profile.remote import RemoteProfile
-    from ppexport.profile.run import RUN, prepare_remote
     from ppexport.remote.opening import open_device
 
     request = prepare_remote(targets, plan, folder, images, there.address, there.settings)
@@ -76,9 +76,10 @@ def measure_there(there: There, targets: Sequence[Target], plan: Plan, folder: P
 def clean_there(there: There, artifact: Path) -> list[str]:
     """Stop and remove every measurement of *artifact* on a device; returns what was done."""
     from ppexport.device.artifact import read_artifact
-    from ppexport.profile.remote import clean
+    from ppexport.profile.remote import job_prefix
+    from ppexport.remote.job import remove_jobs
     from ppexport.remote.opening import open_device
 
     whole = read_artifact(artifact)
     with open_device(there.address, there.options) as device:
-        return clean(device, whole)
+        return remove_jobs(device, job_prefix(whole))

@@ -9,7 +9,8 @@ import subprocess
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
-from ppexport.device.machine import read_text
+from ppexport.device.machine import SECONDS, Run, read_text, run_command, said_by
+from ppexport.errors import UnavailableError
 
 RELEASE = re.compile(r"^# R(\d{1,3}) \(release\), REVISION: (\d{1,3}(?:\.\d{1,3}){0,2})", re.MULTILINE)
 MODE = re.compile(r"^NV Power Mode:\s*([A-Za-z0-9_+-]{1,60})\s*$", re.MULTILINE)
@@ -27,7 +28,6 @@ JETPACK = {
     "35.5.0": "5.1.3", "35.6.0": "5.1.4", "36.2.0": "6.0 preview", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
 }  # fmt: skip
 """L4T -> JetPack; what is not listed is told as L4T alone."""
-SECONDS = 30.0
 
 
 class PowerMode(NamedTuple):
@@ -37,8 +37,8 @@ class PowerMode(NamedTuple):
     name: str
 
 
-class Refused(Exception):
-    """A step that the device did not allow; the text is one sentence."""
+class Refused(UnavailableError):
+    """A step that the device did not allow."""
 
 
 def l4t(text: Optional[str]) -> Optional[str]:
@@ -97,26 +97,6 @@ def clocks(text: str) -> Dict[str, Any]:
     told = [value for name, value in found.items() if name != "EMC"]
     found["locked"] = all(value["min"] == value["max"] for value in told) if told else None
     return found
-
-
-Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
-
-
-def run_command(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run *command* without input. Raises OSError, subprocess.TimeoutExpired."""
-    return subprocess.run(
-        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
-
-
-def said_by(command: Sequence[str], run: Run = run_command) -> str:
-    """What a program prints, empty where it is missing, fails or does not end."""
-    try:
-        done = run(command)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def describe_jetson(root: str = "/", run: Run = run_command) -> Optional[Dict[str, Any]]:

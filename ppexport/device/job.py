@@ -1,8 +1,10 @@
-"""Names of the files of a run, in its own folder here and in its job's folder on a device."""
+"""A measurement: its files, what a measuring process receives, and the header of its journal."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,28 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import ppexport
 from ppexport.device.artifact import read_artifact
-from ppexport.device.board import complete_header
+from ppexport.device.jetson import describe_jetson
+from ppexport.device.journal import FORMAT, VERSION
+from ppexport.device.machine import describe, versions
 from ppexport.device.measure import INSIDE, Plan, plan_from
 from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
-    from ppexport.profile.pictures import Picture
+    from ppexport.profile.crops import Crop
 
 
 IMAGES = "images.npy"
 """Pixels that queries cycle over."""
 JOURNAL = "latency.jsonl"
-REQUEST = "request.json"
-"""On a device: what is to be measured."""
-ARCHIVE = "agent.pyz"
-"""On a device: the program that measures."""
-OUTCOME = "outcome.json"
-"""On a device: what is known at the end only, such as peak memory."""
 CROPS = "routing.npy"
 """Here: what `--routing` measures on, while it does."""
-
-
-# What a measuring process is told: targets, images, plan, and where to write.
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def job_from(text: str) -> Job:
     return Job(targets, Path(data["images"]), plan_from(data["plan"]), Path(data["journal"]), data["header"])
 
 
-def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+def wanted_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """What is to be measured: all of a journal's header that does not depend on the machine that measures.
 
     Raises ArtifactError for a damaged artefact.
@@ -83,6 +78,31 @@ def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan
     }
 
 
-def header_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+def complete_header(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The header of a measurement of *wanted*, see `wanted_of`, on this machine."""
+    subjects = [
+        {**subject, "runtime_versions": versions(packages)}
+        for subject, packages in zip(wanted["subjects"], wanted["packages"])
+    ]
+    machine = {"address": wanted["address"], "host_name": platform.node(), **describe()}
+    jetson = describe_jetson()
+    tools = {"ppexport": wanted["ppexport"], "python": platform.python_version(), **versions(("numpy",))}
+    same = (subjects, wanted["images"], wanted["plan"], machine["cpu"], machine["system"], tools)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        # What must be equal for a run to continue where another process left it.
+        "identity": hashlib.sha256(json.dumps(same, sort_keys=True).encode("utf-8")).hexdigest(),
+        "created": wanted["created"],
+        "subjects": subjects,
+        "plan": wanted["plan"],
+        "machine": {**machine, **({} if jetson is None else {"jetson": jetson})},
+        "versions": tools,
+        "images": wanted["images"],
+        "inside_the_clock": wanted["inside_the_clock"],
+    }
+
+
+def header_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """The first record of the journal of this measurement on this machine. Raises ArtifactError as `wanted_of`."""
     return complete_header(wanted_of(targets, pictures, plan, address))

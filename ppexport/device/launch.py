@@ -1,24 +1,47 @@
-"""Starts measuring processes on this machine, follows them, and collects what they wrote."""
+"""Starts measuring processes on this machine, follows them, and collects what they wrote.
+
+A process that does nothing but measure is `python -m ppexport.device.launch ACTION`, the job on its input: its own, so
+that neither a command line's libraries nor another runtime's threads disturb it, and so that its peak memory is the
+runtime's. An expected failure is one sentence on standard error and its exit code.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 # Subscripted when the module is loaded, which the other Callable of Python 3.8 does not allow.
-from typing import Callable
+from typing import Any, Callable
 
-from ppexport.device.job import Job
+import numpy as np
+
+from ppexport.device.agent import ARCHIVE, event
+from ppexport.device.jetson import clocks_locked, power_mode_set
+from ppexport.device.job import IMAGES, JOURNAL, Job, complete_header, job_from
 from ppexport.device.journal import Journal, JournalError, Past, read_header, read_past
-from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError, UnavailableError, present
+from ppexport.device.machine import peak_memory
+from ppexport.device.measure import ArtifactSubject, Loop, plan_from
+from ppexport.device.sensors import Reading, Sensor, board_sensors, local_sensors
+from ppexport.device.target import Target
+from ppexport.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_UNAVAILABLE,
+    InputError,
+    PpexportError,
+    UnavailableError,
+    present,
+)
+from ppexport.files import naming, system_sentence
 
-INTERRUPTED = 130
-"""Exit code of a process that was asked to end."""
 POLL = 0.5
 """Seconds between two looks at the journal. A look costs the measuring machine next to nothing."""
 Progress = Callable[[int, int], object]
@@ -30,11 +53,12 @@ def _start(action: str, job: Job, errors: Path, output: int) -> subprocess.Popen
     with errors.open("wb") as stream:
         # Its own session: Ctrl-C is for this program, which ends its child in order.
         child = subprocess.Popen(
-            [sys.executable, "-m", "ppexport.device.child", action],
+            [sys.executable, "-m", "ppexport.device.launch", action],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=stream,
             start_new_session=True,
+            # Before NumPy loads a BLAS: waiting threads that spin would be measured too.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
     stdin = present(child.stdin, "the input of the measuring process")
@@ -82,8 +106,8 @@ def known_part(job: Job) -> Past | None:
 def run(job: Job, progress: Progress) -> bool:
     """Measure *job* on this machine, from where its journal ends; returns False where nothing was left to do.
 
-    Raises PpexportError as the child does. KeyboardInterrupt ends the child; the journal stays, and the same job goes
-    on from there.
+    Raises PpexportError as the child does. KeyboardInterrupt ends the child; the journal stays, and the same job
+    continues from there.
     """
     past = known_part(job)
     if past is not None and past.complete:
@@ -95,7 +119,7 @@ def run(job: Job, progress: Progress) -> bool:
         try:
             _follow(child, job.journal, lambda count: progress(count, max(wanted, count)))
         finally:
-            end(child)
+            _end(child)
         if child.returncode:
             if past is None:
                 _forget_if_empty(job)
@@ -140,7 +164,7 @@ def _follow(child: subprocess.Popen[bytes], journal: Path, told: Callable[[int],
         time.sleep(POLL)
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes]) -> None:
     """End *child* if it still runs: asked first, then killed."""
     if child.poll() is None:
         child.terminate()
@@ -160,7 +184,7 @@ def ask(action: str, job: Job) -> str:
             answer = present(child.stdout, "the output of the measuring process").read()
             child.wait()
         finally:
-            end(child)
+            _end(child)
         if child.returncode or not answer.strip():
             raise _explain(child.returncode, errors)
     return answer.decode()
@@ -170,3 +194,150 @@ def memory_of(job: Job) -> tuple[int, int]:
     """Peak bytes of a process that opens the only target of *job* and runs it once: before opening it, and in all."""
     before, peak = ask("memory", job).split()
     return int(before), int(peak)
+
+
+# The job of the archive: a whole run on a device.
+
+
+TOLD = 2.0
+"""Seconds between two events of progress."""
+
+
+def _progress() -> Progress:
+    """Prints how many queries are done, now and then."""
+    following = 0.0
+
+    def tell(done: int, wanted: int) -> None:
+        nonlocal following
+        if time.monotonic() >= following:
+            following = time.monotonic() + TOLD
+            event("progress", phase="queries", step=done, steps=wanted)
+
+    return tell
+
+
+def _end_once(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt at the first signal; those that follow may not disturb what is put back.
+
+    The job's leader and its process group are ended at the same time, so there are two.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run_request(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Measure on this device what `ppexport.profile.remote` asks for; returns {"memory": [before, peak] of each}.
+
+    Raises PpexportError.
+    """
+    # Whoever removes the job ends its process group first; the power mode is put back then, too.
+    signal.signal(signal.SIGTERM, _end_once)
+    # The measuring processes find the archive as their first place to import from.
+    theirs = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / ARCHIVE), *([theirs] if theirs else [])])
+    if request["cores"]:
+        # For this process and those that it starts.
+        try:
+            os.sched_setaffinity(0, request["cores"])
+        except (OSError, AttributeError):
+            raise UnavailableError(
+                f"this device does not let a program run on all of the cores {request['cores']}: name others"
+            ) from None
+    targets = tuple(Target(**target) for target in request["targets"])
+
+    def warn(text: str) -> None:
+        event("notice", text=text)
+
+    place = str(folder)
+    with power_mode_set(request["power_mode"], place, warn), clocks_locked(request["lock_clocks"], place, warn):
+        header = complete_header(request["wanted"])
+        job = Job(targets, folder / IMAGES, plan_from(request["wanted"]["plan"]), folder / JOURNAL, header)
+        try:
+            known_part(job)
+        except InputError:
+            raise InputError(
+                "the run that was begun on this device is of other versions or another system: remove it with --clean, "
+                "and name another folder for the next"
+            ) from None
+        run(job, _progress())
+        return {"memory": [memory_of(replace(job, targets=(target,))) for target in targets]}
+
+
+# What a measuring process does.
+
+
+def subjects_of(job: Job) -> list[ArtifactSubject]:
+    """What the job measures, not loaded yet."""
+    images = np.load(job.images, allow_pickle=False)
+    return [ArtifactSubject(target, images) for target in job.targets]
+
+
+def measure(job: Job) -> None:
+    """Measure what the journal lacks. Raises PpexportError."""
+    path = str(job.journal)
+    subjects = subjects_of(job)
+    try:
+        journal = Journal(path)
+    except JournalError as error:
+        raise InputError(str(error)) from None
+    try:
+        header = read_header(path)
+        if header is None:
+            journal.write("header", job.header)
+        elif header.get("identity") != job.header["identity"]:
+            raise InputError(f"{path} is of another measurement")
+        past = read_past(path, len(subjects))
+        if not past.complete:
+            with naming(job.journal), board_sensors() as board:
+                sensors = [*local_sensors(), *board, end_with(os.getppid())]
+                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors).run(past)
+    except JournalError as error:
+        raise InputError(str(error)) from None
+    finally:
+        journal.close()
+
+
+def end_with(parent: int) -> Sensor:
+    """A sensor that shows nothing and ends this process once the one that started it is gone.
+
+    Raises KeyboardInterrupt: a measurement that nobody waits for would disturb the next one.
+    """
+
+    def look() -> Reading:
+        if os.getppid() != parent:
+            raise KeyboardInterrupt
+        return {}
+
+    return look
+
+
+def memory(job: Job) -> None:
+    """Load the only target, run once, and print this process's peak in bytes before and after."""
+    (subject,) = subjects_of(job)
+    before = peak_memory()
+    subject.load()
+    subject.query(0)
+    print(before or 0, peak_memory() or 0)
+
+
+def main() -> int:
+    """Do what the first argument says: "measure", "memory" or MODULE:FUNCTION; returns the exit code."""
+    module, _, name = sys.argv[1].rpartition(":")
+    try:
+        work = getattr(import_module(module or "ppexport.device.launch"), name)
+        work(job_from(sys.stdin.read()))
+    except PpexportError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"{system_sentence(error)}; what was measured is kept", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    # Ctrl-C is for the process that started this one, which ends it with SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(import_module("ppexport.device.launch").main())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import subprocess
 import sys
 import time
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 MAX_TEXT = 4096
+SECONDS = 30.0
+"""Time of a program of the system."""
+MAX_CORES = 64
 
 
 def read_text(root: str, *parts: str) -> Optional[str]:
@@ -46,6 +51,26 @@ def fields(text: Optional[str], separator: str = ":") -> Dict[str, str]:
     return found
 
 
+Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+
+
+def run_command(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run *command* without input. Raises OSError, subprocess.TimeoutExpired."""
+    return subprocess.run(
+        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+def said_by(command: Sequence[str], run: Run = run_command) -> str:
+    """What a program prints, empty where it is missing, fails or does not end."""
+    try:
+        done = run(command)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def cpu_name(root: str) -> str:
     """The processor's name, and its number where a hypervisor hides the name."""
     cpu = fields(read_text(root, "proc", "cpuinfo"))
@@ -72,9 +97,29 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def total_memory(root: str) -> Optional[int]:
-    """Bytes of memory, None where the system does not say."""
-    words = fields(read_text(root, "proc", "meminfo")).get("MemTotal", "").split()
+def core_list(text: str) -> List[int]:
+    """The cores that "4-7" or "0,2,6-7" names, ascending. Raises ValueError with one sentence."""
+    cores: Set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part.strip())
+        if match is None:
+            raise ValueError("cores are such as 4-7 or 0,2,6-7, not %r" % text)
+        first = int(match.group(1))
+        last = first if match.group(2) is None else int(match.group(2))
+        if last < first or last >= MAX_CORES:
+            raise ValueError("cores count up from 0 to %d, which %r does not" % (MAX_CORES - 1, part))
+        cores.update(range(first, last + 1))
+    return sorted(cores)
+
+
+def affinity_mask(cores: Iterable[int]) -> str:
+    """The hexadecimal mask that `taskset` of Android takes: {4, 5, 6, 7} -> "f0"."""
+    return "%x" % sum(1 << core for core in set(cores))
+
+
+def memory_bytes(field: str, root: str = "/") -> Optional[int]:
+    """Bytes of memory by a line of /proc/meminfo, such as "MemTotal"; None where the system does not say."""
+    words = fields(read_text(root, "proc", "meminfo")).get(field, "").split()
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
 
@@ -86,7 +131,7 @@ def describe(root: str = "/") -> Dict[str, Any]:
         "architecture": platform.machine(),
         "cores": os.cpu_count() or 1,
         "usable_cores": usable_cores(),
-        "memory_bytes": total_memory(root),
+        "memory_bytes": memory_bytes("MemTotal", root),
         "board": read_text(root, "proc", "device-tree", "model"),
         "system": release.get("PRETTY_NAME") or "%s %s" % (platform.system(), platform.release()),
         "kernel": platform.release(),

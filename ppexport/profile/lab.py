@@ -28,7 +28,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from ppexport.device.android import core_list
+from ppexport.device.machine import core_list
 from ppexport.errors import InputError
 from ppexport.profile.remote import Settings
 from ppexport.remote.address import SshAddress, parse_address

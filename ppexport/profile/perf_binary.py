@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.android import affinity_mask, thermal
 from ppexport.device.job import IMAGES
 from ppexport.device.journal import FORMAT, VERSION
+from ppexport.device.machine import affinity_mask
 from ppexport.device.picture import to_input
-from ppexport.errors import InputError, PpexportError, UnavailableError
+from ppexport.device.sensors import thermal
+from ppexport.errors import InputError, printable
 from ppexport.files import atomic_path, sha256_file, sha256_text
 from ppexport.profile.remote import POLL, ProfileWork, Request, job_prefix
 from ppexport.profile.result import Profile, write_profile
-from ppexport.remote.address import DeviceError, DiskFullError, TransferError
-from ppexport.remote.job import OUTPUT, Pace, State
-from ppexport.remote.output import JobOutput, printable
+from ppexport.remote.address import TransferError
+from ppexport.remote.job import OUTPUT, Pace, Telling
 from ppexport.remote.transport import Transport
-from ppexport.remote.work import NO_SPACE, Telling
 
 PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"
 INSIDE = (
@@ -191,56 +189,37 @@ class PerfBinary(ProfileWork):
             raise InputError(f"{program} is not a file")
         self.program, self.target = program, target
         name = job_prefix(request.artifact) + sha256_text(request.digest + RUN + sha256_file(program))[:12]
-        super().__init__(transport, name, request, folder, telling, pace)
+        super().__init__(transport, name, telling, pace)
+        self._begin(request, folder)
 
-    def _failed_before(self, state: State) -> None:
+    def _failed_before(self) -> None:
         self.telling.notice(f"the last measurement on {self.transport.name} failed: starting it again")
 
     def _start(self) -> None:
         artifact, plan, settings = self.request.artifact, self.request.wanted["plan"], self.request.settings
         pictures = np.load(self.folder / IMAGES, allow_pickle=False)
         self.job.discard((RESULT, SENSORS))
-        with tempfile.TemporaryDirectory() as place:
-            model = Path(place) / artifact.model_file.name
-            model.write_bytes(artifact.read(artifact.model_file))
-            files = {model.name: model, PROGRAM: self.program}
-            for index, rgb in enumerate(pictures):
-                files[f"set-{index}.pb"] = Path(place) / f"{index}.pb"
-                files[f"set-{index}.pb"].write_bytes(tensor("lr", to_input(rgb)))
-            for name, file in files.items():
-                self.telling.stage(f"sending {name}")
-                self.job.put(file, name)
+        model = artifact.model_file
+        files: dict[str, Path | bytes] = {model.name: artifact.read(model), PROGRAM: self.program}
+        self._send({**files, **{f"set-{i}.pb": tensor("lr", to_input(rgb)) for i, rgb in enumerate(pictures)}})
         mask = affinity_mask(settings.cores) if settings.cores else "-"
         seconds = str(max(1, math.ceil(plan["seconds"])))
         threads = str(self.target.threads or 0)
         provider = self.target.device.lower()
-        arguments = [mask, seconds, str(plan["queries"]), provider, threads, artifact.model_file.name]
+        arguments = [mask, seconds, str(plan["queries"]), provider, threads, model.name]
         self._run(["sh", "-c", RUN, "sh", *arguments])
 
-    def _failure(self, output: JobOutput, state: State) -> PpexportError:
-        name = self.transport.name
-        if any(NO_SPACE in line for line in output.tail) or self._looks_full():
-            return DiskFullError(str(self._full()))
-        if state.kind == "died":
-            return DeviceError(f"the benchmark program on {name} was ended from outside: nothing of it is kept")
-        said = next((line for line in reversed(output.tail)), "it gave no reason")
-        return UnavailableError(f"the benchmark program on {name} {state.ending}: {said[:500]}")
+    def _kept(self) -> str:
+        return "nothing of it is kept: the program writes its result at its end"
 
-    def _finish(self) -> Profile:
-        self.telling.stage("collecting")
-        with tempfile.TemporaryDirectory(prefix=".received.", dir=self.folder) as place:
-            texts = {}
-            for name, limit in ((RESULT, MAX_RESULT), (SENSORS, MAX_SENSORS), (OUTPUT, MAX_SENSORS)):
-                file = Path(place) / name
-                self.job.get(name, file, limit)
-                texts[name] = printable(file.read_bytes())
+    def _collect(self) -> Profile:
+        limits = ((RESULT, MAX_RESULT), (SENSORS, MAX_SENSORS), (OUTPUT, MAX_SENSORS))
+        texts = {name: printable(self.job.read(name, limit)) for name, limit in limits}
         measured = read_result(texts[RESULT])
         with atomic_path(self.journal) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for record in self._records(measured, texts[SENSORS], texts[OUTPUT]):
                 stream.write(json.dumps(record, separators=(",", ":")) + "\n")
-        result = Profile(write_profile(self.folder, self.journal, [(0, measured.peak)] if measured.peak else [None]))
-        self._remove()
-        return result
+        return Profile(write_profile(self.folder, self.journal, [(0, measured.peak)] if measured.peak else [None]))
 
     def _records(self, measured: Measured, sensors: str, output: str) -> Iterator[Sequence[Any]]:
         """The journal that an agent would have written."""

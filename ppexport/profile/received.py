@@ -178,7 +178,7 @@ def receive(
     return count
 
 
-def outcome_from(data: Mapping[str, Any], subjects: int) -> list[tuple[int, int] | None]:
+def memory_from(data: Mapping[str, Any], subjects: int) -> list[tuple[int, int] | None]:
     """Peak memory of every subject, from a device's outcome."""
     theirs = data.get("memory")
     pairs = theirs if isinstance(theirs, list) else []

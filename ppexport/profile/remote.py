@@ -15,51 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.backends.onnx.run_external import check_graphs
-from ppexport.device.artifact import MANIFEST, Artifact, read_artifact, write_manifest
+from ppexport.device.agent import ARCHIVE, OUTCOME, REQUEST
+from ppexport.device.artifact import MANIFEST, Artifact, read_artifact
 from ppexport.device.jetson import BEFORE, CLOCKS
-from ppexport.device.job import ARCHIVE, IMAGES, JOURNAL, OUTCOME, REQUEST
+from ppexport.device.job import IMAGES, JOURNAL
 from ppexport.device.journal import Past, read_past
 from ppexport.device.launch import journal_of
 from ppexport.device.target import Target
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
-from ppexport.files import sha256_text, write_text
-from ppexport.profile.archive import make_archive
-from ppexport.profile.pictures import Picture, save_pictures
-from ppexport.profile.python_probe import PROBE, groups_of, problem_of
-from ppexport.profile.received import MAX_JOURNAL, outcome_from, receive
+from ppexport.files import sha256_text
+from ppexport.profile.crops import Crop, save_crops
+from ppexport.profile.received import MAX_JOURNAL, memory_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
-from ppexport.remote import scripts
 from ppexport.remote.adb import AdbTransport
-from ppexport.remote.address import DeviceError, DiskFullError, TransferError
-from ppexport.remote.job import OUTPUT, Pace, State, remove_jobs
-from ppexport.remote.output import JobOutput, parse_object, printable
+from ppexport.remote.archive import NAMES, PYTHON, AgentWork, Found
+from ppexport.remote.job import OUTPUT, DetachedWork, Pace, State, Telling
+from ppexport.remote.output import JobOutput
 from ppexport.remote.transport import FILE_NAME, Transport
-from ppexport.remote.work import NO_SPACE, DetachedWork, Telling
 
 NOT_THERE = ("coreml",)
 """Runtimes of machines that no transport leads to."""
 RESERVED = {IMAGES, JOURNAL, REQUEST, ARCHIVE, OUTCOME, BEFORE, CLOCKS, OUTPUT, MANIFEST, "pid", "starting", "started"}
-PYTHON = re.compile(r"(?:/[A-Za-z0-9_./+-]{1,200}|[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})")
+WORK = "ppexport.device.launch:run_request"
+PYTHON_NAME = re.compile(r"(?:/[A-Za-z0-9_./+-]{1,200}|[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99})")
 POWER_MODE = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 """A power mode's name."""
-MAX_OUTCOME = 1 << 20
 POLL = Pace(poll=5.0)
 """Every look at a small board takes time of it, so there are few."""
-PROBE_SECONDS = 120
-AFTER_KILL = "the same command goes on, and puts power mode and clocks back at its end"
-LEFT = (
-    scripts.PRELUDE
-    + scripts.STATES
-    + r"""
-for job in "$root/$1"*; do
-    if [ ! -d "$job" ] || alive; then continue; fi
-    for name in "$2" "$3"; do
-        if [ -f "$job/$name" ]; then printf '%s: %s\n' "$name" "$(head -c 200 "$job/$name" | head -n 1)"; fi
-    done
-done
-"""
-)
-"""The settings `$2`, `$3` that killed jobs, whose names begin with `$1`, have not put back."""
+NUMPY = (1, 17)
+"""What a measurement needs at least; JetPack 5 has it."""
+AFTER_KILL = "the same command continues, and puts power mode and clocks back at its end"
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Settings:
     """Cores to run on; none are all."""
 
     def __post_init__(self) -> None:
-        if self.python is not None and not PYTHON.fullmatch(self.python):
+        if self.python is not None and not PYTHON_NAME.fullmatch(self.python):
             raise InputError(f"a device's Python is a name, or a path that begins with /, not {self.python!r}")
         if isinstance(self.power_mode, str) and not POWER_MODE.fullmatch(self.power_mode):
             raise InputError(f"a power mode is a number, or a name such as MAXN_SUPER, not {self.power_mode!r}")
@@ -87,7 +72,7 @@ class Request:
     """One measurement on one device."""
 
     artifact: Artifact
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Crop, ...]
     wanted: dict[str, Any]
     """See `ppexport.device.job.wanted_of`."""
     targets: tuple[Target, ...]
@@ -113,7 +98,7 @@ class Request:
 
 
 def make_request(
-    targets: Sequence[Target], pictures: Sequence[Picture], wanted: dict[str, Any], settings: Settings
+    targets: Sequence[Target], pictures: Sequence[Crop], wanted: dict[str, Any], settings: Settings
 ) -> Request:
     """The request to measure *wanted*, of one artefact in *targets*. Raises PpexportError for what cannot be sent."""
     artifact = read_artifact(Path(targets[0].artifact))
@@ -121,7 +106,7 @@ def make_request(
         if target.runtime in NOT_THERE:
             raise UnavailableError(f"{target.runtime} is timed on a Mac only: run this command there")
         if target.runtime == "tensorrt":
-            from ppexport.backends.tensorrt.run_engine import check_trust
+            from ppexport.backends.tensorrt.run_facts import check_trust
 
             check_trust(artifact.path.name, artifact.manifest, target.trust)
     for name in artifact.manifest.files:
@@ -147,30 +132,21 @@ def job_prefix(artifact: Artifact) -> str:
     return f"profile-{next(iter(artifact.manifest.files.values()))[:16]}-"
 
 
-def clean(transport: Transport, artifact: Artifact) -> list[str]:
-    """Stop and remove every measurement of *artifact* on the device; returns what was done."""
-    prefix = job_prefix(artifact)
-    left = printable(transport.checked(LEFT, (prefix, BEFORE, CLOCKS))).splitlines()
-    done = remove_jobs(transport, prefix)
-    return [*done, *(f"left by a measurement that was killed, put it back by hand: {line}" for line in left)]
-
-
 class ProfileWork(DetachedWork[Profile]):
     """A measurement on a device, whose result is made in a folder here; a subclass says what measures."""
 
     noun, doing = "measurement", "measuring"
+    request: Request
+    folder: Path
 
-    def __init__(
-        self, transport: Transport, name: str, request: Request, folder: Path, telling: Telling, pace: Pace
-    ) -> None:
+    def _begin(self, request: Request, folder: Path) -> None:
         """Raises InputError where *folder* holds another measurement."""
-        super().__init__(transport, name, telling, pace)
         self.request, self.folder = request, folder
         self.journal = folder / JOURNAL
         self.known = holds(folder, request)
 
     def run(self, timeout: float | None = None) -> Profile:
-        """Measure, or go on, or collect; returns the result.
+        """Measure, or continue, or collect; returns the result.
 
         Raises PpexportError: what measures there may raise, UnavailableError for a device that lacks something,
         DeviceError, among them StillRunning after *timeout* seconds.
@@ -180,74 +156,52 @@ class ProfileWork(DetachedWork[Profile]):
             return Profile(self.folder / PROFILE)
         return self.follow_up(timeout)
 
-    def _go_on(self, state: State, timeout: float | None) -> Profile:
+    def _continue(self, state: State, timeout: float | None) -> Profile:
         # The device answers: before that there is nothing to keep.
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.known is None:
-            save_pictures(self.folder / IMAGES, self.request.pictures)
-        return super()._go_on(state, timeout)
+            save_crops(self.folder / IMAGES, self.request.pictures)
+        return super()._continue(state, timeout)
 
 
-class RemoteProfile(ProfileWork):
+class RemoteProfile(ProfileWork, AgentWork[Profile]):
     """A measurement by our agent, in the Python of the device."""
 
     def __init__(
         self, transport: Transport, request: Request, folder: Path, telling: Telling, pace: Pace = POLL
     ) -> None:
         """Raises InputError where *folder* holds another measurement."""
-        self.archive = make_archive()
-        name = job_prefix(request.artifact) + sha256_text(request.digest + self.archive.hex())[:12]
-        super().__init__(transport, name, request, folder, telling, pace)
-        self.python = request.settings.python or transport.python
+        super().__init__(
+            transport, job_prefix(request.artifact), request.digest, request.settings.python, telling, pace
+        )  # fmt: skip
+        self._begin(request, folder)
 
-    def _failed_before(self, state: State) -> None:
+    def _failed_before(self) -> None:
         count = self._bring()
         self.telling.notice(
-            f"the last measurement on {self.transport.name} was ended after {count} queries, which are kept: it goes on"
+            f"the last measurement on {self.transport.name} was ended after {count} queries, which are kept: it "
+            "continues"
         )
 
     def _start(self) -> None:
-        self._probe()
-        put, artifact = self.job.put, self.request.artifact
-        self.job.discard((OUTCOME,))
-        with tempfile.TemporaryDirectory() as name:
-            made = Path(name)
-            (made / ARCHIVE).write_bytes(self.archive)
-            write_text(made / REQUEST, json.dumps(self.request.data) + "\n")
-            files = {ARCHIVE: made / ARCHIVE, IMAGES: self.folder / IMAGES}
-            # The bytes that were checked and the manifest they were checked against, whatever the folder holds now.
-            write_manifest(made, artifact.manifest)
-            for n in artifact.manifest.files:
-                (made / n).write_bytes(artifact.read(artifact.path / n))
-            files |= {n: made / n for n in (MANIFEST, *artifact.manifest.files)}
-            # A request that is there is that of an earlier call, with its date.
-            if not self.job.has(REQUEST):
-                files[REQUEST] = made / REQUEST
-            # What an earlier run measured goes back to a device that has lost it.
-            if self.journal.exists() and not self.job.has(JOURNAL):
-                files[JOURNAL] = self.journal
-            for name, file in files.items():
-                self.telling.stage(f"sending {name}")
-                put(file, name)
-        self._run([self.python, "-u", ARCHIVE])
-
-    def _probe(self) -> None:
-        """Raise UnavailableError where the device's Python cannot import the modules that a measurement imports."""
-        name, engine = self.transport.name, self.request.artifact.manifest.engine
-        runtimes = {
-            str(engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime
+        artifact = self.request.artifact
+        runtimes = sorted(
+            str(artifact.manifest.engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime
             for target in self.request.targets
-        }
-        with tempfile.TemporaryDirectory() as place:
-            (Path(place) / ARCHIVE).write_bytes(self.archive)
-            self.job.put(Path(place) / ARCHIVE, ARCHIVE)
-        self.telling.stage(f"looking for Python on {name}")
-        arguments = (self.job.folder, ARCHIVE, self.python, *groups_of(sorted(runtimes)))
-        said = self.transport.checked(PROBE, arguments, PROBE_SECONDS)
-        problem = problem_of(printable(said), self.python, name, sorted(runtimes))
+        )
+        # NumPy, all of ppexport that a device runs, and each of the runtimes.
+        found = self._probe(("numpy", " ".join(NAMES), *runtimes))
+        problem = problem_of(found, self.python, self.transport.name, runtimes)
         if problem is not None:
             self.job.discard((ARCHIVE,))
             raise UnavailableError(problem)
+        # The bytes that were checked and the manifest they were checked against, whatever the folder holds now.
+        files: dict[str, Path | bytes] = {name: artifact.read(artifact.path / name) for name in artifact.manifest.files}
+        files |= {MANIFEST: artifact.manifest.to_json().encode(), IMAGES: self.folder / IMAGES}
+        # What an earlier run measured goes back to a device that has lost it.
+        if self.journal.exists() and not self.job.has(JOURNAL):
+            files[JOURNAL] = self.journal
+        self._start_agent(WORK, self.request.data, files)
 
     def _bring(self) -> int:
         """Bring the journal here as far as it goes; returns its queries."""
@@ -270,36 +224,45 @@ class RemoteProfile(ProfileWork):
             checked.replace(self.journal)
             return count
 
-    def _failure(self, output: JobOutput, state: State) -> PpexportError:
-        name = self.transport.name
-        kept = f"the {self._bring()} queries that were measured are kept, the same command goes on from there"
-        if output.failure is not None:
-            said = str(output.failure["message"])[:500]
-            if NO_SPACE in said:
-                return DiskFullError(f"{self._full()}; {kept}")
-            made = InputError if state.code == EXIT_BAD_INPUT else UnavailableError
-            return made(f"{name}: {said}; {kept}")
-        if any(NO_SPACE in line for line in output.tail) or self._looks_full():
-            return DiskFullError(f"{self._full()}; {kept}")
-        if state.kind == "died":
-            if any(self.job.has(left) for left in (BEFORE, CLOCKS)):
-                self.telling.notice(f"{name} is still set for the measurement: {AFTER_KILL}")
-            return DeviceError(
-                f"the measurement on {name} was ended from outside: {name} was restarted, or ran out of memory; {kept}"
-            )
-        said = output.tail[-1] if output.tail else "it gave no reason"
-        return DeviceError(f"the measurement on {name} {state.ending}: {said[:500]}; {kept}")
+    def _kept(self) -> str:
+        return f"the {self._bring()} queries that were measured are kept, the same command continues from there"
 
-    def _finish(self) -> Profile:
-        self.telling.stage("collecting")
+    def _explain(self, event: dict[str, Any] | None, output: JobOutput, state: State) -> PpexportError | None:
+        name = self.transport.name
+        if event is not None:
+            made = InputError if state.code == EXIT_BAD_INPUT else UnavailableError
+            return made(f"{name}: {str(event['message'])[:500]}")
+        if state.kind == "died" and any(self.job.has(left) for left in (BEFORE, CLOCKS)):
+            self.telling.notice(f"{name} is still set for the measurement: {AFTER_KILL}")
+        return None
+
+    def _collect(self) -> Profile:
         self._bring()
-        with tempfile.TemporaryDirectory(prefix=".received.", dir=self.folder) as name:
-            outcome = Path(name) / OUTCOME
-            self.job.get(OUTCOME, outcome, MAX_OUTCOME)
-            data = parse_object(outcome.read_bytes())
-        if data is None:
-            raise TransferError(f"{OUTCOME} from {self.transport.name} is not a JSON object")
-        memory = outcome_from(data, len(self.request.targets))
-        result = Profile(write_profile(self.folder, self.journal, memory))
-        self._remove()
-        return result
+        memory = memory_from(self._outcome(), len(self.request.targets))
+        return Profile(write_profile(self.folder, self.journal, memory))
+
+
+def problem_of(found: Found, python: str, name: str, runtimes: Sequence[str]) -> str | None:
+    """Why *python* on the device *name*, which has *found*, cannot measure in *runtimes*; None where it can."""
+    if found.version is None:
+        return f"{name} has no Python that starts as {python}: name one with --device-python, such as that of a venv"
+    numpy = re.match(r"(\d{1,3})\.(\d{1,3})", found.has.get("numpy", ""))
+    fault = None
+    if not found.old and (numpy is None or tuple(map(int, numpy.groups())) >= NUMPY):
+        # What comes first is the reason for what follows.
+        own = next((module for module in found.lacks if module.startswith("ppexport")), NAMES[-1])
+        fault = next((module for module in ("numpy", own, *runtimes) if module not in found.has), "")
+    if fault == "":
+        return None
+    with_numpy = "" if numpy is None else f" with NumPy {found.has['numpy']}"
+    reason = "" if fault is None else found.lacks.get(fault, "no reason given")
+    lacking = "" if fault is None else f" and does not import {fault} ({reason})"
+    least = [f"{what} {major}.{minor} or newer" for what, (major, minor) in (("Python", PYTHON), ("NumPy", NUMPY))]
+    hint = ""
+    # TensorRT comes with JetPack.
+    if fault is not None and not fault.startswith(("ppexport", "tensorrt")):
+        hint = f", or install it on the device (`{python} -m pip install {fault}`)"
+    return (
+        f"{python} on {name} is Python {found.version}{with_numpy}{lacking}; a measurement needs "
+        f"{', '.join([*least, *runtimes])}: name another Python with --device-python{hint}"
+    )

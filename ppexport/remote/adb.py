@@ -13,9 +13,7 @@ from contextlib import suppress
 from typing import IO
 
 from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError
-from ppexport.remote.output import printable
-from ppexport.remote.process import Sink, TimeIsUp, run_limited
-from ppexport.remote.transport import Transport, fact_lines
+from ppexport.remote.transport import Sink, TimeIsUp, Transport, fact_lines, last_line, run_limited
 
 HOME = "/data/local/tmp"
 """Where adb's user may write and run programs; its own home is not writable."""
@@ -68,7 +66,7 @@ class AdbTransport(Transport):
 
     def _explain(self, messages: bytes) -> DeviceError:
         """The error of a call that did not come to its end."""
-        said = next((line.strip() for line in reversed(printable(messages).splitlines()) if line.strip()), "")
+        said = last_line(messages)
         if "unauthorized" in said:
             return DeviceError(f"{self.name} has not allowed this computer: unlock it and accept its question")
         if "unknown option" in said.lower() or "shell -T" in said:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ppexport.errors import printable as printable
+from ppexport.errors import printable
 
 
 def parse_object(data: bytes | str) -> dict[str, Any] | None:

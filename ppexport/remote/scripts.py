@@ -6,6 +6,7 @@ In a job folder lie the job's own files and
     pid       its process, which leads a process group
     starting  locked by whoever is starting it
     started   it was started; when it ends this becomes exit.CODE, a renaming, which a full disk does not prevent
+    *-before* settings of the device that the job is to put back
 """
 
 from __future__ import annotations
@@ -98,13 +99,18 @@ for job in "$root/$1"*; do
         if alive; then kill -s KILL -- "-$pid" 2>/dev/null || kill -s KILL "$pid" || :; fi
         echo "stopped ${job##*/}"
     fi
+    for left in "$job"/*-before*; do
+        if [ -f "$left" ]; then
+            echo "left by a job that was killed, put it back by hand: ${left##*/}: $(head -c 200 "$left" | head -n 1)"
+        fi
+    done
     rm -rf "$job"
     echo "removed ${job##*/}"
 done
 rmdir "$root" 2>/dev/null || :
 """
 )
-"""Stop and remove every job whose name begins with `$1`."""
+"""Stop and remove every job whose name begins with `$1`; tells of settings that none of them put back."""
 
 PUT = (
     PRELUDE

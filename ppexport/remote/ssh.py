@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, printable
 from ppexport.remote.address import ConnectionLost, DeviceError, HostKeyError, SshAddress
-from ppexport.remote.output import printable
-from ppexport.remote.process import Sink, TimeIsUp, run_limited
-from ppexport.remote.transport import MAX_REPLY, Transport
+from ppexport.remote.transport import MAX_REPLY, Sink, TimeIsUp, Transport, last_line, run_limited
 
 FAILED = 255
 """ssh's own exit code; no script of ours ends with it."""
@@ -111,8 +109,7 @@ class SshTransport(Transport):
 
     def _explain(self, messages: bytes) -> DeviceError:
         """The error that ssh's *messages* mean."""
-        text = printable(messages)
-        said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+        text, said = printable(messages), last_line(messages) or "no reason given"
         if "IDENTIFICATION HAS CHANGED" in text:
             return HostKeyError(
                 f"{self.name} shows another host key than the known one: either the device was installed anew, then "

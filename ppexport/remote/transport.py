@@ -8,19 +8,22 @@ streamed through a script's standard input and output, so that a board needs no 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
+import selectors
+import subprocess
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, present, printable
 from ppexport.files import atomic_path, sha256_file
 from ppexport.remote import scripts
 from ppexport.remote.address import DeviceError, DiskFullError, TransferError
-from ppexport.remote.output import printable
-from ppexport.remote.process import Sink
 
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -31,6 +34,74 @@ SHORT = 60.0
 """Seconds that a script may take on a busy board."""
 BYTES_PER_SECOND = 50_000
 """A file may come as slowly as this before it counts as stuck."""
+BLOCK = 1 << 16
+MAX_MESSAGES = 1 << 16
+"""Bytes of standard error that are kept; the rest is read and dropped."""
+Sink = Callable[[bytes], object]
+
+
+class TimeIsUp(DeviceError):
+    """A process that took longer than it was given; it was ended."""
+
+
+def run_limited(
+    command: Sequence[str], source: IO[bytes] | None, sink: Sink, limit: int, timeout: float
+) -> tuple[int, bytes]:
+    """Run *command*, its standard input *source*, and give its output to *sink*.
+
+    *limit* is in bytes, *timeout* in seconds. Returns (exit code, standard error). Raises TransferError for more
+    output than *limit*, TimeIsUp, and OSError where the program cannot be started.
+    """
+    logging.getLogger("ppexport").debug("running %s", list(command))
+    # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
+    child = subprocess.Popen(
+        list(command),
+        stdin=source or subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        return _collect(child, sink, limit, time.monotonic() + timeout)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for stream in (child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _collect(child: subprocess.Popen[bytes], sink: Sink, limit: int, deadline: float) -> tuple[int, bytes]:
+    streams = present(child.stdout, "the output of a process"), present(child.stderr, "the errors of a process")
+    messages, received = b"", 0
+    with selectors.DefaultSelector() as selector:
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ended = child.poll() is not None
+            ready = selector.select(0 if ended else 0.05)
+            if ended and not ready:
+                # A process in the background, such as ssh's master, may hold the pipes open for ever.
+                break
+            for key, _ in ready:
+                block = os.read(key.fd, BLOCK)
+                if not block:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is child.stderr:
+                    messages = (messages + block)[-MAX_MESSAGES:]
+                else:
+                    received += len(block)
+                    if received > limit:
+                        raise TransferError(f"the device sent more than {limit} bytes where no more belong")
+                    sink(block)
+            if time.monotonic() > deadline:
+                raise TimeIsUp(f"{child.args[0]!r} did not end in time")  # type: ignore[index]
+    while child.poll() is None:
+        if time.monotonic() > deadline:
+            raise TimeIsUp(f"{child.args[0]!r} did not end in time")  # type: ignore[index]
+        time.sleep(0.01)
+    return child.returncode, messages
 
 
 @dataclass(frozen=True)
@@ -41,6 +112,11 @@ class Reply:
     output: bytes
     messages: bytes
     """The end of its standard error."""
+
+
+def last_line(messages: bytes) -> str:
+    """The last line of *messages* that is not empty, printable; "" where there is none."""
+    return next((line.strip() for line in reversed(printable(messages).splitlines()) if line.strip()), "")
 
 
 def check_names(folder: str, name: str) -> None:
@@ -94,8 +170,7 @@ class Transport(ABC):
             return
         if any(text in messages for text in FULL):
             raise DiskFullError(f"the disk of {self.name} is full: make room there, then run the same command again")
-        said = printable(messages).strip().splitlines()
-        raise DeviceError(f"{self.name} refused a step: {said[-1] if said else f'exit code {code}'}")
+        raise DeviceError(f"{self.name} refused a step: {last_line(messages) or f'exit code {code}'}")
 
     def put(self, source: Path, folder: str, name: str) -> None:
         """Copy *source* into the job folder, whole or not at all; a file that is there already is not sent again.

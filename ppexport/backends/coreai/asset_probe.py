@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreai.convert_asset import Front, convert, facts_of, fronts, save
+from ppexport.backends.coreai.convert_asset import Front, make_program, save_program
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import atomic_path, is_plain_name, sha256_text
@@ -110,8 +110,8 @@ class AssetProbe(Probe):
             card, capacities, precision = card_of(twin.network), manifest.capacities, manifest.precision
             new = path.with_name("new.aimodel")
             shutil.rmtree(new, ignore_errors=True)
-            program = convert(fronts(twin, capacities, precision, OpenFront), manifest.mask == "input")
-            save(program, new, card, facts_of(twin, card, capacities, precision))
+            program = make_program(twin, capacities, manifest.mask == "input", precision, OpenFront)
+            save_program(program, new, twin, card, capacities, precision)
             new.rename(path)
         self.open = Session(path)
 

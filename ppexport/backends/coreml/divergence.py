@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.package_probe import PackageProbe
-from ppexport.backends.coreml.scopes import decode
+from ppexport.backends.coreml.specification import decode
 from ppexport.errors import InputError
 from ppexport.files import finite
 from ppexport.networks.architecture import Routing
@@ -74,17 +74,6 @@ def divergences(
         a, b = (evaluator.run(inputs, keep=names, replace=replace) for evaluator in (reference, other))
         for name, operation in common[first : first + CHUNK]:
             yield Divergence(name, operation, decode(name), agreement(a[name], b[name]))
-
-
-def first_divergence(
-    reference: Evaluator,
-    other: Evaluator,
-    inputs: Mapping[str, NDArray[Any]],
-    decibel: float,
-    replace: Mapping[str, NDArray[Any]] | None = None,
-) -> Divergence | None:
-    """The first result that agrees by less than *decibel*, None where all agree better."""
-    return next((d for d in divergences(reference, other, inputs, replace) if d.decibel < decibel), None)
 
 
 def compare_packages(

@@ -1,7 +1,7 @@
 """Looks into a Core ML package: every layer's categories and tokens, with other categories in their place if asked for.
 
 It reads and replaces results of the very package that ships, which the evaluator computes, where the names of its
-operations (`scopes`) tell the modules that the network's roles name.
+operations (`specification`) tell the modules that the network's roles name.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from ppexport.backends.backend import ChosenFrom, Inside, Probe, UnitRun
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.run_mac import UNITS, check_platform
-from ppexport.backends.coreml.scopes import decode
+from ppexport.backends.coreml.specification import decode
 from ppexport.backends.coreml.trial import CHILD, run_trial
 from ppexport.errors import ArtifactError, InputError
 from ppexport.networks.architecture import Place, Routing, find_architecture, place_of
 
 if TYPE_CHECKING:
-    from ppexport.backends.coreml.reading.program import Operation
+    from ppexport.backends.coreml.program import Operation
     from ppexport.device.runner import Arrays, Runner
     from ppexport.twin.twin import StaticTwin
 

@@ -1,4 +1,4 @@
-"""Twin -> model.onnx for TensorRT, with the precision written into it; `engine_builder` makes the engine from it.
+"""Twin -> model.onnx for TensorRT, with the precision written into it; `run_builder` makes the engine from it.
 
 The file suits TensorRT 10.3 (JetPack 6): opset 17, no CumSum, no Gelu, no Attention; the linter enforces it, since
 newer parsers would take more. Types are strong, as TensorRT 11 and TensorRT-RTX want them.

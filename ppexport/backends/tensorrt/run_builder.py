@@ -1,25 +1,19 @@
-"""ONNX -> TensorRT engine, in one file that needs Python 3.8 and TensorRT alone, so that it can be sent to a board.
+"""ONNX -> TensorRT engine, as a job of the archive: Python 3.8 and TensorRT alone, no NumPy.
 
-    python3 engine_builder.py request.json
+The request, beside what every job has (`ppexport.device.agent`):
 
-It is run in a work folder; every name in the request is a plain file name in that folder. The request:
-
-    version             1
-    onnx, onnx_sha256   the model, with its precision written into it, and its hash
-    engine, log, timing_cache, device, result
-                        the files to write; a timing cache that is there already is read first
+    onnx_sha256         hash of `model.onnx`, which has its precision written into it
     precision, tf32     "fp32" or "fp16", for the record; whether fp32 products may run in TF32
     slots               null, or {"name": "slots", "lengths": [..]}: one optimisation profile for every length
     workspace_mb, optimization_level, runtime
                         null, or the limit, the level, and "tensorrt" or "tensorrt_rtx"
-    activation_bytes    (may be left out) what the tensors of a run take, estimated; an error where that is not free
+    activation_bytes    what the tensors of a run take, estimated, or null; an error where that is not free
 
-It prints one JSON object per line: {"event": "progress", "phase", "step", "steps"}, {"event": "log", "severity",
-"text"} for warnings and errors, and at last {"event": "done", ...} or {"event": "failed", "kind", "message",
-"errors"}, kind "no-tensorrt", "parse", "build", "memory" or "io". Exit codes: 0 done, 3 no TensorRT, 1 the others.
+It writes `model.engine`, `build.log`, `timing.cache` (one that is there already is read first) and `layers.json`
+({"Layers": [..]}, as trtexec does). A failure is of kind "no-tensorrt", "parse", "build", "memory" or "io".
 
 TensorRT 10.3 to 11 and TensorRT-RTX differ in little that a strongly typed network meets; the differences are in
-`make_network`, `load_timing_cache` and `RUNTIMES`.
+`_make_network`, `_load_timing_cache` and `RUNTIMES`.
 """
 
 from __future__ import annotations
@@ -32,102 +26,34 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    # For annotations only, which Python 3.8 never evaluates.
-    from collections.abc import Callable
+# Subscripted when the module is loaded, which the other Callable of Python 3.8 does not allow.
+from typing import Any, Callable
 
-    Emit = Callable[[dict[str, Any]], None]
+from ppexport.device.agent import JobError, event
+from ppexport.device.machine import memory_bytes, read_text
+from ppexport.errors import EXIT_GATE_FAILED, EXIT_UNAVAILABLE
+from ppexport.files import atomic_path, sha256_file, write_text
 
-VERSION = 1
+MODEL, ENGINE, LOG, TIMING_CACHE, LAYERS = "model.onnx", "model.engine", "build.log", "timing.cache", "layers.json"
 RUNTIMES = ("tensorrt", "tensorrt_rtx")
-EXIT_FAILED, EXIT_NO_TENSORRT = 1, 3
-MAX_ONNX_BYTES = 1 << 31
-FUSED = re.compile(r"mha|fmha|attention_fus|fused_attention", re.IGNORECASE)
-"""In the name, type or tactic of a layer that computes attention in one kernel."""
 LISTING = re.compile(r"^(Layers:|Engine Layer Information:?)$", re.MULTILINE)
 """The title of the layer list in the log: TensorRT-RTX's, TensorRT's."""
+OUT_OF_MEMORY = re.compile(r"out of ?memory|memory allocation|MEM_ALLOC", re.IGNORECASE)
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
+Say = Callable[[str, str], object]
 
 
-class BuildError(Exception):
+class BuildError(JobError):
     """Why there is no engine."""
 
-    def __init__(self, kind: str, message: str, errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(message)
-        self.kind, self.errors = kind, errors or []
-
-
-def print_event(event: dict[str, Any]) -> None:
-    """One JSON object on a line of standard output."""
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write *data*, so that *path* is whole or as it was."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=str(path.parent))
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, str(path))
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write *data* as indented JSON."""
-    write_file(path, (json.dumps(data, indent=2) + "\n").encode())
-
-
-def is_plain(name: object) -> bool:
-    """Whether *name* is a visible file name without a folder."""
-    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name))
-
-
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether *value* is a whole number from *least* on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def read_request(path: Path) -> dict[str, Any]:
-    """The checked request. Raises BuildError of kind "io"."""
-    try:
-        request = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BuildError("io", f"the request cannot be read: {error}") from None
-    if not isinstance(request, dict) or request.get("version") != VERSION:
-        raise BuildError("io", f"the request is not of version {VERSION}")
-    for key in ("onnx", "engine", "log", "timing_cache", "device", "result"):
-        if not is_plain(request.get(key)):
-            raise BuildError("io", f"{key} in the request is not a plain file name: {request.get(key)!r}")
-    slots = request.get("slots")
-    lengths = slots.get("lengths") if isinstance(slots, dict) else None
-    bad_slots = slots is not None and not (
-        isinstance(lengths, list) and lengths and all(map(is_count, lengths)) and is_plain(slots.get("name"))
-    )
-    checks = {
-        "onnx_sha256": isinstance(request.get("onnx_sha256"), str),
-        "precision": request.get("precision") in ("fp32", "fp16"),
-        "tf32": isinstance(request.get("tf32"), bool),
-        "slots": not bad_slots,
-        "runtime": request.get("runtime") in (None, *RUNTIMES),
-        "workspace_mb": request.get("workspace_mb") is None or is_count(request["workspace_mb"]),
-        "optimization_level": request.get("optimization_level") is None or is_count(request["optimization_level"], 0),
-        "activation_bytes": request.get("activation_bytes") is None or is_count(request["activation_bytes"]),
-    }
-    for key, good in checks.items():
-        if not good:
-            raise BuildError("io", f"{key} in the request cannot be {request.get(key)!r}")
-    return request
+    def __init__(self, kind: str, message: str, errors: Any = ()) -> None:
+        super().__init__(kind, message, errors)
+        self.exit_code = EXIT_UNAVAILABLE if kind == "no-tensorrt" else EXIT_GATE_FAILED
 
 
 def import_tensorrt(runtime: str | None) -> Any:
@@ -154,7 +80,8 @@ class Log:
     Verbose messages, a hundred thousand per network, are dropped but for the layer list that ends a build.
     """
 
-    def __init__(self, trt: Any, emit: Emit) -> None:
+    def __init__(self, trt: Any, say: Say) -> None:
+        """*say* receives the severity, "warning" or "error", and the text of what a caller should know."""
         self.lines: list[str] = []
         self.listing: list[str] = []
         self.errors: list[str] = []
@@ -179,9 +106,14 @@ class Log:
                     if name == "error":
                         outer.errors.append(text)
                     if name != "info":
-                        emit({"event": "log", "severity": name, "text": text})
+                        say(name, text)
 
         self.logger = Logger()
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether some error says that there was not enough memory."""
+        return bool(OUT_OF_MEMORY.search(" ".join(self.errors)))
 
     def activation_bytes(self) -> int | None:
         """What a run takes beside the weights, as the builder says."""
@@ -193,8 +125,8 @@ class Log:
         return "\n".join([*self.lines, *self.listing]) + "\n"
 
 
-def make_monitor(trt: Any, emit: Emit) -> Any:
-    """A progress monitor that tells *emit* of every phase, at most once per percent."""
+def _make_monitor(trt: Any) -> Any:
+    """A progress monitor that prints an event for every phase, at most one per percent."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Called by TensorRT, from several threads."""
@@ -206,31 +138,31 @@ def make_monitor(trt: Any, emit: Emit) -> Any:
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.steps[phase], self.told[phase] = steps, 0
-            emit({"event": "progress", "phase": phase, "step": 0, "steps": steps})
+            event("progress", phase=phase, step=0, steps=steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
             steps = max(self.steps.get(phase, 1), 1)
             percent = 100 * (step + 1) // steps
             if percent > self.told.get(phase, 0):
                 self.told[phase] = percent
-                emit({"event": "progress", "phase": phase, "step": step + 1, "steps": steps})
+                event("progress", phase=phase, step=step + 1, steps=steps)
             return True
 
         def phase_finish(self, phase: str) -> None:
             steps = self.steps.get(phase, 1)
             if self.told.get(phase, 0) < 100:
-                emit({"event": "progress", "phase": phase, "step": steps, "steps": steps})
+                event("progress", phase=phase, step=steps, steps=steps)
 
     return Monitor()
 
 
-def make_network(trt: Any, builder: Any) -> Any:
+def _make_network(trt: Any, builder: Any) -> Any:
     """A strongly typed network: from TensorRT 11 on, and in TensorRT-RTX, there is no other, and maybe no flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return builder.create_network(0 if flag is None else 1 << int(flag))
 
 
-def parser_errors(parser: Any) -> list[dict[str, str]]:
+def _parser_errors(parser: Any) -> list[dict[str, str]]:
     """What the parser objects to: node, operator and text."""
     found = []
     for i in range(parser.num_errors):
@@ -241,20 +173,20 @@ def parser_errors(parser: Any) -> list[dict[str, str]]:
     return found
 
 
-def parse(trt: Any, builder: Any, log: Log, model: bytes) -> Any:
+def _parse(trt: Any, builder: Any, log: Log, model: bytes) -> Any:
     """The network of the ONNX *model*. Raises BuildError of kind "parse"."""
-    network = make_network(trt, builder)
+    network = _make_network(trt, builder)
     parser = trt.OnnxParser(network, log.logger)
     if parser.parse(model):
         # The parser owns the weights that the network refers to.
         return network, parser
-    errors = parser_errors(parser)
+    errors = _parser_errors(parser)
     first = errors[0] if errors else {"node": "", "operator": "", "text": (log.errors or ["no reason given"])[0]}
     where = f" at {first['operator']} {first['node']}".rstrip() if first["operator"] or first["node"] else ""
     raise BuildError("parse", f"TensorRT {trt.__version__} cannot read the model{where}: {first['text']}", errors)
 
 
-def load_timing_cache(trt: Any, config: Any, path: Path) -> None:
+def _load_timing_cache(trt: Any, config: Any, path: Path) -> None:
     """Let the builder use the timings in *path*, if there are some of this version and device, and keep new ones."""
     kept = path.read_bytes() if path.is_file() else b""
     # A cache of another version is refused by one of these two; an empty one always works.
@@ -264,7 +196,7 @@ def load_timing_cache(trt: Any, config: Any, path: Path) -> None:
             return
 
 
-def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], cache: Path, emit: Emit) -> Any:
+def _configure(trt: Any, builder: Any, request: dict[str, Any], cache: Path) -> Any:
     """The builder's configuration, and the monitor, which must live as long."""
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -272,23 +204,23 @@ def configure(trt: Any, builder: Any, network: Any, request: dict[str, Any], cac
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if request.get("workspace_mb") is not None:
+    if request["workspace_mb"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] << 20)
-    if request.get("optimization_level") is not None:
+    if request["optimization_level"] is not None:
         config.builder_optimization_level = request["optimization_level"]
-    load_timing_cache(trt, config, cache)
-    slots = request.get("slots") or {"lengths": []}
-    for length in slots["lengths"]:
+    _load_timing_cache(trt, config, cache)
+    slots = request["slots"]
+    for length in slots["lengths"] if slots else ():
         profile = builder.create_optimization_profile()
         profile.set_shape(slots["name"], (1, length), (1, length), (1, length))
         if config.add_optimization_profile(profile) < 0:
             raise BuildError("build", f"TensorRT refuses {length} as a length of {slots['name']}")
-    monitor = make_monitor(trt, emit)
+    monitor = _make_monitor(trt)
     config.progress_monitor = monitor
     return config, monitor
 
 
-def driver_call(library: Any, name: str, *arguments: Any) -> bool:
+def _driver_call(library: Any, name: str, *arguments: Any) -> bool:
     """Whether a function of the CUDA driver worked."""
     return bool(getattr(library, name)(*arguments) == 0)
 
@@ -301,17 +233,17 @@ def describe_gpu() -> dict[str, str | None]:
     except OSError:
         return unknown
     number, device = ctypes.c_int(), ctypes.c_int()
-    if not driver_call(cuda, "cuInit", 0) or not driver_call(cuda, "cuDeviceGet", ctypes.byref(device), 0):
+    if not _driver_call(cuda, "cuInit", 0) or not _driver_call(cuda, "cuDeviceGet", ctypes.byref(device), 0):
         return unknown
     name = ctypes.create_string_buffer(256)
     parts = []
     # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
     for attribute in (75, 76):
-        if not driver_call(cuda, "cuDeviceGetAttribute", ctypes.byref(number), attribute, device):
+        if not _driver_call(cuda, "cuDeviceGetAttribute", ctypes.byref(number), attribute, device):
             return unknown
         parts.append(str(number.value))
-    driver_call(cuda, "cuDeviceGetName", name, len(name), device)
-    driver_call(cuda, "cuDriverGetVersion", ctypes.byref(number))
+    _driver_call(cuda, "cuDeviceGetName", name, len(name), device)
+    _driver_call(cuda, "cuDriverGetVersion", ctypes.byref(number))
     return {
         "gpu": name.value.decode(errors="replace"),
         "compute_capability": ".".join(parts),
@@ -319,42 +251,9 @@ def describe_gpu() -> dict[str, str | None]:
     }
 
 
-def first_line(path: str) -> str | None:
-    """The first line of a file of the system, None where it is missing."""
-    try:
-        return Path(path).read_text(errors="replace").strip("\0\n ").splitlines()[0]
-    except (OSError, IndexError):
-        return None
-
-
-def describe_device(trt: Any) -> dict[str, Any]:
-    """What an engine depends on, and what a reader of its timings wants to know."""
-    return {
-        "runtime": trt.__name__,
-        "tensorrt": trt.__version__,
-        **describe_gpu(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "board": first_line("/proc/device-tree/model"),
-        "l4t": first_line("/etc/nv_tegra_release"),
-        "memory_bytes": memory_bytes("MemTotal"),
-    }
-
-
-def memory_bytes(field: str) -> int | None:
-    """A line of /proc/meminfo. A Jetson's GPU and CPU share it."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None
-
-
-def check_memory(request: dict[str, Any]) -> None:
+def _check_memory(request: dict[str, Any]) -> None:
     """Raise BuildError of kind "memory" where the model cannot fit."""
-    need, free = request.get("activation_bytes"), memory_bytes("MemAvailable")
+    need, free = request["activation_bytes"], memory_bytes("MemAvailable")
     if need and free is not None and need > free:
         raise BuildError(
             "memory",
@@ -362,7 +261,7 @@ def check_memory(request: dict[str, Any]) -> None:
         )
 
 
-def inspect(trt: Any, log: Log, plan: bytes) -> list[Any] | None:
+def _inspect(trt: Any, log: Log, plan: bytes) -> list[Any] | None:
     """The layers of the engine by its inspector; None where there is no GPU to load it on."""
     if describe_gpu()["gpu"] is None:
         return None
@@ -374,7 +273,7 @@ def inspect(trt: Any, log: Log, plan: bytes) -> list[Any] | None:
     return layers if isinstance(layers, list) else []
 
 
-def listed_layers(listing: list[str]) -> list[dict[str, str]] | None:
+def _listed_layers(listing: list[str]) -> list[dict[str, str]] | None:
     """The layers as the builder's log lists them, for a machine without a GPU."""
     layers = []
     for line in listing:
@@ -387,27 +286,16 @@ def listed_layers(listing: list[str]) -> list[dict[str, str]] | None:
     return layers or None
 
 
-def is_fused(layers: list[Any] | None) -> bool | None:
-    """Whether some layer is attention in one kernel, as far as names tell; None without a layer list."""
-    if not layers:
-        return None
-    keys = ("Name", "LayerType", "TacticName")
-    return any(FUSED.search(str(layer.get(key, ""))) for layer in layers if isinstance(layer, dict) for key in keys)
-
-
-def build_plan(trt: Any, request: dict[str, Any], log: Log, folder: Path, emit: Emit) -> tuple[bytes, float]:
+def _build_plan(trt: Any, request: dict[str, Any], log: Log, folder: Path) -> tuple[bytes, float]:
     """The serialised engine and the seconds it took; the timing cache is kept."""
-    source = folder / request["onnx"]
-    if not source.is_file() or source.stat().st_size > MAX_ONNX_BYTES:
-        raise BuildError("io", f"{request['onnx']} is missing or larger than {MAX_ONNX_BYTES} bytes")
-    model = source.read_bytes()
+    model = (folder / MODEL).read_bytes()
     if hashlib.sha256(model).hexdigest() != request["onnx_sha256"]:
-        raise BuildError("io", f"{request['onnx']} does not match the hash in the request: send it again")
-    check_memory(request)
+        raise BuildError("io", f"{MODEL} does not match the hash in the request: send it again")
+    _check_memory(request)
     builder = trt.Builder(log.logger)
-    network, parser = parse(trt, builder, log, model)
-    cache = folder / request["timing_cache"]
-    config, monitor = configure(trt, builder, network, request, cache, emit)
+    network, parser = _parse(trt, builder, log, model)
+    cache = folder / TIMING_CACHE
+    config, monitor = _configure(trt, builder, request, cache)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
@@ -415,74 +303,45 @@ def build_plan(trt: Any, request: dict[str, Any], log: Log, folder: Path, emit: 
     del monitor, parser
     if plan is None:
         reason = (log.errors or ["TensorRT gave no reason"])[0]
-        memory = re.search(r"out of memory|memory allocation|MEM_ALLOC", " ".join(log.errors), re.IGNORECASE)
-        raise BuildError("memory" if memory else "build", reason)
+        raise BuildError("memory" if log.out_of_memory else "build", reason)
     kept = config.get_timing_cache()
-    write_file(cache, b"" if kept is None else bytes(kept.serialize()))
+    with atomic_path(cache) as temporary:
+        temporary.write_bytes(b"" if kept is None else bytes(kept.serialize()))
     return bytes(plan), seconds
 
 
-def build(request: dict[str, Any], folder: Path, emit: Emit = print_event) -> dict[str, Any]:
-    """Build the engine of a checked *request* in *folder* and write its files; returns what `result.json` holds.
+def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Build the engine of *request* in *folder*: the job of the archive.
 
-    Raises BuildError; the log is written all the same.
+    Returns the outcome: what the engine depends on (`run_facts`), its hash, the seconds it took, the bytes that a run
+    takes beside the weights, and the device. Raises BuildError; the log is written all
+    the same.
     """
-    trt = import_tensorrt(request.get("runtime"))
+    trt = import_tensorrt(request["runtime"])
     # TensorRT-RTX has timing caches that do nothing, and says so at every call.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*Timing cache")
-    log = Log(trt, emit)
+    log = Log(trt, lambda severity, text: event("log", severity=severity, text=text))
     try:
-        device = describe_device(trt)
-        write_json(folder / request["device"], device)
-        plan, seconds = build_plan(trt, request, log, folder, emit)
-        layers = inspect(trt, log, plan) or listed_layers(log.listing)
+        plan, seconds = _build_plan(trt, request, log, folder)
+        layers = _inspect(trt, log, plan) or _listed_layers(log.listing)
     finally:
-        write_file(folder / request["log"], log.text().encode())
-    slots = request.get("slots")
-    result = {
-        "version": VERSION,
-        "runtime": device["runtime"],
-        "tensorrt": device["tensorrt"],
-        "gpu": device["gpu"],
-        "compute_capability": device["compute_capability"],
-        "driver": device["driver"],
-        "onnx_sha256": request["onnx_sha256"],
-        "engine_sha256": hashlib.sha256(plan).hexdigest(),
-        "engine_bytes": len(plan),
+        write_text(folder / LOG, log.text())
+    with atomic_path(folder / ENGINE) as temporary:
+        temporary.write_bytes(plan)
+    write_text(folder / LAYERS, json.dumps({"Layers": layers}) + "\n")
+    return {
+        "runtime": trt.__name__,
+        "tensorrt": trt.__version__,
+        **describe_gpu(),
+        "engine_sha256": sha256_file(folder / ENGINE),
         "seconds": round(seconds, 3),
-        "precision": request["precision"],
-        "tf32": request["tf32"],
-        "workspace_mb": request.get("workspace_mb"),
-        "optimization_level": request.get("optimization_level"),
-        "profiles": [{slots["name"]: [1, length]} for length in slots["lengths"]] if slots else [],
         "activation_bytes": log.activation_bytes(),
-        "attention_fused": is_fused(layers),
-        "layers": layers,
+        "device": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "board": read_text("/", "proc", "device-tree", "model"),
+            "l4t": (read_text("/", "etc", "nv_tegra_release") or "").partition("\n")[0] or None,
+            "memory_bytes": memory_bytes("MemTotal"),
+        },
     }
-    write_file(folder / request["engine"], plan)
-    write_json(folder / request["result"], result)
-    return result
-
-
-def main(path: str, emit: Emit = print_event) -> int:
-    """Build what the request file *path* asks for, beside it. Returns the exit code."""
-    source = Path(path).resolve()
-    try:
-        result = build(read_request(source), source.parent, emit)
-    except BuildError as error:
-        emit({"event": "failed", "kind": error.kind, "message": str(error), "errors": error.errors})
-        return EXIT_NO_TENSORRT if error.kind == "no-tensorrt" else EXIT_FAILED
-    except MemoryError:
-        emit({"event": "failed", "kind": "memory", "message": "the builder ran out of memory", "errors": []})
-        return EXIT_FAILED
-    except OSError as error:
-        emit({"event": "failed", "kind": "io", "message": f"{error.filename}: {error.strerror}", "errors": []})
-        return EXIT_FAILED
-    emit({"event": "done", **{key: value for key, value in result.items() if key != "layers"}})
-    return 0
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python3 engine_builder.py request.json")
-    sys.exit(main(sys.argv[1]))

@@ -23,7 +23,17 @@ TO_DEVICE, TO_HOST = 1, 2
 """cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost."""
 RELAXED = 2
 """cudaStreamCaptureModeRelaxed: other threads, which prepare the next image, may do as they like meanwhile."""
+OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
+MEMORY = (
+    "the GPU has not enough free memory for this engine: end other programs that use it, or export a smaller --size or "
+    "fewer capacities"
+)
 NO_GPU = "this machine has no NVIDIA GPU that CUDA can use, and a TensorRT engine runs on nothing else"
+
+
+class CudaMemoryError(UnavailableError):
+    """The memory of the GPU, or the pinned memory beside it, ran out; the artefact's files are sound."""
 
 
 def _load() -> Any:
@@ -49,8 +59,10 @@ class Cuda:
             raise UnavailableError(NO_GPU)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """Call a function; raises ArtifactError with CUDA's own words."""
+        """Call a function. Raises CudaMemoryError, or ArtifactError with CUDA's own words."""
         code = getattr(self._library, name)(*arguments)
+        if code == OUT_OF_MEMORY:
+            raise CudaMemoryError(f"{MEMORY} ({name}: CUDA error {code}, out of memory)")
         if code != 0:
             text = self._library.cudaGetErrorString(code).decode(errors="replace")
             raise ArtifactError(f"{name} failed: {text} (CUDA error {code})")
@@ -66,7 +78,7 @@ class Cuda:
         return self._new("cudaMalloc", ctypes.c_size_t(size))
 
     def host_array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A new array in pinned host memory, which is copied to and from without a detour. It lives to the end."""
+        """A new array in pinned host memory, which is copied to and from without a detour, until `free_host`."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         address = self._new("cudaHostAlloc", ctypes.c_size_t(size), ctypes.c_uint(0))
         raw = np.ctypeslib.as_array((ctypes.c_byte * size).from_address(address))
@@ -107,3 +119,23 @@ class Cuda:
     def launch(self, graph: int, stream: int) -> None:
         """Put a recorded graph into *stream*."""
         self._call("cudaGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))
+
+    def _release(self, name: str, handle: int) -> None:
+        """Give something back. Whether that works does not matter: after an earlier error CUDA refuses every call."""
+        getattr(self._library, name)(ctypes.c_void_p(handle))
+
+    def free_device(self, address: int) -> None:
+        """Free what `device_array` allocated; 0 is nothing."""
+        self._release("cudaFree", address)
+
+    def free_host(self, array: NDArray[Any]) -> None:
+        """Free what `host_array` allocated; *array* must not be used any more."""
+        self._release("cudaFreeHost", array.ctypes.data)
+
+    def destroy_stream(self, stream: int) -> None:
+        """End a stream."""
+        self._release("cudaStreamDestroy", stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Free a recorded graph."""
+        self._release("cudaGraphExecDestroy", graph)

@@ -1,129 +1,28 @@
-"""Which engines this user built: loading an engine runs the code in it, so only those are loaded unasked.
+"""Runs a TensorRT engine: buffers, one execution context and one CUDA graph per profile.
 
-A file of 32 random bytes in the user's configuration folder, readable by the user alone, is made with the first
-engine. The manifest of every engine is signed with it (HMAC-SHA256 over the whole manifest, which holds the engine's
-hash), and an engine whose signature is missing or made with another key needs `--trust`. Copying the key to a board
-makes engines that were assembled here trusted there.
-
-Standard library only: this file runs on devices.
+What is around TensorRT and CUDA is tested with a stand-in for both.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
-import os
-import secrets
-import stat
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppexport.backends.tensorrt.run_builder import BuildError, describe_gpu, import_tensorrt
-from ppexport.backends.tensorrt.run_cuda import NO_GPU, Cuda
-from ppexport.backends.tensorrt.run_facts import Machine, check_machine, machine_of
-from ppexport.device.artifact import Artifact, Manifest
+from ppexport.backends.tensorrt.run_builder import BuildError, Log, describe_gpu, import_tensorrt
+from ppexport.backends.tensorrt.run_cuda import MEMORY, NO_GPU, Cuda, CudaMemoryError
+from ppexport.backends.tensorrt.run_facts import Machine, check_machine, check_trust, machine_of
+from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
-from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, InputError, UnavailableError, present
+from ppexport.device.runner import Prepared, Result, Runner, feeds
+from ppexport.device.target import LayerTimes, Runtime, Target
+from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
     from numpy.typing import NDArray
 
     from ppexport.device.runner import Arrays
-from ppexport.device.runner import Prepared, Result, Runner, feeds
-
-KEY = "engine.key"
-KEY_BYTES = 32
-SIGNATURE = "signature"
-
-
-def key_file() -> Path:
-    """Where the user's key lies: $XDG_CONFIG_HOME/ppexport or ~/.config/ppexport."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".config") / "ppexport" / KEY
-
-
-def read_key() -> bytes | None:
-    """The user's key, None where there is none yet. Raises InputError for a key that others can read or could write."""
-    path = key_file()
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as stream:
-        facts = os.fstat(stream.fileno())
-        # Windows has neither owners nor groups in this sense.
-        private = os.name == "nt" or (facts.st_uid == os.getuid() and not facts.st_mode & 0o077)
-        if not stat.S_ISREG(facts.st_mode) or not private:
-            raise InputError(f"{path} is not a file for its owner alone: chmod 600 it, or delete it for a new key")
-        key = stream.read(KEY_BYTES + 1)
-    if len(key) != KEY_BYTES:
-        raise InputError(f"{path} is damaged: delete it, and build the engines again")
-    return key
-
-
-def make_key() -> bytes:
-    """The user's key, made now if there is none. Raises InputError where it cannot be kept."""
-    if (key := read_key()) is not None:
-        return key
-    path = key_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Whole or not at all: under another name first, then linked, which fails where another process was faster.
-        temporary = path.with_name(f".{KEY}.{secrets.token_hex(8)}")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(KEY_BYTES))
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    return present(read_key(), f"the key {path}, which was written just now,")
-
-
-def _digest(manifest: Manifest, key: bytes) -> str:
-    """The HMAC of *manifest* without its signature."""
-    data = asdict(manifest)
-    data["engine"].pop(SIGNATURE, None)
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-
-
-def sign(manifest: Manifest) -> Manifest:
-    """*manifest*, signed by this user."""
-    return replace(manifest, engine={**manifest.engine, SIGNATURE: _digest(manifest, make_key())})
-
-
-def is_own(manifest: Manifest) -> bool:
-    """Whether this user signed *manifest*."""
-    key, signature = read_key(), manifest.engine.get(SIGNATURE)
-    if key is None or not isinstance(signature, str):
-        return False
-    return hmac.compare_digest(signature.encode(), _digest(manifest, key).encode())
-
-
-def check_trust(name: str, manifest: Manifest, trust: bool) -> None:
-    """Raise InputError unless this user built the engine artefact *name*, or says *trust*."""
-    if not trust and not is_own(manifest):
-        raise InputError(
-            f"{name} is an engine that this user did not build, and loading an engine runs the code in it: "
-            "build it here, or say --trust if you know where it comes from"
-        )
-
-
-# A loaded TensorRT engine: buffers, one execution context and one CUDA graph per profile.
-#
-# Untested on hardware, see `cuda`; what is around it is tested with a stand-in for TensorRT and CUDA.
 
 
 @dataclass(frozen=True)
@@ -162,16 +61,27 @@ def ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]]
 
 
 class Session:
-    """The engine of an artefact on this machine's GPU."""
+    """The engine of an artefact on this machine's GPU. `close` frees what it holds there."""
 
     def __init__(self, artifact: Artifact, trt: Any, cuda: Cuda) -> None:
         self.artifact, self.cuda = artifact, cuda
         self.capacities = artifact.manifest.capacities
-        self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)
+        self.stream = 0
+        self.ports: dict[str, Port] = {}
+        self._loaded: dict[int, Loaded] = {}
+        self._log = Log(trt, lambda severity, text: None)
+        self._runtime = trt.Runtime(self._log.logger)
+        try:
+            self._open(trt)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, trt: Any) -> None:
+        artifact, cuda = self.artifact, self.cuda
         self.engine = self._runtime.deserialize_cuda_engine(artifact.read(artifact.model_file))
         if self.engine is None:
-            raise ArtifactError(f"TensorRT {trt.__version__} cannot load {artifact.model_file}: build it again")
+            raise self._refused(f"TensorRT {trt.__version__} cannot load {artifact.model_file}: build it again")
         expected = ports_of(artifact)
         found = {self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)}
         # An input whose content nothing reads, such as `slots`, may be gone; its profiles are not.
@@ -183,13 +93,34 @@ class Session:
                 f"{len(self.capacities)} capacities"
             )
         self.stream = cuda.stream()
-        self.ports = {}
         for name, (shape, dtype, is_input) in expected.items():
             if name in found:
                 host = cuda.host_array(shape, dtype)
                 host.fill(0)
+                self.ports[name] = Port(host, 0, is_input)
                 self.ports[name] = Port(host, cuda.device_array(host.nbytes), is_input)
-        self._loaded: dict[int, Loaded] = {}
+
+    def _refused(self, message: str) -> PpexportError:
+        """The error of a step that TensorRT refused: *message*, unless it says that the GPU's memory ran out."""
+        if self._log.out_of_memory:
+            return CudaMemoryError(f"{self.artifact.path.name}: {MEMORY}")
+        return ArtifactError(message)
+
+    def close(self) -> None:
+        """Free graphs, contexts, device and host memory and the stream; what is freed already stays so."""
+        for loaded in self._loaded.values():
+            if loaded.graph is not None:
+                self.cuda.destroy_graph(loaded.graph)
+        # TensorRT frees the memory of contexts and engine when nobody refers to them any more.
+        self._loaded.clear()
+        self.engine = None
+        for port in self.ports.values():
+            self.cuda.free_host(port.host)
+            self.cuda.free_device(port.device)
+        self.ports.clear()
+        if self.stream:
+            self.cuda.destroy_stream(self.stream)
+            self.stream = 0
 
     def run(self, inputs: Arrays, capacity: int) -> Arrays:
         """Run *inputs* (`lr`, and `mask` where it is one) with *capacity* slots; returns `sr` and `impure_tokens`."""
@@ -209,7 +140,7 @@ class Session:
         if index not in self._loaded:
             context = self.engine.create_execution_context()
             if context is None:
-                raise UnavailableError("the GPU has not enough memory for this engine: export a smaller size")
+                raise CudaMemoryError(f"{self.artifact.path.name}: {MEMORY}")
             if not context.set_optimization_profile_async(index, self.stream):
                 raise ArtifactError(f"TensorRT refuses profile {index} of {self.artifact.model_file}")
             for name, port in self.ports.items():
@@ -244,7 +175,7 @@ class Session:
             if port.is_input:
                 self.cuda.upload(port.device, port.host, self.stream)
         if not context.execute_async_v3(self.stream):
-            raise ArtifactError(f"TensorRT failed to run {self.artifact.model_file}")
+            raise self._refused(f"TensorRT failed to run {self.artifact.model_file}")
         for port in self.ports.values():
             if not port.is_input:
                 self.cuda.download(port.host, port.device, self.stream)
@@ -270,9 +201,6 @@ def open_session(artifact: Artifact, trust: bool) -> Session:
     return Session(artifact, trt, Cuda())
 
 
-# Runs a TensorRT engine.
-
-
 class TensorRTRunner(Runner):
     """An engine artefact on this machine's GPU."""
 
@@ -286,6 +214,9 @@ class TensorRTRunner(Runner):
         inputs.pop("slots", None)
         out = self.session.run(inputs, prepared.capacity)
         return Result(out["sr"], int(out["impure_tokens"][0]), prepared.capacity)
+
+    def _close(self) -> None:
+        self.session.close()
 
 
 def open_target(artifact: Artifact, target: Target) -> TensorRTRunner:
@@ -306,5 +237,15 @@ def find_gpu(text: str) -> str:
 
 
 RUNTIME = Runtime(
-    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
+    "tensorrt",
+    "tensorrt",
+    ("tensorrt", "tensorrt_rtx_cu12"),
+    "GPU",
+    open_target,
+    installed_gpu,
+    find_gpu,
+    times=LayerTimes(
+        "ppexport.backends.tensorrt.layer_profile",
+        "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)",
+    ),
 )

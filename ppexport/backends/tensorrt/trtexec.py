@@ -7,17 +7,14 @@ defaults of its measurements do not matter. From TensorRT 11 on `--stronglyTyped
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppexport.backends.tensorrt.run_builder import VERSION, is_fused
-from ppexport.errors import EXIT_GATE_FAILED, ExportError, PpexportError, UnavailableError
+from ppexport.backends.tensorrt.run_builder import ENGINE, LAYERS, MODEL, TIMING_CACHE
 
-LAYERS = "layers.json"
-"""The file that trtexec writes the layer list to, in the work folder."""
 ARGUMENTS = "trtexec.txt"
 """The arguments, one a line; in the work folder of a build by trtexec only."""
+PROBE = "PATH=$PATH:/usr/src/tensorrt/bin; command -v trtexec > /dev/null && echo yes || echo no"
 LAUNCH = 'PATH=$PATH:/usr/src/tensorrt/bin; export PATH; exec trtexec "$@"'
 """JetPack installs the program where no PATH leads."""
 BANNER = re.compile(r"\[TensorRT v(\d+)\]")
@@ -31,11 +28,11 @@ ERROR = re.compile(r"^(?:\[[0-9][^\]\n]{1,40}\] )?\[E\] ([^\n]{1,2000})", re.MUL
 
 
 def arguments(request: dict[str, Any]) -> list[str]:
-    """The arguments that build the engine of *request*, as `engine_builder` describes it, in its folder."""
+    """The arguments that build the engine of *request*, as `run_builder` describes it, in its folder."""
     made = [
-        f"--onnx={request['onnx']}",
-        f"--saveEngine={request['engine']}",
-        f"--timingCacheFile={request['timing_cache']}",
+        f"--onnx={MODEL}",
+        f"--saveEngine={ENGINE}",
+        f"--timingCacheFile={TIMING_CACHE}",
         "--stronglyTyped",
         "--skipInference",
         "--profilingVerbosity=detailed",
@@ -61,7 +58,7 @@ def command(request: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Said:
-    """What a log of trtexec tells."""
+    """What a log of trtexec tells. It does not name the driver."""
 
     passed: bool
     """The program says so itself; its exit code alone has been 0 for engines that do not load."""
@@ -90,76 +87,3 @@ def read_log(text: str) -> Said:
         seconds=float(seconds[1]) if seconds else 0.0,
         errors=[match.strip() for match in ERROR.findall(text)],
     )
-
-
-def result(
-    request: dict[str, Any], said: Said, engine_sha256: str, engine_bytes: int, layers: list[Any] | None
-) -> dict[str, Any]:
-    """What `result.json` holds, as `engine_builder` writes it. trtexec does not name the driver."""
-    slots = request["slots"]
-    return {
-        "version": VERSION,
-        "runtime": "tensorrt",
-        "tensorrt": said.tensorrt,
-        "gpu": said.gpu,
-        "compute_capability": said.compute_capability,
-        "driver": None,
-        "onnx_sha256": request["onnx_sha256"],
-        "engine_sha256": engine_sha256,
-        "engine_bytes": engine_bytes,
-        "seconds": said.seconds,
-        "precision": request["precision"],
-        "tf32": request["tf32"],
-        "workspace_mb": request["workspace_mb"],
-        "optimization_level": request["optimization_level"],
-        "profiles": [{slots["name"]: [1, length]} for length in slots["lengths"]] if slots else [],
-        "attention_fused": is_fused(layers),
-        "layers": layers,
-    }
-
-
-# What TensorRT's parser objects to, as one sentence that names the PyTorch module.
-#
-# Standard library only, but for a better guess at the module where the onnx package is installed.
-
-
-SHOWN = 3
-"""Errors that a sentence holds; the log has all."""
-
-
-class BuildFailed(ExportError):
-    """TensorRT made no engine of a model; the files and options were good."""
-
-    exit_code = EXIT_GATE_FAILED
-
-
-def module_of_node(name: str) -> str | None:
-    """The PyTorch module that the node *name* of an exported graph comes from, None where the name does not tell."""
-    if not name.startswith("/"):
-        return None
-    try:
-        from ppexport.backends.onnx.modules import module_of_name
-    except ModuleNotFoundError:
-        return ".".join(name.split("/")[1:-1])
-    return module_of_name(name)
-
-
-def describe_error(error: Mapping[str, Any]) -> str:
-    """One of the parser's errors."""
-    node, operator, text = (" ".join(str(error.get(key, "")).split()) for key in ("node", "operator", "text"))
-    module = module_of_node(node)
-    where = f"module {module or 'the network itself'}" if module is not None else node or "an unnamed node"
-    return f"{operator or 'an operator'} in {where}: {text or 'no reason given'}"
-
-
-def failure(event: Mapping[str, Any]) -> PpexportError:
-    """The error to raise for the builder's event "failed": UnavailableError where TensorRT is missing."""
-    kind, message = event.get("kind"), " ".join(str(event.get("message", "")).split())
-    if kind == "no-tensorrt":
-        return UnavailableError(message)
-    errors = event.get("errors")
-    if kind != "parse" or not isinstance(errors, list) or not errors:
-        return BuildFailed(message or "TensorRT built no engine and gave no reason")
-    told = "; ".join(describe_error(error) for error in errors[:SHOWN] if isinstance(error, Mapping))
-    more = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-    return BuildFailed(f"TensorRT cannot read the model: {told}{more}")

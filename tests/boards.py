@@ -1,0 +1,88 @@
+"""Runs what boards get under the Pythons that boards have: `make test-boards`.
+
+For every row of BOARDS whose Python is found, as `pythonX.Y` in the PATH or below ~/.pyenv, a fresh environment gets
+that NumPy and ONNX Runtime, imports the whole archive, and measures a small artifact the way `profile --on` does. A
+Python that is not found is named and skipped; the exit code is 1 if none is found or any fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ppexport.profile.run import prepare_remote
+from sshd_profiles import BRIEF, write_enlarger
+
+from ppexport.device.target import choose
+from ppexport.profile.remote import RemoteProfile, Settings
+from ppexport.remote import archive
+from ppexport.remote.job import Pace, Telling
+from ppexport.remote.opening import open_device
+
+BOARDS = (
+    ("3.8", "numpy==1.17.4", "onnxruntime==1.10.0"),
+    ("3.10", "numpy==1.26.4", "onnxruntime==1.19.2"),
+    ("3.13", "numpy", "onnxruntime"),
+)
+"""Python, NumPy, ONNX Runtime: the first two of JetPack 5; the usual of JetPack 6; the newest that the index has."""
+HOME = Path.home()
+OPSET = 13
+"""ONNX Runtime 1.10 reads no newer one than 15."""
+
+
+def find_python(version: str) -> str | None:
+    """An interpreter of *version*, None where there is none."""
+    below = sorted(HOME.glob(f".pyenv/versions/{version}.*/bin/python3"))
+    for found in (*map(str, below), shutil.which(f"python{version}")):
+        code = "import sys; print('%d.%d' % sys.version_info[:2])"
+        if found and subprocess.run([found, "-c", code], capture_output=True, text=True).stdout.strip() == version:
+            return found
+    return None
+
+
+def measure(python: Path, place: Path) -> str:
+    """Measure a small artifact in *python*; returns what was found, for people."""
+    # Where the job's folder lies.
+    os.environ["HOME"] = str(place)
+    artifact = write_enlarger(place / "enlarger", OPSET)
+    request = prepare_remote(
+        choose(artifact, None, 1, False), BRIEF, place / "run", None, "local", Settings(str(python))
+    )  # fmt: skip
+    telling = Telling(print, lambda doing: None)
+    with open_device("local") as here:
+        found = RemoteProfile(here, request, place / "run", telling, Pace(0.1, ())).run(300)
+    (subject,) = found.subjects
+    versions = {**found.data["versions"], **subject["runtime_versions"]}
+    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "numpy", "onnxruntime"))
+    return f"{named}: {subject['summary']['count']} queries, p90 {subject['summary']['p90_ms']:.2f} ms"
+
+
+def main() -> int:
+    """Try every board; returns the exit code."""
+    tried = failed = 0
+    for version, *packages in BOARDS:
+        found = find_python(version)
+        if found is None:
+            print(f"Python {version}: not found, skipped")
+            continue
+        tried += 1
+        with tempfile.TemporaryDirectory() as name:
+            place = Path(name)
+            python, agent = place / "venv" / "bin" / "python3", place / "agent.pyz"
+            subprocess.run([found, "-m", "venv", str(place / "venv")], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+            agent.write_bytes(archive.make_archive())
+            command = [str(python), str(agent), "check", "numpy", *archive.NAMES, "onnxruntime"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            good = said.startswith("has onnxruntime ")
+            print(measure(python, place) if good else f"Python {version}: {said}")
+            failed += not good
+    return int(failed > 0 or not tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
