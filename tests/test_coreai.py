@@ -19,6 +19,7 @@ pytest.importorskip("coreai_torch")
 from small_networks import beyond_half, small_network
 
 import ppexport
+from ppexport.backends.backend import Gate
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreai.asset_probe import KeptResults
 from ppexport.backends.coreai.convert_asset import Halved, halved
@@ -26,8 +27,9 @@ from ppexport.device.artifact import sha256_path
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
 from ppexport.parity.columns import ArtifactColumn
+from ppexport.parity.compare import compare_columns
 from ppexport.parity.inputs import ParityInput
-from ppexport.parity.references import TwinColumn, find_bad_layer
+from ppexport.parity.references import TwinColumn, find_bad_module
 
 pytest_plugins = ["apple_fixtures"]
 SIZE = (32, 32)
@@ -163,6 +165,11 @@ def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):
     fails("parity", exported, "--units", "cpu", message="--units is for artifacts whose runtime offers compute units")
 
 
+def columns_of(*sources_and_item):
+    *sources, item = sources_and_item
+    return tuple({item.name: source.sample(item)} for source in sources)
+
+
 def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     runner, twin = ppexport.open_artifact(exported), ppexport.make_twin(small_network(), size=SIZE)
     items = [ParityInput("noise", NOISE), ParityInput("half_flat", HALF_FLAT)]
@@ -194,13 +201,19 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     damaged.write_bytes(damaged.read_bytes()[:1000])
     np.testing.assert_array_equal(again.sample(items[0]).categories, expected.categories)
     assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
-    names, column = list(twin.routed_layers()), TwinColumn(twin, [512, 1024])
-    samples = (column.sample(items[0]), found)
-    assert find_bad_layer(names, column, again, items[0], samples, 90.0) == "after the last layer"
+    column = TwinColumn(twin, [512, 1024])
+    gate = Gate(psnr=90.0)
+    pair = compare_columns(("twin", "asset"), items[:1], *columns_of(column, again, items[0]), gate, 2)
+
+    def bad():
+        return find_bad_module(pair, twin, column, again, items[:1], columns_of(column, again, items[0]))
+
+    assert bad() == "after the last layer"
     # A twin that computes otherwise is found with the asset's categories in both, which only tells its own.
+    first = next(iter(twin.routed_layers()))
     with torch.no_grad():
-        twin.get_submodule(names[0]).convffn.fc2.bias += 0.01
-    assert find_bad_layer(names, column, again, items[0], samples, 55.0) == names[0]
+        twin.get_submodule(first).convffn.fc2.bias += 0.01
+    assert bad() == first
 
 
 def test_what_was_kept_of_another_asset_is_not_used(tmp_path):

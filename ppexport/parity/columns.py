@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom, Probe, find_backend
+from ppexport.device.artifact import Manifest
 from ppexport.device.mask import pixel_labels
 from ppexport.device.runner import Runner, feeds
 from ppexport.errors import InputError, first_line
@@ -48,6 +49,16 @@ class Sample:
 def narrow(categories: NDArray[Any]) -> Categories | None:
     """*categories* (layers, n) in the smallest type that holds them; None where there are no layers."""
     return categories.astype(np.min_scalar_type(int(categories.max()))) if categories.size else None
+
+
+def host_labels(manifest: Manifest, item: ParityInput) -> NDArray[Any]:
+    """The Pure-Pass label of every pixel, as devices compute it: (H', W') of the padded image."""
+    return pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
+
+
+def wide(categories: Categories | None) -> NDArray[np.int64] | None:
+    """*categories* as a probe and a network take them."""
+    return None if categories is None else categories.astype(np.int64)
 
 
 class Source(Protocol):
@@ -92,15 +103,14 @@ class ArtifactColumn:
                 raise InputError(f"categories cannot be injected into {self.name}")
             result = self.runner.run_unchecked(prepared)
             return Sample(result.sr, result.impure_tokens, capacity=result.capacity or None)
-        inside = self.probe.run(feeds(manifest, prepared), _wide(categories))
-        sr, impure, pure = inside.sr, inside.impure_tokens, inside.pure
-        labels: NDArray[Any] | None = inside.labels
+        inside = self.probe.run(feeds(manifest, prepared), wide(categories))
+        sr, impure = inside.sr, inside.impure_tokens
         if categories is None and not self.probe.gives_picture:
             sr, impure, _ = self.runner.run_unchecked(prepared)
+        pure, labels = inside.pure, inside.labels
         if manifest.mask == "input":
             # The artifact computes neither; both are the host's.
-            pure = prepared.pure
-            labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
+            pure, labels = prepared.pure, host_labels(manifest, item)
         return Sample(
             sr=sr,
             impure=impure,
@@ -112,7 +122,7 @@ class ArtifactColumn:
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer; none where nothing opens the artifact."""
-        return [] if self.probe is None else self.probe.layers(self._inputs(item), _wide(categories))
+        return [] if self.probe is None else self.probe.layers(self._inputs(item), wide(categories))
 
     def chosen_from(self, item: ParityInput, categories: Categories) -> list[ChosenFrom]:
         """What every layer chose from, with injected *categories*, or its own where nothing can be injected."""
@@ -127,10 +137,6 @@ class ArtifactColumn:
 
     def _inputs(self, item: ParityInput) -> dict[str, NDArray[Any]]:
         return feeds(self.manifest, self.runner.prepare(item.lr))
-
-
-def _wide(categories: Categories | None) -> NDArray[np.int64] | None:
-    return None if categories is None else categories.astype(np.int64)
 
 
 Column = dict[str, Sample]

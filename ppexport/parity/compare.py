@@ -147,72 +147,49 @@ def _compare_routing(
     both = means.again(item, reference, other)
     if both is None or reference.gaps is None:
         row.fail(f"{sum(row.flips)} categories flipped, and they cannot be injected here")
-        return
+    else:
+        _examine_flips(row, item, both, impure, gate, means)
+
+
+def _examine_flips(
+    row: Comparison,
+    item: ParityInput,
+    both: tuple[Sample, Sample],
+    impure: NDArray[np.bool_],
+    gate: Gate,
+    means: Means,
+) -> None:
+    """Decide from *both*, reference and other with the same routing, whether the flips of *row* are excused."""
     reference, again = both
     row.injected, row.judged = measure(reference.sr, again.sr), (reference.sr, again.sr)
     # With the same routing in all earlier layers, what still flips is explained by no earlier flip.
     unexplained = _flipped(reference.categories, again.categories, impure)
     gaps = present(reference.gaps, "the reference's gaps")[:, impure]
-    row.surest = float(gaps[unexplained].max(initial=0.0))
-    chosen_again = None
-    # In fp32 the gap decides: there is no rounding to be excused. In int8 nothing needs an excuse.
-    if means.look is not None and gate.near_tie > NEAR_TIE and not gate.flips_count:
-        routing = reference.categories if means.rerun is not None else again.categories
-        chosen_again = means.look(item, present(routing, "the categories"))
-        row.tokens_db, row.dictionary_db = chosen_again.tokens_db, chosen_again.dictionary_db
-    if chosen_again is None:
-        _judge_by_gaps(row, row.injected.within(gate), unexplained, gate)
-    else:
-        # Where the reference makes the same choice from the same numbers, rounding made these numbers, and excuses it.
-        unexcused = _flipped(chosen_again.categories, again.categories, impure)
-        surest = float(chosen_again.gaps[:, impure][unexcused].max(initial=0.0))
-        _judge_by_choosing_again(row, row.injected.within(gate), unexplained, unexcused, surest, gate)
-
-
-def _sure(surest: float) -> str:
-    return f"a category flipped although the reference was sure of it by {surest:.1e}"
-
-
-OFF = "the picture differs even with the reference's categories"
-
-
-def _judge_by_gaps(row: Comparison, equal: bool, unexplained: NDArray[np.bool_], gate: Gate) -> None:
-    """Flips that nothing before them explains must be near ties in the reference's own numbers."""
-    surest = row.surest or 0.0
-    # Written so that NaN fails.
-    if not surest < gate.near_tie:
-        row.fail(_sure(surest))
-    elif not equal:
-        row.fail(OFF)
-    elif gate.flips_count:
+    surest, limit = float(gaps[unexplained].max(initial=0.0)), gate.near_tie
+    row.surest = surest
+    ties = counted(int(unexplained.sum()), "near tie")
+    accepted = f"{ties} (gap below {limit:g}) regrouped tokens; equal once injected"
+    if gate.flips_count:
         share = sum(row.flips or []) / unexplained.size
-        row.passed, row.reason = True, f"{share:.1%} of the categories flipped, the surest by {surest:.1e}"
+        accepted = f"{share:.1%} of the categories flipped, the surest by {surest:.1e}"
+    elif means.look is not None and gate.near_tie > NEAR_TIE:
+        # Rounding made the numbers that were chosen from. A choice that the reference makes otherwise from the very
+        # same numbers still has to be a near tie of fp32.
+        chosen = means.look(item, present(reference.categories if means.rerun else again.categories, "the categories"))
+        row.tokens_db, row.dictionary_db = chosen.tokens_db, chosen.dictionary_db
+        unexcused = _flipped(chosen.categories, again.categories, impure)
+        surest, limit = float(chosen.gaps[:, impure][unexcused].max(initial=0.0)), NEAR_TIE
+        rounded, ties = counted(int(unexplained.sum()), "rounded choice"), counted(int(unexcused.sum()), "near tie")
+        accepted = f"{rounded}, {ties}; equal once injected"
+    # Written so that NaN fails.
+    if not surest < limit:
+        row.fail(f"a category flipped although the reference was sure of it by {surest:.1e}")
+    elif row.tokens_db is not None and not row.tokens_db >= gate.psnr:
+        row.fail(f"the tokens of a layer are off ({row.tokens_db:.1f} dB) even with the reference's categories")
+    elif not row.injected.within(gate):
+        row.fail("the picture differs even with the reference's categories")
     else:
-        ties = counted(int(unexplained.sum()), "near tie")
-        row.passed = True
-        row.reason = f"{ties} (gap below {gate.near_tie:g}) regrouped tokens; equal once injected"
-
-
-def _judge_by_choosing_again(
-    row: Comparison,
-    equal: bool,
-    unexplained: NDArray[np.bool_],
-    unexcused: NDArray[np.bool_],
-    surest: float,
-    gate: Gate,
-) -> None:
-    """What the reference chooses otherwise from the very same numbers must still be a near tie of fp32, and these
-    numbers must meet the gate."""
-    tokens_db = present(row.tokens_db, "the tokens' error")
-    if not surest < NEAR_TIE:
-        row.fail(_sure(surest))
-    elif not tokens_db >= gate.psnr:
-        row.fail(f"the tokens of a layer are off ({tokens_db:.1f} dB) even with the reference's categories")
-    elif not equal:
-        row.fail(OFF)
-    else:
-        choices, ties = counted(int(unexplained.sum()), "rounded choice"), counted(int(unexcused.sum()), "near tie")
-        row.passed, row.reason = True, f"{choices}, {ties}; equal once injected"
+        row.passed, row.reason = True, accepted
 
 
 def _measure_task(row: Comparison, item: ParityInput, pictures: Pictures, scale: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +17,14 @@ from torch import Tensor
 from ppexport.backends.backend import ChosenFrom
 from ppexport.device.artifact import Artifact, smallest_capacity
 from ppexport.errors import InputError
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, read_card
 from ppexport.networks.load import card_of, load_network
 from ppexport.networks.network import Network, Trace
-from ppexport.parity.columns import Categories, Layers, Sample, Source, narrow
+from ppexport.parity.columns import Categories, Column, Layers, Sample, Source, narrow, wide
 from ppexport.parity.compare import ChosenAgain
 from ppexport.parity.inputs import ParityInput
+from ppexport.parity.pair import Pair
 from ppexport.twin.twin import StaticTwin, layer_inputs
 
 
@@ -44,92 +48,75 @@ def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
     return load_network(m.name, **m.options)
 
 
-def _sample(sr: Tensor, impure: int, trace: Trace, pure: Tensor | None, labels: Tensor | None) -> Sample:
-    return Sample(
-        sr=sr.numpy(),
-        impure=impure,
-        categories=narrow(_rows(trace.categories)),
-        gaps=np.asarray(_rows(trace.gaps), np.float32) if trace.gaps else None,
-        pure=None if pure is None else pure.reshape(-1).numpy(),
-        labels=None if labels is None else labels.reshape(-1).numpy().astype(np.uint8),
-    )
+class _TorchColumn(ABC):
+    """What PyTorch computes: pictures, categories, gaps and masks."""
+
+    injects = True
+
+    @abstractmethod
+    def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
+        """The entry for *item* without what was routed, which the trace holds."""
+
+    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
+        """The column's entry for *item*."""
+        sample, trace = self._run(item, wide(categories))
+        if not trace.categories:
+            return sample
+        return replace(sample, categories=narrow(_rows(trace.categories)), gaps=_rows(trace.gaps))
+
+    def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
+        """The output of every layer."""
+        return [t.reshape(-1, t.shape[-1]).numpy() for t in self._run(item, wide(categories))[1].tokens]
 
 
-def _rows(recorded: list[Tensor]) -> NDArray[np.generic]:
+def _rows(recorded: list[Tensor]) -> NDArray[Any]:
     """(layers, n) of what every layer recorded."""
-    return np.stack([row.reshape(-1).numpy() for row in recorded]) if recorded else np.zeros((0, 0), np.int64)
+    return torch.stack([row.reshape(-1) for row in recorded]).numpy()
 
 
-def _layers(trace: Trace) -> Layers:
-    return [t.reshape(-1, t.shape[-1]).numpy() for t in trace.tokens]
-
-
-class NetworkColumn:
+class NetworkColumn(_TorchColumn):
     """The PyTorch reference network."""
 
-    name, injects = "network", True
+    name = "network"
 
     def __init__(self, network: Network) -> None:
         self.network = network
 
-    def _run(self, item: ParityInput, categories: Categories | None) -> tuple[Tensor, Trace]:
-        trace = Trace()
-        forced = None if categories is None else torch.from_numpy(categories.astype(np.int64)).unsqueeze(1)
+    def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
+        trace, lr = Trace(), torch.from_numpy(item.lr)
+        forced = None if categories is None else torch.from_numpy(categories).unsqueeze(1)
         with torch.no_grad():
-            return self.network(torch.from_numpy(item.lr), categories=forced, trace=trace), trace
-
-    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
-        """The column's entry for *item*."""
-        sr, trace = self._run(item, categories)
-        found = self.network.pure_pixels(torch.from_numpy(item.lr))
-        labels, pure = (None, None) if found is None else found
-        tokens = trace.categories[0].numel() if trace.categories else 0
-        return _sample(sr, tokens if pure is None else int((~pure).sum()), trace, pure, labels)
-
-    def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
-        """The output of every layer."""
-        return _layers(self._run(item, categories)[1])
+            sr = self.network(lr, categories=forced, trace=trace).numpy()
+            masks = self.network.pure_pixels(lr)
+        if masks is None:
+            return Sample(sr, trace.categories[0].numel() if trace.categories else 0), trace
+        labels, pure = (mask.reshape(-1).numpy() for mask in masks)
+        return Sample(sr, int((~pure).sum()), pure=pure, labels=labels.astype(np.uint8)), trace
 
 
-class TwinColumn:
+class TwinColumn(_TorchColumn):
     """The static twin in PyTorch, with the smallest of *capacities* that holds an image's impure tokens."""
 
-    name, injects = "twin", True
+    name = "twin"
 
     def __init__(self, twin: StaticTwin, capacities: Sequence[int]) -> None:
         self.twin, self.capacities = twin, tuple(capacities)
 
-    def _mask(self, item: ParityInput) -> tuple[Tensor | None, Tensor | None]:
-        """Pure tokens and labels of *item*, None without Pure-Pass."""
-        mask = self.twin.pure_pass
-        if mask is None:
-            return None, None
+    def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
+        trace, lr, capacity = Trace(), torch.from_numpy(item.lr), self.twin.capacity
+        forced = None if categories is None else torch.from_numpy(categories).int()
+        slots, pure, labels = None, None, None
         with torch.no_grad():
-            padded = self.twin.pad(torch.from_numpy(item.lr))
-            return mask(padded), mask.labels(padded)
-
-    def _run(
-        self, item: ParityInput, pure: Tensor | None, categories: Categories | None
-    ) -> tuple[Tensor, Tensor, int, Trace]:
-        """Picture, impure tokens, slots and trace of *item*, whose pure tokens are *pure*."""
-        trace, slots, capacity = Trace(), None, self.twin.capacity
-        forced = None if categories is None else torch.from_numpy(categories.astype(np.int32))
-        if pure is not None and len(self.capacities) > 1:
-            capacity = smallest_capacity(self.capacities, int((~pure).sum()))
-            slots = torch.zeros(1, capacity, dtype=torch.int32)
-        with torch.no_grad():
-            sr, impure = self.twin(torch.from_numpy(item.lr), slots=slots, categories=forced, trace=trace)
-        return sr, impure, capacity, trace
-
-    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
-        """The column's entry for *item*."""
-        pure, labels = self._mask(item)
-        sr, impure, capacity, trace = self._run(item, pure, categories)
-        return replace(_sample(sr, int(impure), trace, pure, labels), capacity=capacity if trace.categories else None)
-
-    def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
-        """The output of every layer."""
-        return _layers(self._run(item, self._mask(item)[0], categories)[3])
+            if self.twin.pure_pass is not None:
+                padded = self.twin.pad(lr)
+                pure = self.twin.pure_pass(padded).reshape(-1).numpy()
+                labels = self.twin.pure_pass.labels(padded).reshape(-1).numpy().astype(np.uint8)
+                if len(self.capacities) > 1:
+                    capacity = smallest_capacity(self.capacities, int((~pure).sum()))
+                    slots = torch.zeros(1, capacity, dtype=torch.int32)
+            sr, impure = self.twin(lr, slots=slots, categories=forced, trace=trace)
+        used = capacity if trace.categories else None
+        return Sample(sr.numpy(), int(impure), pure=pure, labels=labels, capacity=used), trace
 
     def choose_again(self, item: ParityInput, categories: Categories, given: Sequence[ChosenFrom]) -> ChosenAgain:
         """What the twin chooses from what another one was *given*, with the same *categories* injected into both."""
@@ -176,28 +163,36 @@ def decibel(reference: Sequence[NDArray[np.float32]], other: Sequence[NDArray[np
     return worst
 
 
-def find_bad_layer(
-    names: Sequence[str],
+def find_bad_module(
+    pair: Pair,
+    twin: StaticTwin,
     reference: Source,
     other: Source,
-    item: ParityInput,
-    samples: tuple[Sample, Sample],
-    gate_db: float,
-    as_it_runs: bool = False,
+    inputs: list[ParityInput],
+    columns: tuple[Column, Column],
 ) -> str:
-    """The first layer of *other* that is off by more than the gate.
+    """The first module whose result is off.
 
     Args:
-        names: module paths of the layers, in the order in which they run.
-        reference, other: what computed *samples* of *item*.
-        item: the input that failed.
-        samples: of *reference* and *other*.
-        gate_db: least power of a layer's result over that of its error, in dB.
-        as_it_runs: compare with each one's own categories; else with the same in both.
+        pair: that failed.
+        twin: it knows the paths of the network's layers.
+        reference, other: what computed the *columns* of the pair.
+        inputs: that were compared.
+        columns: of *reference* and *other*.
+
+    Returns:
+        The module of the Pure-Pass mask where a label or a mask pixel differs; else the first layer that is off on the
+        worst input by more than the gate, or "after the last layer"; "" for a network without routing.
     """
-    own = samples[0 if as_it_runs or other.injects else 1].categories
-    injected = own if other.injects and not as_it_runs else None
-    return first_bad_layer(names, reference.layers(item, own), other.layers(item, injected), gate_db)
+    routing = find_architecture(twin.network.arch).routing
+    if routing is not None and any(row.masks_differ for row in pair.rows):
+        return routing.mask
+    item = next(item for item in inputs if item.name == pair.worst.name)
+    # What fails only as it runs has no bad layer with the same categories.
+    as_it_runs = pair.fails_only_as_it_runs
+    own = columns[0 if as_it_runs or other.injects else 1][item.name].categories
+    results = reference.layers(item, own), other.layers(item, own if other.injects and not as_it_runs else None)
+    return first_bad_layer(list(twin.routed_layers()), *results, pair.gate.psnr)
 
 
 def first_bad_layer(names: Sequence[str], reference: Layers, other: Layers, gate_db: float) -> str:

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ppexport.backends.backend import Gate, UnitRun
 from ppexport.device.artifact import Manifest
-from ppexport.device.mask import mask_from_labels, pixel_labels
+from ppexport.device.mask import mask_from_labels
 from ppexport.device.picture import to_uint8
 from ppexport.device.runner import Runner, feeds
 from ppexport.errors import PpexportError
@@ -43,6 +43,7 @@ from ppexport.parity.columns import (
     Column,
     Sample,
     Source,
+    host_labels,
     save_column,
     save_inputs,
 )
@@ -82,6 +83,12 @@ RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst
 
 Progress = Callable[[str, int, int], None]
 """Receives (what, done, total)."""
+
+
+COPIED = (
+    "arch", "scale", "options", "backend", "precision", "flavour", "capacities", "size", "files", "weights", "versions"
+)  # fmt: skip
+"""Fields of the manifest that a report repeats."""
 
 
 @dataclass
@@ -134,17 +141,7 @@ class ParityReport:
             "version": VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": m.name,
-            "arch": m.arch,
-            "scale": m.scale,
-            "options": m.options,
-            "backend": m.backend,
-            "precision": m.precision,
-            "flavour": m.flavour,
-            "capacities": m.capacities,
-            "size": m.size,
-            "files": m.files,
-            "weights": m.weights,
-            "versions": m.versions,
+            **{name: getattr(m, name) for name in COPIED},
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
             "over_capacity": self.over_capacity,
@@ -224,55 +221,35 @@ def _compare_all(
     progress: Progress,
     units: Mapping[str, UnitRun],
 ) -> ParityReport:
+    from ppexport.parity.references import find_bad_module
+
     network, twin, shipped = sources
     columns = {source.name: compute(source, inputs, progress) for source in sources}
     report.host_mask_differs = _compare_host_mask(report.manifest, inputs, columns[network.name])
-    slots = max(report.manifest.capacities, default=math.inf)
+    slots, scale = max(report.manifest.capacities, default=math.inf), report.manifest.scale
     fitting = [item for item in inputs if columns[network.name][item.name].impure <= slots]
     report.over_capacity = [item.name for item in inputs if item not in fitting]
 
     def look(item: ParityInput, categories: Categories) -> ChosenAgain:
         return twin.choose_again(item, categories, shipped.chosen_from(item, categories))
 
-    means = Means(shipped.sample, look=look) if shipped.injects else Means(follow=twin.sample, look=look)
-    pairs: tuple[tuple[Source, Source, Gate, list[ParityInput], Means], ...] = (
-        (network, twin, gates[0], fitting, Means(twin.sample)),
-        (twin, shipped, gates[1], inputs, means),
-    )
-    scale = report.manifest.scale
-    for reference, other, gate, judged, examined in pairs:
-        names, both = (reference.name, other.name), (columns[reference.name], columns[other.name])
-        if other is shipped and shipped.probe is None:
-            report.pairs.append(compare_pictures(names, judged, *both, gate, scale))
-            continue
-        pair = compare_columns(names, judged, *both, gate, scale, examined)
+    def pair_of(reference: Source, other: Source, judged: list[ParityInput], gate: Gate, means: Means) -> Pair:
+        both = (columns[reference.name], columns[other.name])
+        pair = compare_columns((reference.name, other.name), judged, *both, gate, scale, means)
         if not pair.passed:
-            pair.first_bad_layer = _first_bad_module(pair, twin, reference, other, judged, both)
-        report.pairs.append(pair)
+            pair.first_bad_layer = find_bad_module(pair, twin.twin, reference, other, judged, both)
+        return pair
+
+    report.pairs.append(pair_of(network, twin, fitting, gates[0], Means(twin.sample)))
+    if shipped.probe is None:
+        both = (columns[twin.name], columns[shipped.name])
+        report.pairs.append(compare_pictures((twin.name, shipped.name), inputs, *both, gates[1], scale))
+    else:
+        means = Means(shipped.sample, look=look) if shipped.injects else Means(follow=twin.sample, look=look)
+        report.pairs.append(pair_of(twin, shipped, inputs, gates[1], means))
     columns |= _run_units(report, shipped, units, inputs, columns[twin.name], gates[1])
     keep(report, inputs, columns)
     return report
-
-
-def _first_bad_module(
-    pair: Pair,
-    twin: TwinColumn,
-    reference: Source,
-    other: Source,
-    inputs: list[ParityInput],
-    columns: tuple[Column, Column],
-) -> str:
-    """The first module of the failed *pair* whose result is off: the mask, or a layer of the worst input."""
-    from ppexport.parity.references import find_bad_layer
-
-    routing = find_architecture(twin.twin.network.arch).routing
-    if routing is not None and any(row.masks_differ for row in pair.rows):
-        return routing.mask
-    item = next(item for item in inputs if item.name == pair.worst.name)
-    samples = columns[0][item.name], columns[1][item.name]
-    names = list(twin.twin.routed_layers())
-    # What fails only as it runs has no bad layer with the same categories.
-    return find_bad_layer(names, reference, other, item, samples, pair.gate.psnr, pair.fails_only_as_it_runs)
 
 
 def _compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
@@ -282,8 +259,7 @@ def _compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference:
         expected = reference[item.name].pure
         if expected is None:
             continue
-        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), options["colors"])
-        mask = mask_from_labels(labels, options["window"], options["csmf"])
+        mask = mask_from_labels(host_labels(manifest, item), options["window"], options["csmf"])
         if not np.array_equal(mask.ravel(), expected):
             differs.append(item.name)
     return differs
