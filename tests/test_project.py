@@ -6,6 +6,7 @@ import configparser
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import yaml
@@ -37,6 +38,27 @@ def test_hooks_have_the_versions_of_the_tests():
     assert [package for package in needed if package.startswith("ruff")] == [
         p for p in pinned if p.startswith("ruff")
     ] * 2
+
+
+def test_the_packages_of_setup_cfg_are_those_of_the_tree():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = config["options"]["packages"].split()
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ppexport").rglob("*.py")}
+    assert sorted(listed) == sorted([*(".".join(f.parts) for f in folders), "ppexport.models", "ppexport.calibration"])
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_names_of_files_tell_the_room():
+    """Two files of one name cannot be told apart in a traceback; `__init__` aside, and a command and its room."""
+    names = Counter(path.name for path in (ROOT / "ppexport").rglob("*.py") if path.parent.name != "cli")
+    assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
+
+
+def test_no_file_is_long():
+    sources = [path for folder in ("ppexport", "tools") for path in (ROOT / folder).rglob("*.py")]
+    done = subprocess.run([sys.executable, str(TOOLS / "file_length.py"), *map(str, sources)], check=False)
+    assert done.returncode == 0
 
 
 def test_long_files_are_refused(tmp_path):

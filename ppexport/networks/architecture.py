@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ppexport.networks.network import Network
-    from ppexport.twin.twin import StaticTwin
 
 Place = tuple[int, ...]
 """The numbers in a module's path, such as block and layer."""
@@ -94,6 +93,9 @@ class Architecture(ABC):
     scales: tuple[int, ...]
     multiple: int
     """The input is padded to multiples of this."""
+    twin: str
+    """MODULE:FUNCTION that makes the static twin: (network, size (h, w), capacity or None, flavour) -> StaticTwin. It is
+    named and not imported, because twins are made of networks. Raises TwinError for what the rewrite cannot express."""
     masks: tuple[str, ...] = ("none",)
     """Where the Pure-Pass mask may come from: "graph" and "input", or "none" without one; the first is the default."""
     flavours: tuple[str, ...] = ("portable",)
@@ -118,14 +120,6 @@ class Architecture(ABC):
     @abstractmethod
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained network."""
-
-    @abstractmethod
-    def twin(self, network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> StaticTwin:
-        """The static twin of *network* for LR images of *size* (h, w); *capacity* None is full capacity.
-
-        Raises:
-            TwinError: the rewrite cannot express this size, capacity or flavour.
-        """
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
         """Block and branch of an operation in *module*, which *moves* tokens or numbers without computing on them."""

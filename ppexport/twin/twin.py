@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -113,7 +114,8 @@ def make_twin(
         size = check_size(size)
     except InputError as error:
         raise TwinError(str(error)) from None
-    return architecture.twin(check_network(network), size, capacity, flavour)
+    make: Callable[[Network, tuple[int, int], int | None, str], StaticTwin] = resolve_name(architecture.twin)
+    return make(network, size, capacity, flavour)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ppexport.networks.network import Network
-    from ppexport.twin.twin import StaticTwin
 
 LAYER = "layers.*.residual_group.layers.*"
 ATTENTION = frozenset({"MatMul", "Gemm", "Mul"})
@@ -43,6 +42,7 @@ class AtdLight(Architecture):
     summary = "ATD-light: adaptive token dictionary, category and window attention"
     scales = (2, 3, 4)
     multiple = 16
+    twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
     routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
     half = HALF
@@ -55,12 +55,6 @@ class AtdLight(Architecture):
         from ppexport.networks.atd.network import ATDLight
 
         return ATDLight(scale)
-
-    def twin(self, network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> StaticTwin:
-        """The static twin (`ppexport.twin.atd_twin`)."""
-        from ppexport.twin.atd_twin import make_atd_twin
-
-        return make_atd_twin(network, size, capacity, flavour)
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
         """Block and branch of an operation (`ppexport.networks.atd.roles`)."""

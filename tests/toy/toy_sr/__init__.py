@@ -14,6 +14,7 @@ class Toy(Architecture):
     summary = "one convolution, for tests"
     scales = (2,)
     multiple = 4
+    twin = "toy_sr.network:make_twin"
     branches = ("convolution",)
 
     def build(self, scale: int, options: Any) -> Any:
@@ -21,12 +22,6 @@ class Toy(Architecture):
         from toy_sr.network import ToyNetwork
 
         return ToyNetwork(scale)
-
-    def twin(self, network: Any, size: tuple[int, int], capacity: int | None, flavour: str) -> Any:
-        """The toy, padded to a fixed size."""
-        from toy_sr.network import ToyTwin
-
-        return ToyTwin(network, size).eval()
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
         """All of it is the convolution."""

@@ -44,3 +44,8 @@ class ToyTwin(StaticTwin):
         h, w = (side * self.scale for side in self.size)
         sr = F.pixel_shuffle(self.conv(self.pad(lr)), self.scale)[:, :, :h, :w]
         return sr, torch.zeros(1, dtype=torch.int32)
+
+
+def make_twin(network: ToyNetwork, size: tuple[int, int], capacity: int | None, flavour: str) -> ToyTwin:
+    """The twin that the architecture names."""
+    return ToyTwin(network, size).eval()
