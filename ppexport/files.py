@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -112,6 +113,46 @@ def write_text(target: Path, text: str) -> None:
     """Write *text* to *target* atomically, in UTF-8; of a file name that is none in it the odd bytes are escaped."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def read_limited_text(path: Path, limit: int, what: str, errors: str = "strict") -> str:
+    """The text of a file that may come from anywhere.
+
+    Args:
+        path: The file.
+        limit: The most bytes that are read, so that no file fills the memory.
+        what: What the file should be, for messages, such as "a lab file".
+        errors: What to do with bytes that are not UTF-8, as in `bytes.decode`.
+
+    Raises:
+        InputError: The file cannot be read, is larger than *limit*, or is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{path} is larger than {limit} bytes, the most that is read of {what}")
+        return data.decode("utf-8", errors)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not {what}: it is not text in UTF-8") from None
+
+
+def read_limited_json(path: Path, limit: int, what: str) -> Any:
+    """The JSON value in a file that may come from anywhere; the arguments and errors are `read_limited_text`'s.
+
+    Bytes that are not UTF-8 are replaced, since they can only stand in texts. Raises InputError also for text that is
+    not JSON, among it NaN and Infinity, which Python would accept, and for nesting that no file of ours has.
+    """
+    try:
+        return json.loads(read_limited_text(path, limit, what, "replace"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not {what}: it is not readable JSON ({error})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def sha256_file(path: Path) -> str:

@@ -14,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ppexport.profile.run import prepare_remote
 from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.target import choose
 from ppexport.profile.remote import RemoteProfile, Settings
-from ppexport.profile.run import prepare_remote
 from ppexport.remote import archive
 from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device

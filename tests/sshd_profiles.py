@@ -19,8 +19,8 @@ from ppexport.device.artifact import Manifest, write_manifest
 from ppexport.device.measure import Plan
 from ppexport.device.target import choose
 from ppexport.errors import PpexportError
+from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.remote import RemoteProfile, Settings
-from ppexport.profile.run import prepare_remote
 from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device
 

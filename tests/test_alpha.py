@@ -13,7 +13,7 @@ from ppexport.cli.cost import read_levels
 from ppexport.imaging.alpha import bleed
 from ppexport.imaging.images import read_image
 from ppexport.imaging.upscale import upscale_file
-from ppexport.profile.pictures import read_rgb
+from ppexport.profile.crops import read_rgb
 from ppexport.quantize.crops import read_sources
 
 YELLOW = (255, 222, 60)

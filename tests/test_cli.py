@@ -83,6 +83,23 @@ def test_version_and_bare_call():
     assert "upscale" in run(code=2).stdout + run(code=2).stderr
 
 
+def test_debugging_shows_messages_and_the_traceback_of_an_expected_error(artifact, picture, tmp_path):
+    def debug(*arguments):
+        command = [sys.executable, "-m", "ppexport", *map(str, arguments)]
+        environment = {**os.environ, "PPEXPORT_DEBUG": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    done = debug("upscale", artifact, picture, tmp_path / "sr.png", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"opens .*model\.onnx: provider CPU, .*'intra_op_num_threads': 1", done.stderr)
+    done = debug("compare", tmp_path / "none.json")
+    assert done.returncode == 2
+    # With the error of the system, which the sentence replaced.
+    assert "FileNotFoundError" in done.stderr
+    assert "InputError: " in done.stderr.splitlines()[-1]
+    assert "none.json cannot be read: No such file or directory" in done.stderr
+
+
 def test_models():
     cards = json.loads(run("models", "--json", "-").stdout)
     assert {"pp_atd_light_x2"} <= {card["name"] for card in cards}

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 from typer.testing import CliRunner
 
-from ppexport.cli import app
-from ppexport.cli import demo_pictures as demo
+from ppexport.cli import app, demo
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs, photo_folder
 

@@ -14,7 +14,7 @@ from test_upscale import artifact as fake_artifact
 from ppexport.device.picture import psnr_y, ssim_y
 from ppexport.errors import InputError
 from ppexport.imaging.bicubic import enlarge_bicubic, resize_bicubic
-from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
+from ppexport.parity.evaluation import evaluate, find_pairs, network_upscaler
 
 
 def save(path, rgb):
@@ -109,7 +109,7 @@ def test_set5_bicubic_is_the_published_baseline():
     [("onnx", "fp16", "fp16-weights"), ("onnx", "int8", "int8"), ("coreml", "fp16", "fp16")],
 )
 def test_figures_of_a_runner_that_computes_in_fp32_say_so(backend, precision, expected):
-    from ppexport.report.numerics import artifact_key
+    from ppexport.report.records import artifact_key
 
     manifest = replace(fake_artifact((64, 64), 2).manifest, backend=backend, precision=precision)
     assert artifact_key(manifest) == f"{backend}-{expected}-portable-full-64x64"
@@ -117,16 +117,16 @@ def test_figures_of_a_runner_that_computes_in_fp32_say_so(backend, precision, ex
 
 def test_figures_are_recorded_beside_the_card(tmp_path):
     from ppexport.networks.card import make_card
-    from ppexport.report.numerics import read_numerics, record
+    from ppexport.report.records import read_numerics, record_evaluation
 
     save(tmp_path / "hr" / "a.png", photo(52, 70))
     result = evaluate(bicubic, find_pairs(tmp_path / "hr", None, 2), 2)
     weights = {"file": "w", "sha256": "0" * 64}
     fields = {"summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT", "published": {"set5": 38.29}}
     card = make_card(name="m", weights=weights, **fields)
-    record(tmp_path, "set5", card, result)
-    record(tmp_path, "mine", card, result)
-    record(tmp_path, "set5", card, result, "onnx-int8-portable-full-64x64")
+    record_evaluation(tmp_path, "set5", card, result)
+    record_evaluation(tmp_path, "mine", card, result)
+    record_evaluation(tmp_path, "set5", card, result, "onnx-int8-portable-full-64x64")
     figures = read_numerics(tmp_path)["evaluation"]
     assert set(figures) == {"set5", "mine"}
     assert set(figures["set5"]) == {"pytorch-fp32", "onnx-int8-portable-full-64x64"}
@@ -135,10 +135,10 @@ def test_figures_are_recorded_beside_the_card(tmp_path):
     assert network["published_psnr_y"] == 38.29
     assert figures["mine"]["pytorch-fp32"]["pictures"] == 1
     with pytest.raises(InputError, match="data set"):
-        record(tmp_path, "../x", card, result)
+        record_evaluation(tmp_path, "../x", card, result)
     (tmp_path / "numerics.yaml").write_text("set5: {psnr_y: 3.0}\n")
     with pytest.raises(InputError, match="does not hold evaluation and parity"):
         read_numerics(tmp_path)
     (tmp_path / "numerics.yaml").write_text("[")
     with pytest.raises(InputError, match="cannot be read"):
-        record(tmp_path, "set5", card, result)
+        record_evaluation(tmp_path, "set5", card, result)

@@ -30,10 +30,10 @@ from ppexport.device.measure import PLANS, Plan
 from ppexport.device.runner import Result, Runner
 from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError, UnavailableError
-from ppexport.profile import frames, routing
-from ppexport.profile.pictures import pictures
+from ppexport.profile import content
+from ppexport.profile.crops import crops_of
+from ppexport.profile.latency_run import measure, plan_of, prepare
 from ppexport.profile.result import Profile
-from ppexport.profile.run import measure, plan_of, prepare
 from ppexport.report.material import gather
 from ppexport.report.page import write_page
 
@@ -242,7 +242,7 @@ def test_an_engine_has_no_other_device(tmp_path, artifact, monkeypatch):
 def test_a_flavour_is_for_its_runtime(tmp_path):
     out = ppexport.export(small_network(), backend="onnx", size=(16, 16), out=tmp_path / "ort", flavour="ort")
     assert {target.runtime for target in choose(out, "all", None, False)} == {"onnxruntime"}
-    with pytest.raises(InputError, match="flavour ort, for ONNX Runtime alone: export it with --flavour portable"):
+    with pytest.raises(InputError, match="flavour ort, which openvino does not run: export it with --flavour portable"):
         choose(out, "openvino", None, False)
 
 
@@ -250,13 +250,13 @@ def test_pictures_come_from_a_folder_too(artifact, tmp_path):
     manifest = read_artifact(artifact).manifest
     for i in range(3):
         Image.fromarray(photo(50, 70, top=20 * i)).save(tmp_path / f"{i}.png")
-    made = pictures(manifest, tmp_path)
+    made = crops_of(manifest, tmp_path)
     assert len(made) >= 8
     assert {p.rgb.shape for p in made} == {(37, 53, 3)}
     (tmp_path / "1.png").unlink()
     (tmp_path / "2.png").unlink()
     with pytest.raises(InputError, match="at least 8"):
-        pictures(manifest, tmp_path)
+        crops_of(manifest, tmp_path)
 
 
 class Pretend(Runner):
@@ -285,9 +285,8 @@ class Hands:
 @pytest.fixture
 def pretend(artifact, monkeypatch):
     hands = Hands()
-    for module in (routing, frames):
-        monkeypatch.setattr(module, "Clock", lambda: hands)
-        monkeypatch.setattr(module, "open_target", lambda target: Pretend(artifact, hands))
+    monkeypatch.setattr(content, "Clock", lambda: hands)
+    monkeypatch.setattr(content, "open_target", lambda target: Pretend(artifact, hands))
     return Target(str(artifact), "onnxruntime", "CPU")
 
 
@@ -295,7 +294,7 @@ def test_routing_finds_what_pure_pixels_save(artifact, pretend):
     flat, busy = np.full((32, 32, 3), (40, 90, 200), np.uint8), photo(32, 32, "hubble_deep_field.jpg")
     images = np.stack([flat, np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8), busy] * 2)
     images[5, :16] = flat[:16]
-    found = routing.measure_routing(pretend, images, TINY)
+    found = content.measure_routing(pretend, images, TINY)
     assert [entry["capacity"] for entry in found["capacities"]] == [256, 512, 1024]
     assert [set(entry["ms"]) for entry in found["capacities"]] == [{12.56}, {15.12}, {20.24}]
     assert found["images"][0]["impure"] == 0
@@ -303,17 +302,17 @@ def test_routing_finds_what_pure_pixels_save(artifact, pretend):
     assert found["images"][1]["ms"] == [20.24] * 8
     # Numbers of which the line is known.
     images = [{"pure_share": s, "ms": [100 - 20 * s] * 3} for s in np.linspace(0, 1, 12)]
-    line = routing.line(images)
+    line = content.line(images)
     assert line["at_zero_ms"]["middle"] == pytest.approx(100)
     assert line["saving"]["low"] == pytest.approx(0.2) == line["saving"]["high"]
-    assert routing.line([{"pure_share": 0.5, "ms": [1.0]}] * 9) is None
-    assert routing.spread(list(range(1, 33)), 8)[-1] == 32
+    assert content.line([{"pure_share": 0.5, "ms": [1.0]}] * 9) is None
+    assert content.spread(list(range(1, 33)), 8)[-1] == 32
 
 
 def test_frames_answer_what_real_time_is(artifact, pretend, tmp_path):
     for i in range(4):
         Image.new("RGB", (48, 32), (40, 90, 200) if i else (41, 90, 200)).save(tmp_path / f"{i:03}.png")
-    found = frames.answers(frames.measure_frames(pretend, tmp_path, TINY))
+    found = content.answers(content.measure_frames(pretend, tmp_path, TINY))
     assert len(found["ns"]) == 64
     assert (found["tiles"], found["lr_size"], found["sr_size"]) == (2, [32, 48], [64, 96])
     # Two tiles of 256 slots a frame: 25.12 ms.
@@ -324,7 +323,7 @@ def test_frames_answer_what_real_time_is(artifact, pretend, tmp_path):
     assert "real time at 30 fps" in found["sentence"]
     Image.new("RGB", (40, 32)).save(tmp_path / "009.png")
     with pytest.raises(InputError, match="another size"):
-        frames.measure_frames(pretend, tmp_path, TINY)
+        content.measure_frames(pretend, tmp_path, TINY)
 
 
 def core_ml_artifact(tmp_path, capacities):

@@ -10,16 +10,28 @@ import numpy as np
 import pytest
 from conftest import photo
 
+from ppexport.backends.backend import Operation
+from ppexport.backends.coreml import planned_times
 from ppexport.backends.coreml.run_mac import planned
+from ppexport.backends.onnx import ort_trace
+from ppexport.backends.openvino import counters
+from ppexport.backends.tensorrt import layer_profile
 from ppexport.device.target import choose
 from ppexport.errors import InputError
-from ppexport.profile.by_layer import collect
-from ppexport.profile.layers import coreml, onnxruntime, openvino, tensorrt
-from ppexport.profile.layers.result import layers_result, read_layers, write_layers
-from ppexport.profile.layers.spans import BRANCHES, Operation, branch_of, spans_of, summed
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.roles import BRANCHES
+from ppexport.profile.by_layer import collect, layers_result, read_layers, spans_of, summed
+from ppexport.profile.result import beginning
 
 LAYER = "/layers.1/residual_group/layers.4"
 PATH = "layers.1.residual_group.layers.4"
+
+
+ATD = find_architecture("pp_atd_light")
+
+
+def spans_of_atd(operations):
+    return spans_of(operations, ATD)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +52,9 @@ PATH = "layers.1.residual_group.layers.4"
     ],
 )
 def test_names_tell_module_and_branch(name, kind, module, branch):
-    (span,) = spans_of([Operation(name, kind, 1.0)])
+    (span,) = spans_of_atd([Operation(name, kind, 1.0)])
     assert (span.module, span.found) == (module, "name")
-    assert branch_of(span.module, kind) == branch
+    assert span.role[1] == branch
 
 
 def test_operations_without_a_name_are_mapped_by_their_place():
@@ -54,16 +66,23 @@ def test_operations_without_a_name_are_mapped_by_their_place():
         Operation("/layers.2/residual_group/layers.0/norm1/LayerNormalization", "LayerNormalization", 1.0),
         Operation("MVN_1", "MVN", 1.0, (f"{LAYER}/norm1/LayerNormalization",)),
     ]
-    spans = spans_of(operations)
+    spans = spans_of_atd(operations)
     assert [s.found for s in spans] == ["name", "place", "name", "place", "name", "name"]
     assert spans[1].module == f"{PATH}.convffn"
     assert spans[3].module == ""
     assert spans[5].module == f"{PATH}.norm1"
-    assert spans_of([Operation("x", "y", 1.0)])[0].found == "unknown"
+    assert spans_of_atd([Operation("x", "y", 1.0)])[0].found == "unknown"
     totals = summed(spans)
     assert sum(totals["branches"].values()) == pytest.approx(5.75)
     assert sum(sum(row.values()) for row in totals["cells"].values()) == pytest.approx(5.75)
     assert totals["blocks"]["1"] == pytest.approx(4.5)
+
+
+def test_a_module_that_is_called_again_is_one_module():
+    again = [Operation(f"/layers.0/residual_group/layers.1/{name}/Gemm", "Gemm", 1.0) for name in ("norm2", "norm2_1")]
+    # `conv_9` has no first call, so the number is its name.
+    spans = spans_of_atd([*again, Operation("/conv_9/Conv", "Conv", 1.0)])
+    assert [s.module for s in spans] == [*["layers.0.residual_group.layers.1.norm2"] * 2, "conv_9"]
 
 
 def event(name, dur, cat="Node", op="MatMul"):
@@ -79,19 +98,19 @@ def test_a_trace_of_onnx_runtime_gives_medians_of_the_runs_after_the_first():
             event("/a/Loop_kernel_time", 20),
         ]
         events.append(event("model_run", dur, "Session"))
-    found = {op.name: op for op in onnxruntime.operations_of(events)}
+    found = {op.name: op for op in ort_trace.operations_of(events)}
     assert found["/a/MatMul"].ms == pytest.approx(0.2)
     assert found["/a/Loop"].ms == pytest.approx(0.03)
     for bad in ([], [event("model_run", 1, "Session")], [{"cat": "Node", "name": "x_kernel_time"}]):
         with pytest.raises(InputError):
-            onnxruntime.operations_of(bad)
+            ort_trace.operations_of(bad)
 
 
 def test_openvino_counters_are_mapped_by_what_was_fused():
     runs = [{"MVN_1": ("MVN", ms), "/conv_first/Conv": ("Convolution", 1.0)} for ms in (3.0, 1.0, 2.0)]
-    found = openvino.operations_of(runs, {"MVN_1": ("MVN_1", f"{LAYER}/norm1/LayerNormalization")})
+    found = counters.operations_of(runs, {"MVN_1": ("MVN_1", f"{LAYER}/norm1/LayerNormalization")})
     assert found[0].ms == 2.0
-    assert spans_of(found)[0].module == f"{PATH}.norm1"
+    assert spans_of_atd(found)[0].module == f"{PATH}.norm1"
 
 
 DOCUMENTED = [
@@ -104,15 +123,15 @@ DOCUMENTED = [
 
 def test_the_profile_of_trtexec_as_documented(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(DOCUMENTED))
-    first, foreign, copy = tensorrt.read_profile(tmp_path / "p.json")
+    first, foreign, copy = layer_profile.read_profile(tmp_path / "p.json")
     assert (first.ms, first.kind) == (0.09, "Softmax")
     assert foreign.kind == "fused subgraph"
     assert copy.kind == "copy"
-    modules = [span.module for span in spans_of([first, foreign, copy])]
+    modules = [span.module for span in spans_of_atd([first, foreign, copy])]
     assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
     for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
         with pytest.raises(InputError):
-            tensorrt.parse_profile(bad)
+            layer_profile.parse_profile(bad)
 
 
 def test_the_plan_of_core_ml_as_documented():
@@ -130,29 +149,29 @@ def test_the_plan_of_core_ml_as_documented():
     operations = planned(plan, None)
     assert operations == planned(plan, "main")
     assert [op.device for op in operations] == ["", "", ""]
-    found = coreml.operations_of(operations, 8.0)
-    assert [(o.ms, o.module) for o in found] == [(6.0, "layers.1.attn_win"), (2.0, "")]
+    found = planned_times.operations_of(operations)
+    assert [(o.ms, o.module) for o in found] == [(0.75, "layers.1.attn_win"), (0.25, "")]
     with pytest.raises(InputError, match="estimates no operation"):
-        coreml.operations_of(operations[2:], 1.0)
+        planned_times.operations_of(operations[2:])
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_real_artefact_is_mapped_almost_whole(artifact, tmp_path, runtime):
+def test_a_real_artifact_is_mapped_almost_whole(artifact, tmp_path, runtime):
     if find_spec(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
     (target,) = choose(artifact, runtime, 1, False)
     operations = collect(target, np.stack([photo(37, 53)] * 2))
-    data = layers_result(operations, {"name": "x"}, {}, runtime)
+    data = {**beginning("layers", {"name": "x"}, {}), **layers_result(operations, runtime, ATD)}
     total = data["total_ms"]
     assert data["found"].get("name", 0) > 0.75 * total
     assert data["found"].get("unknown", 0) == 0
-    assert set(data["branches"]) >= set(BRANCHES[:-1])
+    assert set(data["branches"]) >= set(BRANCHES)
     assert set(data["blocks"]) == {"0", "1", "2", "3", "head and tail"}
     assert sum(data["branches"].values()) == pytest.approx(total)
-    write_layers(tmp_path / "layers.json", data)
+    (tmp_path / "layers.json").write_text(json.dumps(data))
     assert read_layers(tmp_path / "layers.json")["total_ms"] == total
     data["branches"]["<b>"] = 1.0
-    write_layers(tmp_path / "layers.json", data)
+    (tmp_path / "layers.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match="does not hold"):
         read_layers(tmp_path / "layers.json")
 
@@ -166,5 +185,5 @@ def test_of_a_branch_counts_what_ran_in_it_by_its_share():
     events = (
         [run] * 4 + [node("/a/If", "If", 9.0)] * 4 + [node("/a/Gemm", "Gemm", 8.0)] * 3 + [node("/a/Add", "Add", 2.0)]
     )
-    found = {op.name: op.ms for op in onnxruntime.operations_of(events)}
+    found = {op.name: op.ms for op in ort_trace.operations_of(events)}
     assert found == {"/a/Gemm": 6.0, "/a/Add": 0.5}

@@ -21,10 +21,10 @@ from test_profile_jetson import THERMAL
 from ppexport.device.target import choose
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import perf_binary
+from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.perf_binary import PerfBinary
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.profile.result import Profile
-from ppexport.profile.run import prepare_remote
 from ppexport.remote.address import TransferError
 from ppexport.remote.job import Pace, Telling
 from ppexport.remote.opening import open_device

@@ -9,10 +9,10 @@ from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.job import complete_header
 from ppexport.device.target import choose
+from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.received import memory_from, receive
 from ppexport.profile.remote import Settings
 from ppexport.profile.result import Profile, write_profile
-from ppexport.profile.run import prepare_remote
 from ppexport.remote.address import TransferError
 
 QUERY = ["q", 0, 0, 0, 5_000_000, 5, 5, 1536, -1]

@@ -14,16 +14,17 @@ from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
 from shared import FREE_IMAGES
+from small_networks import ROUTING as ROLES
 from small_networks import beyond_half, small_network
 
 import ppexport
+from ppexport.backends.backend import NEAR_TIE
 from ppexport.backends.onnx import collect
 from ppexport.backends.onnx.collect import calibrate, check_artifact
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.half_audit import audit
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import int8_nodes, write_int8
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.backends.onnx.tensors import find_tensors
 from ppexport.cli.export import NOTES
@@ -31,8 +32,7 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.load import card_of
-from ppexport.parity.gates import NEAR_TIE
-from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
+from ppexport.parity.references import choose_again, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
@@ -163,8 +163,8 @@ def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_pa
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     lr = coffee()
-    reference = DebugModel(small.artifact.model_file).run({"lr": lr})
-    rounded = RoundedModel(path).run({"lr": lr}, reference.categories)
+    reference = OnnxProbe(small.artifact.model_file, ROLES).run({"lr": lr})
+    rounded = OnnxProbe(path, ROLES, rounds=True).run({"lr": lr}, reference.categories)
     assert psnr(reference.sr, rounded.sr, 1.0) > (60 if precision == "fp16" else 35)
     assert np.array_equal(reference.labels, rounded.labels)
     assert np.array_equal(reference.pure, rounded.pure)
@@ -178,20 +178,20 @@ def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     twin = make_twin(small.network, SIZE)
     lr = coffee()
-    debug = RoundedModel(tmp_path / "model.onnx")
-    forced = DebugModel(small.artifact.model_file).run({"lr": lr}).categories.astype(np.uint8)
+    debug = OnnxProbe(tmp_path / "model.onnx", ROLES, rounds=True)
+    forced = OnnxProbe(small.artifact.model_file, ROLES).run({"lr": lr}).categories.astype(np.uint8)
     with torch.enable_grad():
         # As on the command line.
         own = recorded(twin, lr, forced)
-    given = [ChosenFrom(*pair) for pair in debug.chosen_from({"lr": lr}, forced)]
+    given = debug.chosen_from({"lr": lr}, forced)
     assert [g.dictionary is None for g in given] == [True, False]
-    seen = rechoose(twin, own, given)
+    seen = choose_again(twin, own, given)
     assert 60 < seen.tokens_db < 120
     assert 40 < seen.dictionary_db < 120
     differs = seen.categories != debug.run({"lr": lr}, forced).categories
     assert not differs.any() or seen.gaps[differs].max() < NEAR_TIE
     moved = [given[0], given[1]._replace(dictionary=np.roll(given[1].dictionary, 1, axis=0))]
-    assert (rechoose(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
+    assert (choose_again(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
 
 
 def int8_file(small, bits, path):
@@ -328,7 +328,7 @@ def test_a_calibration_keeps_numbers_beyond_fp16_in_fp32(tmp_path):
     kept = read_artifact(out).manifest.engine["quantisation"]["kept_fp32"]
     assert any("convffn/fc1" in node and "fp16 ends at 65504" in reason for node, reason in kept.items())
     single, half = (ppexport.open_artifact(folder)(coffee()).sr for folder in (tmp_path / "fp32", out))
-    rounded = RoundedModel(read_artifact(out).graph_file).run({"lr": coffee()}).sr
+    rounded = OnnxProbe(read_artifact(out).graph_file, ROLES, rounds=True).run({"lr": coffee()}).sr
     assert min(psnr(single, half, 1.0), psnr(single, rounded, 1.0)) > 55
 
 

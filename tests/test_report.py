@@ -18,20 +18,21 @@ from profiles import reading, steady, subject, write_journal
 from shared import ODD
 from typer.testing import CliRunner
 
+from ppexport.backends.backend import Operation
 from ppexport.cli import app
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import models_folder
 from ppexport.parity.columns import Sample, save_column, save_inputs
 from ppexport.parity.inputs import ParityInput
 from ppexport.profile import statistics
-from ppexport.profile.layers.result import layers_result, why_sum_differs, write_layers
-from ppexport.profile.layers.spans import Operation
-from ppexport.profile.result import Profile, write_profile
-from ppexport.report import latency_yaml, numerics, numerics_yaml
+from ppexport.profile.by_layer import layers_result, why_sum_differs
+from ppexport.profile.result import Profile, beginning, write_profile
+from ppexport.report import records
 from ppexport.report.figures import Plot
 from ppexport.report.material import gather
-from ppexport.report.page import board_line, render
+from ppexport.report.page import board_line, judge, render
 
 invoke = CliRunner().invoke
 EVIL = "<script>alert(1)</script>$x_{2}$ {{ 7*7 }} \"'> é"
@@ -45,6 +46,17 @@ def profile_folder(folder, times=None, subjects=None, **more):
     journal = write_journal(folder / "latency.jsonl", times, subjects=subjects, readings=readings, **more)
     write_profile(folder, journal, [(1, 2_000_000)] * len(times))
     return folder
+
+
+def write_layers(path, operations, measured, method):
+    path.write_text(
+        json.dumps(
+            {
+                **beginning("layers", measured, {}),
+                **layers_result(operations, method, find_architecture("pp_atd_light")),
+            }
+        )
+    )
 
 
 def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision="fp32"):
@@ -85,10 +97,8 @@ def everything(tmp_path_factory):
     """A page with every section, and names that attack it."""
     root = tmp_path_factory.mktemp("report")
     first = profile_folder(root / "p1", [steady(), steady(ms=60.0)], [subject(EVIL), subject("small", "e" * 64)])
-    layers = layers_result(
-        [Operation("/conv_first/Conv", "Conv", 1.0), Operation(f"/{EVIL}/x", "Odd", 2.0)], subject(EVIL), {}, EVIL
-    )
-    write_layers(first / "layers.json", layers)
+    operations = [Operation("/conv_first/Conv", "Conv", 1.0), Operation(f"/{EVIL}/x", "Odd", 2.0)]
+    write_layers(first / "layers.json", operations, subject(EVIL), EVIL)
     line = {name: {"low": 0.1, "middle": 0.2, "high": 0.3} for name in ("at_zero_ms", "slope_ms", "saving")}
     head = {"version": 1, "subject": {"name": EVIL}, "machine": {}}
     images = [{"pure_share": i / 8, "ms": [10.0 - i, 11.0 - i]} for i in range(8)]
@@ -173,8 +183,8 @@ def test_a_sum_that_is_not_the_latency_is_explained(tmp_path):
         (1.0, None), (1.3, None), (0.7, None),
         (1.4, "recording the time of every operation takes time itself"), (0.6, "times operations alone"),
     ):  # fmt: skip
-        data = layers_result([Operation("/conv_first/Conv", "Conv", share * p50)], measured, {}, "traced")
-        write_layers(folder / "layers.json", data)
+        operations = [Operation("/conv_first/Conv", "Conv", share * p50)]
+        write_layers(folder / "layers.json", operations, measured, "traced")
         page = render(gather([folder]), "ppexport report")
         sentence = f"All operations take {share * p50:.1f} ms, the measured p50 is {p50:.1f} ms: "
         assert (sentence in page) == (why is not None)
@@ -297,6 +307,27 @@ def test_both_changes_of_quality_are_on_the_page(everything):
 
 
 @pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ({}, ("good", "passes: 120.5 dB, gate 90 dB")),
+        (
+            {"errors": {"psnr": 67.0}, "injected": {"psnr": None}, "flips": [0, 2], "reason": "2 near ties"},
+            ("tie", "passes: equal once the same categories are injected, gate 90 dB; as it runs 67.0 dB, categories "
+             "flipped in 1 of 1 inputs"),
+        ),
+        (
+            {"errors": {"psnr": 67.0}, "passed": False, "reason": "67.0 dB"},
+            ("bad", "FAIL: 67.0 dB, gate 90 dB; failed: coffee"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_which_figure_the_gate_judged(tmp_path, row, verdict):
+    (parity,) = gather([parity_folder(tmp_path / "p", passed=row.get("passed", True))]).parities
+    parity.rows[0].update(row)
+    assert judge(parity) == verdict
+
+
+@pytest.mark.parametrize(
     ("near_tie", "row", "as_it_runs", "same_routing"),
     [
         # Nothing flipped: one figure is both.
@@ -320,7 +351,7 @@ def test_quality_of_version_1_stands_under_its_right_name(tmp_path, near_tie, ro
     pair["task_change"], pair["ssim_change"], data["version"] = 0.003, -0.0004, 1
     (folder / "report.json").write_text(json.dumps(data))
     (parity,) = gather([folder]).parities
-    entry = numerics_yaml.entry_of(parity)
+    entry = records.parity_of(parity)
     assert (entry["psnr_y_change"], entry["psnr_y_change_same_routing"]) == (as_it_runs, same_routing)
     assert (entry["ssim_y_change"] is None, entry["ssim_y_change_same_routing"] is None) == (
         as_it_runs is None, same_routing is None
@@ -338,8 +369,8 @@ def test_a_parity_run_cannot_name_files_outside_its_folder(tmp_path):
 
 def in_checkout(monkeypatch, root):
     """The bundled models are those in *root*."""
-    monkeypatch.setattr(numerics, "models_folder", lambda: root)
-    monkeypatch.setattr(numerics, "find_card", lambda name: (type("C", (), {"name": name}), root / name))
+    monkeypatch.setattr(records, "models_folder", lambda: root)
+    monkeypatch.setattr(records, "find_card", lambda name: (type("C", (), {"name": name}), root / name))
 
 
 def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, monkeypatch):
@@ -353,8 +384,8 @@ def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, mon
     second = Profile(
         profile_folder(tmp_path / "b", [steady(ms=50.0)], [subject("s", flavour="portable")]) / "profile.json"
     )
-    assert latency_yaml.record([first]) == [target]
-    latency_yaml.record([second])
+    assert records.record_latency([first]) == [target]
+    records.record_latency([second])
     data = yaml.safe_load(target.read_text())["Test CPU"]
     assert set(data) == {
         "onnx-fp32-ort-full-64x64 onnxruntime:CPU", "onnx-fp32-portable-full-64x64 onnxruntime:CPU"
@@ -364,10 +395,10 @@ def test_latencies_are_recorded_beside_the_card_in_a_checkout_only(tmp_path, mon
     assert entry["files"] == {"model.onnx": "a" * 64}
     target.write_text("- x\n")
     with pytest.raises(InputError, match="not a mapping"):
-        latency_yaml.record([first])
+        records.record_latency([first])
     (root.parent / "setup.cfg").unlink()
     with pytest.raises(InputError, match="checkout"):
-        latency_yaml.record([first])
+        records.record_latency([first])
 
 
 def test_parity_is_recorded_by_backend_and_precision(tmp_path, monkeypatch):
@@ -379,8 +410,8 @@ def test_parity_is_recorded_by_backend_and_precision(tmp_path, monkeypatch):
     target.write_text("evaluation:\n  set5:\n    pytorch-fp32: {psnr_y: 36.9}\n")
     runs = [parity_folder(tmp_path / p, precision=p) for p in ("fp32", "fp16")]
     parities = gather(runs).parities
-    assert numerics_yaml.record(parities) == [target]
-    data = numerics.read_numerics(target.parent)
+    assert records.record_parity(parities) == [target]
+    data = records.read_numerics(target.parent)
     assert data["evaluation"] == {"set5": {"pytorch-fp32": {"psnr_y": 36.9}}}
     assert set(data["parity"]) == {f"onnx-{p}-portable-full-16x24" for p in ("fp32", "fp16")}
     entry = data["parity"]["onnx-fp16-portable-full-16x24"]
@@ -389,7 +420,7 @@ def test_parity_is_recorded_by_backend_and_precision(tmp_path, monkeypatch):
     assert (entry["psnr_y_change"], entry["psnr_y_change_same_routing"]) == (0.001, 0.002)
     del parities[0].data["flavour"]
     with pytest.raises(InputError, match="of an older ppexport and does not tell its flavour"):
-        numerics_yaml.record(parities)
+        records.record_parity(parities)
 
 
 def test_columns_that_were_filled_in_later_are_drawn_too(tmp_path):
@@ -407,10 +438,10 @@ JETSON = {"l4t": "36.3.0", "jetpack": "6.0", "power_mode": {"number": 1, "name":
 def test_a_board_is_recorded_by_its_power_mode(tmp_path, monkeypatch):
     root = tmp_path / "checkout" / "models"
     (root / "pp_atd_light_x2").mkdir(parents=True)
-    monkeypatch.setattr(latency_yaml, "model_folder", lambda name: root / name)
+    monkeypatch.setattr(records, "model_folder", lambda name: root / name)
     profile = Profile(profile_folder(tmp_path / "a") / "profile.json")
     profile.data["machine"]["jetson"] = JETSON
-    latency_yaml.record([profile])
+    records.record_latency([profile])
     assert set(yaml.safe_load((root / "pp_atd_light_x2" / "latency.yaml").read_text())) == {"Test CPU, 15W"}
 
 

@@ -77,7 +77,7 @@ def test_what_is_said_after_an_interruption(tmp_path, capsys):
             "ppexport.backends.onnx.collect.calibrate",
             "c.npz.partial",
         ),
-        (["compare", "A", "B", "-o", "run"], "ppexport.profile.run.measure", "run/latency.jsonl"),
+        (["compare", "A", "B", "-o", "run"], "ppexport.profile.latency_run.measure", "run/latency.jsonl"),
         (["parity", "A", "-o", "run"], "ppexport.parity.run.run_parity", "run/.unfinished"),
     ],
     ids=["calibrate", "compare", "parity"],
@@ -94,7 +94,7 @@ def test_only_what_is_kept_continues(tmp_path, monkeypatch, command, work, kept,
     for name in ("A", "B"):
         write_enlarger(tmp_path / name)
     monkeypatch.setattr(work, interrupted)
-    monkeypatch.setattr("ppexport.parity.reference.reference_network", lambda artifact, checkpoint: None)
+    monkeypatch.setattr("ppexport.parity.references.reference_network", lambda artifact, checkpoint: None)
     command = [str(photo_folder()) if word == "PICTURES" else word for word in command]
     done = CliRunner().invoke(app, [*command, *(["A"] if command[0] == "calibrate" else [])])
     assert done.exit_code == 130, done.output

@@ -9,15 +9,14 @@ import onnx
 import pytest
 from conftest import photo
 from onnx import TensorProto, helper, numpy_helper
-from small_networks import beyond_half, small_network
+from small_networks import ROUTING, beyond_half, small_network
 from tensorrt_models import random_network, shorten
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import Runtime, Severity
-from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cli import app
 from ppexport.device.picture import psnr
@@ -47,7 +46,7 @@ def types_of(model):
 
 def test_the_fp16_file_computes_the_fp32_picture(kept):
     artifact, graphs = kept
-    single, half = DebugModel(graphs / "3-fp32.onnx"), RoundedModel(artifact / "model.onnx")
+    single, half = OnnxProbe(graphs / "3-fp32.onnx", ROUTING), OnnxProbe(artifact / "model.onnx", ROUTING, rounds=True)
     for name in ("coffee.png", "astronaut.png", "chelsea.png"):
         lr = np.ascontiguousarray((photo(*SIZE, name=name) / np.float32(255)).transpose(2, 0, 1)[None])
         reference = single.run({"lr": lr})

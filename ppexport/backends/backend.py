@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Step = Callable[[str], None]
 """Receives the name of every stage, for a progress display."""
+UnitRun = Callable[[Sequence["Arrays"]], tuple[list["Arrays"], dict[str, Any]]]
+"""Runs an artifact on one compute unit: what a model takes, for every input -> outputs, and where operations ran."""
 NEAR_TIE = 1e-6
 """Two categories closer than this may fall either way in fp32."""
 HALF_TIE = 1e-3
@@ -125,7 +127,7 @@ class Inside(NamedTuple):
     """(1, 3, h * scale, w * scale)."""
     impure_tokens: int
     categories: NDArray[np.int64]
-    """(layers, n)."""
+    """(layers, n); (0, 0) of a network without routing."""
     labels: NDArray[np.int64] | None
     """(n,) or (1, 1, H', W'): the Pure-Pass label of every pixel; None where the mask is not computed inside."""
     pure: NDArray[np.bool_] | None
@@ -146,9 +148,9 @@ class Probe(ABC):
 
     injects = True
     """Whether categories can be injected; else an artifact only tells its own."""
-    rounds = False
-    """Whether the picture of the shipped file is not what its precision says, so that `run` stands for it: ONNX
-    Runtime's CPU kernels compute fp16 in fp32, and the probe rounds."""
+    gives_picture = True
+    """Whether the picture of `run` is the artifact's. If not, it is that of a copy which was cut open, and the shipped
+    file is run for the picture as well."""
 
     @abstractmethod
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
@@ -157,7 +159,7 @@ class Probe(ABC):
 
     @abstractmethod
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (n, c) of every layer."""
+        """The output (n, c) of every routed layer, in the order of `StaticTwin.routed_layers`."""
 
     @abstractmethod
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
@@ -165,6 +167,12 @@ class Probe(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Release what was opened."""
+
+
+PROFILED_RUNS = 12
+"""Runs whose operations are timed; of each operation the median counts."""
+PROFILE_WARM_UP = 2
+"""Runs before them, whose times are not used."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class Operation:
     kind: str
     """What the runtime calls it."""
     ms: float
-    """Median of the runs."""
+    """Median milliseconds of the runs; where a runtime only estimates, its share of a run, of 1."""
     names: tuple[str, ...] = ()
     """What it was fused from, which tells where it comes from, in place of its own name."""
     module: str | None = None
@@ -204,6 +212,8 @@ class Backend(ABC):
     """Capacities of a capacity set; 1 where a set is of no use."""
     kind: str = ""
     """The backend whose runtimes run what is built; "" is this one."""
+    rounded: frozenset[str] = frozenset()
+    """Precisions that its usual runtime computes with more bits than the file says: only `probe` shows them."""
     runtimes: tuple[Runtime, ...] = ()
     """Of a backend outside this package; those in it have theirs in `run*.py`, which boards get."""
 
@@ -246,6 +256,15 @@ class Backend(ABC):
             folder: where such a copy and slow results may be kept until the run is complete.
         """
         return None
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """{compute unit: what runs the artifact of *runner* on it}, for the named *units* of this machine.
+
+        Raises:
+            InputError: this backend has no compute units, or not these.
+            UnavailableError: they are on another kind of machine.
+        """
+        raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
 
 
 @dataclass(frozen=True)

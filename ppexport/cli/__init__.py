@@ -6,85 +6,56 @@ request to end (SIGTERM), when what was begun is cleared up.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-from types import FrameType, ModuleType
+import traceback
+from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-# Before torch is loaded: idle OpenMP threads that spin slow a busy machine of few cores many times.
+# Before torch is loaded: on a busy machine of few cores, idle OpenMP threads that spin slow everything down a lot.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
-from ppexport.cli import (
-    backends,
-    build,
-    calibrate,
-    compare,
-    demo,
-    diverge,
-    evaluate,
-    export,
-    info,
-    lint,
-    models,
-    parity,
-    profile,
-    quantize_search,
-    report,
-    upscale,
-)
 from ppexport.cli.console import fail, show_every_character
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
 from ppexport.files import system_sentence
 
 EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
 """What the `export` extra brings and a device may lack."""
-COMMANDS: dict[str, ModuleType] = {
-    "export": export,
-    "calibrate": calibrate,
-    "quantize-search": quantize_search,
-    "build": build,
-    "parity": parity,
-    "profile": profile,
-    "compare": compare,
-    "report": report,
-    "upscale": upscale,
-    "evaluate": evaluate,
-    "info": info,
-    "lint": lint,
-    "diverge": diverge,
-    "models": models,
-    "backends": backends,
-    "demo": demo,
-}
+DEBUG = "PPEXPORT_DEBUG"
+"""The environment variable that asks for debug messages and tracebacks."""
+COMMANDS = {
+    name: import_module(f"ppexport.cli.{name.replace('-', '_')}")
+    for name in (
+        "export", "calibrate", "quantize-search", "build", "parity", "profile", "compare", "report", "upscale",
+        "evaluate", "info", "lint", "diverge", "models", "backends", "demo",
+    )
+}  # fmt: skip
 
 
-def _without_type(params: list[Any]) -> list[Any]:
-    """*params* of which flags, which take no value, show no type of one in the help."""
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
+class _PlainFlags:
+    """In the help, flags, which take no value, show no type of one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
 
 
-class Command(TyperCommand):
+class Command(_PlainFlags, TyperCommand):
     """A command as its help shows it."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters."""
-        return _without_type(super().get_params(ctx))
 
-
-class Commands(TyperGroup):
+class Commands(_PlainFlags, TyperGroup):
     """All commands as their help shows them."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters."""
-        return _without_type(super().get_params(ctx))
 
 
 app = typer.Typer(
@@ -99,8 +70,8 @@ for _name, _module in COMMANDS.items():
     app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name.replace("-", "_")))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(given: bool) -> None:
+    if given:
         typer.echo(f"ppexport {ppexport.__version__}")
         raise typer.Exit
 
@@ -120,7 +91,7 @@ def _end_in_order(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _heed_signals() -> None:
+def _catch_signals() -> None:
     """Have a request to end, and a terminal that goes away, clear up as Ctrl-C does; `nohup` stays in force."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
@@ -128,26 +99,49 @@ def _heed_signals() -> None:
             signal.signal(number, _end_in_order)
 
 
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code of an expected *error*; any other is raised again."""
+    if isinstance(error, PpexportError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name in EXPORT_MODULES:
+        return f"{error.name} is not installed: pip install 'ppexport[export]'", EXIT_UNAVAILABLE
+    if isinstance(error, MemoryError):
+        return "this needs more memory than there is: take a smaller picture or size", EXIT_UNAVAILABLE
+    if isinstance(error, OSError):
+        return system_sentence(error), EXIT_BAD_INPUT
+    raise error
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print the traceback of *error*, and those of the errors that `raise ... from None` left out."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__suppress_context__ = False
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(type(error), error, error.__traceback__)
+
+
 def run() -> None:
-    """Entry point: expected failures end with one sentence and their exit code."""
-    _heed_signals()
+    """Entry point. An expected failure ends with one sentence and its exit code.
+
+    With PPEXPORT_DEBUG=1 it ends with its traceback and the same exit code, and the package's debug messages go to
+    standard error.
+    """
+    _catch_signals()
     show_every_character()
+    debug = os.environ.get(DEBUG) == "1"
+    if debug:
+        logging.basicConfig(format="%(relativeCreated)8d ms %(module)s: %(message)s")
+        logging.getLogger("ppexport").setLevel(logging.DEBUG)
     try:
         app()
-    except PpexportError as error:
-        fail(str(error))
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if error.name not in EXPORT_MODULES:
-            raise
-        fail(f"{error.name} is not installed: pip install 'ppexport[export]'")
-        sys.exit(EXIT_UNAVAILABLE)
-    except MemoryError:
-        fail("this needs more memory than there is: take a smaller picture or size")
-        sys.exit(EXIT_UNAVAILABLE)
-    except OSError as error:
-        fail(system_sentence(error))
-        sys.exit(EXIT_BAD_INPUT)
+    except Exception as error:
+        sentence, code = _explain(error)
+        if debug:
+            _print_traceback(error)
+        else:
+            fail(sentence)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

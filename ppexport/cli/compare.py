@@ -1,4 +1,4 @@
-"""`ppexport compare`: two measurements, or two artefacts in turns."""
+"""`ppexport compare`: two measurements, or two artifacts in turns."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ EXAMPLE = "Example: ppexport compare x2_64-profile x2_64_new-profile --limit 1.0
 FIGURES = ("p50", "p90", "p99")
 
 
-def _measured(path: Path) -> Path:
-    """The `profile.json` of *path* where that is the folder of a run, else *path*."""
-    from ppexport.profile.result import PROFILE
-
-    return path / PROFILE if (path / PROFILE).is_file() else path
-
-
 def compare(
     context: typer.Context,
     first: Annotated[
-        Path, typer.Argument(metavar="A", help="the folder of a profile run, a profile.json, or an artefact folder")
+        Path, typer.Argument(metavar="A", help="the folder of a profile run, a profile.json, or an artifact folder")
     ],
     second: Annotated[
         Path | None, typer.Argument(metavar="B", help="the same; left out if A holds two subjects")
@@ -37,12 +30,12 @@ def compare(
             help="a factor: exit with 1 if B takes more than this times A's time and the whole interval lies above it",
         ),
     ] = None,
-    figure: Annotated[str, typer.Option(help="what --limit is about: p50, p90 or p99")] = "p90",
+    figure: Annotated[str, typer.Option(help="the figure that --limit judges: p50, p90 or p99")] = "p90",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="for artefacts: folder of the run; A-against-B if left out")
+        Path | None, typer.Option("-o", "--out", help="for artifacts: folder of the run; A-against-B if left out")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="for artefacts: 64 queries and 6 s, not 1,024 and 60 s")
+        bool, typer.Option("--quick", help="for artifacts: measure 64 queries and 6 s instead of 1,024 and 60 s")
     ] = False,
     threads: Threads = None,
     trust: Trust = False,
@@ -50,42 +43,40 @@ def compare(
 ) -> None:
     """Compare B with A: ratios of the latencies with bootstrap 95 % intervals.
 
-    Two runs are compared as they were measured. Two artefacts are measured now, in turns A B B A, which a change of
-    the machine's speed hardly disturbs. With --limit the exit code is a regression gate: 1 if the whole interval lies
-    above it.
+    Two runs are compared as they were measured. Two artifacts are measured now, in turns A B B A, so that a change of
+    the machine's speed hardly matters. With --limit the exit code is a regression gate: it is 1 if the whole interval
+    lies above the limit.
     """
-    from ppexport.profile.compare import compare_interleaved, compare_offline, only_subject
-    from ppexport.profile.result import Profile
+    from ppexport.profile.comparison import compare_interleaved, compare_offline
+    from ppexport.profile.result import PROFILE, Profile
 
     if figure not in FIGURES:
         raise InputError(f"--figure is one of {', '.join(FIGURES)}, not {figure!r}")
     console = people(json)
-    first, second = _measured(first), None if second is None else _measured(second)
-    folders = [path.is_dir() for path in (first, second) if path is not None]
-    if any(folders) and (len(folders) < 2 or not all(folders)):
+    given = [path / PROFILE if (path / PROFILE).is_file() else path for path in (first, second) if path is not None]
+    folders = [path.is_dir() for path in given]
+    if any(folders) and folders != [True, True]:
         raise InputError(
-            "compare takes two profile runs (folders or profile.json), a run that holds two subjects, or two artefacts"
+            "compare takes two profile runs (folders or profile.json), a run that holds two subjects, or two artifacts"
         )
-    if second is not None and all(folders):
+    if any(folders):
         from ppexport.device.target import choose
         from ppexport.folders import run_folder
-        from ppexport.profile.run import RUN, measure, plan_of, prepare
+        from ppexport.profile.latency_run import RUN, measure, plan_of, prepare
 
-        targets = [target for path in (first, second) for target in choose(path, None, threads, trust)]
+        targets = [target for path in given for target in choose(path, None, threads, trust)]
         if targets[0] == targets[1]:
-            raise InputError("both are the same artefact")
-        folder = out or first.resolve().with_name(f"{first.resolve().name}-against-{second.resolve().name}")
+            raise InputError("both are the same artifact")
+        folder = out or given[0].resolve().with_name(f"{given[0].resolve().name}-against-{given[1].resolve().name}")
         context.with_resource(run_folder(folder, RUN))
         job = prepare(targets, plan_of(quick, False, targets), folder, None)
         with continues_from(job.journal), progress_bar("queries") as progress:
             result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))
+    elif out is not None or quick or threads is not None or trust:
+        raise InputError("--out, --quick, --threads and --trust are for two artifact folders, which are measured")
     else:
-        if out is not None or quick or threads is not None or trust:
-            raise InputError("--out, --quick, --threads and --trust are for two artefact folders, which are measured")
-        if second is None:
-            result = compare_interleaved(Profile(first))
-        else:
-            result = compare_offline(only_subject(Profile(first)), only_subject(Profile(second)))
+        profiles = [Profile(path) for path in given]
+        result = compare_interleaved(profiles[0]) if len(profiles) == 1 else compare_offline(*profiles)
     failed = limit is not None and result.slower(figure, limit)
     emit_json(json, {**result.to_dict(), "limit": limit, "figure": figure, "failed": failed})
     a, b = result.a.subject, result.b.subject
@@ -98,9 +89,10 @@ def compare(
     console.print(table(f"A: {a['name']}; B: {b['name']}; {how}", ["", "A ms", "B ms", "B / A", "95 %"], rows))
     for line in result.differences:
         console.print(f"differs: {line}")
-    for name, side in (("A", result.a), ("B", result.b)):
-        for mark in [] if result.interleaved and name == "B" else side.profile.data["marks"]:
-            console.print(f"mark of {name if not result.interleaved else 'the run'}: {mark['text']}")
+    sides = {"the run": result.a} if result.interleaved else {"A": result.a, "B": result.b}
+    for name, side in sides.items():
+        for mark in side.profile.data["marks"]:
+            console.print(f"mark of {name}: {mark['text']}")
     if limit is not None:
         verdict = "FAIL: slower than" if failed else "pass: not shown to be slower than"
         console.print(f"{verdict} {limit:g} times A at {figure}")

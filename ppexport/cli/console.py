@@ -14,9 +14,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ppexport.errors import EXIT_INTERRUPTED, InputError
 from ppexport.files import check_file_target, finite, naming, write_text
@@ -28,8 +28,12 @@ def people(json_to: str | None) -> Console:
     return Console(stderr=json_to == "-", highlight=False, soft_wrap=True, markup=False)
 
 
+def _standard_error() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
 def show_every_character() -> None:
-    """Have standard output and error escape what their encoding lacks, as in \\xe9: nothing fails for want of a letter.
+    """Have standard output and error escape what their encoding lacks, as in \\xe9, so that printing never fails.
 
     File names may hold any bytes, and the encoding is that of the terminal, a pipe or PYTHONIOENCODING.
     """
@@ -77,8 +81,7 @@ def continues_from(kept: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if kept.exists():
-            console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-            console.print(f"interrupted: the same command continues from what is kept in {kept}")
+            _standard_error().print(f"interrupted: the same command continues from what is kept in {kept}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -93,20 +96,25 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for every new description, moved by calling (what, done, total), first before the first step is done.
 
-    Terminals get bars with the time that has passed and the time that is left. Work that will take long is announced
-    by one line as well, so that log files and pipes tell how long it takes, too.
+    Terminals get bars with the time that has passed and the time that is left, log files and pipes get none. Work that
+    will take long is announced by one line as well, so that these tell how long it takes, too.
     """
-    with _bars() as bars:
-        tasks: dict[str, Any] = {}
-        forecasts: dict[str, Forecast] = {}
+    console = _standard_error()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, tuple[Any, Forecast]] = {}
 
         def move(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what], forecasts[what] = bars.add_task(what, total=total), Forecast(what)
-            bars.update(tasks[what], completed=done, total=total)
-            line = forecasts[what].after(done, total)
+                tasks[what] = bars.add_task(what, total=total), Forecast(what)
+            task, forecast = tasks[what]
+            bars.update(task, completed=done, total=total)
+            line = forecast.after(done, total)
             if line is not None:
-                bars.console.print(line)
+                console.print(line)
 
         yield move
 
@@ -120,10 +128,9 @@ class Forecast:
     """Seconds to look at before anything is said."""
 
     def __init__(self, what: str) -> None:
-        self.what = what
+        self.what, self._said = what, False
         self._before: int | None = None
         self._start: tuple[float, int] | None = None
-        self._said = False
 
     def after(self, done: int, total: int) -> str | None:
         """The line to print now that *done* of *total* steps are done, if it is time for it.
@@ -157,24 +164,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def stages(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on standard error that shows the name of the stage it is told."""
-    console = Console(stderr=True)
-    with console.status(what) as status:
+    """A spinner on standard error; calling what is yielded with the name of a stage shows it."""
+    with Console(stderr=True).status(what) as status:
         yield lambda stage: status.update(f"{what}: {stage}")
-
-
-def _bars() -> Progress:
-    """Bars on a terminal; a log file or a pipe gets none."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], numbers: int = 1) -> Table:
@@ -204,5 +196,4 @@ def decibel(value: float) -> str:
 
 def fail(message: str) -> None:
     """One red sentence on standard error."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(message)}")
+    _standard_error().print(Text.assemble(("error:", "bold red"), f" {message}"))

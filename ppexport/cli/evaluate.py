@@ -16,10 +16,12 @@ EXAMPLE = "Example: ppexport evaluate pp_atd_light_x2 --hr Set5 --scale 2"
 
 def evaluate(
     target: Annotated[
-        str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model or an artefact folder")
+        str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model or an artifact folder")
     ] = None,
-    hr: Annotated[Path, typer.Option(help="folder of HR pictures (NAME_HR.png, or all pictures in it)")] = ...,  # type: ignore[assignment]
-    lr: Annotated[Path | None, typer.Option(help="folder of their LR files; made by bicubic if left out")] = None,
+    hr: Annotated[Path, typer.Option(help="folder of HR pictures: those called NAME_HR.png, or all if none is")] = ...,  # type: ignore[assignment]
+    lr: Annotated[
+        Path | None, typer.Option(help="folder of their LR pictures; they are made by bicubic if this is left out")
+    ] = None,
     scale: Scale = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -28,27 +30,26 @@ def evaluate(
     csmf: Csmf = None,
     compensation: Compensation = None,
     record: Annotated[
-        str | None, typer.Option(help="data set name: write the means to the model's numerics.yaml")
+        str | None, typer.Option(help="write the means into the model's numerics.yaml under this name of a data set")
     ] = None,
     json: Json = None,
 ) -> None:
     """PSNR-Y and SSIM-Y on folders of pictures, beside bicubic enlargement."""
     from ppexport.device.artifact import MANIFEST
-    from ppexport.parity.evaluate import artifact_upscaler, find_pairs, network_upscaler
-    from ppexport.parity.evaluate import evaluate as run_evaluate
-    from ppexport.report.numerics import NETWORK, check_record
-    from ppexport.report.numerics import record as write_record
+    from ppexport.parity.evaluation import artifact_upscaler, find_pairs, network_upscaler
+    from ppexport.parity.evaluation import evaluate as run_evaluation
+    from ppexport.report.records import NETWORK, artifact_key, card_of_artifact, check_record, half_in_single
+    from ppexport.report.records import record_evaluation as write_record
 
     options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
     own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
         from ppexport.backends.backend import open_artifact
-        from ppexport.report.numerics import artifact_key, card_of_artifact, half_in_single
 
         runner = open_artifact(Path(target))
         manifest = runner.artifact.manifest
         if own:
-            raise InputError("an artefact has its weights and options inside")
+            raise InputError("an artifact has its weights and options inside")
         if scale not in (None, runner.scale):
             raise InputError(f"{target} is for scale {runner.scale}, not {scale}")
         run, factor, name, key = artifact_upscaler(runner), runner.scale, target, artifact_key(manifest)
@@ -71,7 +72,7 @@ def evaluate(
         check_record(beside[1], record)
     pairs = find_pairs(hr, lr, factor)
     with progress_bar("pictures") as progress:
-        result = run_evaluate(run, pairs, factor, progress)
+        result = run_evaluation(run, pairs, factor, progress)
     if record is not None and beside is not None:
         people(json).print(f"recorded in {write_record(beside[1], record, beside[0], result, key)}")
     emit_json(json, {"model": name, "hr": str(hr), **result.to_dict()})

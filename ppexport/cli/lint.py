@@ -69,8 +69,8 @@ def parse_lengths(texts: list[str]) -> dict[str, int]:
 
 def lint_package(path: Path, json: str | None) -> None:
     """Print where the operations of a package may run; this is information, so it never fails."""
+    from ppexport.backends.coreml.package import read_package
     from ppexport.backends.coreml.placement import place_package
-    from ppexport.backends.coreml.reading.package import read_package
 
     package = read_package(path)
     # A package keeps its functions in no order: by capacity.

@@ -1,4 +1,4 @@
-"""`ppexport profile`: how long an artefact takes on this machine."""
+"""`ppexport profile`: how long an artifact takes on this machine, or on a device."""
 
 from __future__ import annotations
 
@@ -36,28 +36,25 @@ def profile(
     devices: Annotated[
         Path | None,
         typer.Option(
-            metavar="LAB.yaml", help="all devices of this file at once, into OUT/NAME; see ppexport/profile/lab.py"
+            metavar="LAB.yaml",
+            help="measure on all devices of this file at once, into OUT/NAME; ppexport/profile/lab.py describes it",
         ),
     ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(
             help="onnxruntime, openvino, tensorrt or coreml, also onnxruntime:CUDA; several, separated by commas, or "
-            "all are timed in turns; the artefact's own if left out"
+            "all are timed in turns; the artifact's own if left out"
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="64 queries and 6 s, not 1,024 and 60 s")] = False,
-    sustained: Annotated[bool, typer.Option("--sustained", help="ten minutes: what heat does")] = False,
-    images: Annotated[Path | None, typer.Option(help="folder of pictures; the bundled photographs if left out")] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="afterwards, apart: time by layer and branch")] = False,
-    routing: Annotated[
-        bool, typer.Option("--routing", help="afterwards: time against pure share and capacity")
-    ] = False,
-    frames: Annotated[
-        Path | None, typer.Option(help="afterwards: frames per second on this folder of video frames")
-    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="64 queries and 6 s instead of 1,024 and 60 s")] = False,
+    sustained: Annotated[bool, typer.Option("--sustained", help="ten minutes, to see what heat does")] = False,
+    images: Annotated[Path | None, typer.Option(help="folder of pictures; bundled photographs if left out")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="also measure time by layer and branch")] = False,
+    routing: Annotated[bool, typer.Option("--routing", help="also measure time by pure pixels and capacity")] = False,
+    frames: Annotated[Path | None, typer.Option(help="also measure frames a second on this folder of frames")] = None,
     layer_times: Annotated[
-        Path | None, typer.Option(help="for --layers of a TensorRT engine: what trtexec --exportProfile wrote")
+        Path | None, typer.Option(help="for --layers of a TensorRT engine: the file that trtexec --exportProfile wrote")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
     power_mode: Annotated[
@@ -69,20 +66,24 @@ def profile(
         ),
     ] = None,
     lock_clocks: Annotated[
-        bool, typer.Option("--lock-clocks", help="of a Jetson: `sudo -n jetson_clocks`, and put back (untested)")
+        bool,
+        typer.Option(
+            "--lock-clocks",
+            help="Jetson only: lock the clocks with `jetson_clocks` during the run and restore them afterwards "
+            "(`sudo -n`; untested on hardware)",
+        ),
     ] = False,
-    cores: Annotated[str | None, typer.Option(help="of a device: cores to run on, such as 4-7")] = None,
+    cores: Annotated[str | None, typer.Option(help="with --on: run on these cores of the device, such as 4-7")] = None,
     device_python: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="of a device: Python with the runtime; python3 if left out"),
+        str | None, typer.Option(metavar="PATH", help="with --on: its Python with the runtime; python3 if left out")
     ] = None,
     perf_binary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="of a device without Python: an onnxruntime_perf_test for it (untested)"),
+        typer.Option(metavar="FILE", help="with --on, for a device without Python: an onnxruntime_perf_test for it"),
     ] = None,
     timeout: Timeout = None,
     clean: Annotated[
-        bool, typer.Option("--clean", help="stop and remove this artefact's measurements there, measure nothing")
+        bool, typer.Option("--clean", help="with --on: stop and remove this artifact's measurements on the device")
     ] = False,
     identity: Identity = None,
     ssh_config: SshConfig = None,
@@ -90,50 +91,49 @@ def profile(
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Measure an artefact's latency: single queries one after the other, after a warm-up, every sample kept.
+    """Measure an artifact's latency: single queries one after the other, after a warm-up, every sample kept.
 
-    The headline is p90. Inside the clock: checks, mask and choice of the capacity, and the run from host memory to
-    host memory. A run that is interrupted goes on with the same command; a machine that changes its clocks, runs other
-    programs or holds queries up leaves a mark beside the figures.
+    The headline is p90. The clock includes checks, the mask, the choice of the capacity, and the run from host memory
+    to host memory. A run that was interrupted continues with the same command. A machine that changes its clocks, runs
+    other programs or holds queries up leaves a mark beside the figures.
 
-    A device behind ssh needs sh, Python 3.8 with NumPy and the runtime, and no ppexport. A measurement there outlives
-    this command: the same command again waits for it and collects it.
+    A device behind ssh needs sh, Python 3.8 with NumPy, and the runtime, but not ppexport. A measurement on a device
+    outlives this command: the same command again waits for it and collects it.
     """
-    from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
     from ppexport.imaging.images import pictures_in
-    from ppexport.profile.further import profile_frames, profile_layers, profile_routing
+    from ppexport.profile.by_layer import profile_layers
+    from ppexport.profile.content import profile_frames, profile_routing
+    from ppexport.profile.latency_run import RUN, measure, plan_of, prepare
     from ppexport.profile.remote import Settings
-    from ppexport.profile.run import RUN, measure, plan_of, prepare
     from ppexport.remote.address import parse_address
     from ppexport.remote.ssh import SshOptions
 
-    address = parse_address(on)
-    elsewhere = address is not None or devices is not None
-    if devices is not None and (
-        on != "local" or cores or device_python or perf_binary or lock_clocks or power_mode is not None
-    ):
+    local = parse_address(on) is None and devices is None
+    own = cores or device_python or perf_binary
+    if devices is not None and (on != "local" or own or lock_clocks or power_mode is not None):
         raise InputError("with --devices the file says where and how: leave --on and a device's options out")
     chosen = parse_cores(cores)
-    options = SshOptions(identity, ssh_config, accept_new_host_key)
     mode = int(power_mode) if power_mode is not None and re.fullmatch("[0-9]{1,3}", power_mode) else power_mode
-    there = There(on, options, Settings(device_python, mode, lock_clocks, chosen), timeout, perf_binary)
-    if not elsewhere and (cores or device_python or perf_binary or clean or timeout is not None):
+    settings = Settings(device_python, mode, lock_clocks, chosen)
+    there = There(on, SshOptions(identity, ssh_config, accept_new_host_key), settings, timeout, perf_binary)
+    if local and (own or clean or timeout is not None):
         raise InputError(
             "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on"
         )
-    if elsewhere and (layers or routing or frames is not None):
+    if not local and (layers or routing or frames is not None):
         raise InputError("--layers, --routing and --frames are measured on this machine only: run them on the device")
-    if elsewhere and runtime == "all":
+    if not local and runtime == "all":
         raise InputError("which runtimes a device has is not known here: name them, separated by commas")
-    check_threads(threads, here=not elsewhere)
+    check_threads(threads, here=local)
     console = people(json)
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
     if devices is not None:
         # PyYAML and pydantic are no part of the installation for devices.
         require("yaml", "export")
         require("pydantic", "export")
+        from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
         from ppexport.profile.lab import read_lab
 
         lab = read_lab(devices)
@@ -161,7 +161,7 @@ def profile(
         raise InputError("--layer-times is for --layers")
     targets = choose(artifact, runtime, threads or len(chosen) or None, trust)
     plan = plan_of(quick, sustained, targets)
-    if address is not None:
+    if not local:
         result = measure_there(there, targets, plan, folder, images)
         show(result, console)
         emit_json(json, without_samples(result))
@@ -189,8 +189,7 @@ def profile(
         if frames is not None:
             with stages("frames"):
                 summary["frames"] = profile_frames(job, result, frames)
-            for data in summary["frames"]:
-                show_frames(data, console)
+            show_frames(summary["frames"], console)
     emit_json(json, summary)
 
 
@@ -213,12 +212,11 @@ def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, con
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
     """Print time by branch of every runtime."""
-    from ppexport.profile.layers.result import why_sum_differs
-    from ppexport.profile.layers.spans import BRANCHES
+    from ppexport.profile.by_layer import branches, why_sum_differs
 
     rows = [
         [b, *(f"{d['branches'].get(b, 0):.2f} ({100 * d['branches'].get(b, 0) / d['total_ms']:.0f} %)" for d in found)]
-        for b in BRANCHES
+        for b in branches()
         if any(b in d["branches"] for d in found)
     ]
     rows.append(["all operations", *(f"{d['total_ms']:.2f}" for d in found)])
@@ -232,69 +230,56 @@ def show_layers(found: list[dict[str, Any]], console: Console) -> None:
 def show_routing(found: list[dict[str, Any]], console: Console) -> None:
     """Print what pure pixels save."""
     for data in found:
-        line, images = data["line"], data["images"]
-        shares = [image["pure_share"] for image in images]
-        name = data["subject"]["name"]
+        line, name = data["line"], data["subject"]["name"]
+        shares = [100 * image["pure_share"] for image in data["images"]]
         if line is None:
             console.print(f"{name}: the pictures' pure shares hardly differ, so no line was drawn")
             continue
-        saving = line["saving"]
+        low, middle, high = (100 * line["saving"][part] for part in ("low", "middle", "high"))
         console.print(
             f"{name}: {line['at_zero_ms']['middle']:.1f} ms without pure pixels; a wholly pure picture saves "
-            f"{100 * saving['middle']:.1f} % (95 %: {100 * saving['low']:.1f} to {100 * saving['high']:.1f}), from "
-            f"{len(images)} pictures with {100 * min(shares):.0f} to {100 * max(shares):.0f} % pure pixels"
+            f"{middle:.1f} % (95 %: {low:.1f} to {high:.1f}), from {len(shares)} pictures with {min(shares):.0f} to "
+            f"{max(shares):.0f} % pure pixels"
         )
 
 
-def show_frames(data: dict[str, Any], console: Console) -> None:
-    """Print the answer, and how often each deadline is met."""
-    console.print(f"{data['subject']['name']}: {data['sentence']}")
-    for rate, deadline in data["deadlines"].items():
-        console.print(f"  {rate} fps: {100 * deadline['hit_rate']:.1f} % of the frames ready in time")
+def show_frames(found: list[dict[str, Any]], console: Console) -> None:
+    """Print the answer of every runtime, and how often each deadline is met."""
+    for data in found:
+        console.print(f"{data['subject']['name']}: {data['sentence']}")
+        for rate, deadline in data["deadlines"].items():
+            console.print(f"  {rate} fps: {100 * deadline['hit_rate']:.1f} % of the frames ready in time")
+
+
+def _figures(subject: dict[str, Any]) -> dict[str, str]:
+    s, memory = subject["summary"], subject["memory"]
+    low, high = s["p90_interval_ms"]
+    return {
+        "p90, ms": f"{s['p90_ms']:.1f}", "95 % interval": f"{low:.1f} to {high:.1f}", "p50, ms": f"{s['p50_ms']:.1f}",
+        "p99, ms": f"{s['p99_ms']:.1f}", "p90, ms per output megapixel": f"{s['p90_ms_per_megapixel']:.0f}",
+        "queries": str(s["count"]), "loading, ms": f"{subject['load_ms']:.0f}",
+        "first run, ms": f"{subject['first_ms']:.0f}",
+        "peak memory, MB": "" if memory is None else f"{memory['peak'] / 1e6:.0f}",
+    }  # fmt: skip
 
 
 def show(result: Profile, console: Console) -> None:
     """Print the figures and the marks."""
-    names = (
-        "p90, ms", "95 % interval", "p50, ms", "p99, ms", "p90, ms per output megapixel", "queries", "loading, ms",
-        "first run, ms", "peak memory, MB",
-    )  # fmt: skip
-    figures = []
-    for subject in result.subjects:
-        s, memory = subject["summary"], subject["memory"]
-        low, high = s["p90_interval_ms"]
-        figures.append(
-            (
-                f"{s['p90_ms']:.1f}",
-                f"{low:.1f} to {high:.1f}",
-                f"{s['p50_ms']:.1f}",
-                f"{s['p99_ms']:.1f}",
-                f"{s['p90_ms_per_megapixel']:.0f}",
-                str(s["count"]),
-                f"{subject['load_ms']:.0f}",
-                f"{subject['first_ms']:.0f}",
-                "" if memory is None else f"{memory['peak'] / 1e6:.0f}",
-            )
-        )
-    rows = [[name, *values] for name, values in zip(names, zip(*figures, strict=True), strict=True)]
+    figures = [_figures(subject) for subject in result.subjects]
+    rows = [[name, *(of_one[name] for of_one in figures)] for name in figures[0]]
     columns = ["latency", *(subject["name"] for subject in result.subjects)]
     console.print(table(result.data["machine"]["cpu"], columns, rows))
     mode = (result.data["machine"].get("jetson") or {}).get("power_mode")
     if mode is not None:
         console.print(f"power mode {mode['number']}: {mode['name']}")
     for subject in result.subjects:
-        energy = subject["summary"].get("energy")
+        name, energy, droop = subject["name"], subject["summary"].get("energy"), subject["summary"]["droop"]
         if energy is not None:
-            console.print(
-                f"{subject['name']}: {energy['joules_per_image']:.3f} J per image at {energy['watts']:.2f} W, of the "
-                "whole module"
-            )
-        droop = subject["summary"]["droop"]
+            watts = f"{energy['joules_per_image']:.3f} J per image at {energy['watts']:.2f} W"
+            console.print(f"{name}: {watts}, of the whole module")
         if droop is not None:
-            console.print(
-                f"{subject['name']}: first minute {droop['first_minute_ms']:.1f} ms, last minute "
-                f"{droop['last_minute_ms']:.1f} ms, ratio {droop['ratio']:.3f}"
-            )
+            first, last = droop["first_minute_ms"], droop["last_minute_ms"]
+            console.print(f"{name}: first minute {first:.1f} ms, last minute {last:.1f} ms, ratio {droop['ratio']:.3f}")
     for mark in result.data["marks"]:
         console.print(f"mark: {mark['text']}")
     console.print(f"{result.path}")

@@ -50,9 +50,9 @@ def work_there(
 ) -> Iterator[ProfileWork]:
     """The measurement on a device, connected until the block ends. Raises PpexportError."""
     from ppexport.folders import run_folder
+    from ppexport.profile.latency_run import RUN, prepare_remote
     from ppexport.profile.perf_binary import PerfBinary
     from ppexport.profile.remote import RemoteProfile
-    from ppexport.profile.run import RUN, prepare_remote
     from ppexport.remote.opening import open_device
 
     request = prepare_remote(targets, plan, folder, images, there.address, there.settings)

@@ -19,31 +19,29 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="the page to write")] = Path("report.html"),
     record: Annotated[
         bool,
-        typer.Option("--record", help="also write figures to the models' latency.yaml and numerics.yaml (checkout)"),
+        typer.Option(
+            "--record", help="also write the figures into latency.yaml and numerics.yaml of the bundled models"
+        ),
     ] = False,
     json: Json = None,
 ) -> None:
     """Draw one HTML page from saved runs: parity, latency, time by layer, quality against time and size, pictures.
 
-    The page is one file, loads nothing, and draws from the folders alone: runs of several machines fit on one page.
+    The page is one file that loads nothing. It is drawn from the folders alone, so that runs of several machines fit
+    on one page. --record needs a checkout of ppexport.
     """
     from ppexport.report.material import gather
     from ppexport.report.page import write_page
+    from ppexport.report.records import record_latency, record_parity
 
     check_file_target(out)
     material = gather(folders)
-    written: list[Path] = []
     write_page(material, out)
-    if record:
-        from ppexport.report.latency_yaml import record as write_latency
-        from ppexport.report.numerics_yaml import record as write_parity
-
-        written = [*write_latency(material.profiles), *write_parity(material.parities)]
+    written = [*record_latency(material.profiles), *record_parity(material.parities)] if record else []
     counts = {"parity": len(material.parities), "profiles": len(material.profiles), "layers": len(material.layers)}
-    emit_json(json, {"report": str(out), "bytes": out.stat().st_size, **counts, "recorded": list(map(str, written))})
+    size = out.stat().st_size
+    emit_json(json, {"report": str(out), "bytes": size, **counts, "recorded": list(map(str, written))})
     console = people(json)
-    console.print(
-        f"{out}: {out.stat().st_size / 1e6:.2f} MB, {counts['parity']} parity and {counts['profiles']} profile runs"
-    )
+    console.print(f"{out}: {size / 1e6:.2f} MB, {counts['parity']} parity and {counts['profiles']} profile runs")
     for path in written:
         console.print(f"recorded in {path}")

@@ -348,4 +348,4 @@ def capacity_function(capacity: int) -> str:
 
 def function_name(capacity: int, capacities: Sequence[int]) -> str:
     """The function for *capacity* in a file of *capacities*."""
-    return "main" if len(capacities) == 1 else capacity_function(capacity)
+    return "main" if len(capacities) < 2 else capacity_function(capacity)

@@ -20,7 +20,7 @@ from ppexport.device.measure import INSIDE, Plan, plan_from
 from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
-    from ppexport.profile.pictures import Picture
+    from ppexport.profile.crops import Crop
 
 
 IMAGES = "images.npy"
@@ -61,7 +61,7 @@ def job_from(text: str) -> Job:
     return Job(targets, Path(data["images"]), plan_from(data["plan"]), Path(data["journal"]), data["header"])
 
 
-def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+def wanted_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """What is to be measured: all of a journal's header that does not depend on the machine that measures.
 
     Raises ArtifactError for a damaged artifact.
@@ -103,6 +103,6 @@ def complete_header(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def header_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan, address: str) -> dict[str, Any]:
+def header_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """The first record of the journal of this measurement on this machine. Raises ArtifactError as `wanted_of`."""
     return complete_header(wanted_of(targets, pictures, plan, address))

@@ -155,7 +155,8 @@ class Runner(ABC):
             raise InputError("the image holds NaN or infinite values")
         lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
         if not manifest.needs_host_mask:
-            return Prepared(lr, None, manifest.capacities[-1])
+            # A network without routing has no slots.
+            return Prepared(lr, None, manifest.capacities[-1] if manifest.capacities else 0)
         options = manifest.options
         # A copy, because the mask reads pixel by pixel.
         rgb = np.ascontiguousarray(lr[0].transpose(1, 2, 0))

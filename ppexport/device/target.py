@@ -39,6 +39,9 @@ class Runtime:
     """Its spelling of a device, of which some machine may have one. Raises InputError for what none can have."""
     flavours: tuple[str, ...] = ()
     """The flavours that it runs; () is all."""
+    times: str = ""
+    """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
+    runtime that does not tell the time of its operations."""
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether it runs the artifact of *manifest*."""

@@ -106,6 +106,8 @@ class Architecture(ABC):
     """{role: kinds of ONNX operators} that a half-precision file computes in fp16; everything else stays fp32."""
     half_sums: tuple[str, ...] = ()
     """Roles whose Gemm adds its product to the sum through all layers: the sum stays fp32, the product does not."""
+    half_modules: tuple[str, ...] = ()
+    """Roles of the modules that Core ML and Core AI compute in fp16 as a whole, in a half-precision file."""
     branches: tuple[str, ...] = ()
     """The names that `branch_of` gives, in the order in which figures list them."""
 

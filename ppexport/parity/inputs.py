@@ -24,7 +24,7 @@ PHOTOS: tuple[tuple[str, float, float], ...] = (
     ("hubble_deep_field.jpg", 0.6, 0.2),
     ("rocket.jpg", 0.3, 0.5),
 )
-"""Bundled photographs, and where in them to cut, as shares of the room there is (down, right)."""
+"""Bundled photographs, and where in them to cut, as shares of the space that is left (down, right)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +64,6 @@ def _photos(size: tuple[int, int], scale: int) -> Iterator[ParityInput]:
             yield ParityInput(stem, to_input(_cut(photo, size, down, right)))
 
 
-def _short_of_pure(size: tuple[int, int]) -> Pixels:
-    """A flat blue picture with one pixel of another label in every second 8x8 window: windows just short of pure."""
-    picture = np.full((*size, 3), (30, 60, 200), np.uint8)
-    picture[3::16, 5::16] = (200, 40, 30)
-    return picture
-
-
-def _few_impure(size: tuple[int, int]) -> Pixels:
-    """Pure everywhere but for a few windows in one corner: few impure tokens, so mirrored tails are long."""
-    picture = np.full((*size, 3), (30, 160, 60), np.uint8)
-    picture[-3:, -3:] = (220, 20, 200)
-    return picture
-
-
 def _hard(size: tuple[int, int]) -> Iterator[tuple[str, Pixels]]:
     """The hard cases as 8-bit pictures."""
     h, w = size
@@ -89,8 +75,14 @@ def _hard(size: tuple[int, int]) -> Iterator[tuple[str, Pixels]]:
     yield "greys", rng.integers(0, 256, (h, w, 1), dtype=np.uint8).repeat(3, axis=2)
     ramp = np.linspace(0, 255, h * w).reshape(h, w).astype(np.uint8)
     yield "gradient", np.stack([ramp, ramp[::-1], np.full_like(ramp, 128)], axis=2)
-    yield "short_of_pure", _short_of_pure(size)
-    yield "few_impure", _few_impure(size)
+    # One pixel of another label in every second 8x8 window.
+    picture = np.full((h, w, 3), (30, 60, 200), np.uint8)
+    picture[3::16, 5::16] = (200, 40, 30)
+    yield "short_of_pure", picture
+    # A few windows in one corner: few impure tokens, so mirrored tails are long.
+    picture = np.full((h, w, 3), (30, 160, 60), np.uint8)
+    picture[-3:, -3:] = (220, 20, 200)
+    yield "few_impure", picture
 
 
 def parity_inputs(size: tuple[int, int], scale: int) -> list[ParityInput]:

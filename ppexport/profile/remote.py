@@ -24,7 +24,7 @@ from ppexport.device.launch import journal_of
 from ppexport.device.target import Target
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_text
-from ppexport.profile.pictures import Picture, save_pictures
+from ppexport.profile.crops import Crop, save_crops
 from ppexport.profile.received import MAX_JOURNAL, memory_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.remote.adb import AdbTransport
@@ -72,7 +72,7 @@ class Request:
     """One measurement on one device."""
 
     artifact: Artifact
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Crop, ...]
     wanted: dict[str, Any]
     """See `ppexport.device.job.wanted_of`."""
     targets: tuple[Target, ...]
@@ -98,7 +98,7 @@ class Request:
 
 
 def make_request(
-    targets: Sequence[Target], pictures: Sequence[Picture], wanted: dict[str, Any], settings: Settings
+    targets: Sequence[Target], pictures: Sequence[Crop], wanted: dict[str, Any], settings: Settings
 ) -> Request:
     """The request to measure *wanted*, of one artifact in *targets*. Raises PpexportError for what cannot be sent."""
     artifact = read_artifact(Path(targets[0].artifact))
@@ -160,7 +160,7 @@ class ProfileWork(DetachedWork[Profile]):
         # The device answers: before that there is nothing to keep.
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.known is None:
-            save_pictures(self.folder / IMAGES, self.request.pictures)
+            save_crops(self.folder / IMAGES, self.request.pictures)
         return super()._continue(state, timeout)
 
 

@@ -21,25 +21,28 @@
     samples           one object of columns for every subject: image, t_ns, ns, cpu_ns, host_ns, capacity (0: none),
                       impure (-1: not told); integers, in the order of measurement
 
-Standard library and NumPy only.
+`layers.json`, `routing.json` and `frames.json` beside it begin with the same fields, and are written by `follow_up`.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.device.job import Job
 from ppexport.device.journal import FORMAT as JOURNAL
 from ppexport.device.journal import JournalError, lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
-from ppexport.files import atomic_path, finite
+from ppexport.files import atomic_path, finite, read_limited_json, write_text
 from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
 from ppexport.profile.statistics import summary
 from ppexport.remote.output import cleaned
@@ -62,8 +65,8 @@ class Collected:
         """Raises InputError for a journal that is damaged or not complete."""
         self.header: dict[str, Any] = {}
         self.columns: list[dict[str, array[int]]] = []
-        self.load: dict[int, int] = {}
-        self.first: dict[int, int] = {}
+        self.once: dict[str, dict[int, int]] = {"load": {}, "first": {}}
+        """Nanoseconds of what every subject did once."""
         self.warm: dict[int, tuple[int, bool]] = {}
         self.readings: list[dict[str, Any]] = []
         self._reading, self._every = 0, 1
@@ -78,32 +81,31 @@ class Collected:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
         if not self.complete or any(not len(c["ns"]) for c in self.columns):
-            raise InputError(f"{path} is not complete: run the same `ppexport profile` command again, it goes on there")
+            raise InputError(
+                f"{path} is not complete: run the same `ppexport profile` command again, which continues it"
+            )
 
     def _take(self, record: list[Any], path: Path) -> None:
         kind = record[0]
         if not self.columns:
             if kind != "header" or record[1].get("format") != JOURNAL:
                 raise InputError(f"{path} is not a journal of latencies")
-            self.header = record[1]
-            subjects = self.header.get("subjects")
+            self.header, subjects = record[1], record[1].get("subjects")
             if not isinstance(subjects, list) or not subjects:
                 raise InputError(f"{path}: its header names no subjects")
             self.columns = [{name: array("q") for name in COLUMNS} for _ in subjects]
         elif kind == "q":
-            if not 0 <= record[1] < len(self.columns) or record[4] < 1:
-                raise InputError(f"{path}: a query of subject {record[1]} that took {record[4]} ns")
-            _, subject, image, t, ns, cpu, host, capacity, impure = record
-            for name, value in zip(COLUMNS, (image, t, ns, cpu, host, capacity, impure), strict=True):
+            subject, values = record[1], dict(zip(COLUMNS, record[2:], strict=True))
+            if not 0 <= subject < len(self.columns) or values["ns"] < 1:
+                raise InputError(f"{path}: a query of subject {subject} that took {values['ns']} ns")
+            for name, value in values.items():
                 self.columns[subject][name].append(value)
         elif kind == "c":
             self._read(record[1], record[2])
         elif kind == "begin":
             self.clocks.begin()
-        elif kind == "load":
-            self.load[record[1]] = record[2]
-        elif kind == "first":
-            self.first[record[1]] = record[2]
+        elif kind in self.once:
+            self.once[kind][record[1]] = record[2]
         elif kind == "warm":
             self.warm[record[1]] = (record[2], bool(record[3]))
         elif kind == "end":
@@ -124,66 +126,66 @@ class Collected:
 
     def sensors(self) -> dict[str, list[float | None]]:
         """The readings as columns; what one reading lacks is None."""
-        names = dict.fromkeys(name for reading in self.readings for name in reading)
-        kept = [n for n in names if n not in ("wall", "boot")]
-        return {n: [_number(reading.get(n)) for reading in self.readings] for n in kept}
+        names = dict.fromkeys(name for reading in self.readings for name in reading if name not in ("wall", "boot"))
+        columns = {name: [reading.get(name) for reading in self.readings] for name in names}
+        return {name: [v if type(v) in (int, float) else None for v in column] for name, column in columns.items()}
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] | None]) -> Path:
+    """Write `profile.json` into *folder*, atomically.
+
+    Args:
+        folder: The run's folder.
+        journal: A complete journal.
+        memory: Of every subject the bytes that a process of its own used before and at its peak, if that is known.
+
+    Raises:
+        InputError: The journal is damaged or not complete.
+    """
+    found = Collected(journal)
+    data = _without_samples(found, memory)
+    target = folder / PROFILE
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        _write(stream, data, found.columns)
+    return target
 
 
-def summarise(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
+def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
     """Everything of `profile.json` but the samples."""
-    header = found.header
-    subjects, marks = [], []
-    sensors = found.sensors()
-    marks += list(sensor_marks(sensors, int(header["machine"].get("usable_cores") or 1)))
-    marks += list(found.clocks.marks())
-    for index, facts in enumerate(header["subjects"]):
+    header, sensors = found.header, found.sensors()
+    machine, several = header["machine"], len(header["subjects"]) > 1
+    marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *found.clocks.marks()]
+    subjects = []
+    for index, (facts, spent) in enumerate(zip(header["subjects"], memory, strict=True)):
         columns = found.arrays(index)
         (h, w), scale = facts["size"], facts["scale"]
-        megapixels = h * w * scale**2 / 1e6
         warm, settled = found.warm.get(index, (0, False))
         if not settled:
             marks.append(mark("warm-up", f"{facts['name']}: the median still moved by over 2 % when warm-up ended"))
-        marks += list(sample_marks(facts["name"], columns))
+        marks += sample_marks(facts["name"], columns)
         sustained = header["plan"]["name"] == "sustained"
-        measured = summary(columns, len(header["images"]), megapixels, sustained=sustained)
-        measured["energy"] = energy(columns, sensors) if len(header["subjects"]) == 1 else None
-        spent = memory[index]
+        measured = summary(columns, len(header["images"]), h * w * scale**2 / 1e6, sustained=sustained)
+        # The power of two that take turns cannot be told apart.
+        measured["energy"] = None if several else _energy(columns, sensors)
         subjects.append(
             {
                 **facts,
-                "load_ms": found.load.get(index, 0) / 1e6,
-                "first_ms": found.first.get(index, 0) / 1e6,
+                **{f"{name}_ms": times.get(index, 0) / 1e6 for name, times in found.once.items()},
                 "warm_up": {"queries": warm, "settled": settled},
                 "memory": None if spent is None else {"before": spent[0], "peak": spent[1]},
                 "summary": measured,
             }
         )
-    order = "single" if len(subjects) == 1 else "A B B A"
+    protocol = {"plan": header["plan"], "order": "A B B A" if several else "single", "batch": 1}
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": header["created"],
-        "identity": header["identity"],
-        "machine": header["machine"],
-        "versions": header["versions"],
-        "protocol": {
-            "plan": header["plan"],
-            "order": order,
-            "batch": 1,
-            "inside_the_clock": header["inside_the_clock"],
-        },
-        "images": header["images"],
-        "subjects": subjects,
-        "marks": marks,
-        "sensors": sensors,
-    }
+        "format": FORMAT, "version": VERSION, "created": header["created"], "identity": header["identity"],
+        "machine": machine, "versions": header["versions"],
+        "protocol": {**protocol, "inside_the_clock": header["inside_the_clock"]},
+        "images": header["images"], "subjects": subjects, "marks": marks, "sensors": sensors,
+    }  # fmt: skip
 
 
-def energy(columns: Mapping[str, NDArray[np.int64]], sensors: Mapping[str, Sequence[float | None]]) -> Any:
+def _energy(columns: Mapping[str, NDArray[np.int64]], sensors: Mapping[str, Sequence[float | None]]) -> Any:
     """Joules for each query and mean watts of the whole module, None where no rails that add up were read.
 
     What the module takes at rest is in it, as is what lies between two queries.
@@ -197,46 +199,36 @@ def energy(columns: Mapping[str, NDArray[np.int64]], sensors: Mapping[str, Seque
     return None if total is None else {"joules_per_image": total / count, "watts": total / ((end - begin) / 1e9)}
 
 
-def _column_text(values: Sequence[int]) -> Iterator[str]:
-    """A JSON list of *values*, in pieces."""
-    yield "["
-    for start in range(0, len(values), CHUNK):
-        yield ("," if start else "") + ",".join(map(str, values[start : start + CHUNK]))
-    yield "]"
-
-
 def _write(stream: IO[str], data: Mapping[str, Any], columns: Sequence[Mapping[str, Sequence[int]]]) -> None:
+    """Write the JSON in pieces, so that a long run takes little memory."""
     text = json.dumps(finite(dict(data)), indent=1, allow_nan=False)
     stream.write(text[: text.rindex("}")].rstrip() + ',\n "samples": [')
     for index, subject in enumerate(columns):
         stream.write(",\n  {" if index else "\n  {")
         for number, (name, values) in enumerate(subject.items()):
-            stream.write((",\n   " if number else "\n   ") + json.dumps(name) + ": ")
-            stream.writelines(_column_text(values))
+            stream.write((",\n   " if number else "\n   ") + json.dumps(name) + ": [")
+            for start in range(0, len(values), CHUNK):
+                stream.write(("," if start else "") + ",".join(map(str, values[start : start + CHUNK])))
+            stream.write("]")
         stream.write("\n  }")
     stream.write("\n ]\n}\n")
 
 
-def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] | None]) -> Path:
-    """Write `profile.json` into *folder*, atomically, from a complete *journal*; *memory* as `memory_of` gives it.
-
-    Raises InputError.
-    """
-    found = Collected(journal)
-    data = summarise(found, memory)
-    target = folder / PROFILE
-    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        _write(stream, data, found.columns)
-    return target
-
-
 class Profile:
-    """A `profile.json` that was read and checked."""
+    """A `profile.json` that was read and checked.
+
+    Attributes:
+        path: The file.
+        data: Everything in it.
+        subjects: What was measured, each with its `summary`.
+        samples: Of every subject its columns (queries,), in the order of measurement.
+        images: How many images the queries cycle over.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError for a file that is none, is damaged, too large, or of another version."""
+        """Raises InputError for a file that is no profile, or is damaged, too large, or of another version."""
         self.path = path
-        self.data = read_json(path, FORMAT, VERSION)
+        self.data = read_result(path, FORMAT, VERSION)
         try:
             self.subjects: list[dict[str, Any]] = self.data["subjects"]
             self.samples = [_arrays(entry) for entry in self.data["samples"]]
@@ -260,14 +252,9 @@ def _arrays(entry: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
     return columns
 
 
-def read_json(path: Path, expected: str, *versions: int) -> dict[str, Any]:
-    """The JSON object of the format *expected* in *path*, texts made printable. Raises InputError."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON: {getattr(error, 'strerror', None) or error}") from None
+def read_result(path: Path, expected: str, *versions: int) -> dict[str, Any]:
+    """The JSON object of the format *expected*, in one of *versions*, its texts made printable. Raises InputError."""
+    data = read_limited_json(path, MAX_BYTES, f"a {expected} file")
     if not isinstance(data, dict) or data.get("format") != expected:
         raise InputError(f"{path} is not a {expected} file")
     if data.get("version") not in versions:
@@ -276,5 +263,32 @@ def read_json(path: Path, expected: str, *versions: int) -> dict[str, Any]:
     return {key: value if key == "samples" else cleaned(value) for key, value in data.items()}
 
 
-def _refuse(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
+def follow_up(
+    kind: str, job: Job, result: Profile, measure: Callable[[Job, dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Measure more of what a latency run measured, and write it beside it.
+
+    Args:
+        kind: Name of the file: `KIND.json` for the first target, `KIND-RUNTIME.json` for others.
+        job: The latency run.
+        result: What it found.
+        measure: Called for every target with a job of it alone and with its subject in *result*; returns the fields
+            of the file that follow those that every file begins with.
+
+    Returns:
+        What is in the files.
+    """
+    made = []
+    for index, (target, subject) in enumerate(zip(job.targets, result.subjects, strict=True)):
+        found = measure(replace(job, targets=(target,)), subject)
+        data = {**beginning(kind, subject, result.data["machine"]), **found}
+        name = kind if index == 0 else f"{kind}-{target.name.replace(':', '_')}"
+        write_text(job.journal.parent / f"{name}.json", json.dumps(finite(data), allow_nan=False) + "\n")
+        made.append(data)
+    return made
+
+
+def beginning(kind: str, subject: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of *kind* begins with."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"format": f"ppexport-{kind}", "version": 1, "created": created, "subject": subject, "machine": machine}

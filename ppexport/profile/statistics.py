@@ -7,7 +7,7 @@ from a bootstrap of blocks of consecutive queries (Künsch 1989), not of single 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,8 +49,7 @@ def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
     the same for the same *seed*."""
     sample = np.asarray(values, np.float64)
     chosen = np.random.default_rng(seed).integers(0, len(sample), (MEDIANS, len(sample)))
-    low, high = np.percentile(np.median(sample[chosen], axis=1), (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
-    return Interval(float(low), float(np.median(sample)), float(high))
+    return interval_of(float(np.median(sample)), np.median(sample[chosen], axis=1))
 
 
 def percentile(ms: Times, percent: float) -> float:
@@ -60,62 +59,54 @@ def percentile(ms: Times, percent: float) -> float:
     return float(np.partition(ms, place)[place])
 
 
-def block_length(count: int, images: int) -> int:
-    """Consecutive queries of a block: whole cycles of the images, about the square root of all."""
-    cycles = max(1, round(math.sqrt(count) / images))
-    return max(1, min(cycles * images, count // 4 or 1))
-
-
-def thinned(values: Times, images: int) -> Times:
+def _thinned(values: Times, images: int) -> Times:
     """At most `MOST` of *values*, whole cycles of *images* at even distances."""
     if len(values) <= MOST:
         return values
-    cycles = len(values) // images
-    chosen = np.linspace(0, cycles - 1, MOST // images).astype(np.int64)
-    places = (chosen[:, None] * images + np.arange(images)).reshape(-1)
-    kept: Times = values[places]
+    chosen = np.linspace(0, len(values) // images - 1, MOST // images).astype(np.int64)
+    kept: Times = values[(chosen[:, None] * images + np.arange(images)).reshape(-1)]
     return kept
 
 
-def resamples(count: int, images: int, seed: int) -> NDArray[np.int64]:
-    """Starts (RESAMPLES, blocks) of the blocks of every resample of *count* queries."""
-    length = block_length(count, images)
-    blocks = -(-count // length)
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, blocks))
+def _resampled(count: int, images: int, seed: int, figure: Callable[[NDArray[np.int64]], float]) -> Times:
+    """*figure* of the places (count,) of every resample of *count* queries over *images* images in turns."""
+    # A block is whole cycles of the images, about the square root of all queries long.
+    cycles = max(1, round(math.sqrt(count) / images))
+    length = max(1, min(cycles * images, count // 4 or 1))
+    starts = np.random.default_rng(seed).integers(0, count, (RESAMPLES, -(-count // length)))
+    # One after the other, so that memory stays small.
+    places = (((of_one[:, None] + np.arange(length)).reshape(-1) % count)[:count] for of_one in starts)
+    return np.asarray([figure(at) for at in places], np.float64)
 
 
-def resampled(count: int, images: int, seed: int, figure: Any) -> NDArray[np.float64]:
-    """*figure* of the places (count,) of every resample, one after the other so that memory stays small."""
-    length = block_length(count, images)
-    offsets = np.arange(length)
-    found = [
-        figure(((starts[:, None] + offsets).reshape(-1) % count)[:count]) for starts in resamples(count, images, seed)
-    ]
-    return np.asarray(found, np.float64)
-
-
-def interval_of(middle: float, found: NDArray[np.float64]) -> Interval:
+def interval_of(middle: float, found: Sequence[float] | Times) -> Interval:
     """*middle* with the interval of its resamples *found*."""
     low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
     return Interval(float(low), middle, float(high))
 
 
+def _percentiles(ms: Times, percent: float, images: int, seed: int) -> Times:
+    """The percentile of every resample of *ms*."""
+    some = _thinned(ms, images)
+    return _resampled(len(some), images, seed, lambda at: percentile(some[at], percent))
+
+
 def percentile_interval(ms: Times, percent: float, images: int, seed: int = 0) -> Interval:
-    """A percentile of *ms*, in the order of measurement over *images* images in turns, with its interval."""
-    some = thinned(ms, images)
-    found = resampled(len(some), images, seed, lambda places: percentile(some[places], percent))
-    return interval_of(percentile(ms, percent), found)
+    """A percentile of latencies with its interval.
+
+    Args:
+        ms: Latencies (queries,) in the order of measurement.
+        percent: Which percentile, 0 to 100.
+        images: How many images the queries cycled over; blocks are whole cycles.
+        seed: Of the resamples: the same seed gives the same interval.
+    """
+    return interval_of(percentile(ms, percent), _percentiles(ms, percent, images, seed))
 
 
 def ratio_independent(above: Times, below: Times, percent: float, images: tuple[int, int]) -> Interval:
     """The ratio of two percentiles that were measured at different times, with its interval."""
-    parts = []
-    for seed, (ms, count) in enumerate(zip((above, below), images, strict=True)):
-        some = thinned(ms, count)
-        parts.append(
-            resampled(len(some), count, seed, lambda places, some=some: percentile(some[places], percent))
-        )  # fmt: skip
-    return interval_of(percentile(above, percent) / percentile(below, percent), parts[0] / parts[1])
+    resamples = _percentiles(above, percent, images[0], 0) / _percentiles(below, percent, images[1], 1)
+    return interval_of(percentile(above, percent) / percentile(below, percent), resamples)
 
 
 def ratio_interleaved(above: Times, below: Times, percent: float, images: int) -> Interval:
@@ -124,12 +115,12 @@ def ratio_interleaved(above: Times, below: Times, percent: float, images: int) -
     What the machine did to one it did to the other, so a common drift does not widen the interval.
     """
     count = min(len(above), len(below))
-    a, b = thinned(above[:count], images), thinned(below[:count], images)
-    found = resampled(len(a), images, 0, lambda at: percentile(a[at], percent) / percentile(b[at], percent))
+    a, b = _thinned(above[:count], images), _thinned(below[:count], images)
+    found = _resampled(len(a), images, 0, lambda at: percentile(a[at], percent) / percentile(b[at], percent))
     return interval_of(percentile(above, percent) / percentile(below, percent), found)
 
 
-def droop(t: NDArray[np.int64], ms: Times) -> dict[str, float] | None:
+def _droop(t: NDArray[np.int64], ms: Times) -> dict[str, float] | None:
     """Medians of the first and last minute of a sustained run; None for one that lasted less than two."""
     if not len(t) or t[-1] - t[0] < 2 * MINUTE:
         return None
@@ -153,5 +144,5 @@ def summary(
     found["p90_ms_per_megapixel"] = found["p90_ms"] / megapixels
     found["p50_ms_per_megapixel"] = found["p50_ms"] / megapixels
     found["host_p50_ms"] = percentile(host_ns / 1e6, 50)
-    found["droop"] = droop(t, ms) if sustained else None
+    found["droop"] = _droop(t, ms) if sustained else None
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -55,8 +56,10 @@ def calibration_for(card: Card, path: Path | None) -> Calibration:
     if path is not None:
         return load_calibration(path)
     weights = _weights(card)
-    for bundled in map(load_calibration, _data("ranges", "*.npz")):
+    for file in _data("ranges", "*.npz"):
+        bundled = load_calibration(file)
         if bundled.about.weights_sha256 == weights:
+            logging.getLogger("ppexport").debug("the calibration of %s is %s", card.name, file)
             return bundled
     raise InputError(
         "no calibration is bundled for these weights: run `ppexport calibrate` with the same "

@@ -8,6 +8,7 @@ streamed through a script's standard input and output, so that a board needs no 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import selectors
@@ -51,6 +52,7 @@ def run_limited(
     *limit* is in bytes, *timeout* in seconds. Returns (exit code, standard error). Raises TransferError for more
     output than *limit*, TimeIsUp, and OSError where the program cannot be started.
     """
+    logging.getLogger("ppexport").debug("running %s", list(command))
     # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
     child = subprocess.Popen(
         list(command),

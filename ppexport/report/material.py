@@ -1,4 +1,4 @@
-"""The folders of a report -> what lies in them, checked. Nothing in them is trusted."""
+"""What lies in the folders of a report, checked. Nothing in them is trusted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.errors import InputError
-from ppexport.profile import frames, routing
-from ppexport.profile.layers.result import read_layers
-from ppexport.profile.result import PROFILE, Profile, read_json
+from ppexport.profile.by_layer import read_layers
+from ppexport.profile.result import PROFILE, Profile, read_result
 
 PARITY = "report.json"
 CONTINUED = "report-*.json"
 """Of columns that were filled in later."""
 FIELDS = ("model", "backend", "precision", "size", "files", "weights", "versions", "passed", "pairs")
-
 CHANGES = ("psnr_y_change", "psnr_y_change_same_routing", "ssim_y_change", "ssim_y_change_same_routing")
 
 
@@ -40,15 +38,38 @@ class Parity:
 
     @property
     def judged(self) -> dict[str, Any]:
-        """The pair of the artefact."""
+        """The pair of the artifact."""
         pair: dict[str, Any] = self.data["pairs"][-1]
         return pair
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The inputs of that pair."""
+        rows: list[dict[str, Any]] = self.judged["rows"]
+        return rows
+
+    @property
+    def worst(self) -> float | None:
+        """The lowest PSNR against the reference as the artifact runs, in dB; None where all pictures are equal."""
+        return min((row["errors"]["psnr"] for row in self.rows if row["errors"]["psnr"] is not None), default=None)
+
+    @property
+    def worst_same_routing(self) -> float | None:
+        """The same with the reference's categories wherever the artifact chose others."""
+        # A picture without flips is the same with the reference's categories.
+        found = [(row.get("injected") or row["errors"])["psnr"] for row in self.rows]
+        return min((psnr for psnr in found if psnr is not None), default=None)
+
+    @property
+    def flips(self) -> int:
+        """How many categories the artifact chose differently."""
+        return sum(sum(row["flips"]) for row in self.rows if row.get("flips"))
+
+    @property
     def psnr_y(self) -> float | None:
-        """Mean PSNR-Y of the artefact against ground truth as it runs, dB; None where no input has one, or not all
+        """Mean PSNR-Y of the artifact against ground truth as it runs, dB; None where no input has one, or not all
         inputs that have one were measured like that (version 1)."""
-        rows = [row for row in self.judged["rows"] if row.get("task") or row.get("task_same_routing")]
+        rows = [row for row in self.rows if row.get("task") or row.get("task_same_routing")]
         known = [row["task"][1] for row in rows if row.get("task")]
         return sum(known) / len(known) if known and len(known) == len(rows) else None
 
@@ -66,22 +87,21 @@ class Material:
 
 def read_parity(path: Path) -> Parity:
     """The parity run whose report is *path*. Raises InputError."""
-    data = read_json(path, "ppexport-parity", 1, 2)
+    data = read_result(path, "ppexport-parity", 1, 2)
     try:
         if data["version"] == 1:
             _label_version_1(data["pairs"])
         valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
+        numbers: list[Any] = []
         for pair in data["pairs"]:
             float(pair["gate"]["psnr"])
+            numbers += [pair.get(name) for name in CHANGES]
+            valid &= isinstance(pair["reference"], str) and isinstance(pair["other"], str)
             for row in pair["rows"]:
                 valid &= isinstance(row["name"], str) and isinstance(row["passed"], bool)
-                psnr = row["errors"]["psnr"]
-                valid &= psnr is None or isinstance(psnr, (int, float))
-                for task in (row.get("task"), row.get("task_same_routing")):
-                    valid &= task is None or all(isinstance(v, (int, float)) for v in task)
-            for name in CHANGES:
-                valid &= pair.get(name) is None or isinstance(pair[name], (int, float))
-            valid &= isinstance(pair["reference"], str) and isinstance(pair["other"], str)
+                numbers += [row["errors"]["psnr"], (row.get("injected") or row["errors"])["psnr"]]
+                numbers += [*(row.get("task") or ()), *(row.get("task_same_routing") or ())]
+        valid &= all(number is None or isinstance(number, (int, float)) for number in numbers)
         valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
         valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -94,8 +114,8 @@ def read_parity(path: Path) -> Parity:
 def _label_version_1(pairs: list[dict[str, Any]]) -> None:
     """Put the quality of a report of version 1 under the names of version 2.
 
-    It had one figure for both: of a row whose flips were accepted with the reference's categories that of the same
-    routing, else as it runs.
+    It had one figure for both: that of the same routing in a row whose flips were accepted with the reference's
+    categories, else that of the artifact as it runs.
     """
     for pair in pairs:
         # An infinite gap: every flip was allowed, and nothing was judged with other categories.
@@ -116,11 +136,16 @@ def _label_version_1(pairs: list[dict[str, Any]]) -> None:
             pair[new], pair[f"{new}_same_routing"] = change if runs else None, change if same else None
 
 
-def _checked(path: Path, kind: str, version: int, names: Sequence[str]) -> dict[str, Any]:
-    data = read_json(path, kind, version)
-    if not all(name in data for name in names) or not isinstance(data["subject"].get("name"), str):
-        raise InputError(f"{path} does not hold what a {kind} file holds")
-    return data
+def _further(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
+    """The files of *kind* in *folder*, which have a subject and the fields *names*. Raises InputError."""
+    found = []
+    for path in sorted(folder.glob(f"{kind}*.json")):
+        data = read_result(path, f"ppexport-{kind}", 1)
+        subject = data.get("subject")
+        if not set(names) <= set(data) or not isinstance(subject, dict) or not isinstance(subject.get("name"), str):
+            raise InputError(f"{path} does not hold what a ppexport-{kind} file holds")
+        found.append(data)
+    return found
 
 
 def gather(folders: Sequence[Path]) -> Material:
@@ -129,20 +154,13 @@ def gather(folders: Sequence[Path]) -> Material:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder")
-        before = len(found.profiles) + len(found.parities)
-        if (folder / PROFILE).is_file():
-            found.profiles.append(Profile(folder / PROFILE))
-        reports = [folder / PARITY, *sorted(folder.glob(CONTINUED))]
-        found.parities += [read_parity(path) for path in reports if path.is_file()]
-        if len(found.profiles) + len(found.parities) == before:
+        reports = [path for path in (folder / PARITY, *sorted(folder.glob(CONTINUED))) if path.is_file()]
+        measured = (folder / PROFILE).is_file()
+        if not reports and not measured:
             raise InputError(f"{folder} holds neither {PROFILE} nor a parity run's {PARITY}")
+        found.profiles += [Profile(folder / PROFILE)] if measured else []
+        found.parities += [read_parity(path) for path in reports]
         found.layers += [read_layers(path) for path in sorted(folder.glob("layers*.json"))]
-        found.routing += [
-            _checked(path, routing.FORMAT, routing.VERSION, ("images", "capacities", "line", "subject"))
-            for path in sorted(folder.glob("routing*.json"))
-        ]
-        found.frames += [
-            _checked(path, frames.FORMAT, frames.VERSION, ("ns", "deadlines", "sentence", "subject"))
-            for path in sorted(folder.glob("frames*.json"))
-        ]
+        found.routing += _further(folder, "routing", "images", "capacities", "line")
+        found.frames += _further(folder, "frames", "ns", "deadlines", "sentence")
     return found

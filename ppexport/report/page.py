@@ -12,124 +12,64 @@ from typing import Any
 import ppexport
 from ppexport.errors import InputError, require
 from ppexport.files import write_text
-from ppexport.profile.layers.result import why_sum_differs
-from ppexport.profile.layers.spans import BRANCHES
+from ppexport.profile.by_layer import branches, why_sum_differs
 from ppexport.report import figures
 from ppexport.report.material import Material, Parity
-from ppexport.report.pictures import slides
+from ppexport.report.slides import slides
 
 TEMPLATE, SCRIPT, STYLE = "page.html", "page.js", "page.css"
-MODULES = 12
-"""Modules that a table of layers names."""
 
 
-def part(name: str) -> str:
-    """A file that lies beside this one."""
-    return (files("ppexport.report") / name).read_text(encoding="utf-8")
-
-
-def matrix(parities: list[Parity]) -> dict[str, Any]:
-    """Rows (model, size, backend, run) and precisions of the parity matrix."""
-    precisions = sorted({parity.data["precision"] for parity in parities})
-    rows = []
-    for parity in parities:
-        data, pair = parity.data, parity.judged
-        known = [row["errors"]["psnr"] for row in pair["rows"] if row["errors"]["psnr"] is not None]
-        flips = [sum(row["flips"]) for row in pair["rows"] if row.get("flips")]
-        excused = sum(1 for row in pair["rows"] if row["passed"] and row.get("reason"))
-        rows.append(
-            {
-                "model": data["model"],
-                "size": "x".join(map(str, data["size"])),
-                "backend": data["backend"],
-                "run": parity.name,
-                "precision": data["precision"],
-                "passed": data["passed"],
-                "excused": excused,
-                "gate": pair["gate"]["psnr"],
-                "worst": min(known) if known else None,
-                "flips": sum(flips),
-                "change": pair.get("psnr_y_change"),
-                "change_same_routing": pair.get("psnr_y_change_same_routing"),
-                "failed": [row["name"] for row in pair["rows"] if not row["passed"]],
-                "inputs": len(pair["rows"]),
-            }
-        )
-    return {"precisions": precisions, "rows": rows}
-
-
-def layer_tables(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every profile by layer: its figures, its branches and its slowest modules."""
-    made = []
-    for data in layers:
-        total = max(data["total_ms"], 1e-12)
-        made.append(
-            {
-                "name": data["subject"]["name"],
-                "method": data.get("method", ""),
-                "total": data["total_ms"],
-                "why": why_sum_differs(data),
-                "by_name": 100 * data["found"].get("name", 0.0) / total,
-                "by_place": 100 * data["found"].get("place", 0.0) / total,
-                "branches": [(b, data["branches"][b], 100 * data["branches"][b] / total)
-                             for b in BRANCHES if b in data["branches"]],
-                "modules": list(data["modules"].items())[:MODULES],
-                "plot": figures.block_bars(data),
-            }
-        )  # fmt: skip
-    return made
+def write_page(material: Material, out: Path) -> None:
+    """Write the page to *out*, atomically. Raises PpexportError as `render`."""
+    write_text(out, render(material, "ppexport report"))
 
 
 def render(material: Material, title: str) -> str:
     """The page. Raises UnavailableError without jinja2 or matplotlib, InputError for damaged pictures and files."""
     require("jinja2", "report")
     require("matplotlib", "report")
-    from jinja2 import UndefinedError
+    from jinja2 import Environment, StrictUndefined, UndefinedError
+    from markupsafe import Markup
 
+    def part(name: str) -> str:
+        return (files("ppexport.report") / name).read_text(encoding="utf-8")
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["svg"] = Markup  # only for what `figures` drew, which escapes what it writes
+    script = part(SCRIPT)
     try:
-        return _render(material, title)
+        return environment.from_string(part(TEMPLATE)).render(
+            title=title,
+            created=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+            version=ppexport.__version__,
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            style=Markup(part(STYLE)),
+            material=material,
+            points=figures.pareto_points(material),
+            branches=branches(),
+            figures=figures,
+            functions={"board": board_line, "judge": judge, "slides": slides, "why_sum_differs": why_sum_differs},
+        )
     except (UndefinedError, KeyError, TypeError) as error:
         # Files of this format that were edited, or that a program wrote which leaves something out.
         folders = [p.path.parent.name for p in material.profiles] + [p.name for p in material.parities]
         raise InputError(f"a file in {', '.join(folders)} lacks what a report draws: {error}") from None
 
 
-def _render(material: Material, title: str) -> str:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    script = part(SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    points = figures.pareto_points(material)
-    environment.filters["svg"] = Markup  # only for what `figures` drew, which escapes what it writes
-    return environment.from_string(part(TEMPLATE)).render(
-        title=title,
-        created=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        version=ppexport.__version__,
-        script=Markup(script),
-        script_hash=digest,
-        style=Markup(part(STYLE)),
-        parity=matrix(material.parities),
-        profiles=[
-            {
-                "data": p.data, "subjects": p.subjects, "folder": p.path.parent.name,
-                "board": board_line(p.data["machine"]),
-                "distributions": figures.distributions(p), "series": figures.time_series(p),
-            }
-            for p in material.profiles
-        ],
-        layers=layer_tables(material.layers),
-        layer_plot=figures.layer_bars(material.layers) if material.layers else None,
-        routing=[
-            {"data": d, "plot": figures.pure_share(d), "slots": figures.capacities(d) if d["capacities"] else None}
-            for d in material.routing
-        ],
-        frames=material.frames,
-        points=points,
-        pareto=figures.pareto(points) if points else None,
-        slides=[(parity.name, slides(parity)) for parity in material.parities],
-    )  # fmt: skip
+def judge(parity: Parity) -> tuple[str, str]:
+    """The CSS class of a run's verdict, and the verdict in words: of accepted flips with the figure that was judged."""
+    gate = f"gate {parity.judged['gate']['psnr']:g} dB"
+    runs, same = ("equal" if db is None else f"{db:.1f} dB" for db in (parity.worst, parity.worst_same_routing))
+    if not parity.data["passed"]:
+        failed = ", ".join(row["name"] for row in parity.rows if not row["passed"])
+        return "bad", f"FAIL: {runs}, {gate}" + (f"; failed: {failed}" if failed else "")
+    excused = sum(1 for row in parity.rows if row["passed"] and row.get("reason"))
+    if not excused:
+        return "good", f"passes: {runs}, {gate}"
+    flipped = f"categories flipped in {excused} of {len(parity.rows)} inputs"
+    return "tie", f"passes: {same} once the same categories are injected, {gate}; as it runs {runs}, {flipped}"
 
 
 def board_line(machine: dict[str, Any]) -> str:
@@ -147,8 +87,3 @@ def board_line(machine: dict[str, Any]) -> str:
         names = (("", "maker"), ("", "board"), ("SoC ", "soc"), ("Android ", "android"), ("build ", "build"))
         found += [f"{name}{phone[key]}" for name, key in names if phone.get(key)]
     return ", ".join(found)
-
-
-def write_page(material: Material, out: Path) -> None:
-    """Write the page to *out*, atomically."""
-    write_text(out, render(material, "ppexport report"))

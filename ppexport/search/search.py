@@ -22,11 +22,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ppexport.backends.backend import Inside
+from ppexport.backends.onnx import BACKEND
 from ppexport.backends.onnx.collect import crop_inputs
-from ppexport.backends.onnx.debug import DebugModel, Inside
 from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
@@ -143,7 +144,7 @@ class Search:
                 return dict(data["trials"])
         return {}
 
-    def _pictures(self, debug: DebugModel) -> list[tuple[float, Inside]]:
+    def _pictures(self, debug: OnnxProbe) -> list[tuple[float, Inside]]:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
@@ -156,7 +157,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(DebugModel(self.artifact.graph_file, self.model))
+            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
@@ -177,11 +178,11 @@ class Search:
             self.model, Quantisation(self.wish.precision, self.architecture, self.calibration, recipe), groups
         )
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
-        opened = RoundedModel if self.wish.precision == "mixed" else DebugModel
+        rounds = self.wish.precision in BACKEND.rounded
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
-            pictures = self._pictures(opened(path))
+            pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=rounds))
             run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
         changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)

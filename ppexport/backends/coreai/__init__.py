@@ -28,10 +28,7 @@ class CoreAIBackend(Backend):
         """Write `model.aimodel`."""
         from ppexport.backends.coreai.convert_asset import build_for_coreai
 
-        name = build_for_coreai(
-            job.twin(), job.card, job.folder, job.capacities, job.mask, job.step, job.precision
-        )  # fmt: skip
-        return Built([name])
+        return Built([build_for_coreai(job)])
 
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
         """In Apple's runtime: on Linux exact and slow, and no measure of a device's speed."""

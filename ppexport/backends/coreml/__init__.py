@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ppexport.backends.backend import (
     Built,
     Probe,
     Request,
+    UnitRun,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class CoreMLBackend(Backend):
 
     def build(self, job: BuildJob) -> Built:
         """Write `model.mlpackage`."""
-        from ppexport.backends.coreml.convert import Options, build_for_coreml
+        from ppexport.backends.coreml.convert import build_for_coreml
         from ppexport.backends.onnx.layer_inputs import module_ranges
         from ppexport.backends.onnx.quantised import origin, placement
 
@@ -63,9 +65,7 @@ class CoreMLBackend(Backend):
             job.step("finding the ranges")
             ranges = module_ranges(job.network, wish.calibration, wish.recipe)
             details["quantisation"] = {**origin(wish), "int8": {**placement(wish), "layers": len(ranges)}}
-        options = Options(job.precision, job.options.target, job.options.interface, job.mask, ranges=ranges)
-        name = build_for_coreml(job.twin(), job.card, job.folder, job.capacities, options, job.step)
-        return Built([name], details=details)
+        return Built([build_for_coreml(job, ranges)], details=details)
 
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
         """In the evaluator: exact, slow, and no measure of a device's speed."""
@@ -78,6 +78,12 @@ class CoreMLBackend(Backend):
         from ppexport.backends.coreml.package_probe import probe
 
         return probe(runner, twin, folder)
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """On a Mac, every unit in a child process."""
+        from ppexport.backends.coreml.package_probe import unit_runs
+
+        return unit_runs(runner, units)
 
 
 BACKEND = CoreMLBackend()

@@ -34,6 +34,7 @@ class OnnxBackend(Backend):
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "int8": INT8_GATE, "mixed": INT8_GATE}  # noqa: RUF012
     calibrated = frozenset({"fp16", "int8", "mixed"})
     recipes = frozenset({"int8", "mixed"})
+    rounded = frozenset({"fp16", "mixed"})
     # Of ATD-light's multiply-adds a step of 32 is 0.7 %, and on one symbolic axis it costs nothing.
     set_steps = 32
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import torch
 from onnx import version_converter
@@ -24,21 +23,22 @@ from torch import nn
 from ppexport.backends.backend import BuildJob, Built, Request, Step
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.branch_where import branch_where
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import Runtime, Severity
 from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_version, opset_version
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.backends.options import OnnxGraphOptions
-from ppexport.device.artifact import model_facts, smallest_capacity
-from ppexport.device.picture import psnr
-from ppexport.errors import ExportError, InputError, first_line, present
+from ppexport.backends.self_check import example_inputs
+from ppexport.backends.self_check import self_check as check_with_twin
+from ppexport.device.artifact import model_facts
+from ppexport.errors import ExportError, InputError, first_line
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card
-from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
 
 OPSET = 17
@@ -93,14 +93,6 @@ class Shape:
     def is_set(self) -> bool:
         """Whether the number of slots is chosen with every image."""
         return len(self.capacities) > 1
-
-
-def example(twin: StaticTwin) -> torch.Tensor:
-    """A fixed image (1, 3, h, w) with flat and busy parts, for tracing and for the check after simplification."""
-    h, w = twin.size
-    noise = np.random.default_rng(0).integers(0, 256, (1, 3, h, w))
-    noise[:, :, : (h + 1) // 2] = np.array([40, 90, 200]).reshape(1, 3, 1, 1)
-    return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
 
 
 @contextmanager
@@ -174,38 +166,22 @@ def check_lint(path: Path, flavour: str) -> None:
 
 def graph_inputs(twin: StaticTwin, shape: Shape, capacity: int) -> dict[str, torch.Tensor]:
     """The example and what else a graph of *shape* takes, by name."""
-    inputs = {INPUT: example(twin)}
-    if shape.mask == "input":
-        pure_pass = present(twin.pure_pass, "the Pure-Pass of a network whose mask is an input")
-        inputs[MASK] = pure_pass(twin.pad(inputs[INPUT])).float().view(1, 1, *twin.padded)
-    if shape.is_set:
-        inputs[SLOTS] = torch.zeros(1, capacity, dtype=torch.int32)
-    return inputs
+    return example_inputs(twin, mask=shape.mask == "input", slots=capacity if shape.is_set else 0)
 
 
 def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
-    """Raise ExportError unless ONNX Runtime computes the twin's picture from *path* to within 90 dB.
-
-    A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
-    are injected: of many thousand tokens some are near ties, which may fall either way.
-    """
-    debug, traced = DebugModel(path), Trace()
-    with torch.no_grad():
-        inputs = graph_inputs(twin, shape, shape.capacities[-1])
-        expected, impure = twin(**inputs, trace=traced)
-    categories = torch.stack(traced.categories).long().numpy()
-    del traced
-    fitting = smallest_capacity(shape.capacities, int(impure))
-    for capacity in sorted({fitting, shape.capacities[-1]}):
-        with torch.no_grad():
-            inputs = graph_inputs(twin, shape, capacity)
-        inside = debug.run({name: value.numpy() for name, value in inputs.items()}, categories)
-        decibel = psnr(expected.numpy(), inside.sr, 1.0)
-        if decibel < SELF_CHECK_DB or inside.impure_tokens != int(impure):
-            raise ExportError(
-                f"the exported graph differs from the twin ({decibel:.1f} dB with {capacity} slots): "
-                "please report this model"
-            )
+    """Raise ExportError unless ONNX Runtime computes the twin's picture from *path* to within 90 dB."""
+    probe = OnnxProbe(path, find_architecture(twin.network.arch).routing)
+    check_with_twin(
+        lambda inputs, categories: probe.run(inputs, categories)[:2],
+        twin,
+        shape.capacities,
+        least=SELF_CHECK_DB,
+        kind="graph",
+        precision="fp32",
+        backend="onnx",
+        mask=shape.mask == "input",
+    )
 
 
 def fuse(model: onnx.ModelProto, capacities: tuple[int, ...]) -> onnx.ModelProto:

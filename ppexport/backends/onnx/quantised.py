@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from ppexport.backends.onnx.export_onnx import MODEL, Shape, Step, build_rewritten
+from ppexport.backends.backend import Step
+from ppexport.backends.onnx.export_onnx import MODEL, Shape, build_rewritten
 from ppexport.backends.onnx.half_audit import Finding, audit
 from ppexport.backends.onnx.qdq import int8_nodes, write_int8
 from ppexport.backends.tensorrt.export_tensorrt import against_fp32, half_check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,7 @@ from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 CPU = "CPU"
+LOGGER = logging.getLogger("ppexport")
 
 
 class Session:
@@ -50,6 +52,7 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Sess
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     for name, value in settings.items():
         setattr(options, name, value)
+    LOGGER.debug("ONNX Runtime %s opens %s: provider %s, %s", onnxruntime.__version__, where, provider, settings)
     wanted = f"{provider}ExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} as installed here has no provider {provider}")
@@ -152,4 +155,5 @@ RUNTIME = Runtime(
     open_target,
     installed_providers,
     find_provider,
+    times="ppexport.backends.onnx.ort_trace",
 )

@@ -7,6 +7,7 @@ CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits (
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,6 +92,7 @@ class Session:
             settings["ENABLE_CPU_PINNING"] = False
             if threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = threads
+        logging.getLogger("ppexport").debug("OpenVINO opens %s: device %s, %s", where, device, settings)
         try:
             with Flushed():
                 graph = core.read_model(model, b"")
@@ -150,4 +152,5 @@ RUNTIME = Runtime(
     lambda: ["CPU"] if find_spec("openvino") is not None else [],
     # It refuses what is written for ONNX Runtime's kernels.
     flavours=("portable", "tensorrt"),
+    times="ppexport.backends.openvino.counters",
 )

@@ -15,16 +15,16 @@ import torch
 from pydantic import Field
 
 from ppexport.backends.backend import BuildJob, Built
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
 from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
 from ppexport.backends.onnx.model_file import read_model
-from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.options import OnnxGraphOptions
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError
+from ppexport.networks.architecture import find_architecture
 from ppexport.twin.twin import StaticTwin
 
 HALF_DB = 55.0
@@ -42,8 +42,9 @@ def against_fp32(single: Path, rounded: Path, twin: StaticTwin, shape: Shape) ->
     """
     with torch.no_grad():
         inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
-    reference = DebugModel(single).run(inputs)
-    result = RoundedModel(rounded).run(inputs, reference.categories)
+    routing = find_architecture(twin.network.arch).routing
+    reference = OnnxProbe(single, routing).run(inputs)
+    result = OnnxProbe(rounded, routing, rounds=True).run(inputs, reference.categories)
     for precision, sr in (("fp32", reference.sr), ("fp16", result.sr)):
         if not np.isfinite(sr).all():
             raise ExportError(f"in {precision} the graph gives NaN or infinite values: {way_out(precision, 'onnx')}")

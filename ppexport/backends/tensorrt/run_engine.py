@@ -237,5 +237,12 @@ def find_gpu(text: str) -> str:
 
 
 RUNTIME = Runtime(
-    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
+    "tensorrt",
+    "tensorrt",
+    ("tensorrt", "tensorrt_rtx_cu12"),
+    "GPU",
+    open_target,
+    installed_gpu,
+    find_gpu,
+    times="ppexport.backends.tensorrt.layer_profile",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ppexport.networks.architecture import Architecture, Macs, Routing
+from ppexport.networks.atd.roles import BRANCHES, branch_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -27,6 +28,12 @@ HALF = {
     "layers.*.conv": frozenset({"Conv"}),
     "conv_after_body": frozenset({"Conv"}),
 }
+HALF_MODULES = (
+    f"{LAYER}.wqkv",
+    *(f"{LAYER}.attn_{kind}{part}" for kind in ("win", "aca") for part in ("", ".proj")),
+    f"{LAYER}.attn_atd.wv",
+    *(f"{LAYER}.convffn{part}" for part in ("", ".fc1", ".fc2", ".dwconv", ".dwconv.*")),
+)
 
 
 class AtdLight(Architecture):
@@ -39,7 +46,9 @@ class AtdLight(Architecture):
     flavours = ("portable", "ort", "tensorrt")
     routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
     half = HALF
+    branches = BRANCHES
     half_sums = (f"{LAYER}.attn_atd",)
+    half_modules = HALF_MODULES
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained ATD-light."""
@@ -52,6 +61,10 @@ class AtdLight(Architecture):
         from ppexport.twin.atd_twin import make_atd_twin
 
         return make_atd_twin(network, size, capacity, flavour)
+
+    def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
+        """Block and branch of an operation (`ppexport.networks.atd.roles`)."""
+        return branch_of(module, moves)
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
         """Multiply-adds by branch (`ppexport.networks.atd.cost`)."""

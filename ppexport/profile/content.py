@@ -1,0 +1,225 @@
+"""What content costs: latency against what Pure-Pass finds, and real time on a sequence of frames.
+
+`routing.json`, version 1:
+
+    format, version, created, subject, machine
+    images       [{name, pure_share, impure, capacity, ms: [one per round]}]
+    capacities   [{capacity, ms: [one per round]}], all on one image that every capacity holds; empty without a set
+    line         least squares over the images' medians, ms = at_zero_ms + slope_ms * pure share; saving is what a
+                 wholly pure image would save of it, as a share; each {low, middle, high} by bootstrap over images
+
+`frames.json`, version 1:
+
+    format, version, created, subject, machine
+    folder, frames      name of the folder, and how many pictures it holds
+    lr_size, sr_size    [height, width] before and after
+    tiles               runs of the artifact for one frame
+    inside_the_clock    what a frame's time holds
+    ns, pure_share      of every frame that was timed, in their order; the sequence is repeated until there are enough
+    fps                 frames by the seconds they took
+    p50_ms, p90_ms, p99_ms
+    deadlines           {"24", "30", "60": {"hit_rate": share of frames ready in time, "p90_holds": bool}}
+    sentence            the answer for people
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.device.artifact import read_artifact
+from ppexport.device.job import CROPS, Job
+from ppexport.device.launch import ask
+from ppexport.device.machine import Clock
+from ppexport.device.mask import padded_size
+from ppexport.device.measure import Plan
+from ppexport.device.picture import to_input
+from ppexport.device.runner import Prepared
+from ppexport.device.target import Target, open_target
+from ppexport.errors import InputError, counted
+from ppexport.imaging.images import pictures_in
+from ppexport.imaging.upscale import upscale_array
+from ppexport.profile.crops import crops_of, read_rgb, save_crops, share_of
+from ppexport.profile.result import Profile, follow_up
+from ppexport.profile.statistics import PERCENTILES, RESAMPLES, interval_of, percentile
+
+ROUNDS = {"quick": 8, "full": 24, "sustained": 24}
+PLACES = 5
+"""Crops of every photograph."""
+STEPS = 8
+"""Capacities of a set that are measured, the largest among them."""
+FRAMES = {"quick": 64, "full": 256, "sustained": 256}
+"""Frames that are timed, at least."""
+SECONDS = {"quick": 60.0, "full": 600.0, "sustained": 600.0}
+"""After this time the sequence is not begun again."""
+WARM = 2
+RATES = (24, 30, 60)
+INSIDE = (
+    "one frame from 8-bit pixels to 8-bit pixels in host memory: tiling, conversion, mask, runs, blending; tiles are "
+    "prepared and blended while others run. Not inside: decoding and display"
+)
+
+
+def profile_routing(job: Job, result: Profile, folder: Path | None) -> list[dict[str, Any]]:
+    """Write time against pure share and capacity of every target, on many crops of the pictures in *folder*.
+
+    Returns what is in the files. Raises PpexportError.
+    """
+
+    def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
+        manifest = read_artifact(Path(only.targets[0].artifact)).manifest
+        if not manifest.options:
+            raise InputError(
+                f"{only.targets[0].artifact} has no Pure-Pass, so its time follows no mask: leave --routing out"
+            )
+        crops, place = crops_of(manifest, folder, PLACES), job.journal.parent / CROPS
+        place.unlink(missing_ok=True)
+        save_crops(place, crops)
+        try:
+            found = json.loads(ask("ppexport.profile.content:print_routing", replace(only, images=place)))
+        finally:
+            place.unlink(missing_ok=True)
+        images = [
+            {"name": c.name, "pure_share": c.pure_share, **m} for c, m in zip(crops, found["images"], strict=True)
+        ]
+        return {"images": images, "capacities": found["capacities"], "line": line(images)}
+
+    return follow_up("routing", job, result, measure)
+
+
+def profile_frames(job: Job, result: Profile, folder: Path) -> list[dict[str, Any]]:
+    """Write real time of every target on the frames in *folder*. Returns what is in the files. Raises PpexportError."""
+
+    def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
+        asked = replace(only, images=folder.resolve())
+        return answers(json.loads(ask("ppexport.profile.content:print_frames", asked)))
+
+    return follow_up("frames", job, result, measure)
+
+
+def print_routing(job: Job) -> None:
+    """Print time against pure share and capacity as JSON, for the measuring process."""
+    images = np.load(job.images, allow_pickle=False)
+    print(json.dumps(measure_routing(job.targets[0], images, job.plan)))
+
+
+def print_frames(job: Job) -> None:
+    """Print the times of the frames in the folder `job.images` as JSON, for the measuring process."""
+    print(json.dumps(measure_frames(job.targets[0], job.images, job.plan)))
+
+
+def spread(values: list[int], count: int) -> list[int]:
+    """At most *count* of the ascending *values*, at even distances, the last among them."""
+    if len(values) <= count:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, count).round().astype(int)]
+
+
+def measure_routing(target: Target, images: NDArray[np.uint8], plan: Plan) -> dict[str, Any]:
+    """Times of all *images*, uint8 (count, h, w, 3), and capacities, in rounds, so that all see the same machine.
+
+    Every query follows one of its own kind that is not timed. Raises PpexportError as the runner does.
+    """
+    runner, clock = open_target(target), Clock()
+    manifest = runner.artifact.manifest
+    inputs = [to_input(rgb) for rgb in images]
+    rng = np.random.default_rng(0)
+    found: list[dict[str, Any]] = [{"ms": []} for _ in inputs]
+    capacities = spread(manifest.capacities, STEPS) if len(manifest.capacities) > 1 else []
+    pure = np.ones((padded_size(runner.size[0]), padded_size(runner.size[1])), np.bool_)
+    flat = np.full((1, 3, *runner.size), 0.5, np.float32) * np.array([0.3, 0.7, 1.5], np.float32).reshape(1, 3, 1, 1)
+    slots: list[dict[str, Any]] = [{"capacity": capacity, "ms": []} for capacity in capacities]
+    for _ in range(ROUNDS[plan.name]):
+        for i in rng.permutation(len(inputs)):
+            runner(inputs[i])
+            begin = clock.now()
+            result = runner(inputs[i])
+            found[i]["ms"].append((clock.now() - begin) / 1e6)
+            found[i] |= {"impure": result.impure_tokens, "capacity": result.capacity}
+        for i in rng.permutation(len(slots)):
+            prepared = Prepared(flat, pure, slots[i]["capacity"])
+            runner.run(prepared)
+            begin = clock.now()
+            runner.run(prepared)
+            slots[i]["ms"].append((clock.now() - begin) / 1e6)
+    return {"images": found, "capacities": slots}
+
+
+def line(images: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line through the medians of *images*; None where their pure shares hardly differ."""
+    shares = np.array([image["pure_share"] for image in images], np.float64)
+    ms = np.array([np.median(image["ms"]) for image in images], np.float64)
+    if len(images) < 4 or np.ptp(shares) < 0.1:
+        return None
+
+    def fit(chosen: Any) -> tuple[float, float, float]:
+        slope, zero = np.polyfit(shares[chosen], ms[chosen], 1)
+        return float(zero), float(slope), float(-slope / zero)
+
+    rng = np.random.default_rng(0)
+    found: list[tuple[float, float, float]] = []
+    while len(found) < RESAMPLES:
+        chosen = rng.integers(0, len(images), len(images))
+        # A resample of one share only has no slope.
+        if np.ptp(shares[chosen]) > 0.05:
+            found.append(fit(chosen))
+    columns = zip(("at_zero_ms", "slope_ms", "saving"), fit(slice(None)), np.array(found).T, strict=True)
+    return {name: interval_of(middle, resamples).to_dict() for name, middle, resamples in columns}
+
+
+def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
+    """Upscale the frames in *folder*, by name. Raises PpexportError, among them for frames of different sizes."""
+    files = pictures_in(folder)
+    runner, clock = open_target(target), Clock()
+    first = read_rgb(files[0])
+    for _ in range(WARM):
+        upscale_array(runner, first)
+    ns: list[int] = []
+    shares: list[float | None] = []
+    begin = clock.now()
+    tiles = 0
+    while True:
+        for path in files:
+            rgb = read_rgb(path)
+            if rgb.shape != first.shape:
+                raise InputError(
+                    f"{path} is {rgb.shape[1]} pixels wide and {rgb.shape[0]} high, {files[0].name} has another size"
+                )
+            shares.append(share_of(runner.artifact.manifest, rgb))
+            start = clock.now()
+            report = upscale_array(runner, rgb).report
+            ns.append(clock.now() - start)
+            tiles = len(report.tiles)
+        if len(ns) >= FRAMES[plan.name] or (clock.now() - begin) / 1e9 > SECONDS[plan.name]:
+            break
+    (h, w), s = first.shape[:2], runner.scale
+    return {
+        "folder": folder.name, "frames": len(files), "lr_size": [h, w], "sr_size": [h * s, w * s], "scale": s,
+        "tiles": tiles, "inside_the_clock": INSIDE, "ns": ns, "pure_share": shares,
+    }  # fmt: skip
+
+
+def answers(measured: dict[str, Any]) -> dict[str, Any]:
+    """*measured*, as `measure_frames` returns it, with what its times mean."""
+    ms = np.asarray(measured["ns"], np.float64) / 1e6
+    figures = {f"{name}_ms": percentile(ms, percent) for name, percent in PERCENTILES.items()}
+    deadlines = {
+        str(rate): {"hit_rate": float((ms <= 1000 / rate).mean()), "p90_holds": figures["p90_ms"] <= 1000 / rate}
+        for rate in RATES
+    }
+    fps = float(1000 * len(ms) / ms.sum())
+    known = [share for share in measured["pure_share"] if share is not None]
+    (h, w), (height, width) = measured["lr_size"], measured["sr_size"]
+    mix = f" ({100 * float(np.mean(known)):.0f} % pure pixels on average)" if known else ""
+    held = [rate for rate in RATES if deadlines[str(rate)]["p90_holds"]]
+    real = f"real time at {max(held)} fps" if held else f"no real time at {RATES[0]} fps"
+    sentence = (
+        f"{fps:.2f} fps at {w}x{h} -> {width}x{height} at x{measured['scale']} (width x height) with this "
+        f"content{mix}, {counted(measured['tiles'], 'tile')} a frame; p90 {figures['p90_ms']:.1f} ms: {real}"
+    )
+    return {**measured, "fps": fps, **figures, "deadlines": deadlines, "sentence": sentence}

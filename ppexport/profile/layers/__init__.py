@@ -1,1 +1,0 @@
-"""Time by layer: what every runtime tells of its operations, mapped to PyTorch modules and summed."""
