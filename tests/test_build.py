@@ -111,7 +111,7 @@ def test_ctrl_c_leaves_the_build_running(device, source, tmp_path):
     assert "Traceback" not in messages
     assert len(device.jobs()) == 1
     done = build(source, *device.arguments, "-o", tmp_path / "engine", "--timeout", 1, code=3)
-    assert "goes on after 1 s" in error_of(done)
+    assert "continues after 1 s" in error_of(done)
     device.steer("hold", False)
     done = build(source, *device.arguments, "-o", tmp_path / "engine")
     assert device.lines("runs") == ["run"]

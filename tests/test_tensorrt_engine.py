@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def _own_key(tmp_path, monkeypatch):
 def source(tmp_path_factory):
     """An ONNX artefact for TensorRT, a capacity set."""
     network = shorten(random_network("pp_atd_light", 2), 1)
-    return exported_once(tmp_path_factory, network, backend="tensorrt", size=SIZE, capacities=CAPACITIES)
+    exported = exported_once(tmp_path_factory, network, backend="tensorrt", size=SIZE, capacities=CAPACITIES)
+    return Path(shutil.copytree(exported, tmp_path_factory.mktemp("engine") / "x2"))
 
 
 OUTCOME = {

@@ -1,4 +1,4 @@
-"""`ppexport build`: ONNX artefact -> TensorRT engine, on this machine or on a device."""
+"""`ppexport build`: ONNX artifact -> TensorRT engine, on this machine or on a device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(
     artifact: ArtifactFolder,
     on: Annotated[str, typer.Option(help="where: local, or ssh://[user@]host[:port]")] = "local",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="artefact folder to make; ARTIFACT-engine if left out")
+        Path | None, typer.Option("-o", "--out", help="artifact folder to make; ARTIFACT-engine if left out")
     ] = None,
     workspace: Annotated[
         int | None,
@@ -53,7 +53,7 @@ def build(
     accept_new_host_key: AcceptNewHostKey = False,
     json: Json = None,
 ) -> None:
-    """Build a TensorRT engine from an ONNX artefact, on the machine that is to run it.
+    """Build a TensorRT engine from an ONNX artifact, on the machine that is to run it.
 
     A build outlives this command: after Ctrl-C, or when the connection was lost, the same command again waits for it
     and collects it. A device needs sh, and TensorRT with its Python API or trtexec; ssh must log in without a password.

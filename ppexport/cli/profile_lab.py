@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(Exception):
-    """The user ended the command; what runs on the devices goes on."""
+    """The user ended the command; what runs on the devices continues."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def measure_lab(lab: Lab, task: Task) -> dict[str, Outcome]:
                     future.result()
             except KeyboardInterrupt:
                 stop.set()
-                people.notice("interrupted: what runs on the devices goes on, the same command again collects it")
+                people.notice("interrupted: what runs on the devices continues, the same command again collects it")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
     return {device.name: done[device.name] for device in lab.devices}
 

@@ -64,7 +64,7 @@ def job_from(text: str) -> Job:
 def wanted_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """What is to be measured: all of a journal's header that does not depend on the machine that measures.
 
-    Raises ArtifactError for a damaged artefact.
+    Raises ArtifactError for a damaged artifact.
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

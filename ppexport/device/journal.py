@@ -13,8 +13,8 @@ Every line is a JSON array. The first element says what it is:
     ["c", t, {...}]       readings of the sensors and of the clocks
     ["end", {...}]        the run is complete: {"t", "memory"}
 
-t counts nanoseconds from the first "begin" and goes on over interruptions, which it leaves out. A line is written with
-one call, so that a killed process leaves whole lines, and at most the last one torn after a power cut.
+t counts nanoseconds from the first "begin" and continues over interruptions, which it leaves out. A line is written
+with one call, so that a killed process leaves whole lines, and at most the last one torn after a power cut.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Past:
         self.queries = [0] * subjects
         self.ns = [0] * subjects
         self.end = 0
-        """Where t goes on."""
+        """Where t continues."""
         self.complete = False
         self.loaded = [False] * subjects
 

@@ -90,7 +90,7 @@ def journal_of(path: Path, key: str, value: str, subjects: int) -> Past | None:
             return None
         if header.get(key) != value:
             raise InputError(
-                f"{path.parent} holds another measurement (other artefact, runtime, device, settings, versions, images "
+                f"{path.parent} holds another measurement (other artifact, runtime, device, settings, versions, images "
                 "or protocol): name another folder"
             )
         return read_past(str(path), subjects)

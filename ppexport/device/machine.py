@@ -202,7 +202,7 @@ class Clock:
         return time.time_ns()
 
     def boot(self) -> Optional[int]:
-        """As `now`, but goes on while the machine sleeps; None where the system has none."""
+        """As `now`, but continues while the machine sleeps; None where the system has none."""
         return None if _BOOT is None else time.clock_gettime_ns(_BOOT)
 
     def reading(self) -> Dict[str, Optional[int]]:

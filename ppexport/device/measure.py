@@ -77,7 +77,7 @@ class Query(NamedTuple):
 
 
 class Subject:
-    """Something to time: an artefact in a runtime."""
+    """Something to time: an artifact in a runtime."""
 
     def load(self) -> None:
         """Make ready to run, from the file on."""
@@ -117,7 +117,7 @@ class Loop:
             loaded = self.clock.now()
             subject.query(0)
             first = self.clock.now() - loaded
-            # Of a run that goes on after an interruption the first process has said it.
+            # Of a run that continues after an interruption the first process has said it.
             if not past.loaded[index]:
                 self.journal.write("load", index, loaded - begin)
                 self.journal.write("first", index, first)
@@ -135,7 +135,7 @@ class Loop:
 
     def _begin(self, past: Past) -> None:
         reading = self.clock.reading()
-        # t goes on where the last process ended, so that an interruption takes no time.
+        # t continues where the last process ended, so that an interruption takes no time.
         self._zero = self.clock.now() - past.end
         self.journal.write("begin", {"t": past.end, "memory": peak_memory(), **reading})
         self._read_sensors()
@@ -205,7 +205,7 @@ class Loop:
         return taken
 
 
-# An artefact in a runtime, as the measuring loop takes it.
+# An artifact in a runtime, as the measuring loop takes it.
 #
 # Inside the clock of a query: the checks of the input and the result, Pure-Pass mask and choice of the capacity where
 # the
@@ -221,7 +221,7 @@ INSIDE = (
 
 
 class ArtifactSubject(Subject):
-    """An artefact in a runtime."""
+    """An artifact in a runtime."""
 
     def __init__(self, target: Target, images: NDArray[np.uint8]) -> None:
         """*images* are (count, h, w, 3)."""
@@ -230,7 +230,7 @@ class ArtifactSubject(Subject):
         self.with_mask = True
 
     def load(self) -> None:
-        """Open the artefact, hashes checked, and make a session. Raises PpexportError."""
+        """Open the artifact, hashes checked, and make a session. Raises PpexportError."""
         self.runner = open_target(self.target)
         self.with_mask = self.runner.artifact.manifest.mask != "none"
 

@@ -170,7 +170,7 @@ class PerfBinary(ProfileWork):
     def __init__(
         self, transport: Transport, request: Request, program: Path, folder: Path, telling: Telling, pace: Pace = POLL
     ) -> None:
-        """Raises InputError for an artefact that needs more than a model run, or where *folder* is another's."""
+        """Raises InputError for an artifact that needs more than a model run, or where *folder* is another's."""
         manifest, (target, *more) = request.artifact.manifest, request.targets
         if more or target.runtime != "onnxruntime":
             raise InputError("--perf-binary times onnxruntime alone")

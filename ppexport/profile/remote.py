@@ -76,7 +76,7 @@ class Request:
     wanted: dict[str, Any]
     """See `ppexport.device.job.wanted_of`."""
     targets: tuple[Target, ...]
-    """As the device sees them: its job's folder is the artefact's."""
+    """As the device sees them: its job's folder is the artifact's."""
     settings: Settings
 
     @property
@@ -100,7 +100,7 @@ class Request:
 def make_request(
     targets: Sequence[Target], pictures: Sequence[Crop], wanted: dict[str, Any], settings: Settings
 ) -> Request:
-    """The request to measure *wanted*, of one artefact in *targets*. Raises PpexportError for what cannot be sent."""
+    """The request to measure *wanted*, of one artifact in *targets*. Raises PpexportError for what cannot be sent."""
     artifact = read_artifact(Path(targets[0].artifact))
     for target in targets:
         if target.runtime in NOT_THERE:
@@ -128,7 +128,7 @@ def holds(folder: Path, request: Request) -> Past | None:
 
 
 def job_prefix(artifact: Artifact) -> str:
-    """What the names of all jobs of an artefact begin with."""
+    """What the names of all jobs of an artifact begin with."""
     return f"profile-{next(iter(artifact.manifest.files.values()))[:16]}-"
 
 

@@ -18,7 +18,7 @@ class HostKeyError(DeviceError):
 
 
 class ConnectionLost(DeviceError):
-    """The line broke, or nobody answers; whatever runs on the device goes on."""
+    """The line broke, or nobody answers; whatever runs on the device continues."""
 
 
 class DiskFullError(DeviceError):

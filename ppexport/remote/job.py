@@ -123,7 +123,7 @@ class Job:
         self._again(lambda: self.transport.put(source, self.folder, name))
 
     def start(self, command: Sequence[str]) -> None:
-        """Run *command* in the folder, detached; a job that runs already goes on."""
+        """Run *command* in the folder, detached; a job that runs already continues."""
         self._again(lambda: self.transport.checked(scripts.START, (self.folder, *command)))
 
     def follow(self, sink: Callable[[bytes], object], timeout: float | None = None) -> State:
@@ -140,7 +140,7 @@ class Job:
             if len(output) < CHUNK and state.kind != "running":
                 return state
             if deadline is not None and time.monotonic() > deadline:
-                raise StillRunning(f"the job on {self.transport.name} goes on after {timeout:g} s")
+                raise StillRunning(f"the job on {self.transport.name} continues after {timeout:g} s")
             if len(output) < CHUNK:
                 # A job that fails at once is told at once.
                 time.sleep(min(pause, self.pace.poll))

@@ -120,7 +120,7 @@ mkdir -p "$job"
 part=$job/.$2.$$
 trap 'rm -f "$part"' EXIT
 trap 'exit 1' HUP INT TERM
-# Nobody may be left to read a message; the shell goes on to clear up.
+# Nobody may be left to read a message; the shell continues, to clear up.
 trap '' PIPE
 cat > "$part"
 # A broken connection looks like the end of the file.

@@ -151,6 +151,6 @@ class SshTransport(Transport):
             self._socket.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """End the shared connection; jobs on the device go on."""
+        """End the shared connection; jobs on the device continue."""
         self._disconnect()
         shutil.rmtree(self._socket.parent, ignore_errors=True)

@@ -238,4 +238,4 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the connection; jobs on the device go on."""
+        """End the connection; jobs on the device continue."""

@@ -33,7 +33,7 @@ NO_GPU = "this machine has no NVIDIA GPU that CUDA can use, and a TensorRT engin
 
 
 class CudaMemoryError(UnavailableError):
-    """The memory of the GPU, or the pinned memory beside it, ran out; the artefact's files are sound."""
+    """The memory of the GPU, or the pinned memory beside it, ran out; the artifact's files are sound."""
 
 
 def _load() -> Any:

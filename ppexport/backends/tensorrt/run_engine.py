@@ -61,7 +61,7 @@ def ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]]
 
 
 class Session:
-    """The engine of an artefact on this machine's GPU. `close` frees what it holds there."""
+    """The engine of an artifact on this machine's GPU. `close` frees what it holds there."""
 
     def __init__(self, artifact: Artifact, trt: Any, cuda: Cuda) -> None:
         self.artifact, self.cuda = artifact, cuda
@@ -202,7 +202,7 @@ def open_session(artifact: Artifact, trust: bool) -> Session:
 
 
 class TensorRTRunner(Runner):
-    """An engine artefact on this machine's GPU."""
+    """An engine artifact on this machine's GPU."""
 
     def __init__(self, artifact: Artifact, trust: bool = False) -> None:
         super().__init__(artifact)

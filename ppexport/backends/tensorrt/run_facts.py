@@ -1,11 +1,11 @@
-"""What a TensorRT engine depends on: the field `engine` of its artefact's manifest, and this machine beside it.
+"""What a TensorRT engine depends on: the field `engine` of its artifact's manifest, and this machine beside it.
 
     runtime             "tensorrt" or "tensorrt_rtx", the Python module
     tensorrt            its version; an engine runs on this one alone, as far as its parts are known
     gpu                 the GPU's name; null for an engine of TensorRT-RTX that was built without one
     compute_capability  e.g. "8.7", null as above
     driver              newest CUDA version of the driver that built it, e.g. "12.6"; an older one is refused
-    source              {"name": artefact folder, "onnx_sha256"}: the ONNX artefact it was built from
+    source              {"name": artifact folder, "onnx_sha256"}: the ONNX artifact it was built from
     tf32                whether products of fp32 may run in TF32; false for parity
     workspace_mb, optimization_level, seconds, activation_bytes
                         how it was built, and what that took
@@ -66,10 +66,10 @@ def machine_of(manifest: Manifest) -> Machine:
 
 
 def rebuild_command(name: str, engine: dict[str, Any]) -> str:
-    """The command that makes the engine artefact *name* again, on the machine where it is to run."""
+    """The command that makes the engine artifact *name* again, on the machine where it is to run."""
     source = engine.get("source")
     known = source.get("name") if isinstance(source, dict) else None
-    return f"ppexport build {known or 'ONNX_ARTEFACT'} -o {name}"
+    return f"ppexport build {known or 'ONNX_ARTIFACT'} -o {name}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ def differences(built: Machine, here: Machine) -> list[str]:
 
 
 def check_machine(name: str, manifest: Manifest, here: Machine) -> None:
-    """Raise ArtifactError, with the command that rebuilds it, where the engine artefact *name* is for another machine.
+    """Raise ArtifactError, with the command that rebuilds it, where the engine artifact *name* is for another machine.
 
     Called before the engine is loaded: TensorRT may crash on a foreign one.
     """
@@ -183,7 +183,7 @@ def is_own(manifest: Manifest) -> bool:
 
 
 def check_trust(name: str, manifest: Manifest, trust: bool) -> None:
-    """Raise InputError unless this user built the engine artefact *name*, or says *trust*."""
+    """Raise InputError unless this user built the engine artifact *name*, or says *trust*."""
     if not trust and not is_own(manifest):
         raise InputError(
             f"{name} is an engine that this user did not build, and loading an engine runs the code in it: "
