@@ -94,7 +94,7 @@ class Architecture(ABC):
     multiple: int
     """The input is padded to multiples of this."""
     twin: str
-    """MODULE:FUNCTION that makes the static twin: (network, size (h, w), capacity or None, flavour) -> StaticTwin. It is
+    """MODULE:FUNCTION that makes the twin from (network, size (h, w), capacity or None, flavour). It is
     named and not imported, because twins are made of networks. Raises TwinError for what the rewrite cannot express."""
     masks: tuple[str, ...] = ("none",)
     """Where the Pure-Pass mask may come from: "graph" and "input", or "none" without one; the first is the default."""
