@@ -10,7 +10,7 @@ from test_upscale import artifact as make_artifact
 from ppexport.device.picture import psnr, psnr_y, to_input, to_uint8
 from ppexport.device.runner import Result, Runner
 from ppexport.imaging.tiles import plan_grid
-from ppexport.imaging.upscale import upscale_array
+from ppexport.imaging.upscaling import upscale_array
 
 TILE = (64, 64)
 

@@ -25,7 +25,7 @@ def demo(
     from ppexport.cli.demo_pictures import MODEL, PHOTO, RUN, SIZE, make_input, show
     from ppexport.exporting import export
     from ppexport.folders import run_folder
-    from ppexport.imaging.upscale import upscale_file
+    from ppexport.imaging.upscaling import upscale_file
     from ppexport.networks.load import load_network
     from ppexport.parity.inputs import photo_folder
     from ppexport.parity.run import run_parity

@@ -33,7 +33,7 @@ def upscale(
     from ppexport.backends.backend import open_artifact
     from ppexport.device.artifact import read_artifact
     from ppexport.imaging.tiles import plan_grid
-    from ppexport.imaging.upscale import read_source, upscale_source
+    from ppexport.imaging.upscaling import read_source, upscale_source
 
     about = read_artifact(artifact)
     # Before the model is opened, which may take minutes.

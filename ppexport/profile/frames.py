@@ -28,7 +28,7 @@ from ppexport.device.measure import Plan
 from ppexport.device.target import Target, open_target
 from ppexport.errors import InputError, counted
 from ppexport.imaging.images import pictures_in
-from ppexport.imaging.upscale import upscale_array
+from ppexport.imaging.upscaling import upscale_array
 from ppexport.profile.pictures import read_rgb, share_of
 from ppexport.profile.statistics import percentile
 
