@@ -19,8 +19,7 @@ from ppexport.backends.coreml.apple import INTERFACES, SET_TARGET, check_coreai,
 from ppexport.backends.coreml.convert import Options, build_for_coreml
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.export_onnx import Shape, Step, build
-from ppexport.backends.onnx.layer_inputs import module_ranges
-from ppexport.backends.onnx.quantised import build_quantised, origin, placement
+from ppexport.backends.onnx.quantised import build_quantised, module_ranges, origin, placement
 from ppexport.backends.tensorrt.export_tensorrt import activation_bytes, build_for_tensorrt
 from ppexport.device.artifact import GROUP, MASKS, ONNX_FLAVOURS, Manifest, sha256_path, write_manifest
 from ppexport.device.mask import padded_tokens

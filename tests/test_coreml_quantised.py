@@ -20,13 +20,13 @@ from ppexport.backends.coreml.quantised_inputs import scale_of
 from ppexport.backends.coreml.reading.package import read_package
 from ppexport.backends.coreml.scopes import decode
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.layer_inputs import module_ranges
-from ppexport.backends.onnx.qdq import find_ranges
+from ppexport.backends.onnx.qdq import find_ranges, quantisable
+from ppexport.backends.onnx.quantised import module_ranges
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError
-from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, group_of, quantisable, write_recipe
+from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def operations(package, kind):
 
 def test_every_layer_of_the_recipe_reads_int8_at_its_measured_scale(calibrated, package):
     recipe = package[1]
-    chosen = [n for n in quantisable(calibrated.model) if group_of(n.name) in recipe.groups]
+    chosen = [n for n, group in quantisable(calibrated.model) if group in recipe.groups]
     limits = find_ranges(calibrated.model, [n.name for n in chosen], calibrated.calibration, recipe)
     ranges = module_ranges(calibrated.network, calibrated.calibration, recipe)
     assert sorted(ranges.values()) == sorted(limits[n.input[0]] for n in chosen)

@@ -27,7 +27,6 @@ ROOMS = [
 """In the order of the way through the house."""
 NOT_YET = {
     ("device", "backends"),
-    ("backends", "exporting"),
 }
 """Rooms that still import a later one."""
 

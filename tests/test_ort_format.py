@@ -20,7 +20,7 @@ from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.parity.run import run_parity
 
 NAMES = ["model.ort", "model.onnx", "model.required_operators_and_types.config"]
-WISHES = {
+EXPORTS = {
     "fp32": {},
     "set": {"flavour": "ort", "capacities": [256, 512]},
     "int8": {"precision": "int8"},
@@ -33,14 +33,14 @@ def exported(calibrated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ort")
 
     def export(name):
-        wish = WISHES[name] | ({"calibration": calibrated.path} if name == "int8" else {})
+        options = EXPORTS[name] | ({"calibration": calibrated.path} if name == "int8" else {})
         out = folder / name
-        return ppexport.export(calibrated.network, backend="onnx", size=SIZE, out=out, file_format="ort", **wish)
+        return ppexport.export(calibrated.network, backend="onnx", size=SIZE, out=out, file_format="ort", **options)
 
-    return {name: export(name) for name in WISHES}
+    return {name: export(name) for name in EXPORTS}
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_it_computes_what_the_graph_computes(exported, name):
     runner = ppexport.open_artifact(exported[name])
     assert list(runner.artifact.manifest.files) == NAMES
@@ -65,7 +65,7 @@ def test_parity_judges_the_file_that_ships(calibrated, exported, tmp_path):
     assert len(ran) == len(report.pairs[1].rows)
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_the_list_names_every_operator_and_no_path(exported, name):
     artifact = read_artifact(exported[name])
     text = (artifact.path / NAMES[2]).read_text()
@@ -89,7 +89,7 @@ def test_nothing_large_is_folded(exported):
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"backend": "tensorrt"}, "--format ort is for --backend onnx"),
         ({"backend": "coreml"}, "--format ort is for --backend onnx"),
@@ -97,10 +97,10 @@ def test_nothing_large_is_folded(exported):
         ({"backend": "onnx", "file_format": "tflite"}, "format is one of onnx, ort, not 'tflite'"),
     ],
 )
-def test_what_cannot_be_is_refused(calibrated, tmp_path, wish, message):
-    wish = {"file_format": "ort", "size": SIZE, "out": tmp_path / "a"} | wish
+def test_what_cannot_be_is_refused(calibrated, tmp_path, options, message):
+    options = {"file_format": "ort", "size": SIZE, "out": tmp_path / "a"} | options
     with pytest.raises(InputError, match=message):
-        ppexport.export(calibrated.network, **wish)
+        ppexport.export(calibrated.network, **options)
     assert not any(tmp_path.iterdir())
 
 

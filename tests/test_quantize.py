@@ -18,32 +18,32 @@ from small_networks import beyond_half, small_network
 
 import ppexport
 from ppexport.backends.onnx import collect
-from ppexport.backends.onnx.collect import calibrate, check_artifact
+from ppexport.backends.onnx.collect import calibrate, check_artifact, find_tensors
 from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.half_audit import audit
-from ppexport.backends.onnx.qdq import int8_nodes, write_int8
+from ppexport.backends.onnx.modules import module_of_name
+from ppexport.backends.onnx.qdq import int8_nodes, quantisable, write_int8
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.onnx.reading.model_file import artifact_model
+from ppexport.backends.onnx.rounding import RoundedModel, audit
 from ppexport.backends.onnx.run_onnxruntime import load
-from ppexport.backends.onnx.tensors import find_tensors
 from ppexport.cli.export import NOTES
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
+from ppexport.networks.atd.groups import ROUTING, path_numbers
 from ppexport.networks.load import card_of
 from ppexport.parity.gates import NEAR_TIE
 from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
-from ppexport.quantize.ranges import CALIBRATORS, find_range
 from ppexport.quantize.recipe import (
+    CALIBRATORS,
     GROUPS,
-    ROUTING,
     Recipe,
     check_groups,
+    find_range,
     group_of,
-    quantisable,
     read_recipe,
     write_recipe,
 )
@@ -112,16 +112,32 @@ def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
 
 
 def test_nothing_routed_is_quantised(small):
-    assert {group_of(node.name) for node in quantisable(small.model)} == {*GROUPS, ROUTING}
+    assert {group for _, group in quantisable(small.model)} == {*GROUPS, ROUTING}
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
-        assert group_of(name) in GROUPS
+        assert group_of(module_of_name(name)) in GROUPS
     ops = {n.op_type for n in model.graph.node if "attn_atd" in n.name or "router" in n.name or "pure_pass" in n.name}
     assert not ops & {"QuantizeLinear", "DequantizeLinear"}
     with pytest.raises(InputError, match="similarity chooses the categories and stays in float"):
         check_groups(["qkv", "similarity"])
     with pytest.raises(InputError, match="'nonsense' is no group"):
         check_groups(["nonsense"])
+
+
+def test_patterns_of_module_paths():
+    assert path_numbers("layers.*.conv", "layers.3.conv") == (3,)
+    assert path_numbers("layers.*.conv", "layers.12.conv.inner.0") == (12,)
+    assert path_numbers("conv_after_body", "conv_after_body") == ()
+    for other in ("layers.3.conv2", "layers.3", "layers.x.conv", "body.layers.3.conv", ""):
+        assert path_numbers("layers.*.conv", other) is None
+    assert group_of("layers.0.residual_group.layers.5.convffn.dwconv.0") == "ffn_depthwise"
+    assert group_of("conv_first") is None
+    assert group_of(None) is None
+
+
+def test_the_largest_tokens_of_every_block(small):
+    (row,) = collect.block_rows(small.calibration)
+    assert row[:2] == ["0", f"{small.calibration.largest(TOKENS):.4g}"]
 
 
 def test_the_int8_file_has_symmetric_activations_and_a_scale_per_channel(small):
@@ -204,7 +220,7 @@ def int8_file(small, bits, path):
 @pytest.mark.parametrize("bits", [8, 7])
 def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     pytest.importorskip("openvino")
-    from ppexport.search.timing import open_in
+    from ppexport.search.trials import open_in
 
     lr, path = coffee(), tmp_path / "int8.onnx"
     session = int8_file(small, bits, path)
@@ -361,7 +377,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     with pytest.raises(InputError, match="is quantised already"):
         check_artifact(runner.artifact)
     with pytest.raises(InputError, match="is quantised already"):
-        find_tensors(runner.artifact)
+        find_tensors(artifact_model(runner.artifact))
 
 
 def test_a_calibration_of_another_model_is_refused(small):

@@ -24,11 +24,11 @@ def upscale(
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Super-resolve a picture, in blended tiles of the artefact's size.
+    """Super-resolve a picture, in blended tiles of the artifact's size.
 
     Attention sees one tile at a time, so the result differs slightly from the whole-picture network's: at 64x64 tiles
     by about 50 dB, with the same PSNR against ground truth. A photograph takes fewer runs, and less time, with an
-    artefact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
+    artifact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
     """
     from ppexport.backends.backend import open_artifact
     from ppexport.device.artifact import read_artifact

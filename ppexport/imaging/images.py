@@ -32,6 +32,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ppexport.device.picture import to_levels
 from ppexport.errors import ImageError, InputError
 from ppexport.files import atomic_path, check_writable, full_disk
 from ppexport.imaging.alpha import bleed
@@ -128,6 +129,12 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         raise ImageError(f"{path} does not exist") from None
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_levels(path: Path) -> NDArray[np.uint8]:
+    """The picture *path* as 8-bit RGB (H, W, 3), a transparent one as a network sees it. Raises as `read_image`."""
+    rgb = read_image(path).bled
+    return np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
 
 
 def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
