@@ -1,4 +1,4 @@
-"""A Core ML artefact and a command line; `pytest_plugins = ["apple_fixtures"]` brings them into a test module."""
+"""A Core ML artifact and a command line; `pytest_plugins = ["apple_fixtures"]` brings them into a test module."""
 
 from __future__ import annotations
 

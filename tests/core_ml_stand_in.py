@@ -25,7 +25,7 @@ class MLCPUComputeDevice:
 
 class MLModel:
     def __init__(self, model, *, compute_units, function_name=None):
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         assert compute_units in UNITS
         if "broken" in model:
@@ -65,7 +65,7 @@ class MLComputePlan:
     """Linear layers on the Neural Engine, other operations on the CPU, nothing known of constants."""
 
     def __init__(self, path):
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         functions = {
             name: SimpleNamespace(
@@ -106,8 +106,7 @@ def import_module(name):
 
 if __name__ == "__main__":
     # A trial's child on a Mac: `python core_ml_stand_in.py FOLDER`.
-    from ppexport.backends.coreml import run_mac as device
-    from ppexport.backends.coreml import trial_child
+    from ppexport.backends.coreml import run_mac, trial
 
-    device.import_module = import_module
-    trial_child.run(Path(sys.argv[1]))
+    run_mac.import_module = import_module
+    trial.run_child(Path(sys.argv[1]))

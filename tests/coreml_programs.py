@@ -10,9 +10,9 @@ import torch
 
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools, quiet_converter
-from ppexport.backends.coreml.reading.data_types import TYPES
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.backends.coreml.reading.program import (
+from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.program import (
+    TYPES,
     Function,
     Interface,
     Operation,

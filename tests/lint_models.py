@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ppexport.backends.onnx.lint import LintReport, lint_model
-from ppexport.backends.onnx.rules import Finding
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Finding, LintReport, Runtime, Severity
 
+ERROR, WARNING, NOTE = Severity
+TRT, COREML = Runtime.TENSORRT, Runtime.COREML
 FLOAT, INT64, INT32, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
 
 
@@ -189,11 +191,16 @@ def all_models() -> dict[str, onnx.ModelProto]:
 def lint(proto: onnx.ModelProto, **options: Any) -> LintReport:
     """Lint *proto* as a file."""
     with tempfile.TemporaryDirectory() as folder:
-        return lint_model(saved(proto, Path(folder)), **options)
+        return lint_here(saved(proto, Path(folder)), **options)
 
 
 def by_rule(report: LintReport, rule: str) -> list[Finding]:
     return [finding for finding in report.findings if finding.rule == rule]
+
+
+def shape_of(report: LintReport, output: str) -> list[int | str | None]:
+    """As the facts tell it."""
+    return next(port["shape"] for port in report.facts["outputs"] if port["name"] == output)
 
 
 def only(report: LintReport, rule: str) -> Finding:

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import ppexport
+from ppexport.networks.architecture import find_architecture
 
 SIZE = (16, 16)
+ROUTING = find_architecture("pp_atd_light").routing
 
 
 def small_network(scale=2, layers=1):

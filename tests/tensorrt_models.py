@@ -13,7 +13,8 @@ from torch import nn
 from ppexport.backends.tensorrt.engine_artifact import make_request
 from ppexport.device.artifact import read_artifact
 from ppexport.networks.atd.network import ATDLight
-from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
+from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.card import PurePassOptions
 
 
 def lively(network: ATDLight, seed: int = 0) -> ATDLight:

@@ -20,12 +20,24 @@ from typer.testing import CliRunner
 # What is imported above lets programs of tools/ be found.
 # isort: split
 import ablation
-from ablating import measure as measuring
-from ablating.datasets import check_names, held_out, parse_data_set
-from ablating.measure import Figures, cost_at, made_fast, measure
-from ablating.report import BEGIN, END, PLACE, Row, change, insert_into, render, render_set
-from ablating.store import Store, identity
-from ablating.variants import Variant, variants, with_options
+from ablation import (
+    BEGIN,
+    END,
+    PLACE,
+    Figures,
+    Store,
+    Variant,
+    change,
+    check_names,
+    cost_at,
+    held_out,
+    measure,
+    parse_data_set,
+    read_place,
+    render,
+    variants,
+    with_options,
+)
 from places import insert
 from training.data import find_images, split_holdout
 
@@ -34,7 +46,7 @@ from ppexport.device.mask import pure_mask
 from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
 from ppexport.networks.atd.pp_network import PPATDLight
-from ppexport.networks.card import Options
+from ppexport.networks.card import PurePassOptions, bundled_cards, read_card
 from ppexport.parity.evaluate import evaluate, find_pairs, network_upscaler
 
 
@@ -71,34 +83,34 @@ def network() -> PPATDLight:
 
 
 def test_one_factor_differs_at_a_time_and_nothing_is_measured_twice():
-    found = variants(Options())
+    found = variants(PurePassOptions())
     assert [v.name for v in found] == [
         "default (value, CSMF on, K 8, w 8)",
         *("compensation zero", "compensation normed", "CSMF off", "K 6", "w 4", "w 16"),
         "no Pure-Pass",
     ]
     assert len({v.options for v in found}) == len(found)
-    default = Options().model_dump()
+    default = PurePassOptions().model_dump()
     for variant in found[1:-1]:
         changed = {key for key, value in variant.options.model_dump().items() if value != default[key]}
         assert len(changed) == 1
     assert found[-1].options is None
     # A default that is no value of the lists has all of theirs beside it.
-    assert [v.name for v in variants(Options(colors=12))][3:6] == ["CSMF off", "K 6", "K 8"]
+    assert [v.name for v in variants(PurePassOptions(colors=12))][3:6] == ["CSMF off", "K 6", "K 8"]
 
 
 def test_variants_share_the_weights():
     lr = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
-    zero = with_options(network(), Options(compensation="zero"))
+    zero = with_options(network(), PurePassOptions(compensation="zero"))
     assert zero.options.compensation == "zero"
-    assert torch.equal(with_options(network(), Options())(lr), network()(lr))
+    assert torch.equal(with_options(network(), PurePassOptions())(lr), network()(lr))
     dense = with_options(network(), None)
     assert torch.equal(dense(lr), golden_network("atd_light_x2_trained", "atd_light")(lr))
     assert network().options.compensation == "value"
 
 
 def test_figures_are_those_of_evaluate_and_of_the_mask(folders, pictures):
-    options = Options(csmf=False, window=4)
+    options = PurePassOptions(csmf=False, window=4)
     figures = measure(network(), options, pictures)
     loaded = ppexport.load_network(
         arch="pp_atd_light", scale=2, checkpoint=GOLDEN / "atd_light_x2_trained.safetensors", csmf=False, window=4
@@ -114,22 +126,22 @@ def test_figures_are_those_of_evaluate_and_of_the_mask(folders, pictures):
     assert measure(network(), options, given) == figures
 
 
-def test_without_a_compiler_it_is_slower_and_says_so(monkeypatch):
+def test_without_a_compiler_it_is_slower_and_says_so(monkeypatch, folders, tmp_path):
     def missing(network):
         raise UnavailableError("no C compiler (gcc) was found")
 
-    for module in (ablation, measuring):
-        monkeypatch.setattr(module, "speed_up", missing)
-    said = []
-    ablation.warn_if_slow(network(), said.append)
-    assert said == ["measuring takes three times as long: no C compiler (gcc) was found"]
-    assert made_fast(network()) is network()
+    monkeypatch.setattr(ablation, "speed_up", missing)
+    monkeypatch.setattr(ablation, "variants", lambda default: variants(default)[:1])
+    arguments = ("pp_atd_light_x2", "--state", tmp_path / "s.json", "--data", f"two={folders / 'hr'}", "--threads", 1)
+    output = run(*arguments, code=0).stdout
+    assert output.startswith("measuring takes three times as long: no C compiler (gcc) was found\n")
+    assert "| default (value, CSMF on, K 8, w 8) | " in output
 
 
 def test_without_pure_pass_nothing_is_pure(pictures):
     figures = measure(network(), None, pictures)
     assert figures.pure == (0.0, 0.0)
-    assert figures != measure(network(), Options(), pictures)
+    assert figures != measure(network(), PurePassOptions(), pictures)
 
 
 def test_cost_is_that_of_the_papers_size():
@@ -138,9 +150,9 @@ def test_cost_is_that_of_the_papers_size():
     assert round(dense.dense.published / 1e9, 2) == 380.01
     assert dense.saving == 0
     # The mask itself costs multiply-adds, which is why the saving at no pure pixel is a little below zero.
-    assert -1e-4 < cost_at(2, 0.0, Options()).saving < 0
-    assert cost_at(2, 0.3889, Options()).saving == pytest.approx(0.215 * 0.3889, abs=0.002)
-    assert cost_at(2, 1.0, Options()).impure == 0
+    assert -1e-4 < cost_at(2, 0.0, PurePassOptions()).saving < 0
+    assert cost_at(2, 0.3889, PurePassOptions()).saving == pytest.approx(0.215 * 0.3889, abs=0.002)
+    assert cost_at(2, 1.0, PurePassOptions()).impure == 0
 
 
 def test_held_out_pictures_are_those_of_the_training_run(tmp_path):
@@ -199,7 +211,7 @@ def test_finished_work_is_not_done_again(pictures, tmp_path, monkeypatch):
     # What is finished is on disk; the rest is one variant.
     first, done[:] = list(done), []
     table = ablation.compare(network(), [pictures], Store(state), said.append)
-    assert first == [Options(), Options(compensation="zero")]
+    assert first == [PurePassOptions(), PurePassOptions(compensation="zero")]
     assert done == [None]
     assert len(said) == 3
     # A third run measures nothing and says the same.
@@ -211,15 +223,15 @@ def test_finished_work_is_not_done_again(pictures, tmp_path, monkeypatch):
 def test_other_weights_options_or_pictures_are_other_results(pictures, tmp_path):
     store = Store(tmp_path / "state.json")
     figures = Figures((30.5, 31.25), (0.1, 0.2))
-    what = identity("0" * 64, Options(), pictures)
-    store.put(what, pictures, figures)
+    what = ("0" * 64, PurePassOptions(), pictures)
+    store.put(*what, figures)
     again = Store(tmp_path / "state.json")
-    assert again.get(what) == store.get(what) == figures
+    assert again.get(*what) == store.get(*what) == figures
     moved = parse_data_set(f"renamed={pictures.pairs[0].hr.parent}", 2)
-    assert again.get(identity("0" * 64, Options(), moved)) == figures
-    assert again.get(identity("1" * 64, Options(), pictures)) is None
-    assert again.get(identity("0" * 64, Options(csmf=False), pictures)) is None
-    assert again.get(identity("0" * 64, None, pictures)) is None
+    assert again.get("0" * 64, PurePassOptions(), moved) == figures
+    assert again.get("1" * 64, PurePassOptions(), pictures) is None
+    assert again.get("0" * 64, PurePassOptions(csmf=False), pictures) is None
+    assert again.get("0" * 64, None, pictures) is None
 
 
 @pytest.mark.parametrize(
@@ -239,18 +251,15 @@ def test_a_state_needs_its_folder(tmp_path):
 
 
 def test_the_table_says_what_was_measured(pictures):
-    default = Row(Variant("default", Options()), Figures((30.0, 34.0), (0.2, 0.4)))
-    zero = Row(Variant("compensation zero", Options(compensation="zero")), Figures((29.9, 34.02), (0.2, 0.4)))
-    dense = Row(Variant("no Pure-Pass", None), Figures((30.1, 34.1), (0.0, 0.0)))
-    lines = render_set(pictures, 2, [default, zero, dense]).splitlines()
+    default = (Variant("default", PurePassOptions()), Figures((30.0, 34.0), (0.2, 0.4)))
+    zero = (Variant("compensation zero", PurePassOptions(compensation="zero")), Figures((29.9, 34.02), (0.2, 0.4)))
+    dense = (Variant("no Pure-Pass", None), Figures((30.1, 34.1), (0.0, 0.0)))
+    lines = render(pictures, 2, [default, zero, dense]).splitlines()
     assert lines[0] == "**two**, 2 pictures, LR by bicubic:"
     assert lines[4] == "| default | 32.000 | 0 | 30.00 % | 355.27 G | 6.51 % |"
     assert lines[5] == "| compensation zero | 31.960 | -0.040 (-0.100 to +0.020) | 30.00 % | 355.27 G | 6.51 % |"
     assert lines[6] == "| no Pure-Pass | 32.100 | +0.100 (+0.100 to +0.100) | 0.00 % | 380.01 G | 0.00 % |"
-    whole = render("ab" * 32, 2, [(pictures, [default, dense])])
-    assert "`" + "ab" * 6 + "…`" in whole
-    assert whole.count("| default |") == 1
-    assert change(default.figures, default.figures) == "0"
+    assert change(default[1], default[1]) == "0"
 
 
 def test_only_what_is_between_the_markers_is_replaced(tmp_path):
@@ -260,15 +269,18 @@ def test_only_what_is_between_the_markers_is_replaced(tmp_path):
     assert insert(new, PLACE, "| new |", "x") == new
     path = tmp_path / "README.md"
     path.write_text(text)
-    insert_into(path, "| new |")
-    assert path.read_text() == new
+    assert read_place(path) == text
     for bad in ("", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}", f"{BEGIN} {END} {END}"):
         path.write_text(bad)
         with pytest.raises(InputError, match="README.md has no place for the table"):
-            insert_into(path, "| new |")
-        assert path.read_text() == bad
+            read_place(path)
     with pytest.raises(InputError, match="cannot be read"):
-        insert_into(tmp_path / "absent.md", "| new |")
+        read_place(tmp_path / "absent.md")
+
+
+def card_weights(name: str) -> str:
+    """SHA-256 of the weights of the bundled model *name*."""
+    return read_card(bundled_cards()[name]).weights.sha256
 
 
 def run(*arguments, code):
@@ -295,6 +307,7 @@ def test_the_program_from_folder_to_readme(folders, tmp_path):
     text = readme.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
+    assert f"`{card_weights('pp_atd_light_x2')[:12]}…`" in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "variant" not in line]
     assert len(rows) == 8
     assert rows[0].startswith("| default (value, CSMF on, K 8, w 8) | ")

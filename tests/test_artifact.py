@@ -193,7 +193,7 @@ def test_a_failed_export_leaves_the_old_artefact(copy, monkeypatch, x2):
     def broken(*args):
         raise ExportError("no")
 
-    monkeypatch.setattr("ppexport.exporting.build", broken)
+    monkeypatch.setattr("ppexport.backends.onnx.export_onnx.build", broken)
     with pytest.raises(ExportError):
         ppexport.export(x2, backend="onnx", size=(16, 16), out=copy, force=True)
     assert read_artifact(copy) == before
@@ -280,7 +280,7 @@ def test_a_manifest_that_does_not_fit_its_model(copy, fields):
 @pytest.mark.parametrize("options", [{}, {"checkpoint": "/evil.safetensors"}, {"name": "x"}])
 def test_manifest_options_are_the_architectures(copy, options):
     change(copy, options=options)
-    with pytest.raises(ArtifactError, match="is not known"):
+    with pytest.raises(ArtifactError, match="option 'colors' is missing or is not int"):
         ppexport.open_artifact(copy)
 
 
@@ -303,15 +303,19 @@ def test_changed_weights_do_not_keep_the_files_hash():
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"backend": "onnx", "pad_heads": False}, "--no-pad-heads is for --backend tensorrt"),
-        ({"backend": "onnx", "target": "iOS16"}, "--target is for --backend coreml"),
-        ({"backend": "tensorrt", "interface": "image"}, "--interface is for --backend coreml"),
-        ({"backend": "coreml", "keep": "graphs"}, "--keep is for ONNX graphs"),
+        ({"backend": "onnx", "pad_heads": False}, "pad_heads is an option of --backend tensorrt, not of onnx"),
+        ({"backend": "onnx", "target": "iOS16"}, "target is an option of --backend coreml, not of onnx"),
+        ({"backend": "tensorrt", "interface": "image"}, "interface is an option of --backend coreml, not of tensorrt"),
+        ({"backend": "coreml", "keep": "graphs"}, "keep is an option of --backend onnx and tensorrt, not of coreml"),
+        ({"backend": "onnx", "colour": "red"}, "no backend has an option 'colour'; those of onnx: keep, flavour"),
         ({"backend": "onnx", "precision": "int8"}, "no calibration is bundled for these weights"),
         ({"backend": "onnx", "precision": "fp16", "flavour": "ort"}, "fp16 is written into flavour portable"),
-        ({"backend": "onnx", "calibration": "c.npz"}, "--calibration is for --precision fp16, int8 or mixed"),
+        (
+            {"backend": "onnx", "calibration": "c.npz"},
+            "--calibration is for --precision fp16, int8, mixed of --backend onnx, not for fp32",
+        ),
         ({"backend": "tensorrt", "precision": "fp16", "recipe": "r.yaml"}, "--recipe is for --precision int8 or mixed"),
-        ({"backend": "onnx", "flavour": "tensorrt"}, "flavour is one of portable, ort"),
+        ({"backend": "onnx", "flavour": "tensorrt"}, "flavour of --backend onnx is one of portable, ort"),
     ],
 )
 def test_options_of_another_backend_are_refused(wish, message, x2, tmp_path):

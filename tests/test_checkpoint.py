@@ -105,7 +105,7 @@ def make_refused(tmp_path):
     (tmp_path / "red\x1b[31m.pth").write_bytes(b"hello")
     save = r"save the tensors alone where it was made, with torch\.save\(network\.state_dict\(\), FILE\)"
     return {
-        "whole.pth": rf"objects of ppexport\.networks\.atd\.ATDLight .*{save}",
+        "whole.pth": rf"objects of ppexport\.networks\.atd\.network\.ATDLight .*{save}",
         "args.pth": rf"objects of argparse\.Namespace .*{save}",
         "script.pt": rf"a TorchScript archive.*{save}",
         "protocol2.pth": rf"objects of argparse\.Namespace .*{save}",
@@ -222,7 +222,7 @@ def test_files_that_are_no_weights(tmp_path):
 
 def test_options_override_the_card():
     network = ppexport.load_network("pp_atd_light_x2", colors=6, window=4, csmf=False, compensation="zero")
-    assert network.options.as_dict() == {"colors": 6, "window": 4, "csmf": False, "compensation": "zero"}
+    assert network.options.model_dump() == {"colors": 6, "window": 4, "csmf": False, "compensation": "zero"}
     assert network.card.hash() != ppexport.load_network("pp_atd_light_x2").card.hash()
 
 

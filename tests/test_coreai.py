@@ -20,15 +20,14 @@ from small_networks import beyond_half, small_network
 
 import ppexport
 from ppexport.backends.coreai.asset import Session
+from ppexport.backends.coreai.asset_probe import KeptResults
 from ppexport.backends.coreai.convert_asset import Halved, halved
 from ppexport.device.artifact import sha256_path
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
-from ppexport.parity.asset_column import AssetColumn
-from ppexport.parity.compute import TwinColumn
+from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.inputs import ParityInput
-from ppexport.parity.kept import Kept
-from ppexport.parity.run import find_bad_layer
+from ppexport.parity.references import TwinColumn, find_bad_layer
 
 pytest_plugins = ["apple_fixtures"]
 SIZE = (32, 32)
@@ -133,18 +132,18 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "w8"], "a Core AI precision is one of fp32, fp16, not 'w8'"),
-        (["--flavour", "ort"], "flavours are for --backend onnx"),
-        (["--keep", "k"], "--keep is for ONNX graphs"),
-        (["--target", "iOS17"], "--target is for --backend coreml"),
-        (["--interface", "image"], "--interface is for --backend coreml"),
-        (["--calibration", "c.npz"], "--calibration is for --precision fp16, int8 or mixed of --backend onnx"),
-        (["--no-pad-heads"], "--no-pad-heads is for --backend tensorrt"),
+        (["--precision", "w8"], "precision of --backend coreai is one of fp32, fp16, not 'w8'"),
+        (["--flavour", "ort"], "flavour is an option of --backend onnx, not of coreai"),
+        (["--keep", "k"], "keep is an option of --backend onnx and tensorrt, not of coreai"),
+        (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
+        (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
+        (["--calibration", "c.npz"], "--calibration is for .* of --backend coreai, not for fp32"),
+        (["--no-pad-heads"], "pad_heads is an option of --backend tensorrt, not of coreai"),
         (["--capacity", "100"], "capacities are ascending multiples of 128 from 128 to 1024, not"),
         (["--size", "0x32"], "size"),
     ],
 )
-def test_bad_wishes_are_refused(options, message, fails, tmp_path):
+def test_bad_options_are_refused(options, message, fails, tmp_path):
     size = [] if "--size" in options else ["--size", "32x32"]
     fails("export", "pp_atd_light_x2", "--backend", "coreai", *size, *options, "-o", tmp_path / "x", message=message)
     assert not (tmp_path / "x").exists()
@@ -161,7 +160,7 @@ def test_numbers_beyond_fp16_are_refused(tmp_path):
 def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):
     fails("diverge", exported, message="diverge looks into Core ML packages, not coreai")
     fails("lint", exported, message="is a Core AI asset: nothing is known of where its operations run")
-    fails("parity", exported, "--units", "cpu", code=3, message="Core ML runs on a Mac only")
+    fails("parity", exported, "--units", "cpu", message="--units is for artifacts whose runtime offers compute units")
 
 
 def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
@@ -176,12 +175,13 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
         return run(session, inputs)
 
     monkeypatch.setattr(Session, "run", ends)
-    first = AssetColumn(runner, twin, tmp_path)
+    kept = tmp_path / "kept"
+    first = ArtifactColumn(runner, twin, kept)
     expected = first.sample(items[0])
     with pytest.raises(KeyboardInterrupt):
         first.sample(items[1])
     # What was computed is there; the run after it was not.
-    again = AssetColumn(runner, twin, tmp_path)
+    again = ArtifactColumn(runner, twin, kept)
     found = again.sample(items[0])
     np.testing.assert_array_equal(found.sr, expected.sr)
     np.testing.assert_array_equal(found.categories, expected.categories)
@@ -190,40 +190,22 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         again.sample(ParityInput("noise", HALF_FLAT + np.float32(0.001)))
     monkeypatch.setattr(Session, "run", run)
-    damaged = next(tmp_path.glob(".unfinished/*/noise-*-open.npz"))
+    damaged = next(kept.glob("*/*-open.npz"))
     damaged.write_bytes(damaged.read_bytes()[:1000])
     np.testing.assert_array_equal(again.sample(items[0]).categories, expected.categories)
     assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
-    again.finish()
-    assert list(tmp_path.iterdir()) == []
-
-
-class InputsOnly(AssetColumn):
-    """An asset that tells what its layers are given, as all do, *off* by a little from one layer on."""
-
-    def __init__(self, reference, item, own, off):
-        given = reference.layer_inputs(item, own)
-        self.given = [tokens * (1.01 if i >= off else 1) for i, tokens in enumerate(given)]
-
-    def layers(self, item, categories=None):
-        return self.given
-
-
-@pytest.mark.parametrize(
-    ("off", "expected"), [(1, "layers.0.residual_group.layers.0"), (2, "layers.0.residual_group.layers.1"),
-                          (3, "after the last layer")]
-)  # fmt: skip
-def test_the_first_bad_layer_of_an_asset_is_found_by_what_layers_are_given(off, expected):
-    reference = TwinColumn(ppexport.make_twin(small_network(layers=3), size=(16, 16)), [256])
-    item = ParityInput("noise", np.ascontiguousarray(NOISE[:, :, :16, :16]))
-    sample = reference.sample(item)
-    asset = InputsOnly(reference, item, sample.categories, off)
-    assert find_bad_layer(reference, asset, item, (sample, sample), 55.0) == expected
+    names, column = list(twin.routed_layers()), TwinColumn(twin, [512, 1024])
+    samples = (column.sample(items[0]), found)
+    assert find_bad_layer(names, column, again, items[0], samples, 90.0) == "after the last layer"
+    # A twin that computes otherwise is found with the asset's categories in both, which only tells its own.
+    with torch.no_grad():
+        twin.get_submodule(names[0]).convffn.fc2.bias += 0.01
+    assert find_bad_layer(names, column, again, items[0], samples, 55.0) == names[0]
 
 
 def test_what_was_kept_of_another_asset_is_not_used(tmp_path):
     one = {"x": np.arange(3)}
-    Kept(tmp_path / "k", "aaaa").arrays("name", lambda: one)
-    kept = Kept(tmp_path / "k", "bbbb")
-    assert [p.name for p in kept.root.iterdir()] == ["bbbb"]
+    KeptResults(tmp_path / "k", "aaaa").arrays("name", lambda: one)
+    kept = KeptResults(tmp_path / "k", "bbbb")
+    assert [p.name for p in (tmp_path / "k").iterdir()] == ["bbbb"]
     assert kept.arrays("name", lambda: {"x": np.arange(4)})["x"].size == 4

@@ -14,24 +14,27 @@ pytest.importorskip("coremltools")
 
 import core_ml_stand_in
 from conftest import golden_network
-from small_networks import SIZE, beyond_half, shortened, small_network
+from small_networks import ROUTING, SIZE, beyond_half, shortened, small_network
 
 import ppexport
+from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import run_mac as device
-from ppexport.backends.coreml.convert import MODEL, Options, build_for_coreml
-from ppexport.backends.coreml.debug import DebugPackage
+from ppexport.backends.coreml.apple import CoreMLOptions
+from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools
+from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import Reason, place_package
-from ppexport.backends.coreml.precision import computes_half, computes_half_widely
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.backends.coreml.scopes import Namer, decode, encode, path_of_scope
+from ppexport.backends.coreml.precision import computes_half
+from ppexport.backends.coreml.specification import decode, encode, path_of_scope
 from ppexport.device.picture import psnr
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.exporting import capacity_set
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
+from ppexport.networks.network import Trace
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import run_parity
 from ppexport.twin.twin import make_twin
@@ -43,19 +46,26 @@ def weight_bytes(path):
     return sum(f.stat().st_size for f in path.rglob("weights/*"))
 
 
-def build(folder, options, capacities=(256,), network=None, size=SIZE):
+def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask="graph", step=print, **options):
     network = network or small_network()
-    twin = make_twin(network, size, capacities[-1])
+    return BuildJob(
+        network, card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
+        CoreMLOptions(**options), None, folder, step,
+    )  # fmt: skip
+
+
+def build(folder, precision, capacities=(256,), **rest):
     folder.mkdir(exist_ok=True)
     steps = []
-    name = build_for_coreml(twin, card_of(network), folder, list(capacities), options, steps.append)
+    job = make_job(folder, precision, capacities, step=steps.append, **rest)
+    name = build_for_coreml(job)
     assert steps[-1] == "comparing with the twin"
-    return twin, folder / name
+    return job.twin(), folder / name
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("half"), Options("fp16"), network=small_network(layers=2))
+    return build(tmp_path_factory.mktemp("half"), "fp16", network=small_network(layers=2))
 
 
 def reference(twin, lr):
@@ -66,7 +76,7 @@ def reference(twin, lr):
 
 def test_half_precision_is_near_the_twin_on_all_inputs(half):
     twin, path = half
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     for item in parity_inputs(SIZE, 2):
         sr, impure, categories = reference(twin, item.lr)
         inside = debug.run({"lr": item.lr}, categories)
@@ -84,26 +94,17 @@ def test_half_precision_is_near_the_twin_on_all_inputs(half):
 
 
 def test_half_precision_is_where_it_is_safe(half):
-    function = read_package(half[1]).functions["main"]
+    function, computes = read_package(half[1]).functions["main"], computes_half(half[0])
     seen = set()
     for op in function.operations:
         module = decode(op.outputs[0].name)
         if op.type in ("const", "cast") or module is None:
             continue
         kinds = {port.type.element.name for port in op.outputs}
-        assert ("fp16" in kinds) <= computes_half(module, op.type), op.name
-        assert ("fp32" in kinds) <= (not computes_half(module, op.type)), op.name
+        assert ("fp16" in kinds) <= computes(module), op.name
+        assert ("fp32" in kinds) <= (not computes(module)), op.name
         seen |= kinds
     assert {"fp16", "fp32", "int32", "bool"} <= seen
-
-
-@pytest.mark.slow
-def test_another_selector(half, tmp_path):
-    network = small_network(layers=2)
-    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
-    wide, careful = (place_package(read_package(p)) for p in (path, half[1]))
-    assert wide.crossings < careful.crossings
-    assert wide.reasons["fp32"] < careful.reasons["fp32"]
 
 
 def test_names_tell_the_module(half):
@@ -124,7 +125,7 @@ def test_names_tell_the_module(half):
 
 def test_a_package_says_what_it_is(half):
     package = read_package(half[1])
-    card = card_of(half[0].__dict__["network"])
+    card = card_of(half[0].network)
     assert (package.author, package.licence, package.specification) == ("ppexport", card.licence, 9)
     assert "super-resolution x2 of 16x16 images" in package.description
     assert package.facts["ppexport.capacities"] == "256"
@@ -146,7 +147,7 @@ def test_coremltools_reads_what_was_finished(half):
 
 def full_and_fitting(path, twin, capacities, inputs):
     """(input, capacity, full function's picture, that of *capacity*) wherever the picture fits; both of one routing."""
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     for item in inputs:
         _, impure, categories = reference(twin, item.lr)
         fed = {c: {"lr": item.lr, "slots": np.zeros((1, c), np.int32)} for c in capacities}
@@ -174,11 +175,11 @@ def test_a_capacity_set_in_fp16_is_exact(coreml_set):
 
 
 def test_a_capacity_set_shares_its_weights_and_is_exact(tmp_path):
-    twin, path = build(tmp_path, Options("fp32"), (128, 256))
+    twin, path = build(tmp_path, "fp32", (128, 256))
     package = read_package(path)
     assert set(package.functions) == {"capacity_128", "capacity_256"}
     assert package.default == "capacity_256"
-    _, single = build(tmp_path / "one", Options("fp32"))
+    _, single = build(tmp_path / "one", "fp32")
     assert weight_bytes(path) < 1.1 * weight_bytes(single)
     assert all(f.description for i in package.interfaces.values() for f in (*i.inputs, *i.outputs))
     cases = list(full_and_fitting(path, twin, [128, 256], parity_inputs(SIZE, 2)))
@@ -186,31 +187,31 @@ def test_a_capacity_set_shares_its_weights_and_is_exact(tmp_path):
     for item, _, _, inside in cases:
         assert psnr(reference(twin, item.lr)[0], inside.sr, 1.0) > 100, item.name
     with pytest.raises(InputError, match="the package has functions capacity_.*, not 'capacity_64'"):
-        DebugPackage(path).session.run({"lr": item.lr, "slots": np.zeros((1, 64), np.int32)})
+        PackageProbe(path, ROUTING).session.run({"lr": item.lr, "slots": np.zeros((1, 64), np.int32)})
 
 
 @pytest.mark.parametrize("target", ["iOS16", pytest.param("iOS17", marks=pytest.mark.slow)])
 def test_older_targets_and_odd_sizes(target, tmp_path):
     size = (13, 20)
-    twin, path = build(tmp_path, Options("fp32", target), (512,), size=size)
+    twin, path = build(tmp_path, "fp32", (512,), size=size, target=target)
     assert read_package(path).specification == {"iOS16": 7, "iOS17": 8}[target]
     item = parity_inputs(size, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
-    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    inside = PackageProbe(path, ROUTING).run({"lr": item.lr}, categories)
     assert inside.sr.shape == (1, 3, 26, 40)
     assert psnr(sr, inside.sr, 1.0) > 100
     assert inside.impure_tokens == impure
 
 
 def test_pictures_instead_of_tensors(tmp_path, monkeypatch):
-    twin, path = build(tmp_path, Options("fp16", interface="image"))
+    twin, path = build(tmp_path, "fp16", interface="image")
     package = read_package(path)
     (lr,), (sr, impure) = package.interfaces["main"].inputs, package.interfaces["main"].outputs
     assert (lr.image, lr.color, sr.image, sr.color) == ((16, 16), "RGB", (32, 32), "RGB")
     assert impure.image is None
     item = parity_inputs(SIZE, 2)[0]
     expected, count, categories = reference(twin, item.lr)
-    debug = DebugPackage(path)
+    debug = PackageProbe(path, ROUTING)
     inside = debug.run({"lr": item.lr}, categories)
     assert inside.impure_tokens == count
     assert np.abs(expected.clip(0, 1) - inside.sr).max() < 1.5 / 255
@@ -225,10 +226,10 @@ def test_pictures_instead_of_tensors(tmp_path, monkeypatch):
 
 def test_a_network_without_masks(tmp_path):
     network = shortened(copy.deepcopy(golden_network("atd_light_x2_trained", "atd_light")), 1)
-    twin, path = build(tmp_path, Options("fp32"), network=network)
+    twin, path = build(tmp_path, "fp32", network=network)
     item = parity_inputs(SIZE, 2)[0]
     sr, impure, categories = reference(twin, item.lr)
-    inside = DebugPackage(path).run({"lr": item.lr}, categories)
+    inside = PackageProbe(path, ROUTING).run({"lr": item.lr}, categories)
     assert psnr(sr, inside.sr, 1.0) > 100
     assert inside.impure_tokens == impure == 256
     assert inside.pure is None
@@ -236,7 +237,7 @@ def test_a_network_without_masks(tmp_path):
 
 
 def test_the_mask_as_an_input(tmp_path):
-    twin, path = build(tmp_path, Options("fp32", mask="input"))
+    twin, path = build(tmp_path, "fp32", mask="input")
     item = parity_inputs(SIZE, 2)[1]
     mask = np.zeros((1, 1, 16, 16), np.float32)
     mask[..., :8, :] = 1
@@ -247,44 +248,40 @@ def test_the_mask_as_an_input(tmp_path):
 
 
 def test_weights_of_8_bits_are_smaller(half, tmp_path):
-    twin, path = build(tmp_path, Options("w8"), network=small_network(layers=2))
+    twin, path = build(tmp_path, "w8", network=small_network(layers=2))
     assert weight_bytes(path) < 0.75 * weight_bytes(half[1])
     item = parity_inputs(SIZE, 2)[0]
     sr, _, categories = reference(twin, item.lr)
-    assert psnr(sr, DebugPackage(path).run({"lr": item.lr}, categories).sr, 1.0) > 35
+    assert psnr(sr, PackageProbe(path, ROUTING).run({"lr": item.lr}, categories).sr, 1.0) > 35
 
 
-def test_a_query_of_length_zero_stays_finite(tmp_path):
-    # Its guard, 1e-12, is 0 in fp16.
-    network = small_network()
-    attention = network.layers[0].residual_group.layers[0].attn_atd
-    attention.wq.weight.zero_()
-    attention.wq.bias.zero_()
-    _, path = build(tmp_path, Options("fp16", selector=computes_half_widely), network=network)
-    found = Session(path).run({"lr": parity_inputs(SIZE, 2)[0].lr})
-    assert np.isfinite(found["sr"]).all()
+def test_what_keeps_from_dividing_by_zero_is_a_number_of_fp16(half):
+    # The twin's guard, 1e-12, is 0 in fp16.
+    operations = read_package(half[1]).functions["main"].operations
+    constants = {op.outputs[0].name: op.value for op in operations if op.type == "const"}
+    read = [constants.get(name) for op in operations if op.type == "maximum" for name in op.reads("y")]
+    guards = [value for value in read if value is not None and value.dtype == np.float32]
+    assert guards
+    assert all(value == 2.0**-14 for value in guards)
 
 
 @pytest.mark.parametrize(
-    ("options", "capacities", "message"),
+    ("options", "message"),
     [
-        (Options("fp64"), [256], "a Core ML precision is one of fp32, fp16, w8, w8a8, not 'fp64'"),
-        (Options(target="iOS15"), [256], "a deployment target is one of iOS16, iOS17, iOS18, not 'iOS15'"),
-        (Options(interface="video"), [256], "an interface is one of tensor, image, not 'video'"),
-        (Options(target="iOS17"), [128, 256], "a capacity set is a package of several functions, which needs iOS18"),
+        ({"precision": "fp64"}, "precision of --backend coreml is one of fp32, fp16, w8, w8a8, not 'fp64'"),
+        ({"target": "iOS15"}, "target"),
+        ({"interface": "video"}, "interface"),
+        (
+            {"target": "iOS17", "capacities": [128, 256]},
+            "a capacity set is a package of several functions, which needs iOS18",
+        ),
+        ({"flavour": "ort"}, "flavour is an option of --backend onnx, not of coreml"),
     ],
 )
-def test_impossible_wishes(options, capacities, message, tmp_path):
-    twin = make_twin(small_network(), SIZE)
+def test_impossible_options(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        build_for_coreml(twin, card_of(twin.network), tmp_path, capacities, options, lambda stage: None)
+        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", **options)
     assert not any(tmp_path.iterdir())
-
-
-def test_other_flavours_are_refused(tmp_path):
-    twin = make_twin(small_network(), SIZE, flavour="ort")
-    with pytest.raises(ExportError, match="takes the portable flavour"):
-        build_for_coreml(twin, card_of(twin.network), tmp_path, [256], Options(), lambda stage: None)
 
 
 def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
@@ -292,23 +289,22 @@ def test_a_package_that_is_not_ours_cannot_be_looked_into(tmp_path):
 
     path = saved(nn.Conv2d(3, 3, 3), [torch.rand(1, 3, 8, 8)], tmp_path)
     with pytest.raises(ArtifactError, match="names do not tell the layers"):
-        DebugPackage(path)
+        PackageProbe(path, ROUTING)
     assert place_package(read_package(path)).operations > 0
 
 
 def test_a_changed_weight_fails_the_comparison(half, tmp_path):
-    from ppexport.backends.coreml.self_check import self_check
-
     twin, path = half
+    job = make_job(tmp_path, "fp16")
     copied = shutil.copytree(path, tmp_path / MODEL)
-    self_check(copied, twin, [256], "fp16")
+    check_package(copied, twin, job)
     (weights,) = copied.rglob("weight.bin")
     data = bytearray(weights.read_bytes())
     for at in range(len(data) // 2, len(data) // 2 + 6000, 2):
         data[at + 1] ^= 0x40
     weights.write_bytes(data)
     with pytest.raises((ExportError, ArtifactError)):
-        self_check(copied, twin, [256], "fp16")
+        check_package(copied, twin, job)
 
 
 def test_numbers_beyond_fp16_are_refused(tmp_path):
@@ -351,8 +347,7 @@ def test_scopes_and_names():
     assert path_of_scope(twin, ["upsample", "0"]) == "upsample.0"
     assert path_of_scope(twin, []) == ""
     assert path_of_scope(twin, ["pure_pass", "nonsense", "0"]) == "pure_pass"
-    namer = Namer()
-    names = [namer.name(p, "reduce_sum") for p in ("", "a.b_1.0", "a.b_1.0")]
+    names = [encode(p, "reduce_sum", n) for p, n in (("", 0), ("a.b_1.0", 0), ("a.b_1.0", 1))]
     assert names == ["___reduce_sum", "a__b_1__0___reduce_sum", "a__b_1__0___reduce_sum_1"]
     assert [decode(name) for name in names] == ["", "a.b_1.0", "a.b_1.0"]
     assert decode(encode("norm", "layer_norm", 12)) == "norm"
@@ -363,35 +358,32 @@ LAYER = "layers.0.residual_group.layers.3"
 
 
 @pytest.mark.parametrize(
-    ("module", "operation", "careful", "widely"),
+    ("module", "half"),
     [
-        ("pure_pass", "mul", False, False),
-        ("picture", "mul", False, False),
-        (f"{LAYER}.attn_aca.router.sort", "matmul", False, False),
-        (f"{LAYER}.attn_aca.dense", "add", False, False),
-        (f"{LAYER}.attn_aca", "matmul", True, True),
-        (f"{LAYER}.attn_win.proj", "linear", True, True),
-        (f"{LAYER}.convffn.dwconv.0", "conv", True, True),
-        (f"{LAYER}.attn_atd", "softmax", False, True),
-        (f"{LAYER}.attn_atd.wv", "linear", True, True),
-        (f"{LAYER}.norm1", "layer_norm", False, True),
-        (LAYER, "add", False, True),
-        ("layers.0.conv", "conv", False, True),
-        ("upsample.0", "conv", False, True),
-        ("", "reduce_sum", False, False),
-        ("", "add", False, True),
+        ("pure_pass", False),
+        (f"{LAYER}.attn_aca.router.sort", False),
+        (f"{LAYER}.attn_aca.dense", False),
+        (f"{LAYER}.attn_aca", True),
+        (f"{LAYER}.attn_win.proj", True),
+        (f"{LAYER}.convffn.dwconv.0", True),
+        (f"{LAYER}.attn_atd", False),
+        (f"{LAYER}.attn_atd.wv", True),
+        (f"{LAYER}.norm1", False),
+        (LAYER, False),
+        ("layers.0.conv", False),
+        ("upsample.0", False),
+        ("", False),
     ],
 )
-def test_the_selectors(module, operation, careful, widely):
-    assert computes_half(module, operation) is careful
-    assert computes_half_widely(module, operation) is widely
+def test_modules_in_half_precision(module, half):
+    assert computes_half(make_twin(small_network(), SIZE))(module) is half
 
 
 def test_export_and_open(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     m = runner.artifact.manifest
     assert (m.backend, m.precision, m.capacities, m.flavour) == ("coreml", "fp16", [128, 256], "portable")
-    assert m.engine == {"target": "iOS18", "interface": "tensor"}
+    assert m.build == {"target": "iOS18", "interface": "tensor"}
     assert "coremltools" in m.versions
     twin = make_twin(small_network(), SIZE)
     used = set()
@@ -404,7 +396,7 @@ def test_export_and_open(coreml_set):
     assert used == {128, 256}
 
 
-def test_a_damaged_artefact_is_refused(coreml_set, tmp_path):
+def test_a_damaged_artifact_is_refused(coreml_set, tmp_path):
     copied = shutil.copytree(coreml_set, tmp_path / "copy")
     (weights,) = copied.rglob("weight.bin")
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -421,14 +413,6 @@ def test_a_package_of_another_export_is_refused(coreml_set, tmp_path):
     (copied / "manifest.json").write_text(text.replace(card_of(small_network()).hash(), "0" * 64))
     with pytest.raises(ArtifactError, match=r"ppexport\.card_sha256 is .* the manifest says '0000"):
         ppexport.open_artifact(copied)
-
-
-def test_flavours_are_not_for_coreml(tmp_path):
-    with pytest.raises(InputError, match="flavours are for --backend onnx"):
-        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", flavour="ort")
-    with pytest.raises(InputError, match="a Core ML precision is one of"):
-        ppexport.export(small_network(), backend="coreml", size=SIZE, out=tmp_path / "x", precision="int4")
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -450,7 +434,7 @@ def test_the_whole_network_meets_its_gate(scale, precision, least, tmp_path):
 def test_the_whole_network_in_a_capacity_set_is_exact(precision, tmp_path):
     size, network = (32, 32), ppexport.load_network("pp_atd_light_x2")
     capacities = capacity_set(size, 4)
-    twin, path = build(tmp_path, Options(precision), capacities, network, size)
+    twin, path = build(tmp_path, precision, capacities, network=network, size=size)
     cases = list(full_and_fitting(path, twin, capacities, parity_inputs(size, 2)))
     check_exact(cases)
     assert {capacity for _, capacity, _, _ in cases} == set(capacities[:-1])

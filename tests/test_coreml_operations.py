@@ -15,7 +15,7 @@ from coreml_programs import evaluated, run_one, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppexport.backends.coreml.evaluator.registry import OPERATIONS
+from ppexport.backends.coreml.evaluator import OPERATIONS
 from ppexport.errors import ArtifactError
 
 _B = 1.5
@@ -90,7 +90,6 @@ CASES = {
     "pad reflect": (lambda x: F.pad(x, (1, 2, 2, 1), mode="reflect"), ["ab45"]),
     "pad replicate": (lambda x: F.pad(x, (2, 1, 1, 2), mode="replicate"), ["abcd"]),
     "fill_like": (lambda x: x + torch.full_like(x, _B), ["abc"]),
-    "band_part": (lambda x: torch.tril(x), ["bcd"]),
     "slice_by_index": (lambda x: x[:, 1:-1, ::2], ["a5b"]),
     "gather": (lambda x: x.index_select(1, torch.tensor([2, 0, 2], dtype=torch.int32)) * x.sum(), ["a4b"]),
     "gather_along_axis": (lambda x, y: x.gather(1, y.argmax(0, keepdim=True).expand_as(x)), ["a4b", "44b"]),
@@ -99,11 +98,9 @@ CASES = {
     "matmul": (lambda x, y: x @ y.transpose(-1, -2), ["abcd", "abed"]),
     "conv": (torch.nn.Conv2d(4, 6, 3, padding=(1, 2), stride=2, dilation=(1, 2), groups=2), ["a478"]),
     "conv 1d": (torch.nn.Conv1d(3, 4, 3, padding="same"), ["a3b"]),
-    "conv_transpose": (torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2), ["a4bc"]),
     "scaled_dot_product_attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), ["abcd", "abed", "abed"]),
     "layer_norm": (torch.nn.LayerNorm(6), ["ab6"]),
     "instance_norm": (torch.nn.InstanceNorm2d(3, affine=True), ["a345"]),
-    "batch_norm": (torch.nn.BatchNorm2d(3).eval(), ["a3bc"]),
     "max_pool": (torch.nn.MaxPool2d(3, stride=2, padding=1), ["ab78"]),
     "avg_pool": (torch.nn.AvgPool2d(2, stride=1, padding=1, count_include_pad=False), ["ab56"]),
     "pixel_shuffle": (torch.nn.PixelShuffle(2), ["a8bc"]),
@@ -115,17 +112,13 @@ CASES = {
 }  # fmt: skip
 INT_CASES = {
     "cast": (lambda x: x.float() * 2, "abc"),
-    "one_hot": (lambda x: F.one_hot((x.abs() % 4).long(), 4), "ab"),
     "gather": (lambda x: torch.arange(40, 80, dtype=torch.int32).index_select(0, (x % 40).view(-1)), "ab"),
     "range_1d": (lambda x: torch.arange(x.shape[0]) + x[:, 0], "ab"),
 }
 CALLED_DIRECTLY = {
-    "thresholded_relu", "threshold", "linear_activation",
-    "identity", "logical_xor", "logical_or", "mod", "inverse", "square", "reduce_prod", "reduce_l1_norm", "einsum",
-    "resize_bilinear", "reduce_sum_square", "flatten2d", "shape", "fill", "gather_nd", "scatter", "scatter_nd",
-    "slice_by_size", "l2_norm", "depth_to_space", "space_to_depth", "resize_nearest_neighbor", "range_1d",
-    "constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_cast", "constexpr_lut_to_dense",
-    "quantize", "dequantize",
+    "thresholded_relu", "threshold", "linear_activation", "identity", "logical_xor", "logical_or", "mod", "inverse",
+    "square", "reduce_l1_norm", "reduce_sum_square", "shape", "fill", "slice_by_size", "range_1d",
+    "constexpr_affine_dequantize", "constexpr_blockwise_shift_scale", "constexpr_cast", "quantize", "dequantize",
 }  # fmt: skip
 """Operations that no PyTorch function here converts to: called directly below, two in test_coreml_quantised."""
 
@@ -143,9 +136,6 @@ def random_inputs(name, shapes):
 @pytest.mark.parametrize("name", CASES)
 def test_an_operation_computes_what_pytorch_does(name, tmp_path):
     function, shapes = CASES[name]
-    if isinstance(function, torch.nn.BatchNorm2d):
-        function.running_mean.normal_()
-        function.running_var.uniform_(0.5, 2)
     # The opsets differ in parameters more than in meaning: each operation is converted for one of them.
     old = zlib.crc32(name.encode()) % 2 and name != "scaled_dot_product_attention"
     inputs = random_inputs(name, shapes)
@@ -179,33 +169,16 @@ BY_HAND = [
     ("mod", {"x": rand(3, 4), "y": rand(4)}, {}, torch.remainder),
     ("inverse", {"x": rand(3, 4)}, {"epsilon": 0.5}, lambda x: torch.reciprocal(x + 0.5)),
     ("square", {"x": rand(3, 4)}, {}, torch.square),
-    ("reduce_prod", {"x": rand(3, 4, 2)}, {"axes": [0, -1]}, lambda x: x.prod(2).prod(0)),
     ("reduce_l1_norm", {"x": rand(3, 4)}, {}, lambda x: torch.linalg.vector_norm(x, ord=1)),
-    ("einsum", {"values": [rand(2, 3, 4), rand(4, 5)]}, {"equation": "bij,jk->bik"},
-     lambda x, y: torch.einsum("bij,jk->bik", x, y)),
-    ("resize_bilinear", {"x": rand(1, 2, 3, 4)},
-     {"target_size_height": 7, "target_size_width": 5, "sampling_mode": "UNALIGN_CORNERS"},
-     lambda x: F.interpolate(x, size=(7, 5), mode="bilinear", align_corners=False)),
     ("thresholded_relu", {"x": rand(3, 4)}, {"alpha": 0.2}, lambda x: F.threshold(x, 0.2, 0.0)),
     ("threshold", {"x": rand(3, 4)}, {"alpha": 0.2}, lambda x: x.clamp(min=0.2)),
     ("linear_activation", {"x": rand(3, 4)}, {"alpha": 0.2, "beta": 3.0}, lambda x: 0.2 * x + 3),
     ("reduce_sum_square", {"x": rand(2, 3)}, {"axes": [1]}, lambda x: (x**2).sum(1)),
-    ("flatten2d", {"x": rand(2, 3, 4)}, {"axis": 2}, lambda x: x.reshape(6, 4)),
-    ("flatten2d", {"x": rand(2, 3, 4)}, {"axis": 0}, lambda x: x.reshape(1, 24)),
     ("slice_by_size", {"x": rand(4, 5)}, {"begin": [1, 2], "size": [2, -1]}, lambda x: x[1:3, 2:]),
-    ("l2_norm", {"x": rand(1, 2, 3, 4)}, {"epsilon": 1e-6}, lambda x: F.normalize(x.flatten(1)).view_as(x)),
-    ("space_to_depth", {"x": rand(1, 2, 4, 6)}, {"block_size": 2},
-     lambda x: F.pixel_unshuffle(x, 2).view(1, 2, 4, 2, 3).transpose(1, 2).reshape(1, 8, 2, 3)),
-    ("depth_to_space", {"x": rand(1, 8, 2, 3)}, {"block_size": 2},
-     lambda x: F.pixel_shuffle(x.view(1, 4, 2, 2, 3).transpose(1, 2).reshape(1, 8, 2, 3), 2)),
-    ("resize_nearest_neighbor", {"x": rand(1, 2, 3, 4)}, {"target_size_height": 6, "target_size_width": 4},
-     lambda x: x.repeat_interleave(2, 2)),
     ("concat", {"values": [rand(2, 3), rand(2, 3) + 1]}, {"axis": 1, "interleave": True},
      lambda x, y: torch.stack([x, y], 2).flatten(1)),
     ("cumsum", {"x": rand(3, 4)}, {"axis": 1, "exclusive": True, "reverse": True},
      lambda x: x.flip(1).cumsum(1).flip(1) - x),
-    ("band_part", {"x": rand(4, 5)}, {"lower": 1, "upper": 0}, lambda x: x.tril(0).triu(-1)),
-    ("gelu", {"x": rand(9)}, {"mode": "SIGMOID_APPROXIMATION"}, lambda x: x * torch.sigmoid(1.702 * x)),
     ("max_pool", {"x": rand(1, 1, 5, 5)}, {"kernel_sizes": [2, 2], "strides": [2, 2], "pad_type": "same"},
      lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-9), 2)),
     ("slice_by_index", {"x": rand(4, 5)},
@@ -238,9 +211,6 @@ def test_shape_fill_and_range():
     assert found.tolist() == [odd]
     (found,) = run_one("range_1d", {}, {"start": odd, "end": odd + 2, "step": 1}, [("int32", (2,))])
     assert found.tolist() == [odd, odd + 1]
-    constants = {"one_hot_vector_size": 2, "on_value": odd, "off_value": 0}
-    (found,) = run_one("one_hot", {"indices": np.int32([1])}, constants, [("int32", (1, 2))])
-    assert found.tolist() == [[0, odd]]
 
 
 def test_an_exclusive_running_sum_does_not_lose_small_numbers():
@@ -249,36 +219,19 @@ def test_an_exclusive_running_sum_does_not_lose_small_numbers():
     np.testing.assert_array_equal(found, np.float32([0, 1, 1e20]))
 
 
-def test_a_bias_reaches_beyond_the_last_window_of_a_transposed_convolution():
-    x, weight = rand(1, 2, 3), rand(2, 3, 2)
-    constants = {"bias": np.float32([1, 2, 3]), "pad_type": "custom", "strides": [2], "output_shape": [1, 3, 7]}
-    constants["pad"] = [0, 0]
-    (found,) = run_one("conv_transpose", {"x": x, "weight": weight}, constants, [("fp32", (1, 3, 7))])
-    layer = torch.nn.functional.conv_transpose1d
-    expected = layer(*map(torch.from_numpy, (x, weight)), torch.tensor([1.0, 2, 3]), stride=2, output_padding=1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_scatters_and_gathers_by_tuples(data):
+def test_scatters_along_an_axis(data):
     n, m, k = (data.draw(st.integers(1, 5)) for _ in range(3))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     x, updates = rng.normal(size=(n, m)).astype(np.float32), rng.normal(size=(k, m)).astype(np.float32)
-    rows = rng.integers(0, n, k).astype(np.int32)
-    (found,) = run_one("scatter", {"data": x, "indices": rows, "updates": updates}, {"mode": "add"}, [("fp32", (n, m))])
-    np.testing.assert_allclose(
-        found, torch.from_numpy(x).index_add(0, torch.from_numpy(rows), torch.from_numpy(updates)), atol=1e-5
-    )
-    pairs = np.stack([rows, rng.integers(0, m, k)], axis=1).astype(np.int32)
-    (found,) = run_one("gather_nd", {"x": x, "indices": pairs}, {}, [("fp32", (k,))])
-    np.testing.assert_array_equal(found, x[pairs[:, 0], pairs[:, 1]])
-    (found,) = run_one(
-        "scatter_nd", {"data": x, "indices": pairs, "updates": updates[:, 0]}, {"mode": "sub"}, [("fp32", (n, m))]
-    )
-    expected = x.copy()
-    np.subtract.at(expected, (pairs[:, 0], pairs[:, 1]), updates[:, 0])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    rows = rng.integers(0, n, (k, m)).astype(np.int32)
+    for mode, sign in (("add", 1), ("sub", -1)):
+        given = {"data": x, "indices": rows, "updates": updates}
+        (found,) = run_one("scatter_along_axis", given, {"axis": 0, "mode": mode}, [("fp32", (n, m))])
+        expected = x.copy()
+        np.add.at(expected, (rows, np.arange(m)), sign * updates)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -351,10 +304,6 @@ def test_compressed_weights():
     assert found.tolist() == [[0.5, -1.0], [6.0, 8.0]]
     values = {"quantized_data": data, "zero_point": np.int8(1), "scale": np.float32([1, 3]), "axis": np.int32(0)}
     assert constant("constexpr_affine_dequantize", values, "fp32", (2, 2)).tolist() == [[0, -3], [6, 9]]
-    packed = {"indices": np.uint8([0b11100100]), "lut": np.float16([1, 2, 3, 4]), "shape": np.uint32([2, 2])}
-    assert constant("constexpr_lut_to_dense", packed, "fp16", (2, 2)).tolist() == [[1, 2], [3, 4]]
-    table = {"indices": np.uint8([[0, 1], [1, 0]]), "lut": np.float32([[[[5], [6]]], [[[7], [8]]]])}
-    assert constant("constexpr_lut_to_dense", table, "fp32", (2, 2)).tolist() == [[5, 6], [8, 7]]
     assert constant(
         "constexpr_cast", {"source_val": np.float16([1.5]), "output_dtype": "fp32"}, "fp32", (1,)
     ).tolist() == [1.5]
@@ -365,7 +314,7 @@ def constant(kind, values, element, shape):
     from coreml_programs import ELEMENTS
 
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-    from ppexport.backends.coreml.reading.program import (
+    from ppexport.backends.coreml.program import (
         Function,
         Interface,
         Operation,

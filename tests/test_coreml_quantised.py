@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_networks import ROUTING
 
 pytest.importorskip("coremltools", reason="pip install 'ppexport[coreml]'")
 
@@ -13,13 +14,13 @@ from coreml_programs import run_one
 from onnx import TensorProto, helper
 
 import ppexport
-from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
+from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import place_package
-from ppexport.backends.coreml.quantised_inputs import scale_of
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.backends.coreml.scopes import decode
-from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.coreml.precision import scale_of
+from ppexport.backends.coreml.specification import decode
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import find_ranges, quantisable
 from ppexport.backends.onnx.quantised import module_ranges
 from ppexport.backends.onnx.run_onnxruntime import load
@@ -31,7 +32,7 @@ from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, write_recipe
 
 @pytest.fixture(scope="module")
 def package(calibrated, tmp_path_factory):
-    """(artefact, recipe, program) of the calibrated network in w8a8."""
+    """(artifact, recipe, program) of the calibrated network in w8a8."""
     folder = tmp_path_factory.mktemp("w8a8")
     recipe = Recipe(calibrator="max")
     write_recipe(folder / "r.yaml", recipe)
@@ -73,8 +74,8 @@ def test_every_layer_of_the_recipe_reads_int8_at_its_measured_scale(calibrated, 
 
 def test_the_evaluator_computes_with_the_levels(calibrated, package):
     lr = lr_of(photo(*SIZE))
-    reference = DebugModel(calibrated.artifact.model_file).run({"lr": lr})
-    inside = DebugPackage(package[0].model_file).run({"lr": lr}, reference.categories)
+    reference = OnnxProbe(calibrated.artifact.model_file, ROUTING).run({"lr": lr})
+    inside = PackageProbe(package[0].model_file, ROUTING).run({"lr": lr}, reference.categories)
     assert 35 < psnr(reference.sr, inside.sr, 1.0) < 70
     (first, *_), (back, *_) = operations(package, "quantize"), operations(package, "dequantize")
     names = [first.outputs[0].name, back.outputs[0].name, first.inputs["input"][0].name]
@@ -89,7 +90,7 @@ def test_the_evaluator_computes_with_the_levels(calibrated, package):
 
 def test_the_manifest_names_pictures_and_recipe(calibrated, package):
     manifest = package[0].manifest
-    said = manifest.engine["quantisation"]
+    said = manifest.quantisation
     assert (manifest.backend, manifest.precision) == ("coreml", "w8a8")
     assert said["calibration_sha256"] == calibrated.calibration.sha256
     assert said["int8"]["groups"] == list(DEFAULT_GROUPS)
@@ -146,16 +147,16 @@ def test_scales_of_several_channels_need_an_axis():
 
 def test_what_cannot_be_is_refused(calibrated, tmp_path):
     def export(**options):
-        wish = {"precision": "w8a8", "calibration": calibrated.path, **options}
-        ppexport.export(calibrated.network, backend="coreml", size=SIZE, out=tmp_path / "a", **wish)
+        given = {"precision": "w8a8", "calibration": calibrated.path, **options}
+        ppexport.export(calibrated.network, backend="coreml", size=SIZE, out=tmp_path / "a", **given)
 
     with pytest.raises(InputError, match="w8a8 quantises activations, which needs iOS17 or iOS18"):
         export(target="iOS16")
     with pytest.raises(InputError, match="no calibration is bundled for these weights: run `ppexport calibrate`"):
         export(calibration=None)
-    with pytest.raises(InputError, match="--calibration is for --precision fp16, int8 or mixed of"):
+    with pytest.raises(InputError, match="--calibration is for --precision w8a8 of --backend coreml, not for w8"):
         export(precision="w8")
-    with pytest.raises(InputError, match="--recipe is for --precision int8 or mixed, or w8a8"):
+    with pytest.raises(InputError, match="--recipe is for --precision w8a8 of --backend coreml, not for fp16"):
         export(precision="fp16", calibration=None, recipe=tmp_path / "r.yaml")
     assert not any(tmp_path.iterdir())
     write_recipe(tmp_path / "r.yaml", Recipe(weight_bits=7))

@@ -10,21 +10,20 @@ from pathlib import Path
 import core_ml_stand_in
 import numpy as np
 import pytest
-from small_networks import SIZE
+from small_networks import SIZE, small_network
 
 import ppexport
-from ppexport.backends.coreml import run_mac as device
+from ppexport.backends.coreml import BACKEND, trial
 from ppexport.backends.coreml import run_mac as mac
-from ppexport.backends.coreml import trial, trial_child
-from ppexport.backends.coreml.reading.package import read_package
-from ppexport.backends.coreml.run_mac import Planned, check_platform
+from ppexport.backends.coreml.package import read_package
+from ppexport.backends.coreml.package_probe import unit_run
+from ppexport.backends.coreml.run_mac import Planned
 from ppexport.backends.coreml.trial import TrialError, run_trial
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
-from ppexport.parity.gates import Gate
+from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
-from ppexport.parity.unit_column import unit_column
-from ppexport.parity.units import parse_units
+from ppexport.parity.run import unit_column
 from ppexport.profile.layers import coreml
 
 LR = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
@@ -33,7 +32,8 @@ STAND_IN = """
 import sys
 from pathlib import Path
 import numpy as np
-from ppexport.backends.coreml import device, trial_child
+from ppexport.backends.coreml import trial
+from ppexport.backends.coreml.run_mac import Opened, Planned
 
 def recorded(package, unit, function):
     def predict(fed):
@@ -43,10 +43,10 @@ def recorded(package, unit, function):
     def plan():
         if function != "capacity_1024":
             raise RuntimeError("no plan of " + function)
-        return [device.Planned("a", "ios18.mul", "NE", 0.5)]
-    return device.Opened(predict, plan)
+        return [Planned("a", "ios18.mul", "NE", 0.5)]
+    return Opened(predict, plan)
 
-trial_child.run(Path(sys.argv[1]), recorded)
+trial.run_child(Path(sys.argv[1]), recorded)
 """
 ON_A_MAC = (sys.executable, str(Path(core_ml_stand_in.__file__)))
 pytest_plugins = ["apple_fixtures"]
@@ -73,7 +73,7 @@ def test_the_plan_is_that_of_the_most_slots(tmp_path):
 @pytest.fixture
 def on_a_mac(monkeypatch):
     monkeypatch.setattr(mac, "check_platform", lambda: None)
-    monkeypatch.setattr(device, "import_module", core_ml_stand_in.import_module)
+    monkeypatch.setattr(mac, "import_module", core_ml_stand_in.import_module)
 
 
 def test_a_set_runs_on_a_mac_as_in_the_evaluator(coreml_set, on_a_mac):
@@ -92,26 +92,25 @@ def test_a_set_runs_on_a_mac_as_in_the_evaluator(coreml_set, on_a_mac):
 
 def test_what_core_ml_refuses_is_said(tmp_path, coreml_set, on_a_mac):
     with pytest.raises(ArtifactError, match=r"Core ML cannot load broken\.mlpackage: no such$"):
-        device.open_function("broken.mlpackage", "ALL", None)
+        mac.open_function("broken.mlpackage", "ALL", None)
     with pytest.raises(ArtifactError, match="function_name main not found"):
-        device.open_function(str(coreml_set / "model.mlpackage"), "ALL", "main")
+        mac.open_function(str(coreml_set / "model.mlpackage"), "ALL", "main")
 
 
 def test_pictures_of_a_set_are_told_by_its_functions():
     spec = pytest.importorskip("coremltools").proto.Model_pb2.Model()
-    assert not device.takes_pictures(spec)
+    assert not mac.takes_pictures(spec)
     function = spec.description.functions.add(name="capacity_128")
     function.input.add(name="lr").type.multiArrayType.SetInParent()
-    assert not device.takes_pictures(spec)
+    assert not mac.takes_pictures(spec)
     function.input[0].type.imageType.SetInParent()
-    assert device.takes_pictures(spec)
+    assert mac.takes_pictures(spec)
 
 
 def test_a_unit_has_a_column_of_its_own(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     inputs = parity_inputs(SIZE, 2)[:4]
-    name, column, plan = unit_column(runner, "ne", inputs, ON_A_MAC)
-    assert name == "coreml-fp16-ne"
+    column, plan = unit_column(runner, unit_run(runner.artifact.model_file, "ne", ON_A_MAC), inputs)
     for item in inputs:
         expected = runner(item.lr)
         np.testing.assert_array_equal(column[item.name].sr, expected.sr)
@@ -163,7 +162,7 @@ def test_memory_that_cannot_be_watched(tmp_path, monkeypatch):
 
 def test_a_plan_counts_devices_and_crossings():
     devices = {"a": "NE", "b": "NE", "x": "", "c": "CPU", "d": "NE"}
-    plan = trial_child.summary([Planned(name, "ios18.mul", where, None) for name, where in devices.items()])
+    plan = trial.summary([Planned(name, "ios18.mul", where, None) for name, where in devices.items()])
     assert plan == {
         "operations": {"NE": 3, "CPU": 1},
         "crossings": 2,
@@ -172,17 +171,26 @@ def test_a_plan_counts_devices_and_crossings():
     json.dumps(plan)
 
 
-def test_units_are_checked():
-    assert parse_units("cpu,all,cpu") == ["cpu", "all"]
+def test_units_are_checked(coreml_set):
+    runner = ppexport.open_artifact(coreml_set)
     with pytest.raises(InputError, match="cpu, gpu, ne, all, not 'tpu'"):
-        parse_units("cpu,tpu")
+        BACKEND.unit_runs(runner, ["cpu", "tpu"])
     if sys.platform != "darwin":
         with pytest.raises(UnavailableError, match="on a Mac"):
-            check_platform()
+            BACKEND.unit_runs(runner, ["cpu", "all"])
 
 
-def test_gates_know_every_precision():
-    from ppexport.backends.coreml.apple import COREML_PRECISIONS
-    from ppexport.parity.gates import ARTIFACT_GATES
-
-    assert all(isinstance(ARTIFACT_GATES[precision], Gate) for precision in COREML_PRECISIONS)
+def test_every_unit_is_a_pair_and_one_that_fails_does_not_end_the_run(coreml_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: parity_inputs(SIZE, 2)[:1])
+    runner = ppexport.open_artifact(coreml_set)
+    units = {
+        "ne": unit_run(runner.artifact.model_file, "ne", ON_A_MAC),
+        "gpu": unit_run(runner.artifact.model_file, "gpu", child("print('no such device'); raise SystemExit(3)")),
+    }
+    report = parity_run.run_parity(small_network(), runner, tmp_path / "run", lambda *_: None, units)
+    assert [pair.other for pair in report.pairs] == ["twin", "coreml-fp16", "coreml-fp16-ne"]
+    assert all(pair.passed for pair in report.pairs)
+    assert report.units["ne"]["crossings"] > 0
+    assert "no such device" in report.units["gpu"]["failed"]
+    assert not report.passed
+    assert (tmp_path / "run" / "coreml-fp16-ne.npz").is_file()

@@ -16,7 +16,7 @@ READ_ONLY = Path("/proc")
 KINDS = {
     "portable": {"backend": "onnx"},
     "set": {"backend": "onnx", "capacities": [128, 256]},
-    "ort": {"backend": "onnx", "flavour": "ort", "file_format": "ort"},
+    "ort": {"backend": "onnx", "flavour": "ort", "format": "ort"},
     "tensorrt": {"backend": "tensorrt", "precision": "fp16"},
     "coreml": {"backend": "coreml", "precision": "w8"},
     "coreai": {"backend": "coreai"},
@@ -61,12 +61,12 @@ def test_an_export_writes_into_its_own_folder_only(kind, folders, monkeypatch):
 def test_an_export_that_fails_half_way_leaves_nothing(kind, folders, monkeypatch):
     need(kind)
     backend = KINDS[kind]["backend"]
-    where = "onnx" if backend == "tensorrt" else backend
+    where = {"coreml": "coreml.convert", "coreai": "coreai.convert_asset"}.get(backend, "onnx.export_onnx")
 
     def fail(*arguments):
         raise ExportError("this failed half way")
 
-    monkeypatch.setattr(f"ppexport.backends.{where}.build.self_check", fail)
+    monkeypatch.setattr(f"ppexport.backends.{where}.self_check", fail)
     with pytest.raises(ExportError, match="half way"):
         ppexport.export(small_network(), size=SIZE, out=folders["out"] / "a", **KINDS[kind])
     assert left(folders) == []

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.onnx import run_external as external
+from ppexport.backends.onnx.model_file import iter_tensors, parse_model
 from ppexport.backends.onnx.ort_format import convert
-from ppexport.backends.onnx.reading.model_file import iter_tensors, parse_model
 from ppexport.backends.onnx.run_external import check_graphs, refuse_external
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.cli import app
@@ -81,7 +81,7 @@ def test_lint_of_a_file_reports_it_wherever_it_is(place, tmp_path):
     model = empty()
     PLACES[place](model)
     source = parse_model(tmp_path / "m.onnx", model.SerializeToString())
-    assert [unsafe.tensor for unsafe in source.unsafe] == ["weight"]
+    assert list(source.unsafe) == ["weight"]
 
 
 def test_half_of_the_naming_is_enough():
@@ -305,11 +305,10 @@ def test_no_command_hands_it_on(spy, arguments):
 
 
 def test_a_calibration_does_not_follow_it(spy):
-    from ppexport.backends.onnx.reading.model_file import artifact_model
+    from ppexport.backends.onnx.model_file import artifact_model
 
-    opened = read_artifact(spy)
     with pytest.raises(PpexportError, match="kept in another file"):
-        artifact_model(opened)
+        artifact_model(read_artifact(spy))
 
 
 def test_a_file_that_is_exchanged_after_its_hash_was_checked_is_not_run(artifact, tmp_path):
@@ -318,7 +317,7 @@ def test_a_file_that_is_exchanged_after_its_hash_was_checked_is_not_run(artifact
     model = onnx.load(folder / "model.onnx")
     model.producer_name = "somebody else"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    from ppexport.backends.onnx.reading.model_file import artifact_model
+    from ppexport.backends.onnx.model_file import artifact_model
     from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
     from ppexport.backends.openvino.run_openvino import OpenVinoRunner
 

@@ -14,6 +14,7 @@ import pytest
 from sshd_builds import write_source
 from typer.testing import CliRunner
 
+from ppexport.backends.coreai.asset_probe import KeptResults
 from ppexport.cli import app
 from ppexport.cli import demo_pictures as demo
 from ppexport.device.artifact import read_artifact
@@ -37,7 +38,6 @@ from ppexport.folders import (
 )
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
-from ppexport.parity.kept import Kept
 from ppexport.profile import run as profile_run
 from ppexport.profile.run import prepare
 from ppexport.remote.job import Job, remove_jobs
@@ -247,7 +247,7 @@ def test_names_that_a_shell_could_misread(tmp_path, name):
         lambda: remove_jobs(device, name),
         lambda: check_names("job", name),
         lambda: check_names(name, "file"),
-        lambda: Kept(tmp_path / "kept", "k").arrays(name and "../" + name, dict),
+        lambda: KeptResults(tmp_path / "kept", "k").arrays(name and "../" + name, dict),
     ):
         with pytest.raises(InputError, match="is no name|is not a plain name"):
             attempt()

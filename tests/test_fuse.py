@@ -19,7 +19,7 @@ from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
-from ppexport.backends.onnx.reading.model_file import iter_graphs
+from ppexport.backends.onnx.model_file import iter_graphs
 from ppexport.errors import ExportError
 from ppexport.parity.run import run_parity
 

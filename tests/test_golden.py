@@ -8,14 +8,15 @@ import torch
 from conftest import ARCHS, CASES, both_archs, golden_cases, golden_network
 
 import ppexport
+from ppexport.backends.backend import FP32_GATE, NEAR_TIE
 from ppexport.device import mask as host
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.network import Trace, mirror_pad
-from ppexport.parity.artifact_column import ArtifactColumn
+from ppexport.networks.atd.network import mirror_pad
+from ppexport.networks.network import Trace
+from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.compare import Means, compare_columns
-from ppexport.parity.compute import TwinColumn
-from ppexport.parity.gates import ARTIFACT_GATES, NEAR_TIE
 from ppexport.parity.inputs import ParityInput
+from ppexport.parity.references import TwinColumn
 
 LIMIT = 2e-5
 
@@ -82,9 +83,7 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     inputs = [ParityInput(c.case, c["lr"]) for c in CASES if c.name == name and c.size == size]
     assert inputs
     columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]
-    pair = compare_columns(
-        ("twin", "onnx"), inputs, *columns, ARTIFACT_GATES["fp32"], network.config.scale, Means(source.sample)
-    )
+    pair = compare_columns(("twin", "onnx"), inputs, *columns, FP32_GATE, network.scale, Means(source.sample))
     assert pair.passed, pair.to_dict()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from ppexport.backends.onnx.lint import LintReport, lint_model
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Finding, LintReport, Severity
 from ppexport.backends.onnx.modules import known_modules, module_of, module_of_initializer, module_of_name
-from ppexport.backends.onnx.rules import Finding, Severity
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -123,7 +123,7 @@ def test_modules_of_a_dynamo_export(exported: Path) -> None:
 
 
 def test_a_trace_with_six_dimensions(traced: Path) -> None:
-    report = lint_model(traced)
+    report = lint_here(traced)
     found = errors(report, "rank")
     assert {f.module for f in found} == {"layers.0.layers.0.attn_win"}
     assert {f.op for f in found} == {"Reshape", "Transpose"}
@@ -132,18 +132,18 @@ def test_a_trace_with_six_dimensions(traced: Path) -> None:
 
 
 def test_a_trace_that_folds_the_bias(folded: Path) -> None:
-    report = lint_model(folded)
+    report = lint_here(folded)
     (finding,) = errors(report, "large-constant")
     assert (finding.module, finding.op) == ("layers.0.layers.0.attn_win", "Add")
-    assert report.facts.large_constant_bytes == 2**20
+    assert report.facts["large_constant_bytes"] == 2**20
 
 
 def test_a_dynamo_export(exported: Path) -> None:
-    report = lint_model(exported)
+    report = lint_here(exported)
     assert {f.module for f in errors(report, "rank")} == {"layers.0.layers.0.attn_win"}
     assert errors(report, "ir-version")
     assert not errors(report, "external-data")
-    assert report.facts.external_files or report.facts.initializer_bytes < report.facts.file_bytes
+    assert report.facts["external_files"] or report.facts["initializer_bytes"] < report.facts["file_bytes"]
 
 
 def test_a_learned_table_is_no_large_constant(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_learned_table_is_no_large_constant(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.position
 
-    report = lint_model(export(Embedding(), (1, 256, 256), tmp_path / "m.onnx", dynamo=True))
+    report = lint_here(export(Embedding(), (1, 256, 256), tmp_path / "m.onnx", dynamo=True))
     assert not [f for f in report.findings if f.rule == "large-constant"]
 
 
@@ -169,10 +169,10 @@ def test_a_network_with_a_dynamic_batch(tmp_path: Path) -> None:
     axes = {"image": {0: "batch"}, "scores": {0: "batch"}}
     names = {"input_names": ["image"], "output_names": ["scores"], "dynamic_axes": axes}
     path = export(cnn, (1, 3, 8, 8), tmp_path / "m.onnx", dynamo=False, opset_version=17, **names)
-    report = lint_model(path)
+    report = lint_here(path)
     assert [f.tensor for f in errors(report, "dynamic-shape")] == ["image", "scores"]
     assert {f.rule for f in report.findings} == {"dynamic-shape"}
-    assert lint_model(path, symbols={"batch": 4}).findings == ()
+    assert lint_here(path, symbols={"batch": 4}).findings == ()
 
 
 def test_names_of_initializers() -> None:

@@ -13,7 +13,8 @@ from ppexport.device.picture import to_input
 from ppexport.networks.atd.attention import mirror_slots, route
 from ppexport.networks.atd.cost import count_macs
 from ppexport.networks.atd.network import ATDLight, mirror_pad
-from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
+from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.card import PurePassOptions
 
 
 def image(height, width):

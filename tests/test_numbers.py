@@ -16,9 +16,9 @@ from shared import ROOT, TOOLS
 import all_numbers
 from all_numbers import bundled_with_weights, has_ablation, plan
 
+from ppexport.backends.backend import find_backend
 from ppexport.errors import InputError
 from ppexport.networks.card import bundled_cards, read_card
-from ppexport.parity.gates import ARTIFACT_GATES
 from ppexport.report.numerics import NETWORK, read_numerics
 
 CARD = {"summary": "s", "arch": "pp_atd_light", "licence": "MIT"}
@@ -129,8 +129,9 @@ def test_stored_parity_tells_quality_as_it_runs_and_with_the_same_routing(name: 
     for key, figures in read_numerics(folder)["parity"].items():
         changes = (figures["psnr_y_change"], figures["psnr_y_change_same_routing"])
         assert None not in changes, key
-        if (precision := key.split("-")[1]) in ("fp16", "w8"):
-            assert max(map(abs, changes)) <= ARTIFACT_GATES[precision].task_change, key
+        backend, precision = key.split("-")[:2]
+        if precision in ("fp16", "w8"):
+            assert max(map(abs, changes)) <= find_backend(backend).precisions[precision].task_change, key
 
 
 @pytest.mark.parametrize(("name", "folder"), MODELS, ids=[name for name, _ in MODELS])

@@ -35,7 +35,7 @@ def exported(calibrated, tmp_path_factory):
     def export(name):
         options = EXPORTS[name] | ({"calibration": calibrated.path} if name == "int8" else {})
         out = folder / name
-        return ppexport.export(calibrated.network, backend="onnx", size=SIZE, out=out, file_format="ort", **options)
+        return ppexport.export(calibrated.network, backend="onnx", size=SIZE, out=out, format="ort", **options)
 
     return {name: export(name) for name in EXPORTS}
 
@@ -91,14 +91,14 @@ def test_nothing_large_is_folded(exported):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorrt"}, "--format ort is for --backend onnx"),
-        ({"backend": "coreml"}, "--format ort is for --backend onnx"),
+        ({"backend": "tensorrt"}, "format is an option of --backend onnx, not of tensorrt"),
+        ({"backend": "coreml"}, "format is an option of --backend onnx, not of coreml"),
         ({"backend": "onnx", "precision": "fp16"}, "--format ort is for --precision fp32 or int8"),
-        ({"backend": "onnx", "file_format": "tflite"}, "format is one of onnx, ort, not 'tflite'"),
+        ({"backend": "onnx", "format": "tflite"}, "format of --backend onnx is one of onnx, ort, not 'tflite'"),
     ],
 )
 def test_what_cannot_be_is_refused(calibrated, tmp_path, options, message):
-    options = {"file_format": "ort", "size": SIZE, "out": tmp_path / "a"} | options
+    options = {"format": "ort", "size": SIZE, "out": tmp_path / "a"} | options
     with pytest.raises(InputError, match=message):
         ppexport.export(calibrated.network, **options)
     assert not any(tmp_path.iterdir())

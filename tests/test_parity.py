@@ -19,10 +19,12 @@ from conftest import photo
 from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
-from small_networks import SIZE, small_network
+from small_networks import ROUTING, SIZE, small_network
 from test_upscale import artifact as make_artifact
 
 import ppexport
+from ppexport.backends.backend import Gate
+from ppexport.backends.onnx import onnx_probe
 from ppexport.cli.parity import show
 from ppexport.device.artifact import MANIFEST
 from ppexport.device.picture import psnr_y, ssim_y, to_uint8
@@ -32,15 +34,11 @@ from ppexport.files import sha256_file
 from ppexport.parity import against as parity_against
 from ppexport.parity import run as parity_run
 from ppexport.parity.against import run_against
-from ppexport.parity.artifact_column import EngineColumn
-from ppexport.parity.columns import Sample, load_column, load_inputs, save_column, save_inputs
-from ppexport.parity.compare import Means, Seen, compare_columns, measure
-from ppexport.parity.compute import NetworkColumn, TwinColumn, first_bad_layer, layer_names
-from ppexport.parity.gates import Gate
+from ppexport.parity.columns import ArtifactColumn, Sample, load_column, load_inputs, save_column, save_inputs
+from ppexport.parity.compare import ChosenAgain, Means, compare_columns, compare_pictures
 from ppexport.parity.inputs import ParityInput, parity_inputs
-from ppexport.parity.rechoose import rechoose, recorded
-from ppexport.parity.reference import reference_network
-from ppexport.parity.run import compare_with_engine
+from ppexport.parity.pair import measure
+from ppexport.parity.references import TwinColumn, choose_again, first_bad_layer, recorded, reference_network
 from ppexport.twin.twin import make_twin
 
 N = 256
@@ -85,9 +83,11 @@ def test_an_engine_that_overflows_is_reported_and_fails_on_synthetic_inputs_too(
         def _run(self, prepared):
             return Result(np.full((1, 3, 32, 32), np.nan, np.float32), N, N)
 
-    column = EngineColumn(Overflowing(make_artifact((16, 16), 2)))
+    artifact = make_artifact((16, 16), 2)
+    engine = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, backend="tensorrt"))
+    column = ArtifactColumn(Overflowing(engine))
     gate = dataclasses.replace(GATE, near_tie=1e-3)
-    pair = compare_with_engine(("r", "o"), [ITEM], {"a": sample()}, {"a": column.sample(ITEM)}, gate, 2)
+    pair = compare_pictures(("r", "o"), [ITEM], {"a": sample()}, {"a": column.sample(ITEM)}, gate, 2)
     assert (pair.passed, pair.rows[0].reason) == (False, "the picture holds NaN or infinite values")
 
 
@@ -163,7 +163,7 @@ HALF_GATE = dataclasses.replace(GATE, near_tie=1e-3)
 )
 def test_a_flip_in_half_precision_passes_if_the_reference_makes_it_too(chosen, tokens_db, gate, reason):
     again = sample(flip=[3], gap=0.3)
-    seen = Seen(sample(flip=chosen).categories, again.gaps, tokens_db, 20.0)
+    seen = ChosenAgain(sample(flip=chosen).categories, again.gaps, tokens_db, 20.0)
     means = Means(lambda item, categories: again, look=lambda item, categories: seen)
     pair = compare_columns(("r", "o"), [ITEM], {"a": sample(gap=0.3)}, {"a": again}, gate, 2, means=means)
     assert pair.rows[0].passed is (not reason)
@@ -189,7 +189,7 @@ def near_the_truth(shift):
 )
 def test_half_precision_meets_the_task_gate_as_it_runs_and_with_the_same_routing(as_run, injected, failed):
     other, again = sample(shift=as_run, flip=[3], gap=0.3), sample(shift=injected, gap=0.3)
-    seen = Seen(again.categories, again.gaps, 100.0, 20.0)
+    seen = ChosenAgain(again.categories, again.gaps, 100.0, 20.0)
     means = Means(lambda item, categories: again, look=lambda item, categories: seen)
     gate = Gate(psnr=10.0, task_change=0.02, near_tie=1e-3)
     pair = compare_columns(("r", "o"), [near_the_truth(0)], {"a": sample(gap=0.3)}, {"a": other}, gate, 2, means)
@@ -233,8 +233,8 @@ def test_a_narrow_terminal_shows_names_figures_and_reasons_whole():
     other = {"hubble_deep_field": sample(shift=0.02, flip=[3]), "chelsea": sample(shift=0.02)}
     gate = Gate(psnr=55.0, task_change=0.02, near_tie=1e-3)
     pair = compare_columns(("twin", "onnx-fp16"), items, base, other, gate, 2, Means(lambda item, _: sample(flip=[3])))
-    report = SimpleNamespace(pairs=[pair], units={}, over_capacity=[], host_mask_differs=[], passed=False, file="f",
-                             error_map="m")  # fmt: skip
+    report = SimpleNamespace(pairs=[pair], units={}, routes=True, over_capacity=[], host_mask_differs=[], passed=False,
+                             file="f", error_map="m")  # fmt: skip
     out = io.StringIO()
     show(report, Console(file=out, width=80, soft_wrap=True, highlight=False, markup=False))
     lines = out.getvalue().splitlines()
@@ -500,7 +500,7 @@ def test_what_a_run_measured_of_flips_is_saved(small_half, tmp_path):
     [
         ({"weights": {"file": "w", "sha256": "0" * 64}}, "run of other weights"),
         ({"options": {"colors": 4}}, "run of other options"),
-        ({"precision": "fp32"}, "run of other precision: 'fp32', the artefact has 'fp16'"),
+        ({"precision": "fp32"}, "run of other precision: 'fp32', the artifact has 'fp16'"),
         ({"capacities": [128, 256]}, "run of other capacities"),
         ({"scale": 4}, "run of other scale"),
         ({"size": [32, 32]}, "run of other size"),
@@ -520,7 +520,7 @@ def test_a_saved_run_must_be_the_artifacts(small_half, tmp_path, changes, messag
 
 def test_without_onnx_pictures_and_counts_are_compared(small_half, tmp_path, monkeypatch):
     folder = shutil.copytree(small_half[2], tmp_path / "run")
-    monkeypatch.setattr(parity_against, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_probe, "find_spec", lambda name: None)
     pair = run_against(small_half[1], folder, quiet).pairs[0]
     # The runtime on a CPU computes fp16 in fp32, and the column of the workstation stays.
     assert pair.other == "onnx-fp16-weights"
@@ -532,7 +532,7 @@ def test_a_near_tie_that_nothing_can_look_into_is_named():
     item = ParityInput("noise", ITEM.lr)
     reference, engine = sample(gap=1e-7, pure=range(250)), sample(shift=0.02, pure=range(250))
     engine = dataclasses.replace(engine, categories=None, gaps=None, pure=None, labels=None)
-    pair = parity_run.compare_with_engine(("twin", "e"), [item], {"noise": reference}, {"noise": engine}, GATE, 2)
+    pair = compare_pictures(("twin", "e"), [item], {"noise": reference}, {"noise": engine}, GATE, 2)
     assert not pair.passed
     assert "e does not tell whether one of the 12 near ties of this input flipped" in pair.rows[0].reason
 
@@ -547,20 +547,18 @@ def test_loosened_gates_are_refused_before_any_work(small_half, tmp_path, monkey
     assert not (tmp_path / "run").exists()
 
 
-def test_layers_are_named_by_the_networks_depths():
-    names = layer_names((2, 3))
-    assert names == [f"layers.{b}.residual_group.layers.{i}" for b, i in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))]
+def test_the_first_layer_that_is_off_is_named():
+    names = [f"layers.{b}.residual_group.layers.{i}" for b, i in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))]
     ones = [np.ones((4, 3), np.float32)] * 5
     bad = [*ones[:3], np.full((4, 3), 1.1, np.float32), *ones[:1]]
     assert first_bad_layer(names, ones, bad, 55.0) == "layers.1.residual_group.layers.1"
     assert first_bad_layer(names, ones, ones, 55.0) == "after the last layer"
-    network = small_network(layers=2)
-    assert NetworkColumn(network).layer_names == layer_names((2,))
-    assert TwinColumn(make_twin(network, SIZE), [256]).layer_names == layer_names((2,))
+    assert first_bad_layer([], [], [], 55.0) == "", "a network without routing has no such layers"
+    assert list(make_twin(small_network(layers=2), SIZE).routed_layers()) == names[:2]
 
 
 def test_layers_that_are_all_zero_are_compared():
-    names = layer_names((3,))
+    names = [f"layers.0.residual_group.layers.{i}" for i in range(3)]
     zero, one = np.zeros((4, 3), np.float32), np.ones((4, 3), np.float32)
     assert first_bad_layer(names, [zero, zero, one], [zero, one, one], 55.0) == names[1]
     assert first_bad_layer(names, [one, zero, zero], [one, zero, zero], 55.0) == "after the last layer"
@@ -584,14 +582,12 @@ def test_the_reference_must_be_the_artifacts(artifact, tmp_path):
 
 
 def test_foreign_graphs_cannot_be_looked_into(artifact, tmp_path):
-    from ppexport.backends.onnx.debug import DebugModel
-
     model = onnx.load(artifact / "model.onnx")
     for node in model.graph.node:
         node.name = ""
     onnx.save(model, tmp_path / "nameless.onnx")
     with pytest.raises(ArtifactError, match="node names"):
-        DebugModel(tmp_path / "nameless.onnx")
+        onnx_probe.OnnxProbe(tmp_path / "nameless.onnx", ROUTING)
 
 
 def test_what_a_twin_chose_from_is_recorded_as_the_command_line_runs_it():
@@ -600,6 +596,6 @@ def test_what_a_twin_chose_from_is_recorded_as_the_command_line_runs_it():
     with torch.enable_grad():
         (found,) = recorded(twin, lr, np.zeros((1, 256), np.uint8))
     assert (found.tokens.shape[0], found.dictionary.shape[0]) == (256, 64)
-    seen = rechoose(twin, [found], [found])
+    seen = choose_again(twin, [found], [found])
     assert seen.categories.shape == (1, 256)
     assert (seen.tokens_db, seen.dictionary_db) == (np.inf, np.inf)

@@ -13,7 +13,7 @@ from ppexport.device import mask as host
 from ppexport.device.picture import to_input
 from ppexport.networks import pure_pass
 from ppexport.networks.atd.network import mirror_pad
-from ppexport.networks.atd.pp_network import PurePassOptions
+from ppexport.networks.card import PurePassOptions
 from ppexport.twin.pure_pass import StaticPurePass
 
 options = st.tuples(st.integers(2, 16), st.sampled_from(host.WINDOWS), st.booleans())

@@ -14,26 +14,27 @@ from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
 from shared import FREE_IMAGES
+from small_networks import ROUTING as ROLES
 from small_networks import beyond_half, small_network
 
 import ppexport
+from ppexport.backends.backend import NEAR_TIE
 from ppexport.backends.onnx import collect
 from ppexport.backends.onnx.collect import calibrate, check_artifact, find_tensors
-from ppexport.backends.onnx.debug import DebugModel
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.modules import module_of_name
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import int8_nodes, quantisable, write_int8
-from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.reading.model_file import artifact_model
-from ppexport.backends.onnx.rounding import RoundedModel, audit
+from ppexport.backends.onnx.quantised import audit, quantised
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.cli.export import NOTES
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
-from ppexport.networks.atd.groups import ROUTING, path_numbers
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.load import card_of
-from ppexport.parity.gates import NEAR_TIE
-from ppexport.parity.rechoose import ChosenFrom, rechoose, recorded
+from ppexport.parity.references import choose_again, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
@@ -50,6 +51,7 @@ from ppexport.quantize.recipe import (
 from ppexport.twin.twin import make_twin
 
 QKV = "/layers.0/residual_group/layers.0/wqkv/Gemm"
+PP_ATD = find_architecture("pp_atd_light")
 TOKENS = "/layers.0/residual_group/layers.1/output/Add_output_0"
 
 
@@ -115,7 +117,7 @@ def test_nothing_routed_is_quantised(small):
     assert {group for _, group in quantisable(small.model)} == {*GROUPS, ROUTING}
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
-        assert group_of(module_of_name(name)) in GROUPS
+        assert group_of(module_of_name(name.removesuffix("/product"))) in GROUPS
     ops = {n.op_type for n in model.graph.node if "attn_atd" in n.name or "router" in n.name or "pure_pass" in n.name}
     assert not ops & {"QuantizeLinear", "DequantizeLinear"}
     with pytest.raises(InputError, match="similarity chooses the categories and stays in float"):
@@ -124,15 +126,11 @@ def test_nothing_routed_is_quantised(small):
         check_groups(["nonsense"])
 
 
-def test_patterns_of_module_paths():
-    assert path_numbers("layers.*.conv", "layers.3.conv") == (3,)
-    assert path_numbers("layers.*.conv", "layers.12.conv.inner.0") == (12,)
-    assert path_numbers("conv_after_body", "conv_after_body") == ()
-    for other in ("layers.3.conv2", "layers.3", "layers.x.conv", "body.layers.3.conv", ""):
-        assert path_numbers("layers.*.conv", other) is None
+def test_groups_are_told_by_the_paths_of_modules():
     assert group_of("layers.0.residual_group.layers.5.convffn.dwconv.0") == "ffn_depthwise"
-    assert group_of("conv_first") is None
-    assert group_of(None) is None
+    assert group_of("layers.12.conv") == "block_conv"
+    for other in ("conv_first", "layers.0.conv2", "body.layers.0.conv", "", None):
+        assert group_of(other) is None
 
 
 def test_the_largest_tokens_of_every_block(small):
@@ -174,13 +172,13 @@ def test_the_percentile_calibrator_cuts_what_is_rare(small):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "mixed"])
 def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_path):
-    model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+    model, _ = quantised(small.model, Quantisation(precision, PP_ATD, small.calibration, Recipe(calibrator="max")))
     onnx.checker.check_model(model, full_check=True)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     lr = coffee()
-    reference = DebugModel(small.artifact.model_file).run({"lr": lr})
-    rounded = RoundedModel(path).run({"lr": lr}, reference.categories)
+    reference = OnnxProbe(small.artifact.model_file, ROLES).run({"lr": lr})
+    rounded = OnnxProbe(path, ROLES, rounds=True).run({"lr": lr}, reference.categories)
     assert psnr(reference.sr, rounded.sr, 1.0) > (60 if precision == "fp16" else 35)
     assert np.array_equal(reference.labels, rounded.labels)
     assert np.array_equal(reference.pure, rounded.pure)
@@ -190,24 +188,24 @@ def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_pa
 
 
 def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
-    model, _ = quantised(small.model, Quantisation("fp16", small.calibration, Recipe()))
+    model, _ = quantised(small.model, Quantisation("fp16", PP_ATD, small.calibration, Recipe()))
     onnx.save(model, tmp_path / "model.onnx")
     twin = make_twin(small.network, SIZE)
     lr = coffee()
-    debug = RoundedModel(tmp_path / "model.onnx")
-    forced = DebugModel(small.artifact.model_file).run({"lr": lr}).categories.astype(np.uint8)
+    debug = OnnxProbe(tmp_path / "model.onnx", ROLES, rounds=True)
+    forced = OnnxProbe(small.artifact.model_file, ROLES).run({"lr": lr}).categories.astype(np.uint8)
     with torch.enable_grad():
         # As on the command line.
         own = recorded(twin, lr, forced)
-    given = [ChosenFrom(*pair) for pair in debug.chosen_from({"lr": lr}, forced)]
+    given = debug.chosen_from({"lr": lr}, forced)
     assert [g.dictionary is None for g in given] == [True, False]
-    seen = rechoose(twin, own, given)
+    seen = choose_again(twin, own, given)
     assert 60 < seen.tokens_db < 120
     assert 40 < seen.dictionary_db < 120
     differs = seen.categories != debug.run({"lr": lr}, forced).categories
     assert not differs.any() or seen.gaps[differs].max() < NEAR_TIE
     moved = [given[0], given[1]._replace(dictionary=np.roll(given[1].dictionary, 1, axis=0))]
-    assert (rechoose(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
+    assert (choose_again(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
 
 
 def int8_file(small, bits, path):
@@ -294,7 +292,7 @@ def largest_weight(model) -> int:
 def test_tensorrt_parses_what_every_precision_writes(small):
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
     for precision in ("fp16", "int8", "mixed"):
-        model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+        model, _ = quantised(small.model, Quantisation(precision, PP_ATD, small.calibration, Recipe(calibrator="max")))
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -305,22 +303,22 @@ def test_tensorrt_parses_what_every_precision_writes(small):
 
 
 def test_the_audit_keeps_what_fp16_cannot_hold(small):
-    assert audit(small.model, small.calibration) == []
+    assert audit(small.model, small.calibration, PP_ATD) == []
     figures = small.calibration.figures.copy()
     row = small.calibration.row(f"{QKV}_output_0")
     figures[row, COLUMNS.index("high")] = 9000
-    first = audit(small.model, replace(small.calibration, figures=figures))
+    first = audit(small.model, replace(small.calibration, figures=figures), PP_ATD)
     assert QKV in {f.node for f in first}
     assert "reaches 9000, fp16 ends at 65504" in first[0].reason
     figures = small.calibration.figures.copy()
     figures[row, COLUMNS.index("half_error")] = figures[row, COLUMNS.index("power")] / 1e5
     lossy = replace(small.calibration, figures=figures)
-    assert "keeps 50.0 dB in fp16" in audit(small.model, lossy)[0].reason
-    model, findings = quantised(small.model, Quantisation("fp16", lossy, Recipe()))
+    assert "keeps 50.0 dB in fp16" in audit(small.model, lossy, PP_ATD)[0].reason
+    model, findings = quantised(small.model, Quantisation("fp16", PP_ATD, lossy, Recipe()))
     assert QKV in {f.node for f in findings}
     assert kept_single(model, findings)
     # In the mixed file the linear layer is an int8 product and a sum, whose result is the tensor that was judged.
-    mixed, findings = quantised(small.model, Quantisation("mixed", lossy, Recipe(groups=("qkv",))))
+    mixed, findings = quantised(small.model, Quantisation("mixed", PP_ATD, lossy, Recipe(groups=("qkv",))))
     assert f"{QKV}/bias" in {f.node for f in findings}
     assert kept_single(mixed, findings)
 
@@ -341,10 +339,10 @@ def test_a_calibration_keeps_numbers_beyond_fp16_in_fp32(tmp_path):
     out = ppexport.export(
         network, backend="onnx", size=SIZE, out=tmp_path / "a", precision="fp16", calibration=tmp_path / "c.npz"
     )
-    kept = read_artifact(out).manifest.engine["quantisation"]["kept_fp32"]
+    kept = read_artifact(out).manifest.quantisation["kept_fp32"]
     assert any("convffn/fc1" in node and "fp16 ends at 65504" in reason for node, reason in kept.items())
     single, half = (ppexport.open_artifact(folder)(coffee()).sr for folder in (tmp_path / "fp32", out))
-    rounded = RoundedModel(read_artifact(out).graph_file).run({"lr": coffee()}).sr
+    rounded = OnnxProbe(read_artifact(out).graph_file, ROLES, rounds=True).run({"lr": coffee()}).sr
     assert min(psnr(single, half, 1.0), psnr(single, rounded, 1.0)) > 55
 
 
@@ -354,7 +352,7 @@ def test_the_audit_sees_the_values_of_the_dictionary(small):
     figures = small.calibration.figures.copy()
     figures[small.calibration.row(f"{layer}/attn_atd/wv/Gemm_output_0"), COLUMNS.index("high")] = 9000
     large = replace(small.calibration, figures=figures)
-    model, findings = quantised(small.model, Quantisation("fp16", large, Recipe()))
+    model, findings = quantised(small.model, Quantisation("fp16", PP_ATD, large, Recipe()))
     assert {f.node for f in findings} == {f"{layer}/attn_atd/wv/Gemm", f"{layer}/attn_atd/Gemm/product"}
     assert kept_single(model, findings)
 
@@ -365,7 +363,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     )
     runner = ppexport.open_artifact(out)
     manifest = runner.artifact.manifest
-    said = manifest.engine["quantisation"]
+    said = manifest.quantisation
     assert manifest.precision == "int8"
     assert said["calibration_sha256"] == small.calibration.sha256
     names = sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared import FREE_IMAGES
+from small_networks import ROUTING as ROLES
 from tensorrt_models import random_network, shorten
 
 import ppexport
 from ppexport.backends.onnx.collect import calibrate, is_of
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import write_int8
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
@@ -190,11 +191,11 @@ def test_a_trial_says_what_its_file_does(search_in, tmp_path):
 def test_a_search_in_mixed_measures_mixed_files(search_in, tmp_path):
     search = search_in(tmp_path, "mixed")
     found = search.measure("one", ["qkv"], "max")
-    request = Quantisation("mixed", search.calibration, Recipe(calibrator="max", groups=("qkv",)))
+    request = Quantisation("mixed", search.architecture, search.calibration, Recipe(calibrator="max", groups=("qkv",)))
     model, _ = quantised(search.model, request)
     assert found.bytes == model.ByteSize()
     onnx.save(model, tmp_path / "mixed.onnx")
-    rounded = RoundedModel(tmp_path / "mixed.onnx")
+    rounded = OnnxProbe(tmp_path / "mixed.onnx", ROLES, rounds=True)
     base = open_in("onnxruntime", search.artifact.model_file, 1)
     changes = [
         psnr_y(to_uint8(rounded.run({"lr": c.lr}).sr), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)

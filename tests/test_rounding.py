@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ppexport.backends.onnx.rounding import RoundedModel, round_outputs
+from ppexport.backends.onnx.onnx_probe import round_outputs, rounding_session
 
 
 def chain(steps):
@@ -26,9 +26,7 @@ def chain(steps):
 
 
 def run(model, x):
-    debug = RoundedModel.__new__(RoundedModel)
-    debug.where = "a chain"
-    return debug.open(model).run(["y"], {"x": x})[0]
+    return rounding_session(model, "a chain").run(["y"], {"x": x})[0]
 
 
 @pytest.mark.parametrize(

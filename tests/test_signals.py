@@ -94,7 +94,7 @@ def test_only_what_is_kept_continues(tmp_path, monkeypatch, command, work, kept,
     for name in ("A", "B"):
         write_enlarger(tmp_path / name)
     monkeypatch.setattr(work, interrupted)
-    monkeypatch.setattr("ppexport.parity.reference.reference_network", lambda artifact, checkpoint: None)
+    monkeypatch.setattr("ppexport.parity.references.reference_network", lambda artifact, checkpoint: None)
     command = [str(photo_folder()) if word == "PICTURES" else word for word in command]
     done = CliRunner().invoke(app, [*command, *(["A"] if command[0] == "calibrate" else [])])
     assert done.exit_code == 130, done.output

@@ -23,8 +23,8 @@ import ppexport
 from ppexport.backends.tensorrt import run_builder as engine_builder
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact
 from ppexport.backends.tensorrt.trtexec import BuildFailed, failure
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import UnavailableError
-from ppexport.exporting import capacity_set
 
 SCRIPT = Path(engine_builder.__file__)
 

@@ -16,6 +16,7 @@ from tensorrt_models import random_network, shorten
 
 import ppexport
 from ppexport import cli
+from ppexport.backends.tensorrt import BACKEND
 from ppexport.backends.tensorrt import run_engine as sessions
 from ppexport.backends.tensorrt.engine_artifact import engine_artifact, make_request, read_source
 from ppexport.backends.tensorrt.run_cuda import Cuda
@@ -379,27 +380,31 @@ def test_parity_compares_the_picture_of_an_engine(engine, orin, tmp_path):
 
 def test_of_an_fp16_engine_photographs_are_judged():
     from ppexport.parity.columns import Sample
-    from ppexport.parity.gates import ARTIFACT_GATES
+    from ppexport.parity.compare import compare_pictures
     from ppexport.parity.inputs import ParityInput
-    from ppexport.parity.run import compare_with_engine
 
     lr, hr = image(), np.zeros((32, 64, 3), np.uint8)
     inputs = [ParityInput("photo", lr, hr), ParityInput("noise", lr, None), ParityInput("flat", lr, None)]
     picture = np.random.default_rng(3).random((1, 3, 32, 64), np.float32)
-    reference = {item.name: Sample(picture, 9, capacity=128) for item in inputs}
+    categories = np.zeros((1, 9), np.uint8)
+    reference = {item.name: Sample(picture, 9, categories, capacity=128) for item in inputs}
     # Far off: 40 dB. The count of impure tokens of the last is wrong.
     engine = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
     rows = {}
     for precision in ("fp32", "fp16"):
-        pair = compare_with_engine(("twin", "e"), inputs, reference, engine, ARTIFACT_GATES[precision], 2)
+        pair = compare_pictures(("twin", "e"), inputs, reference, engine, BACKEND.precisions[precision], 2)
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
+    # Where nothing is routed no flip can excuse a picture.
+    unrouted = {name: replace(sample, categories=None) for name, sample in reference.items()}
+    pair = compare_pictures(("twin", "e"), inputs, unrouted, engine, BACKEND.precisions["fp16"], 2)
+    assert not any(row.passed for row in pair.rows)
     # An input whose flips passed where they could be examined may be twice as far off as there, and no more.
     for precision, decibel, passes in (
         ("fp16", 45.9, True), ("fp16", 46.1, False), ("fp32", 45.9, True), ("fp32", 46.1, False),
     ):  # fmt: skip
-        gate, flipped = ARTIFACT_GATES[precision], {"photo": decibel, "noise": 90.0}
-        pair = compare_with_engine(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
+        gate, flipped = BACKEND.precisions[precision], {"photo": decibel, "noise": 90.0}
+        pair = compare_pictures(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
         assert pair.rows[0].passed == passes
         assert pair.rows[0].reason.startswith("40.0 dB")
 

@@ -9,15 +9,14 @@ import onnx
 import pytest
 from conftest import photo
 from onnx import TensorProto, helper, numpy_helper
-from small_networks import beyond_half, small_network
+from small_networks import ROUTING, beyond_half, small_network
 from tensorrt_models import random_network, shorten
 from typer.testing import CliRunner
 
 import ppexport
-from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.lint import lint_model
-from ppexport.backends.onnx.rounding import RoundedModel
-from ppexport.backends.onnx.rules import Runtime, Severity
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Runtime, Severity
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.cli import app
 from ppexport.device.picture import psnr
@@ -47,7 +46,7 @@ def types_of(model):
 
 def test_the_fp16_file_computes_the_fp32_picture(kept):
     artifact, graphs = kept
-    single, half = DebugModel(graphs / "3-fp32.onnx"), RoundedModel(artifact / "model.onnx")
+    single, half = OnnxProbe(graphs / "3-fp32.onnx", ROUTING), OnnxProbe(artifact / "model.onnx", ROUTING, rounds=True)
     for name in ("coffee.png", "astronaut.png", "chelsea.png"):
         lr = np.ascontiguousarray((photo(*SIZE, name=name) / np.float32(255)).transpose(2, 0, 1)[None])
         reference = single.run({"lr": lr})
@@ -105,8 +104,8 @@ def test_no_cast_is_doubled(kept):
 
 
 def test_the_linter_has_nothing_against_it(kept):
-    report = lint_model(kept[0] / "model.onnx", runtimes=[Runtime.TENSORRT])
-    assert [f for f in report.findings if f.severity is not Severity.NOTE] == []
+    findings = lint_here(kept[0] / "model.onnx").findings
+    assert [f for f in findings if Runtime.TENSORRT in f.runtimes and f.severity is not Severity.NOTE] == []
 
 
 def test_the_artefact_says_what_it_is(kept):

@@ -20,13 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from shared import FREE_IMAGES, ROOT, TOOLS
 from training.data import EVALUATION_SETS, Pair, PatchSampler, center_crop, find_images, load_pair, split_holdout
-from training.fast import speed_up
-from training.fast_attention import category_slots
-from training.log import rewind_log
-from training.loop import Cadence, Trainer
-from training.registry import build, start_from, write_weights
-from training.schedule import Schedule, StepClock
-from training.state import Ema, Position, RunState
+from training.fast import category_slots, speed_up
+from training.loop import Schedule, StepClock, Trainer
+from training.state import Ema, Position, RunState, build, rewind_log, start_from, write_weights
 
 from ppexport.errors import CheckpointError, InputError
 from ppexport.imaging.bicubic import resize_bicubic
@@ -122,7 +118,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished, photos, tmp_path):
     wait_for_step(tmp_path, 5, process)
     process.kill()
     process.communicate()
-    assert "going on after step" in train(tmp_path, photos, *options)
+    assert "continuing after step" in train(tmp_path, photos, *options)
     undisturbed = finished[0]
     ours, theirs = (load_file(run / "weights.safetensors") for run in (tmp_path, undisturbed))
     assert ours.keys() == theirs.keys()
@@ -132,7 +128,8 @@ def test_a_killed_run_ends_with_the_same_weights(finished, photos, tmp_path):
 
 
 def test_a_signal_saves_and_a_run_folder_has_one_process(photos, tmp_path):
-    options = ("--steps", "100000", "--save-minutes", "60")
+    # Without the compiled kernels, which take seconds to compile in every process.
+    options = ("--steps", "100000", "--save-minutes", "60", "--plain")
     process = start(tmp_path, photos, *options)
     wait_for_step(tmp_path, 2, process)
     assert "another process is training" in train(tmp_path, photos, *options, code=2)
@@ -142,7 +139,7 @@ def test_a_signal_saves_and_a_run_folder_has_one_process(photos, tmp_path):
     assert "stopped by SIGTERM after" in output
     assert (tmp_path / "state.pt").is_file()
     assert (tmp_path / "weights.safetensors").is_file()
-    refused = train(tmp_path, photos, "--steps", "1", "--scale", "3", code=2)
+    refused = train(tmp_path, photos, "--steps", "1", "--scale", "3", "--plain", code=2)
     assert "choose another run folder" in refused
 
 
@@ -186,7 +183,7 @@ def test_a_teacher_adds_the_distance_to_its_output():
     state = RunState(
         {}, network, Ema(network, 0.9), torch.optim.SGD(network.parameters()), torch.Generator(), Position()
     )
-    rest = {"schedule": None, "sampler": None, "validation": [], "files": None, "cadence": Cadence(), "clip": 1.0}
+    rest = {"schedule": None, "sampler": None, "validation": [], "files": None, "clip": 1.0}
     alone = Trainer(state=state, say=print, **rest)
     taught = Trainer(state=state, say=print, teacher=Times(5), teacher_weight=0.5, **rest)
     assert alone.loss(x, 3 * x).item() == pytest.approx(1.0)

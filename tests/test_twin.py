@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import ppexport
 from ppexport.device.picture import to_input
 from ppexport.errors import TwinError
-from ppexport.networks.atd import attention as reference
 from ppexport.networks.atd.attention import route
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.atd.network import attention as reference
+from ppexport.networks.network import Trace
 from ppexport.twin.blocks import PositionIndex, from_blocks, kinds_of, to_blocks
 from ppexport.twin.counting_sort import CountingSort, count_up, prefix
 from ppexport.twin.folded import add_mean, dictionary_temperature, fold_norm, position_table, scale_queries

@@ -10,9 +10,8 @@ from conftest import photo
 
 import ppexport
 from ppexport.device.picture import to_input
-from ppexport.device.sizes import check_capacities, check_size
+from ppexport.device.sizes import capacity_set, check_capacities, check_size
 from ppexport.errors import InputError
-from ppexport.exporting import capacity_set
 from ppexport.networks.load import card_of
 
 
@@ -102,7 +101,7 @@ def replaced(network):
 )  # fmt: skip
 def test_networks_that_an_export_would_change_are_refused_at_once(change, message, x2, tmp_path, monkeypatch):
     change(x2)
-    monkeypatch.setattr("ppexport.exporting.make_twin", lambda *_: pytest.fail("this comes late"))
+    monkeypatch.setattr("ppexport.twin.atd_twin.make_atd_twin", lambda *_: pytest.fail("this comes late"))
     for make in (
         lambda: ppexport.export(x2, backend="onnx", size=(16, 16), out=tmp_path / "a"),
         lambda: ppexport.make_twin(x2, (16, 16)),
@@ -114,7 +113,9 @@ def test_networks_that_an_export_would_change_are_refused_at_once(change, messag
 
 
 def test_a_wrapped_network_is_refused_with_the_way_to_the_one_inside(x2):
-    with pytest.raises(InputError, match="DataParallel is not a network of ppexport: pass what it wraps.* module"):
+    with pytest.raises(
+        InputError, match="DataParallel is not a network of a registered architecture: pass what it wraps.* module"
+    ):
         card_of(torch.nn.DataParallel(x2))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ablating.report import BEGIN
+from ablation import BEGIN
 from rich.console import Console
 
 from ppexport.cli.console import fail
@@ -35,20 +35,6 @@ def bundled_with_weights() -> list[tuple[Card, Path]]:
     return [(card, folder) for card, folder in found if card.weights is not None]
 
 
-def pictures(images: Path, data_set: str, scale: int) -> Path:
-    """The folder with HR and LR pictures of *data_set* at *scale*. Raises InputError where it is missing."""
-    folder = images / data_set / f"image_SRF_{scale}"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing: it holds NAME_SRF_{scale}_HR.png and NAME_SRF_{scale}_LR.png")
-    return folder
-
-
-def evaluations(card: Card, images: Path) -> list[list[str]]:
-    """Arguments of `ppexport evaluate` for *card* on every data set. Raises InputError for a missing folder."""
-    folders = {name: str(pictures(images, name, card.scale)) for name in SETS}
-    return [["evaluate", card.name, "--hr", path, "--lr", path, "--record", name] for name, path in folders.items()]
-
-
 def has_ablation(folder: Path) -> bool:
     """Whether the model in *folder* has a README with a place for the ablation's tables."""
     readme = folder / "README.md"
@@ -56,33 +42,32 @@ def has_ablation(folder: Path) -> bool:
 
 
 def held_out_arguments(images: Path) -> list[str]:
-    """Options for the pictures that training held out; none where *images* lacks a folder that was trained on."""
+    """PurePassOptions for the pictures that training held out; none where *images* lacks a folder that was trained
+    on."""
     folders = [images / name for name in TRAINED_ON]
     if not all(folder.is_dir() for folder in folders):
         return []
     return [*(part for folder in folders for part in ("--train-data", str(folder))), "--holdout", str(HELD_OUT)]
 
 
-def ablation(card: Card, folder: Path, images: Path, state: Path) -> list[str]:
-    """Arguments of tools/ablation.py for *card*. Raises InputError where a data set is missing."""
-    arguments = [card.name, "--state", str(state), "--out", str(folder / "README.md"), *held_out_arguments(images)]
-    arguments += ["--data", f"calibration={ROOT / 'calibration' / 'images'}"]
-    for name in SETS:
-        path = pictures(images, name, card.scale)
-        arguments += ["--data", f"{name}={path}:{path}"]
-    return arguments
-
-
 def plan(images: Path, state: Path) -> list[list[str]]:
     """All commands, in the order they run. Raises InputError, before any work is done, for a missing folder."""
-    models = bundled_with_weights()
-    evaluate = [[sys.executable, "-m", "ppexport", *line] for card, _ in models for line in evaluations(card, images)]
-    ablate = [
-        [sys.executable, str(ROOT / "tools" / "ablation.py"), *ablation(card, folder, images, state)]
-        for card, folder in models
-        if has_ablation(folder)
-    ]
-    return evaluate + ablate
+    evaluations, ablations = [], []
+    for card, folder in bundled_with_weights():
+        ablation = [sys.executable, str(ROOT / "tools" / "ablation.py"), card.name, "--state", str(state)]
+        ablation += ["--out", str(folder / "README.md"), *held_out_arguments(images)]
+        ablation += ["--data", f"calibration={ROOT / 'calibration' / 'images'}"]
+        for name in SETS:
+            pictures = images / name / f"image_SRF_{card.scale}"
+            if not pictures.is_dir():
+                files = " and ".join(f"NAME_SRF_{card.scale}_{kind}.png" for kind in ("HR", "LR"))
+                raise InputError(f"{pictures} is missing: it holds {files}")
+            evaluate = ["evaluate", card.name, "--hr", str(pictures), "--lr", str(pictures), "--record", name]
+            evaluations.append([sys.executable, "-m", "ppexport", *evaluate])
+            ablation += ["--data", f"{name}={pictures}:{pictures}"]
+        if has_ablation(folder):
+            ablations.append(ablation)
+    return evaluations + ablations
 
 
 @app.command(epilog="Example: make numbers IMAGES=DIR")
@@ -99,7 +84,7 @@ def numbers(
 
     `ppexport evaluate` writes numerics.yaml of each model; tools/ablation.py writes the tables of each README that has
     a place for them, for the bundled photographs, the held-out pictures (where bsds400_train and kodak24 are at hand)
-    and both test sets. After a kill the ablation goes on where it was. Fails with the exit code of what failed first.
+    and both test sets. After a kill the ablation continues where it was. Fails with the exit code of what failed first.
     """
     try:
         # Commands run in the checkout, wherever this one was started.

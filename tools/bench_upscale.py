@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from PIL import Image
-from rich.console import Console
 
 from ppexport.backends.backend import open_artifact
 from ppexport.cli.console import fail, people, percent, table
@@ -25,7 +24,7 @@ from ppexport.device.runner import Prepared, Result, Runner
 from ppexport.errors import PpexportError
 from ppexport.imaging.images import read_image, write_image
 from ppexport.imaging.tiles import Blender, cut, plan_grid
-from ppexport.imaging.upscaling import Report, upscale_file
+from ppexport.imaging.upscaling import upscale_file
 
 
 class Asleep(Runner):
@@ -69,22 +68,11 @@ def stages_alone(runner: Runner, source: Path, target: Path) -> dict[str, float]
     return seconds
 
 
-def show(console: Console, report: Report, alone: dict[str, float]) -> None:
-    """Print the stages as shares of the inferences, and what is left of them when they overlap."""
-    inferences = report.seconds_runtime
-    entries = {**alone, "all of these in turns": sum(alone.values())}
-    entries["overlapping with inference"] = report.seconds_total - inferences
-    rows = [[name, f"{seconds:.3f}", percent(seconds / inferences)] for name, seconds in entries.items()]
-    (height, width), tiles = report.lr_size, len(report.tiles)
-    title = f"{width}x{height} pixels, {tiles} tiles, {inferences:.2f} s in the runtime"
-    console.print(table(title, ["stage", "s", "of the inferences"], rows))
-
-
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="An artefact folder.")],
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its choice if left out.")] = None,
-    sleep: Annotated[float | None, typer.Option(min=0, help="Sleep so many ms per tile, and do not infer.")] = None,
+    sleep: Annotated[float | None, typer.Option(min=0, help="Sleep for these ms per tile, do not run.")] = None,
     suffix: Annotated[str, typer.Option(help="Format of the result: .png, .jpg or .webp.")] = ".png",
 ) -> None:
     """Upscale a picture once, then time what surrounds the inferences without them."""
@@ -101,7 +89,13 @@ def bench(
     except PpexportError as error:
         fail(str(error))
         raise typer.Exit(error.exit_code) from None
-    show(people(None), report, alone)
+    inferences = report.seconds_runtime
+    entries = {**alone, "all of these in turns": sum(alone.values())}
+    entries["overlapping with inference"] = report.seconds_total - inferences
+    rows = [[name, f"{seconds:.3f}", percent(seconds / inferences)] for name, seconds in entries.items()]
+    (height, width), tiles = report.lr_size, len(report.tiles)
+    title = f"{width}x{height} pixels, {tiles} tiles, {inferences:.2f} s in the runtime"
+    people(None).print(table(title, ["stage", "s", "of the inferences"], rows))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,8 @@ import typer
 from rich.console import Console
 from training.data import PatchSampler, center_crop, find_images, load_pair, split_holdout
 from training.fast import speed_up
-from training.folder import RunFiles
-from training.log import rewind_log
-from training.loop import Cadence, StopRequest, Trainer
-from training.registry import NETWORKS, build, load_weights, start_from
-from training.schedule import Schedule
-from training.state import Ema, Position, RunState
+from training.loop import Schedule, StopRequest, Trainer
+from training.state import NETWORKS, Ema, Position, RunFiles, RunState, build, load_weights, rewind_log, start_from
 
 from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError, UnavailableError
@@ -57,7 +53,7 @@ def train(
     arch: Annotated[str, typer.Option(help=f"Network to train: {', '.join(NETWORKS)}.")] = "pp_atd_light",
     scale: Annotated[int, typer.Option(min=2, max=4, help="Upscaling factor.")] = 2,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from; if of another scale, all but the last.")
+        Path | None, typer.Option(help="Weights to start from; of another scale, all but the last convolution.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Averaged weights (.safetensors); default: in the run folder.")
@@ -78,12 +74,14 @@ def train(
     pixels: Annotated[int, typer.Option(min=256, help="LR pixels per step, about.")] = 4096,
     holdout: Annotated[int, typer.Option(min=0, help="Images taken out of the training set for validation.")] = 0,
     val: Annotated[list[Path] | None, typer.Option(help="Folder of HR images for validation.")] = None,
-    val_side: Annotated[int, typer.Option(min=16, help="Validate on the middle of so many LR pixels a side.")] = 128,
+    val_side: Annotated[
+        int, typer.Option(min=16, help="Validate on the middle of each image: its side in LR pixels.")
+    ] = 128,
     teacher: Annotated[Path | None, typer.Option(help="Weights of a network to learn from as well.")] = None,
     teacher_arch: Annotated[str | None, typer.Option(help="Network of the teacher; default: the same.")] = None,
     teacher_weight: Annotated[float, typer.Option(min=0, help="Weight of the L1 to the teacher's output.")] = 1.0,
     plain: Annotated[bool, typer.Option(help="Plain PyTorch attention instead of the compiled one.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch finds.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; if left out, torch chooses.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and patches.")] = 0,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 20,
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between saves, instead of minutes.")] = None,
@@ -94,7 +92,7 @@ def train(
 
     The length is one of --steps, --hours and --until; the learning rate warms up and then follows half a cosine.
 
-    **Stopping.** SIGTERM or Ctrl-C ends the step, saves and exits; the same command goes on, after a kill from the
+    **Stopping.** SIGTERM or Ctrl-C ends the step, saves and exits; the same command continues, after a kill from the
     last save. kill -STOP and -CONT pause a run without touching its schedule, except that --until is kept.
 
     **Speed.** PP-ATD-light x2 trains at 4800 LR pixels/s on one core of an AVX-512 Xeon, whatever the patch size; plain
@@ -131,7 +129,7 @@ def train(
             position = state.position
             position.progress = schedule.resume(position.progress, position.step, position.trained)
             rewind_log(files.log, position.step)
-            console.print(f"going on after step {position.step} of {files.state}")
+            console.print(f"continuing after step {position.step} of {files.state}")
         console.print(f"pid {os.getpid()}: reading {len(images)} images to train on, {len(held)} to validate on")
         sampler = PatchSampler([load_pair(path, scale) for path in images], patch or [32, 48, 64], pixels)
         validation = [center_crop(load_pair(path, scale), val_side) for path in held]
@@ -141,11 +139,14 @@ def train(
             sampler=sampler,
             validation=validation,
             files=files,
-            cadence=Cadence(log_every, save_minutes, save_every, val_minutes),
             clip=clip,
             say=console.print,
             teacher=guide,
             teacher_weight=teacher_weight,
+            log_every=log_every,
+            save_minutes=save_minutes,
+            save_every=save_every,
+            val_minutes=val_minutes,
         )
         stop = StopRequest()
         finished = trainer.run(stop)
@@ -157,7 +158,7 @@ def train(
         console.print(f"finished after {done}")
     else:
         assert stop.number is not None
-        console.print(f"stopped by {signal.Signals(stop.number).name} after {done}; the same command goes on")
+        console.print(f"stopped by {signal.Signals(stop.number).name} after {done}; the same command continues")
         raise typer.Exit(128 + stop.number)
 
 

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
 from ppexport.cli import (
+    backends,
     build,
     calibrate,
     compare,
@@ -57,6 +58,7 @@ COMMANDS: dict[str, ModuleType] = {
     "lint": lint,
     "diverge": diverge,
     "models": models,
+    "backends": backends,
     "demo": demo,
 }
 

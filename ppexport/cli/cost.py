@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ppexport.device.mask import mask_from_labels, padded_tokens, pixel_labels
 from ppexport.device.picture import to_uint8
 from ppexport.imaging.images import read_image
-from ppexport.networks.atd.cost import Macs, count_macs
-from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.architecture import Macs, find_architecture
 from ppexport.networks.load import card_of
+from ppexport.networks.network import Network
 
 OUTPUT = (720, 1280)
 """Height and width of the output for which papers count multiply-adds."""
@@ -63,7 +63,7 @@ class Cost:
             "macs_pure": self.actual.pure,
             "dense_macs_published": self.dense.published,
             "dense_macs_pure": self.dense.pure,
-            "branches": vars(self.actual),
+            "branches": dict(self.actual.branches),
         }
 
 
@@ -72,23 +72,23 @@ def default_size(scale: int) -> tuple[int, int]:
     return round(OUTPUT[0] / scale), round(OUTPUT[1] / scale)
 
 
-def options_of(network: ATDLight) -> dict[str, Any] | None:
+def options_of(network: Network) -> dict[str, Any] | None:
     """Pure-Pass options of *network*'s card, None without Pure-Pass."""
     options = card_of(network).options
     return None if options is None else options.model_dump()
 
 
-def cost(network: ATDLight, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
+def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
     """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
-    tokens = padded_tokens(size)
+    architecture = find_architecture(network.arch)
+    tokens = padded_tokens(size, architecture.multiple)
     impure = tokens if pure is None else int((~pure).sum())
-    options = options_of(network)
-    scale = network.config.scale
-    colors = options["colors"] if options else 0
-    return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)
+    colors = (options_of(network) or {}).get("colors", 0)
+    dense = architecture.cost(network.scale, size)
+    return Cost(size, dense, architecture.cost(network.scale, size, impure, colors), tokens, impure)
 
 
-def parameters(network: ATDLight) -> int:
+def parameters(network: Network) -> int:
     """Number of trained parameters."""
     return sum(p.numel() for p in network.parameters())
 

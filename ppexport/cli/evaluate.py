@@ -66,7 +66,7 @@ def evaluate(
             raise InputError("--record writes beside a model's card: name a model, without a checkpoint or options")
         beside = None if record is None else find_card(str(target))
         network = load(target, checkpoint, arch, scale, **options)
-        run, factor, name, key = network_upscaler(network), network.config.scale, card_of(network).name, NETWORK
+        run, factor, name, key = network_upscaler(network), network.scale, card_of(network).name, NETWORK
     if record is not None and beside is not None:
         check_record(beside[1], record)
     pairs = find_pairs(hr, lr, factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -38,7 +38,7 @@ def export(
     model: Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artefact folder to make")] = Path("artifact"),
     backend: Annotated[
-        str, typer.Option(help="onnx, tensorrt (ONNX to build an engine from), coreml, or coreai")
+        str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` tells their options")
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -50,7 +50,8 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, fp16, int8 or mixed (int8 and fp16); coreml: fp32, fp16, w8, w8a8; coreai: fp32, fp16"
+            help="fp32; fp16, int8 or mixed (int8 and fp16) of onnx and tensorrt; fp16, w8 or w8a8 of coreml; fp16 of "
+            "coreai"
         ),
     ] = "fp32",
     calibration: Annotated[
@@ -69,22 +70,34 @@ def export(
     mask: Annotated[
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-O", metavar="KEY=VALUE", help="an option of the backend, such as flavour=ort; may be repeated"),
+    ] = None,
     flavour: Annotated[
         str | None,
         typer.Option(
-            help="portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 or newer"
+            "--flavour",
+            "--flavor",
+            help="onnx: portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 or "
+            "newer",
         ),
     ] = None,
-    pad_heads: Annotated[
-        bool, typer.Option("--pad-heads/--no-pad-heads", help="for tensorrt: attention heads of 16 channels, not 12")
-    ] = True,
-    target: Annotated[str, typer.Option(help="for coreml: iOS16, iOS17 or iOS18")] = "iOS18",
-    interface: Annotated[str, typer.Option(help="for coreml: tensor, or image for an app's pictures")] = "tensor",
     file_format: Annotated[
-        str,
-        typer.Option("--format", help="of --backend onnx: onnx, or ort: model.ort for ONNX Runtime Mobile as well"),
-    ] = "onnx",
-    keep: Annotated[Path | None, typer.Option(help="folder for the intermediate graphs")] = None,
+        str | None,
+        typer.Option("--format", help="onnx: onnx (the default), or ort: model.ort for ONNX Runtime Mobile as well"),
+    ] = None,
+    pad_heads: Annotated[
+        bool | None,
+        typer.Option("--pad-heads/--no-pad-heads", help="tensorrt: attention heads of 16 channels, the default, or 12"),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="coreml: deployment target iOS16, iOS17 or iOS18 (the default)")
+    ] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="coreml: tensor (the default), or image for an app's pictures")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="onnx, tensorrt: folder for the intermediate graphs")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="replace an artefact of another model, size or backend as well")
     ] = False,
@@ -102,48 +115,48 @@ def export(
     `--capacity set` stores the weights once and lets the runner choose the slots of category attention for every
     image: exact, and faster the more of the image is pure.
     """
+    from ppexport.backends.backend import find_backend
+    from ppexport.backends.options import parse_pairs
     from ppexport.device.artifact import read_artifact
-    from ppexport.exporting import check_request, return_large_blocks
+    from ppexport.exporting import export_request, make_request, return_large_blocks
     from ppexport.networks.card import card_with_weights
 
-    options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
-    card, _ = card_with_weights(model, arch, scale, checkpoint, given(options))
+    network_options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    card, _ = card_with_weights(model, arch, scale, checkpoint, given(network_options))
     pixels = card.default_size if size is None else parse_size(size)
-    request: dict[str, Any] = {
-        "backend": backend,
-        "size": pixels,
-        "out": out,
-        "precision": precision,
-        "capacities": parse_capacities(capacity, pixels, backend),
-        "mask": mask,
-        "flavour": flavour,
-        "pad_heads": pad_heads,
-        "target": target,
-        "interface": interface,
-        "file_format": file_format,
-        "calibration": calibration,
-        "recipe": recipe,
+    flags = {
+        "flavour": flavour, "format": file_format, "pad_heads": pad_heads, "target": target, "interface": interface,
         "keep": keep,
-        "force": force,
-    }
+    }  # fmt: skip
+    options = {**parse_pairs(option or []), **given(flags)}
     # Before torch is loaded, which takes seconds.
-    check_request(card, **request)
+    request = make_request(
+        card,
+        backend=backend,
+        size=pixels,
+        out=out,
+        precision=precision,
+        capacities=parse_capacities(capacity, pixels, find_backend(backend).set_steps),
+        mask=mask,
+        calibration=calibration,
+        recipe=recipe,
+        force=force,
+        options=options,
+    )
     with stages("export") as step:
         step("loading the network")
-        from ppexport.exporting import export as run_export
-
         return_large_blocks()
-        network = load(model, checkpoint, arch, scale, **options)
-        run_export(network, **request, step=step)
+        network = load(model, checkpoint, arch, scale, **network_options)
+        export_request(network, request, step)
     artifact = read_artifact(out)
     folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
     m = artifact.manifest
     console = people(json)
-    note = NOTES.get(m.engine.get("quantisation", {}).get("int8", {}).get("recipe"))
+    note = NOTES.get(m.quantisation.get("int8", {}).get("recipe"))
     if note is not None:
         console.print(note)
-    slots = str(m.capacities[-1]) if len(m.capacities) == 1 else f"{m.capacities[0]} to {m.capacities[-1]}"
+    slots = " to ".join(map(str, dict.fromkeys(m.capacities[:1] + m.capacities[-1:])))
     console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
         f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"

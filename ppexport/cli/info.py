@@ -24,7 +24,7 @@ from ppexport.cli.options import (
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
-    from ppexport.networks.atd.network import ATDLight
+    from ppexport.networks.network import Network
 
 EXAMPLE = "Example: ppexport info pp_atd_light_x2 --image photo.png"
 
@@ -54,14 +54,14 @@ def info(
         _cost(network, image, None if size is None else parse_size(size), json)
 
 
-def _folder(network: ATDLight, images: Path, json: str | None) -> None:
+def _folder(network: Network, images: Path, json: str | None) -> None:
     """Pure shares of a folder of LR pictures."""
     from ppexport.cli.cost import options_of, share
     from ppexport.imaging.images import pictures_in
 
     options = options_of(network)
     if options is None:
-        raise InputError("atd_light has no Pure-Pass mask: name a pp_atd_light model")
+        raise InputError(f"{network.arch} has no Pure-Pass mask: name a pp_atd_light model")
     paths = pictures_in(images)
     shares = []
     with progress_bar("pictures") as progress:
@@ -78,7 +78,7 @@ def _folder(network: ATDLight, images: Path, json: str | None) -> None:
     people(json).print(table(title, ["picture", "HxW", "without CSMF", "with CSMF"], rows, numbers=2))
 
 
-def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, json: str | None) -> None:
+def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, json: str | None) -> None:
     """Parameters, multiply-adds and, for a picture, its pure share and saving."""
     import numpy as np
 
@@ -92,12 +92,12 @@ def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, j
         size = (rgb.shape[0], rgb.shape[1])
         if options is not None:
             pure = pure_mask(rgb, options["colors"], options["window"], options["csmf"])
-    result = cost(network, size or default_size(network.config.scale), pure)
+    result = cost(network, size or default_size(network.scale), pure)
     name, count = card_of(network).name, parameters(network)
     data = {"model": name, "parameters": count, "options": options, "image": str(image) if image else None}
     emit_json(json, {**data, **result.to_dict()})
     h, w = result.size
-    scale = network.config.scale
+    scale = network.scale
     rows = [
         ["parameters", f"{count:,}"],
         [f"multiply-adds as published, LR {h}x{w} -> {h * scale}x{w * scale} (HxW)", giga(result.dense.published)],
@@ -117,7 +117,7 @@ def _cost(network: ATDLight, image: Path | None, size: tuple[int, int] | None, j
 
 def describe_network(
     model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, options: dict[str, Any]
-) -> ATDLight:
+) -> Network:
     """The network, untrained where no weights are at hand: its cost does not depend on them."""
     from ppexport.networks.load import load_untrained
 

@@ -1,4 +1,4 @@
-"""`ppexport lint`: what an edge runtime would object to, and what of a Core ML package leaves the Neural Engine."""
+"""`ppexport lint`: what an edge runtime would refuse, and what of a Core ML package leaves the Neural Engine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ SHOWN = 6
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artefact folder")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artifact folder")],
     length: Annotated[
         list[str] | None,
-        typer.Option(metavar="AXIS=N", help="check the symbolic axis AXIS of an .onnx file at N; may be repeated"),
+        typer.Option(
+            metavar="AXIS=N", help="give the symbolic axis AXIS of an .onnx file the length N; may be repeated"
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
-    """What ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 would refuse, get wrong or run slowly.
+    """Report what ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 refuses, gets wrong or runs slowly.
 
-    Of a Core ML package: which operations are known to leave the Neural Engine, from which modules, and how many
-    crossings that makes.
+    For a Core ML package: report which operations are known to leave the Neural Engine, which modules they come from,
+    and how often the computation crosses to another unit. A child process reads an .onnx file, with a limit of time
+    and, on Linux, of memory.
     """
     symbols = parse_lengths(length or [])
     if file.is_dir() and file.suffix != PACKAGE:
@@ -54,7 +57,7 @@ def lint(
 
 
 def parse_lengths(texts: list[str]) -> dict[str, int]:
-    """Texts AXIS=N -> {axis: n}. Raises InputError."""
+    """Texts AXIS=N -> {axis: n}. Raises InputError for any other text."""
     found = {}
     for text in texts:
         axis, _, number = text.rpartition("=")
@@ -66,8 +69,8 @@ def parse_lengths(texts: list[str]) -> dict[str, int]:
 
 def lint_package(path: Path, json: str | None) -> None:
     """Print where the operations of a package may run; this is information, so it never fails."""
+    from ppexport.backends.coreml.package import read_package
     from ppexport.backends.coreml.placement import place_package
-    from ppexport.backends.coreml.reading.package import read_package
 
     package = read_package(path)
     # A package keeps its functions in no order: by capacity.
@@ -99,11 +102,9 @@ def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
-    """Print what a runtime would object to, *symbols* at the lengths that they are given. Ends with exit code 1
-    for errors.
-    """
+    """Print what a runtime would object to, with the lengths *symbols* of axes. Ends with exit code 1 for errors."""
     require("onnx", "export")
-    from ppexport.backends.onnx.lint import lint_model
+    from ppexport.backends.onnx.lint.linting import lint_model
 
     report = lint_model(file, symbols=symbols)
     emit_json(json, report.to_dict())
@@ -113,7 +114,7 @@ def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
         console.print(f"{f.severity.value} {f.rule}{f' ({where})' if where else ''}: {f.message}")
         console.print(f"    way out: {f.way_out}")
     counts = ", ".join(counted(count, severity.value) for severity, count in report.counts.items())
-    facts = report.facts
-    console.print(f"{file}: {counts}; {facts.nodes} nodes, {facts.file_bytes / 1e6:.2f} MB")
+    nodes, megabytes = report.facts["nodes"], report.facts["file_bytes"] / 1e6
+    console.print(f"{file}: {counts}; {nodes} nodes, {megabytes:.2f} MB")
     if not report.ok:
         raise typer.Exit(EXIT_GATE_FAILED)

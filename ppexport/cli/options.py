@@ -10,10 +10,11 @@ import typer
 
 from ppexport.cli.console import check_json
 from ppexport.device.runner import check_threads
+from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
-    from ppexport.networks.atd.network import ATDLight
+    from ppexport.networks.network import Network
 
 
 def threads_here(value: int | None) -> int | None:
@@ -26,8 +27,10 @@ ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `ex
 Checkpoint = Annotated[
     Path | None, typer.Option(help="weights in place of the model's: .safetensors, .pth, .pt, .ckpt or .bin")
 ]
-Arch = Annotated[str | None, typer.Option(help="atd_light or pp_atd_light, for a checkpoint without a model name")]
-Scale = Annotated[int | None, typer.Option(help="2, 3 or 4, for a checkpoint without a model name")]
+Arch = Annotated[
+    str | None, typer.Option(help="an architecture that `ppexport models` lists, for a checkpoint without a model name")
+]
+Scale = Annotated[int | None, typer.Option(help="upscaling factor, for a checkpoint without a model name")]
 Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
 Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
 Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
@@ -64,14 +67,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_capacities(text: str, size: tuple[int, int], backend: str = "onnx") -> list[int] | None:
-    """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity."""
-    from ppexport.exporting import SET_STEPS, capacity_set
+def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] | None:
+    """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity.
 
+    A set has at most *steps* capacities.
+    """
     if text == "full":
         return None
     if text == "set":
-        return capacity_set(size, SET_STEPS.get(backend, SET_STEPS["onnx"]))
+        return capacity_set(size, steps)
     if not CAPACITIES.fullmatch(text):
         raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")
     return [int(number) for number in text.split(",")]
@@ -82,8 +86,8 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> ATDLight:
+def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> Network:
     """The network that the options describe."""
     from ppexport.networks.load import load_network
 
-    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(options))  # type: ignore[return-value]
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(options))

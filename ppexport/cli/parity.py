@@ -1,4 +1,4 @@
-"""`ppexport parity`: network against twin against artefact."""
+"""`ppexport parity`: network against twin against artifact."""
 
 from __future__ import annotations
 
@@ -35,71 +35,59 @@ def _pair_table(pair: Pair) -> Any:
     return table(title, columns, rows, numbers=2)
 
 
-def _units(text: str | None, against: Path | None) -> list[str]:
-    """The compute units to try. Raises InputError, and UnavailableError where this is no Mac."""
-    if text is None:
-        return []
-    from ppexport.backends.coreml.run_mac import check_platform
-    from ppexport.parity.units import parse_units
-
-    if against is not None:
-        raise InputError("--units runs with the twin, not against a saved run")
-    chosen = parse_units(text)
-    check_platform()
-    return chosen
-
-
 def parity(
     artifact: ArtifactFolder,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-parity if left out")
+        Path | None, typer.Option("-o", "--out", help="folder that keeps the run; ARTIFACT-parity if left out")
     ] = None,
     checkpoint: Checkpoint = None,
     against: Annotated[
-        Path | None, typer.Option(help="compare with this saved run instead, of the same model; needs no torch")
+        Path | None, typer.Option(help="compare with the twin in this saved run of the same model; needs no torch")
     ] = None,
     units: Annotated[
-        str | None, typer.Option(help="on a Mac: compute units that a Core ML package is also run on: cpu,gpu,ne,all")
+        str | None, typer.Option(help="Mac only: also run a Core ML package on these compute units: cpu,gpu,ne,all")
     ] = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Prove that network, static twin and artefact compute the same picture.
+    """Prove that network, static twin and artifact compute the same picture.
 
-    A Core AI asset takes minutes for a picture on Linux: a run that was ended goes on with the same command.
+    The exit code is 1 if a gate fails. A Core AI asset takes minutes for a picture on Linux: after an interruption the
+    same command continues where the run stopped.
     """
-    from ppexport.backends.backend import open_artifact
+    from ppexport.backends.backend import find_backend, open_artifact
     from ppexport.parity.against import run_against
     from ppexport.parity.gates import check_gates
-    from ppexport.parity.run import run_parity
+    from ppexport.parity.run import UNFINISHED, run_parity
 
     if against is not None and (out is not None or checkpoint is not None):
         raise InputError(
             "--against compares with a saved run and writes into its folder: leave --out and --checkpoint out"
         )
-    chosen = _units(units, against)
+    if against is not None and units is not None:
+        raise InputError("--units needs the twin, not a saved run: leave --against out")
     runner = open_artifact(artifact, trust=trust)
-    if chosen and runner.artifact.manifest.backend != "coreml":
-        raise InputError("--units is for Core ML packages")
     if against is None:
         check_gates(runner.artifact.manifest)
+        backend, names = find_backend(runner.artifact.manifest.backend), dict.fromkeys((units or "").split(","))
+        runs = {} if units is None else backend.unit_runs(runner, list(names))
         if find_spec("torch") is None:
             raise UnavailableError(
-                "torch is not installed, which computes the network and its twin: pip install 'ppexport[export]', or "
-                "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
+                "the network and its twin are computed by torch, which is not installed: pip install "
+                "'ppexport[export]', or compare with a run that was saved on a machine with torch: ppexport parity "
+                "ARTIFACT --against RUN"
             )
     with progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)
         else:
-            from ppexport.parity.kept import UNFINISHED
-            from ppexport.parity.reference import reference_network
+            from ppexport.parity.references import reference_network
 
             folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
             network = reference_network(runner.artifact, checkpoint)
-            # Kept for assets alone, which take minutes for a picture.
+            # Only a slow artifact, which takes minutes for a picture, leaves anything there.
             with continues_from(folder / UNFINISHED):
-                report = run_parity(network, runner, folder, progress, chosen)
+                report = run_parity(network, runner, folder, progress, runs)
     emit_json(json, report.to_dict())
     show(report, people(json))
     if not report.passed:
@@ -133,7 +121,7 @@ def show(report: ParityReport, console: Console) -> None:
         for row in pair.rows:
             if row.reason:
                 console.print(f"{row.name}: {'pass' if row.passed else 'FAIL'}, {row.reason}")
-        if any(row.flips is None for row in pair.rows):
+        if report.routes and any(row.flips is None for row in pair.rows):
             console.print(f"flips were not measured: {pair.other} does not tell its categories")
         if pair.agreement is not None and min(pair.agreement) < 1:
             shares = " ".join(f"{100 * share:.1f}" for share in pair.agreement)

@@ -1,15 +1,16 @@
-"""The artefact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
+"""The artifact: a folder with a model file and `manifest.json`, which says what it is, from what, and its hashes.
 
-Reading one needs the standard library only, so that it works on a device. Manifest version 4:
+Reading one needs the standard library only, so that it works on a device. Manifest version 5; versions 2 to 4 are read
+too, and no version has any other field:
 
     format        "ppexport-artifact"
-    version       4; version 3, which lacks `gates`, and 2, which lacks `engine` as well, are read too
-    backend       "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built it; "coreml";
-                  "coreai"
+    version       5
+    backend       whose runtimes run it: "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built
+                  it; "coreml"; "coreai"; or a backend of another package
     name          the model's name, e.g. "pp_atd_light_x2"
-    arch          "pp_atd_light" or "atd_light"
-    options       Pure-Pass options: colors, window, csmf, compensation (empty for atd_light)
-    scale         2, 3 or 4
+    arch          the network's architecture, e.g. "pp_atd_light"
+    options       its options: of Pure-Pass colors, window, csmf and compensation; {} for a network that has none
+    scale         upscaling factor
     size          [h, w] of the LR input, before padding
     precision     "fp32", or "fp16": half precision written into the graph by casts; "w8": of a Core ML package, fp16
                   with weights of 8 bits; "w8a8": and int8 activations where a recipe says so; "int8": by Q/DQ; "mixed":
@@ -18,9 +19,11 @@ Reading one needs the standard library only, so that it works on a device. Manif
                   arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
                   the portable one with heads padded to 16 channels
     capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
-                  are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts
+                  are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts.
+                  [] for a network that routes nothing
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
-                  (1, 1, H', W') of the padded size, 1 = pure; "none": atd_light has none
+                  (1, 1, H', W') of the padded size, 1 = pure; "none": the network has none
+    multiple      the padded size is the next multiple of this
     tokens        n, the pixels of the padded input
     files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole.
                   A model in ONNX Runtime's own format, model.ort, is followed by the ONNX file that it was made from
@@ -30,11 +33,11 @@ Reading one needs the standard library only, so that it works on a device. Manif
     licence       of the weights
     created       UTC, ISO 8601
     versions      {package: version} that made it
-    engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/run_facts.py`); of an
-    ONNX
-                  file meant for TensorRT: {"activation_bytes": what a run takes, estimated}; of a Core ML package:
-                  {"target": "iOS16", "iOS17" or "iOS18", "interface": "tensor" or "image"}; of a file
-                  made by a calibration also {"quantisation": its hash, pictures, recipe, and what fp16 left in fp32}
+    build         the backend's own options that a user of the file should know, e.g. of a Core ML package
+                  {"target": "iOS18", "interface": "tensor"}
+    quantisation  of a file made by a calibration: its hash, pictures, recipe, and what fp16 left in fp32
+    activation_bytes  what a run of an ONNX file for TensorRT takes, estimated; 0 where nobody asked
+    engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/run_facts.py`)
     gates         what the model's card asks of parity beyond ppexport's own gates, by precision, and "twin" for that
                   between network and twin: {"fp16": {"psnr": 60.0}}
 """
@@ -50,6 +53,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppexport.device.mask import MULTIPLE, check_options, padded_tokens
 from ppexport.errors import ArtifactError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
@@ -60,23 +64,15 @@ if TYPE_CHECKING:
 
 
 FORMAT = "ppexport-artifact"
-VERSION = 4
-READABLE = (2, 3, 4)
-_SINCE = {"engine": 3, "gates": 4}
-"""Fields that older versions lack."""
+VERSION = 5
+READABLE = (2, 3, 4, 5)
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
-KNOWN: tuple[tuple[set[str], str], ...] = (
-    ({"colors", "window", "csmf", "compensation"}, "pp_atd_light"),
-    (set(), "atd_light"),
-)
-"""The options that each architecture has."""
-ONNX_FLAVOURS = ("portable", "ort")
-"""Flavours that are made for ONNX Runtime."""
-FLAVOURS = (*ONNX_FLAVOURS, "tensorrt")
-MASKS = {"pp_atd_light": ("graph", "input"), "atd_light": ("none",)}
-"""Where each architecture's mask may come from."""
+FLAVOURS = ("portable", "ort", "tensorrt")
+MASKS = ("graph", "input", "none")
+PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool, "compensation": str}
+"""The options of Pure-Pass, of which a runner may have to compute the mask."""
 GROUP = 128
 """Capacities are multiples of the group of category attention."""
 
@@ -106,7 +102,11 @@ class Manifest:
     card_sha256: str
     licence: str
     created: str
+    multiple: int = MULTIPLE
     versions: dict[str, str] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    quantisation: dict[str, Any] = field(default_factory=dict)
+    activation_bytes: int = 0
     engine: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -176,14 +176,49 @@ def _is(value: object, kind: str) -> bool:
     if kind == "str":
         return isinstance(value, str)
     if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if kind == "list[int]":
-        return isinstance(value, list) and bool(value) and all(_is(v, "int") for v in value)
+        return isinstance(value, list) and all(_is(v, "int") and v for v in value)
     if kind == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     if kind == "dict[str, dict[str, Any]]":
         return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
     return isinstance(value, dict)
+
+
+def _as_version_5(data: dict[str, Any]) -> dict[str, Any]:
+    """The content *data* of a manifest of version 2 to 4, whose `engine` held what now are fields of their own."""
+    since = {"engine": 3, "gates": 4}
+    data = {**data, **{name: {} for name, version in since.items() if data["version"] < version}}
+    drawer = data.get("engine")
+    if isinstance(drawer, dict) and data.get("backend") != "tensorrt":
+        data["engine"] = {}
+        data["build"] = {key: drawer[key] for key in ("target", "interface") if key in drawer}
+        data["quantisation"] = drawer.get("quantisation", {})
+        data["activation_bytes"] = drawer.get("activation_bytes", 0)
+    return {"build": {}, "quantisation": {}, "activation_bytes": 0, "multiple": MULTIPLE, **data}
+
+
+def _check_options(manifest: Manifest, where: str) -> None:
+    """Raise ArtifactError unless the options are those of Pure-Pass where there is a mask, and plain values else.
+
+    The network's own model of them is asked by what loads the network.
+    """
+    options = manifest.options
+    if manifest.mask == "none":
+        if not all(isinstance(value, (str, int, float)) for value in options.values()):
+            raise ArtifactError(f"{where}: options {options} are not plain values")
+        return
+    for name, kind in PURE_PASS.items():
+        value = options.get(name)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ArtifactError(f"{where}: option {name!r} is missing or is not {kind.__name__}: {value!r}")
+    if set(options) != set(PURE_PASS):
+        raise ArtifactError(f"{where}: options {sorted(options)} are not those of Pure-Pass, {sorted(PURE_PASS)}")
+    try:
+        check_options(options["colors"], options["window"])
+    except ValueError as error:
+        raise ArtifactError(f"{where}: {error}") from None
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
@@ -196,28 +231,39 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
     if data.get("version") not in READABLE:
         raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
-    data.update({name: {} for name, since in _SINCE.items() if data["version"] < since})
+    if data["version"] < VERSION:
+        data = _as_version_5(data)
     known = {f.name: str(f.type) for f in fields(Manifest)}
+    unknown = sorted(set(data) - {*known, "format", "version"})
+    if unknown:
+        raise ArtifactError(f"{where}: field {unknown[0]!r} is not one of a manifest")
     for name, kind in known.items():
         if name not in data or not _is(data[name], kind):
             raise ArtifactError(f"{where}: field {name!r} is missing or is not {kind}")
     manifest = Manifest(**{name: data[name] for name in known})
+    for name in ("scale", "multiple", "tokens"):
+        if not getattr(manifest, name):
+            raise ArtifactError(f"{where}: field {name!r} is missing or is not above 0")
     if len(manifest.size) != 2:
         raise ArtifactError(f"{where}: size is [h, w], not {manifest.size}")
+    tokens = padded_tokens((manifest.size[0], manifest.size[1]), manifest.multiple)
+    if manifest.tokens != tokens:
+        raise ArtifactError(f"{where}: size {manifest.size} pads to {tokens} tokens, not {manifest.tokens}")
     for name in manifest.files:
         if not is_plain_name(name):
-            raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artefact folder")
-    if (set(manifest.options), manifest.arch) not in KNOWN:
-        raise ArtifactError(f"{where}: arch {manifest.arch!r} with options {sorted(manifest.options)} is not known")
+            raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artifact folder")
     if not {"file", "sha256"} <= set(manifest.weights):
         raise ArtifactError(f"{where}: weights need a file name and its sha256")
     if manifest.flavour not in FLAVOURS:
         raise ArtifactError(f"{where}: flavour {manifest.flavour!r} is not known; this ppexport reads {FLAVOURS}")
-    if manifest.mask not in MASKS[manifest.arch]:
-        raise ArtifactError(f"{where}: mask {manifest.mask!r} is not one of {MASKS[manifest.arch]}")
+    if manifest.mask not in MASKS:
+        raise ArtifactError(f"{where}: mask {manifest.mask!r} is not one of {MASKS}")
+    _check_options(manifest, where)
     c = manifest.capacities
-    if c != sorted(set(c)) or any(v % GROUP for v in c) or c[-1] > manifest.tokens:
+    if c != sorted(set(c)) or any(v % GROUP for v in c) or (c and c[-1] > manifest.tokens):
         raise ArtifactError(f"{where}: capacities ascend in multiples of {GROUP} up to {manifest.tokens}, not {c}")
+    if not c and manifest.mask != "none":
+        raise ArtifactError(f"{where}: a network with a mask has capacities")
     if not manifest.files:
         raise ArtifactError(f"{where} lists no model file")
     return manifest
@@ -302,4 +348,4 @@ def capacity_function(capacity: int) -> str:
 
 def function_name(capacity: int, capacities: Sequence[int]) -> str:
     """The function for *capacity* in a file of *capacities*."""
-    return "main" if len(capacities) == 1 else capacity_function(capacity)
+    return "main" if len(capacities) < 2 else capacity_function(capacity)

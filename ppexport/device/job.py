@@ -13,7 +13,7 @@ import ppexport
 from ppexport.device.artifact import read_artifact
 from ppexport.device.board import complete_header
 from ppexport.device.measure import INSIDE, Plan, plan_from
-from ppexport.device.target import RUNTIMES, Target, facts
+from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
     from ppexport.profile.pictures import Picture
@@ -76,7 +76,7 @@ def wanted_of(targets: Sequence[Target], pictures: Sequence[Picture], plan: Plan
         "address": address,
         "ppexport": ppexport.__version__,
         "subjects": [facts(target, read_artifact(Path(target.artifact))) for target in targets],
-        "packages": [RUNTIMES[target.runtime][1] for target in targets],
+        "packages": [runtimes()[target.runtime].packages for target in targets],
         "plan": vars(plan),
         "images": [picture.facts() for picture in pictures],
         "inside_the_clock": INSIDE,

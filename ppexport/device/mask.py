@@ -57,14 +57,14 @@ def mirror_index(size: int, padded: int) -> NDArray[np.int64]:
     return np.where(q < size, q, 2 * size - 1 - q)
 
 
-def padded_size(size: int) -> int:
-    """*size* rounded up to a multiple of 16."""
-    return -(-size // MULTIPLE) * MULTIPLE
+def padded_size(size: int, multiple: int = MULTIPLE) -> int:
+    """*size* rounded up to a multiple of 16, or of *multiple*."""
+    return -(-size // multiple) * multiple
 
 
-def padded_tokens(size: tuple[int, int]) -> int:
+def padded_tokens(size: tuple[int, int], multiple: int = MULTIPLE) -> int:
     """Pixels of an image of *size* (h, w) after padding, which are the network's tokens."""
-    return padded_size(size[0]) * padded_size(size[1])
+    return padded_size(size[0], multiple) * padded_size(size[1], multiple)
 
 
 def mirror_pad(image: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from ctypes.util import find_library
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -95,8 +95,13 @@ def way_out(precision: str, backend: str) -> str:
     return way
 
 
+Opened = TypeVar("Opened", bound="Runner")
+
+
 class Runner(ABC):
-    """An opened artefact: `runner(lr)` super-resolves one image of exactly `runner.size`.
+    """An opened artifact: `runner(lr)` super-resolves one image of exactly `runner.size`.
+
+    A context manager: leaving the block, or `close()`, frees what it holds.
 
     `run(prepare(lr))` is the same in two steps, so that one image can be prepared while another runs.
     """
@@ -105,6 +110,7 @@ class Runner(ABC):
         self.artifact = artifact
         self.size: tuple[int, int] = artifact.size
         self.scale: int = artifact.scale
+        self._closed = False
 
     def check_facts(self, facts: Mapping[str, str]) -> None:
         """Raise ArtifactError unless *facts*, what the model file says of itself, are the manifest's."""
@@ -115,6 +121,21 @@ class Runner(ABC):
                 raise ArtifactError(
                     f"{self.artifact.model_file}: {key} is {facts.get(key)!r}, the manifest says {value!r}"
                 )
+
+    def close(self) -> None:
+        """Free device memory, host memory, streams and whatever else is held; may be called again."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def _close(self) -> None:  # noqa: B027
+        """Free what a subclass holds beside its session, which ends with the runner."""
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __call__(self, lr: Image) -> Result:
         """Super-resolve *lr*, float32 (1, 3, h, w) in [0, 1].
@@ -134,7 +155,8 @@ class Runner(ABC):
             raise InputError("the image holds NaN or infinite values")
         lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
         if not manifest.needs_host_mask:
-            return Prepared(lr, None, manifest.capacities[-1])
+            # A network without routing has no slots.
+            return Prepared(lr, None, manifest.capacities[-1] if manifest.capacities else 0)
         options = manifest.options
         # A copy, because the mask reads pixel by pixel.
         rgb = np.ascontiguousarray(lr[0].transpose(1, 2, 0))
@@ -143,12 +165,14 @@ class Runner(ABC):
 
     def run(self, prepared: Prepared) -> Result:
         """Super-resolve an image that `prepare` made ready. Raises ArtifactError as `check_picture` does."""
-        result = self._run(prepared)
+        result = self.run_unchecked(prepared)
         self.check_picture(result.sr)
         return result
 
     def run_unchecked(self, prepared: Prepared) -> Result:
         """The same for a caller that looks at the picture itself: `parity` reports what is not finite."""
+        if self._closed:
+            raise InputError(f"the runner of {self.artifact.path} was closed: open the artifact again")
         return self._run(prepared)
 
     def check_picture(self, sr: Image, where: str = "") -> None:

@@ -49,3 +49,9 @@ def check_capacities(capacities: Any, size: tuple[int, int]) -> tuple[int, ...]:
     if not chosen or chosen != sorted(set(chosen)) or any(c % GROUP or not 0 < c <= tokens for c in chosen):
         raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {capacities!r}")
     return tuple(chosen)
+
+
+def capacity_set(size: Any, steps: int = 32) -> list[int]:
+    """At most *steps* even capacities for LR images of *size* (h, w), the last one full. Raises InputError."""
+    tokens = padded_tokens(check_size(size))
+    return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})

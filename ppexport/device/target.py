@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
-from importlib.util import find_spec
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ppexport.device.artifact import Artifact, read_artifact
+from ppexport.device.artifact import Artifact, Manifest, read_artifact
 from ppexport.device.runner import Runner, check_threads
-from ppexport.errors import InputError
+from ppexport.errors import InputError, UnavailableError
+from ppexport.plugins import loaded_entries
 
-RUNTIMES = {
-    "onnxruntime": ("onnx", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")),
-    "openvino": ("onnx", ("openvino",)),
-    "tensorrt": ("tensorrt", ("tensorrt", "tensorrt_rtx_cu12")),
-    "coreml": ("coreml", ("coremltools",)),
-}
-"""Runtime -> backend of the artefacts it runs, packages whose versions matter."""
-DEVICES = {"onnxruntime": "CPU", "openvino": "CPU", "tensorrt": "GPU", "coreml": "ALL"}
-"""Where a runtime computes unless told otherwise: an execution provider, a device, compute units."""
-PROVIDERS = (
-    "CPU", "CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "OpenVINO", "Dnnl", "VitisAI", "QNN", "Nnapi",
-    "CoreML", "Dml", "Xnnpack", "WebGpu", "WebNN", "Js", "ACL", "ArmNN", "Rknpu", "SNPE", "VSINPU", "CANN", "Azure",
-)  # fmt: skip
-"""Execution providers as ONNX Runtime 1.15 to 1.32 spell them (`onnxruntime.get_all_providers()`, which lists those too
-that a build lacks), so that a misspelt one is told from a missing one also where another machine measures."""
-NAME = re.compile(r"([a-z]+)(?::([A-Za-z0-9_.]{1,40}))?")
-SILENT = ("Azure",)
-"""Providers that are always listed and compute nothing here."""
+NAME = re.compile(r"([a-z0-9_]+)(?::([A-Za-z0-9_.]{1,40}))?")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the artifacts of a backend, as `--runtime` names it; one `RUNTIME` in a `backends/*/run*.py` each."""
+
+    name: str
+    backend: str
+    """Whose artifacts it runs."""
+    packages: tuple[str, ...]
+    """Packages whose versions a measurement tells."""
+    device: str
+    """Where it computes unless another place is named: an execution provider, a device, compute units."""
+    open: Callable[[Artifact, Target], Runner]
+    """Opens an artifact on the target's device. Raises PpexportError."""
+    devices: Callable[[], list[str]]
+    """The devices that it has on this machine, the usual one first; none where it is not installed."""
+    find_device: Callable[[str], str] = str
+    """Its spelling of a device, of which some machine may have one. Raises InputError for what none can have."""
+    flavours: tuple[str, ...] = ()
+    """The flavours that it runs; () is all."""
+
+    def takes(self, manifest: Manifest) -> bool:
+        """Whether it runs the artifact of *manifest*."""
+        return self.backend == manifest.backend and (not self.flavours or manifest.flavour in self.flavours)
+
+
+@lru_cache(maxsize=None)
+def runtimes() -> dict[str, Runtime]:
+    """{name: runtime} of those in `backends/*/run*.py`, and of installed backends of other packages."""
+    package, found = "ppexport.backends", []
+    for folder in pkgutil.iter_modules(import_module(package).__path__, package + "."):
+        if folder.ispkg:
+            for module in pkgutil.iter_modules(import_module(folder.name).__path__):
+                if module.name.startswith("run"):
+                    found.append(getattr(import_module(f"{folder.name}.{module.name}"), "RUNTIME", None))
+    for backend in loaded_entries("ppexport.backends"):
+        found.extend(backend.runtimes)
+    return {runtime.name: runtime for runtime in found if runtime is not None}
 
 
 @dataclass(frozen=True)
@@ -53,51 +78,12 @@ class Target:
     @property
     def name(self) -> str:
         """For people: "onnxruntime" or, where it is not the usual device, "onnxruntime:CUDA"."""
-        return self.runtime if self.device == DEVICES[self.runtime] else f"{self.runtime}:{self.device}"
+        usual = self.device == runtimes()[self.runtime].device
+        return self.runtime if usual else f"{self.runtime}:{self.device}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def takes(runtime: str, flavour: str) -> bool:
-    """Whether *runtime* takes graphs of *flavour*: OpenVINO refuses what is written for ONNX Runtime's kernels."""
-    return runtime != "openvino" or flavour != "ort"
-
-
-def installed(backend: str, flavour: str) -> list[str]:
-    """Every runtime on this machine that runs artefacts of *backend* and *flavour*, as `--runtime` takes them."""
-    if backend != "onnx":
-        return [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
-    found = []
-    if find_spec("onnxruntime") is not None:
-        import onnxruntime
-
-        providers = [name.replace("ExecutionProvider", "") for name in onnxruntime.get_available_providers()]
-        # The CPU first: it is what the others are read against.
-        found += ["onnxruntime", *(f"onnxruntime:{name}" for name in providers if name not in ("CPU", *SILENT))]
-    if find_spec("openvino") is not None and takes("openvino", flavour):
-        found.append("openvino")
-    return found
-
-
-def _device_of(runtime: str, text: str | None) -> str:
-    """The device of *runtime* that a user calls *text*, None for the usual one. Raises InputError for none that exists.
-
-    Capitals of a provider do not matter: NNAPI is what ONNX Runtime calls Nnapi. Whether a machine has it is not asked.
-    """
-    if text is None:
-        return DEVICES[runtime]
-    if runtime == "tensorrt" and text != DEVICES[runtime]:
-        raise InputError(f"a TensorRT engine runs on the GPU that it was built for: tensorrt:{text} cannot be chosen")
-    if runtime != "onnxruntime":
-        return text
-    names = {name.lower(): name for name in PROVIDERS}
-    if text.lower() not in names:
-        near = get_close_matches(text.lower(), names, 1)
-        hint = f"did you mean onnxruntime:{names[near[0]]}?" if near else f"it has {', '.join(PROVIDERS)}"
-        raise InputError(f"ONNX Runtime has no provider called {text!r}: {hint}")
-    return names[text.lower()]
 
 
 def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
@@ -105,20 +91,39 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
 
     Raises ArtifactError for a damaged artefact, InputError for a runtime that is not known or runs no such artefact.
     """
-    manifest = read_artifact(path).manifest
-    backend, flavour = manifest.backend, manifest.flavour
-    own = [name for name, (made_for, _) in RUNTIMES.items() if made_for == backend]
-    names = own[:1] if wanted is None else installed(backend, flavour) if wanted == "all" else wanted.split(",")
+    manifest, known = read_artifact(path).manifest, runtimes()
+    own = [runtime for runtime in known.values() if runtime.backend == manifest.backend]
+    if wanted is None:
+        names = [runtime.name for runtime in own[:1]]
+    elif wanted == "all":
+        # The usual device first: it is what the others are read against.
+        names = [
+            runtime.name if device == runtime.device else f"{runtime.name}:{device}"
+            for runtime in own
+            if runtime.takes(manifest)
+            for device in runtime.devices()
+        ]
+    else:
+        names = wanted.split(",")
+    if not names:
+        known_names = ", ".join(runtime.name for runtime in own) or "no runtime known here"
+        raise UnavailableError(f"{path} is for backend {manifest.backend}: {known_names} is not installed here")
     targets = []
     for name in names:
         match = NAME.fullmatch(name.strip())
-        if match is None or match[1] not in RUNTIMES:
-            raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, or such as onnxruntime:CUDA, not {name!r}")
-        if match[1] not in own:
-            raise InputError(f"{path} is for backend {backend}, which {match[1]} does not run: {', '.join(own)}")
-        if not takes(match[1], flavour):
-            raise InputError(f"{path} is of flavour ort, for ONNX Runtime alone: export it with --flavour portable")
-        targets.append(Target(str(path.resolve()), match[1], _device_of(match[1], match[2]), threads, trust))
+        if match is None or match[1] not in known:
+            raise InputError(f"a runtime is one of {', '.join(known)}, or such as onnxruntime:CUDA, not {name!r}")
+        runtime = known[match[1]]
+        if runtime not in own:
+            names_of_own = ", ".join(runtime.name for runtime in own)
+            raise InputError(f"{path} is for backend {manifest.backend}, which {match[1]} does not run: {names_of_own}")
+        if not runtime.takes(manifest):
+            raise InputError(
+                f"{path} is of flavour {manifest.flavour}, which {match[1]} does not run: export it with --flavour "
+                f"{' or '.join(runtime.flavours)}"
+            )
+        device = runtime.device if match[2] is None else runtime.find_device(match[2])
+        targets.append(Target(str(path.resolve()), match[1], device, threads, trust))
     if len(set(targets)) < len(targets):
         raise InputError("--runtime names the same runtime twice")
     return targets
@@ -127,22 +132,7 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
 def open_target(target: Target) -> Runner:
     """The runner of *target*. Raises PpexportError as `open_artifact`, UnavailableError for a missing runtime."""
     check_threads(target.threads)
-    artifact = read_artifact(Path(target.artifact))
-    if target.runtime == "onnxruntime":
-        from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
-
-        return OnnxRunner(artifact, target.threads, target.device)
-    if target.runtime == "openvino":
-        from ppexport.backends.openvino.run_openvino import OpenVinoRunner
-
-        return OpenVinoRunner(artifact, target.device, target.threads)
-    if target.runtime == "tensorrt":
-        from ppexport.backends.tensorrt.run_engine import TensorRTRunner
-
-        return TensorRTRunner(artifact, target.trust)
-    from ppexport.backends.coreml.run_mac import CoreMLMacRunner
-
-    return CoreMLMacRunner(artifact, target.device)
+    return runtimes()[target.runtime].open(read_artifact(Path(target.artifact)), target)
 
 
 def facts(target: Target, artifact: Artifact) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
 from ppexport.files import is_plain_name, sha256_file, sha256_text
+from ppexport.networks.architecture import architectures, find_architecture
 
 CARD = "card.yaml"
 MAX_BYTES = 1 << 16
-ARCHITECTURES = ("atd_light", "pp_atd_light")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """Of weights files, in any case; all but the first are PyTorch's."""
 OWN_SUMMARY, OWN_LICENCE = "a checkpoint of the user's", "as the checkpoint's"
@@ -31,15 +31,19 @@ class Weights(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Options(BaseModel):
-    """Pure-Pass options: K colour centres, window in pixels, cross-shift mask fusion, what pure pixels take."""
+Compensation = Literal["value", "zero", "normed"]
+"""Branch output of a pure token: its own value vector v, nothing, or the normalised input z."""
+
+
+class PurePassOptions(BaseModel):
+    """Options of Pure-Pass: K colour centres, window in pixels, cross-shift mask fusion, what pure pixels take."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     colors: int = Field(default=8, ge=2, le=16)
     window: Literal[2, 4, 8, 16] = 8
     csmf: bool = True
-    compensation: Literal["value", "zero", "normed"] = "value"
+    compensation: Compensation = "value"
 
 
 class CardGate(BaseModel):
@@ -62,16 +66,36 @@ class Card(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     summary: str
-    arch: Literal["atd_light", "pp_atd_light"]
-    scale: Literal[2, 3, 4]
-    options: Options | None = None
+    arch: str
+    scale: int
+    options: SerializeAsAny[BaseModel] | None = None
     weights: Weights | None = None
     licence: str
     training: dict[str, Any] = Field(default_factory=dict)
     published: dict[str, Any] = Field(default_factory=dict)
     default_size: tuple[int, int] = (64, 64)
-    gates: dict[Literal["twin", "fp32", "fp16", "w8", "w8a8", "int8", "mixed"], CardGate] = Field(default_factory=dict)
+    gates: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], CardGate] = Field(default_factory=dict)
     """By precision; "twin" is the gate between network and twin."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_architecture_says(cls, data: Any) -> Any:
+        """Check the scale, and give the options the model that the architecture has for them."""
+        known = architectures()
+        if not isinstance(data, dict) or not isinstance(data.get("arch"), str):
+            return data
+        if data["arch"] not in known:
+            raise ValueError(f"arch is one of {', '.join(known)}, not {data['arch']!r}")
+        architecture, options = known[data["arch"]], data.get("options")
+        if data.get("scale") not in architecture.scales:
+            raise ValueError(f"{architecture.name} has scales {architecture.scales}, not {data.get('scale')!r}")
+        model = architecture.options()
+        if model is None:
+            if options:
+                raise ValueError(f"{architecture.name} takes no options")
+            return {**data, "options": None}
+        content = options.model_dump() if isinstance(options, BaseModel) else options
+        return {**data, "options": model.model_validate(content or {})}
 
     def hash(self) -> str:
         """SHA-256 of the card as canonical JSON, without the gates, which change nothing that is computed."""
@@ -152,25 +176,25 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
                 raise InputError(f"model {name} has {what} {own}, not {given}: leave {what} out or name another model")
         fields = card.model_dump()
     else:
-        if arch is not None and arch not in ARCHITECTURES:
-            raise InputError(f"--arch is one of {', '.join(ARCHITECTURES)}, not {arch!r}")
+        names = ", ".join(architectures())
+        if arch is not None:
+            find_architecture(arch)
         if (arch is None) != (scale is None):
             raise InputError(
-                f"without a model's name the weights need both --arch ({', '.join(ARCHITECTURES)}) and --scale "
-                f"(2, 3 or 4): --{'arch' if arch is None else 'scale'} is missing"
+                f"without a model's name the weights need both --arch ({names}) and --scale: "
+                f"--{'arch' if arch is None else 'scale'} is missing"
             )
         if arch is None or scale is None:
             raise InputError(
-                f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch "
-                f"({', '.join(ARCHITECTURES)}), scale and checkpoint"
+                f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch ({names}), "
+                "scale and checkpoint"
             )
         folder = Path()
         fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
         fields["licence"] = OWN_LICENCE
-    if fields["arch"] == "pp_atd_light":
-        fields["options"] = {**(fields.get("options") or {}), **options}
-    elif options:
-        raise InputError(f"{fields['arch']} has no Pure-Pass options: {', '.join(options)}")
+    if options and find_architecture(fields["arch"]).options() is None:
+        raise InputError(f"{fields['arch']} has no options: leave {', '.join(options)} out")
+    fields["options"] = {**(fields.get("options") or {}), **options}
     try:
         return Card(**fields), folder
     except ValidationError as error:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppexport.errors import CheckpointError, first_line
-from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.card import SUFFIXES, check_weights_file
+from ppexport.networks.network import Network
 
 WRAPPERS = ("params_ema", "generator_ema", "params", "state_dict", "net_g", "model")
 """Where a checkpoint keeps its state dict, or the next wrapper, best first."""
@@ -24,8 +24,6 @@ PREFIXES = ("module.", "generator.", "_orig_mod.")
 OBJECT = re.compile(r"\bGLOBAL ([\w.]+)")
 """Names the class in the message of torch for a pickle that holds more than tensors."""
 WAY_OUT = "save the tensors alone where it was made, with torch.save(network.state_dict(), FILE)"
-INDEX = "relative_position_index_SA"
-LAST = "upsample.0.weight"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -94,15 +92,10 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def load_state(network: ATDLight, state: dict[str, Tensor], where: str) -> None:
+def load_state(network: Network, state: dict[str, Tensor], where: str) -> None:
     """Load *state* into *network*, every key and shape as must be; CheckpointError names *where* and the key."""
     own = network.state_dict()
-    scale = network.config.scale
-    last = state.get(LAST)
-    if last is not None and last.ndim == 4 and last.shape[0] != 3 * scale**2:
-        root = (last.shape[0] / 3) ** 0.5
-        found = f"x{root:.0f}" if root == int(root) else f"another scale ({last.shape[0]} output channels)"
-        raise CheckpointError(f"{where} holds weights for {found}, not x{scale} (key {LAST})")
+    network.check_state(state, where)
     for key in own:
         if key not in state:
             raise CheckpointError(f"{where} has no key {key!r}, which {network.arch} needs")
@@ -115,6 +108,4 @@ def load_state(network: ATDLight, state: dict[str, Tensor], where: str) -> None:
             raise CheckpointError(f"{where}: {key!r} has type {value.dtype}, not {own[key].dtype}")
         if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise CheckpointError(f"{where}: {key!r} holds NaN or infinite values")
-    if not torch.equal(state[INDEX].to(own[INDEX].dtype), own[INDEX]):
-        raise CheckpointError(f"{where}: {INDEX!r} is not the 16x16 window index of {network.arch}")
     network.load_state_dict(state, strict=True)

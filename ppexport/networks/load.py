@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ppexport.errors import InputError
-from ppexport.networks.atd.network import ATDLight
-from ppexport.networks.atd.pp_network import PPATDLight, PurePassOptions
-from ppexport.networks.card import Card, Options, card_with_weights, effective_card, make_card
+from ppexport.networks.architecture import architectures, find_architecture
+from ppexport.networks.card import Card, card_with_weights, effective_card, make_card
 from ppexport.networks.checkpoint import load_state, read_state
+from ppexport.networks.network import Network
 
 
-def build_network(card: Card) -> ATDLight:
+def build_network(card: Card) -> Network:
     """An untrained network as *card* describes it."""
-    if card.arch == "pp_atd_light":
-        return PPATDLight(card.scale, PurePassOptions(**(card.options or Options()).model_dump()))
-    return ATDLight(card.scale)
+    network = find_architecture(card.arch).build(card.scale, card.options)
+    network.card = card
+    return network
 
 
 def load_network(
@@ -31,28 +31,31 @@ def load_network(
     scale: int | None = None,
     checkpoint: str | Path | None = None,
     **options: Any,
-) -> nn.Module:
+) -> Network:
     """A network in eval mode, called as `network(x, mask=None)` with x float32 (b, 3, h, w) in [0, 1].
 
-    *name* is a bundled model or a folder with a card; *checkpoint* replaces its weights. Without a name, *arch*
-    ("atd_light", "pp_atd_light"), *scale* and *checkpoint* are needed. *options* override the card's Pure-Pass
-    options: colors, window, csmf, compensation. Raises CardError, CheckpointError, InputError, or UnavailableError
-    where a card has no weights of its own.
+    Args:
+        name: a bundled model or a folder with a card.
+        arch: a registered architecture, such as "pp_atd_light"; needed without a name, as are the next two.
+        scale: upscaling factor.
+        checkpoint: a weights file, in place of the model's own.
+        options: in place of the card's: for Pure-Pass colors, window, csmf, compensation.
+
+    Raises:
+        CardError, CheckpointError, InputError: something of this is damaged, unknown or does not fit together.
+        UnavailableError: the card has no weights of its own.
     """
     card, path = card_with_weights(name, arch, scale, checkpoint, options)
     network = build_network(card)
     load_state(network, read_state(path), str(path))
-    network.card = card  # type: ignore[assignment]
-    network.digest = state_digest(network)  # type: ignore[assignment]
+    network.digest = state_digest(network)
     return network.eval()
 
 
-def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> ATDLight:
+def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> Network:
     """The network of a card, or of *arch* and *scale*, without its weights: enough to count what it costs."""
     card, _ = effective_card(name, arch, scale, options)
-    network = build_network(card)
-    network.card = card  # type: ignore[assignment]
-    return network.eval()
+    return build_network(card).eval()
 
 
 def state_digest(network: nn.Module) -> str:
@@ -70,33 +73,29 @@ def card_of(network: nn.Module) -> Card:
     Raises InputError for a network that cannot be exported, as `check_network` does.
     """
     network = check_network(network)
-    digest, scale = state_digest(network), network.config.scale
-    card = getattr(network, "card", None)
-    if isinstance(card, Card):
-        fields = card.model_dump()
+    digest = state_digest(network)
+    if network.card is not None:
+        fields = network.card.model_dump()
     else:
-        fields = {"name": f"{network.arch}_x{scale}", "summary": "a network built in Python", "arch": network.arch}
-        fields |= {"scale": scale, "licence": "as the weights'"}
-    if isinstance(network, PPATDLight):
-        fields["options"] = network.options.as_dict()
-    if fields.get("weights") is None or getattr(network, "digest", None) != digest:
+        fields = {"name": f"{network.arch}_x{network.scale}", "summary": "a network built in Python"}
+        fields |= {"arch": network.arch, "scale": network.scale, "licence": "as the weights'"}
+    fields["options"] = network.options
+    if fields.get("weights") is None or network.digest != digest:
         fields["weights"] = {"file": "memory", "sha256": digest}
     return make_card(**fields)
 
 
-# What a network must be before anything is made from it: plain float32 weights that are all there, and no hooks.
+def check_network(network: nn.Module) -> Network:
+    """*network*, ready to be exported: plain float32 weights that are all there, and no hooks.
 
-
-PLAIN = ("ppexport.", "torch.nn.modules.")
-"""Where the classes of a network's modules come from; a static rewrite would leave out what any other computes."""
-
-
-def check_network(network: nn.Module) -> ATDLight:
-    """*network*, ready to be exported. Raises InputError, which says what to call, for any other."""
-    if not isinstance(network, ATDLight):
-        raise InputError(f"{type(network).__name__} is not a network of ppexport{_inner(network)}")
+    Raises InputError, which says what to call, for any other.
+    """
+    if not isinstance(network, Network) or network.arch not in architectures():
+        raise InputError(f"{type(network).__name__} is not a network of a registered architecture{_inner(network)}")
+    # A static rewrite would leave out what the class of any other module computes.
+    known = ("torch.nn.modules.", type(architectures()[network.arch]).__module__.partition(".")[0] + ".")
     for name, module in network.named_modules():
-        _check_module(f"module {name!r}" if name else "the network", module)
+        _check_module(f"module {name!r}" if name else "the network", module, known)
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         _check_tensor(name, value)
     return network
@@ -104,12 +103,12 @@ def check_network(network: nn.Module) -> ATDLight:
 
 def _inner(network: object) -> str:
     for name in ("module", "_orig_mod"):
-        if isinstance(getattr(network, name, None), ATDLight):
+        if isinstance(getattr(network, name, None), Network):
             return f": pass what it wraps, its attribute {name}"
     return ""
 
 
-def _check_module(where: str, module: nn.Module) -> None:
+def _check_module(where: str, module: nn.Module, known: tuple[str, ...]) -> None:
     if is_parametrized(module):
         raise InputError(
             f"{where} is parametrised: call torch.nn.utils.parametrize.remove_parametrizations(module, tensor_name) "
@@ -120,7 +119,7 @@ def _check_module(where: str, module: nn.Module) -> None:
             f"{where} has forward hooks, which an export would leave out: remove them first, those of pruning by "
             'torch.nn.utils.prune.remove(module, "weight")'
         )
-    if "forward" in vars(module) or not type(module).__module__.startswith(PLAIN):
+    if "forward" in vars(module) or not f"{type(module).__module__}.".startswith(known):
         raise InputError(
             f"{where} is a {type(module).__name__} that ppexport does not know, and an export would leave out what it "
             "computes: merge it into the plain layers, then load their weights with load_network(checkpoint=...)"

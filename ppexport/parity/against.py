@@ -1,6 +1,6 @@
-"""Fills in this machine's column of a saved parity run. NumPy and the artefact's runtime are enough.
+"""Fills in this machine's column of a saved parity run. NumPy and the artifact's runtime are enough.
 
-Categories are compared where the package `onnx` is installed, which opens the file; else pictures and counts are.
+Categories are compared where the artifact can be opened, an ONNX file by the package `onnx`; else pictures and counts.
 """
 
 from __future__ import annotations
@@ -8,38 +8,21 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppexport.device.artifact import Manifest
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.folders import MAX_JSON, run_folder
-from ppexport.parity.artifact_column import EngineColumn, artifact_column
-from ppexport.parity.columns import load_column, load_inputs
-from ppexport.parity.compare import Means, compare_columns
+from ppexport.parity.columns import ArtifactColumn, load_column, load_inputs
+from ppexport.parity.compare import Means, compare_columns, compare_pictures
 from ppexport.parity.gates import artifact_gate, with_measured_tie
-from ppexport.parity.run import (
-    INPUTS,
-    REPORT,
-    RUN,
-    TWIN_COLUMN,
-    VERSION,
-    ParityReport,
-    Progress,
-    compare_with_engine,
-    compute,
-    keep,
-)
-
-if TYPE_CHECKING:
-    from ppexport.parity.artifact_column import ArtifactColumn
-    from ppexport.parity.package_column import PackageColumn
+from ppexport.parity.run import INPUTS, REPORT, RUN, TWIN_COLUMN, VERSION, ParityReport, Progress, compute, keep
 
 SAME = ("arch", "options", "scale", "size", "precision", "capacities")
 """What must be equal in the manifest and in the saved run, beside the weights."""
-AGAIN = "run `ppexport parity` of this artefact's model again on the machine with torch, and copy its folder"
+AGAIN = "run `ppexport parity` of this artifact's model again on the machine with torch, and copy its folder"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -69,7 +52,7 @@ def check_same(manifest: Manifest, saved: dict[str, Any], folder: Path) -> None:
     expected.update({name: getattr(manifest, name) for name in SAME})
     for name, own in expected.items():
         if found[name] != own:
-            raise InputError(f"{folder} is a run of other {name}: {found[name]!r}, the artefact has {own!r}; {AGAIN}")
+            raise InputError(f"{folder} is a run of other {name}: {found[name]!r}, the artifact has {own!r}; {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -100,22 +83,10 @@ def examined(saved: dict[str, Any], folder: Path) -> Examined:
     return Examined(surest, flipped)
 
 
-def column_here(runner: Runner) -> ArtifactColumn | PackageColumn | EngineColumn:
-    """The column of *runner*; without the package `onnx` an ONNX file cannot be opened, only run."""
-    manifest = runner.artifact.manifest
-    if manifest.backend != "onnx" or find_spec("onnx") is not None:
-        return artifact_column(runner)
-    column = EngineColumn(runner)
-    if manifest.precision in ("fp16", "mixed"):
-        # ONNX Runtime's CPU kernels compute fp16 in fp32.
-        column.name += "-weights"
-    return column
-
-
 def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
     """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch.
 
-    Raises InputError where the run is damaged, or not of the artefact's weights, options, precision and capacities, or
+    Raises InputError where the run is damaged, or not of the artifact's weights, options, precision and capacities, or
     where another process writes into its folder.
     """
     if not folder.is_dir():
@@ -131,22 +102,24 @@ def _run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepo
     seen = examined(saved, folder)
     gate = with_measured_tie(artifact_gate(artifact.manifest), seen.surest)
     inputs = load_inputs(folder / INPUTS, artifact.size)
-    reference = load_column(folder / f"{TWIN_COLUMN}.npz")
+    file = folder / f"{TWIN_COLUMN}.npz"
+    reference = load_column(file)
     missing = [item.name for item in inputs if item.name not in reference]
     if missing:
-        raise InputError(f"{folder / 'twin.npz'} has no picture for input {missing[0]!r}")
+        raise InputError(f"{file} has no picture for input {missing[0]!r}")
     expected = (1, 3, *(side * artifact.scale for side in artifact.size))
     for name, sample in reference.items():
         if sample.sr.shape != expected:
             raise InputError(f"{folder} is a run of another scale: {name!r} is {sample.sr.shape}, not {expected}")
-    source = column_here(runner)
+    source = ArtifactColumn(runner)
     column = compute(source, inputs, progress)
     report = ParityReport(artifact.manifest, folder, continued=True)
     names = (TWIN_COLUMN, source.name)
-    if isinstance(source, EngineColumn):
-        pair = compare_with_engine(names, inputs, reference, column, gate, artifact.scale, seen.flipped)
+    if source.probe is None:
+        pair = compare_pictures(names, inputs, reference, column, gate, artifact.scale, seen.flipped)
     else:
         pair = compare_columns(names, inputs, reference, column, gate, artifact.scale, Means(source.sample))
+    source.close()
     report.pairs.append(pair)
     keep(report, inputs, {TWIN_COLUMN: reference, source.name: column})
     return report

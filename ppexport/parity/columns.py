@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.artifact import Manifest
+from ppexport.backends.backend import ChosenFrom, Probe, find_backend
 from ppexport.device.mask import pixel_labels
-from ppexport.device.runner import Prepared, Result
+from ppexport.device.runner import Runner, feeds
 from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, is_plain_name
 from ppexport.parity.inputs import ParityInput
+
+if TYPE_CHECKING:
+    from ppexport.twin.twin import StaticTwin
+
+Categories = NDArray[np.integer[Any]]
+"""(layers, n): the category of every token in every layer."""
+Layers = list[NDArray[np.float32]]
+"""Per layer (n, c)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,8 @@ class Sample:
     """(1, 3, h * scale, w * scale)."""
     impure: int
     """Number of impure tokens."""
-    categories: NDArray[np.uint8] | None = None
-    """(layers, n): the category each token chose; None where an implementation does not tell."""
+    categories: Categories | None = None
+    """(layers, n): the category each token chose; None where an implementation does not tell, or does not route."""
     gaps: NDArray[np.float32] | None = None
     """(layers, n): lead of the best similarity over the second best."""
     pure: NDArray[np.bool_] | None = None
@@ -34,33 +42,94 @@ class Sample:
     labels: NDArray[np.uint8] | None = None
     """(n,): Pure-Pass label of every pixel of the padded image."""
     capacity: int | None = None
-    """Slots that category attention ran with; None for the network, which needs none."""
+    """Slots that category attention ran with; None for the network, which needs none, and without routing."""
 
 
-def routed_sample(
-    item: ParityInput,
-    prepared: Prepared,
-    manifest: Manifest,
-    result: Result,
-    categories: NDArray[Any],
-    mask: tuple[NDArray[Any] | None, NDArray[Any] | None],
-) -> Sample:
-    """The sample of an artefact that tells its routing: *categories* (layers, n), and its *mask* as (pure, labels).
+def narrow(categories: NDArray[Any]) -> Categories | None:
+    """*categories* (layers, n) in the smallest type that holds them; None where there are no layers."""
+    return categories.astype(np.min_scalar_type(int(categories.max()))) if categories.size else None
 
-    An artefact that is given the mask computes neither; then both are the host's, of *prepared*.
-    """
-    pure, labels = mask
-    if manifest.mask == "input":
-        pure = prepared.pure
-        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
-    return Sample(
-        sr=result.sr,
-        impure=result.impure_tokens,
-        categories=categories.astype(np.uint8),
-        pure=None if pure is None else pure.reshape(-1).astype(np.bool_),
-        labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
-        capacity=result.capacity,
-    )
+
+class Source(Protocol):
+    """What computes a column."""
+
+    name: str
+
+    @property
+    def injects(self) -> bool:
+        """Whether it can compute with other categories than its own."""
+
+    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
+        """The entry for *item*, with *categories* injected if given."""
+
+    def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
+        """The output of every layer, in the order in which they run."""
+
+
+class ArtifactColumn:
+    """An artifact: its picture and, where a probe opens it, its routing."""
+
+    def __init__(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> None:
+        """*twin* and *folder* are for a backend whose probe needs them (`Backend.probe`)."""
+        self.runner, self.manifest = runner, runner.artifact.manifest
+        backend = find_backend(self.manifest.backend)
+        self.probe: Probe | None = backend.probe(runner, twin, folder)
+        self.name = f"{self.manifest.backend}-{self.manifest.precision}"
+        if self.probe is None and self.manifest.precision in backend.rounded:
+            # Only the weights are of that precision.
+            self.name += "-weights"
+
+    @property
+    def injects(self) -> bool:
+        """Whether it can compute with other categories than its own."""
+        return self.probe is not None and self.probe.injects
+
+    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
+        """The column's entry for *item*; with injected *categories* the picture is the probe's."""
+        prepared, manifest = self.runner.prepare(item.lr), self.manifest
+        if self.probe is None:
+            if categories is not None:
+                raise InputError(f"categories cannot be injected into {self.name}")
+            result = self.runner.run_unchecked(prepared)
+            return Sample(result.sr, result.impure_tokens, capacity=result.capacity or None)
+        inside = self.probe.run(feeds(manifest, prepared), _wide(categories))
+        sr, impure, pure, labels = inside.sr, inside.impure_tokens, inside.pure, inside.labels
+        if categories is None and not self.probe.gives_picture:
+            sr, impure, _ = self.runner.run_unchecked(prepared)
+        if manifest.mask == "input":
+            # The artifact computes neither; both are the host's.
+            pure = prepared.pure
+            labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
+        return Sample(
+            sr=sr,
+            impure=impure,
+            categories=narrow(inside.categories),
+            pure=None if pure is None else pure.reshape(-1).astype(np.bool_),
+            labels=None if labels is None else labels.reshape(-1).astype(np.uint8),
+            capacity=prepared.capacity or None,
+        )
+
+    def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
+        """The output of every layer; none where nothing opens the artifact."""
+        return [] if self.probe is None else self.probe.layers(self._inputs(item), _wide(categories))
+
+    def chosen_from(self, item: ParityInput, categories: Categories) -> list[ChosenFrom]:
+        """What every layer chose from, with injected *categories*, or its own where nothing can be injected."""
+        if self.probe is None:
+            raise InputError(f"{self.name} does not tell what its layers choose from")
+        return self.probe.chosen_from(self._inputs(item), categories.astype(np.int64))
+
+    def close(self) -> None:
+        """Release the probe."""
+        if self.probe is not None:
+            self.probe.close()
+
+    def _inputs(self, item: ParityInput) -> dict[str, NDArray[Any]]:
+        return feeds(self.manifest, self.runner.prepare(item.lr))
+
+
+def _wide(categories: Categories | None) -> NDArray[np.int64] | None:
+    return None if categories is None else categories.astype(np.int64)
 
 
 Column = dict[str, Sample]

@@ -24,7 +24,7 @@ PHOTOS: tuple[tuple[str, float, float], ...] = (
     ("hubble_deep_field.jpg", 0.6, 0.2),
     ("rocket.jpg", 0.3, 0.5),
 )
-"""Bundled photographs, and where in them to cut, as shares of the room there is (down, right)."""
+"""Bundled photographs, and where in them to cut, as shares of the space that is left (down, right)."""
 
 
 @dataclass(frozen=True, eq=False)

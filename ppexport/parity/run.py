@@ -3,9 +3,10 @@
 inputs.npz        the inputs and their ground truths
 network.npz       one file per column: pictures, categories, gaps, masks
 twin.npz
-onnx-fp32.npz     or onnx-fp16, coreml-fp16, ...: the artefact's
+onnx-fp32.npz     or onnx-fp16, coreml-fp16, ...: the artifact's
 report.json       gates and figures
-worst.png         error map of the worst input of the artefact
+worst.png         error map of the worst input of the artifact
+.unfinished       what a slow artifact has computed, until the run is complete
 
 A column that is filled in later, by `--against`, has a report and an error map of its own: report-onnx-fp32.json,
 worst-onnx-fp32.png.
@@ -15,28 +16,44 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps
 
+from ppexport.backends.backend import Gate, UnitRun
 from ppexport.device.artifact import Manifest
 from ppexport.device.mask import mask_from_labels, pixel_labels
-from ppexport.device.runner import Runner
-from ppexport.errors import present
-from ppexport.files import write_text
+from ppexport.device.picture import to_uint8
+from ppexport.device.runner import Runner, feeds
+from ppexport.errors import PpexportError
+from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_json_of, run_folder
-from ppexport.parity.artifact_column import ArtifactColumn, EngineColumn, artifact_column
-from ppexport.parity.columns import Column, Sample, save_column, save_inputs
-from ppexport.parity.compare import Means, Pair, Seen, compare_columns
-from ppexport.parity.error_map import save_error_map
-from ppexport.parity.gates import FLIP_MARGIN, NEAR_TIE, Gate, check_gates
+from ppexport.networks.architecture import find_architecture
+from ppexport.parity.columns import (
+    ArtifactColumn,
+    Categories,
+    Column,
+    Sample,
+    Source,
+    save_column,
+    save_inputs,
+)
+from ppexport.parity.compare import ChosenAgain, Means, compare_columns, compare_pictures
+from ppexport.parity.gates import check_gates
 from ppexport.parity.inputs import ParityInput, parity_inputs
+from ppexport.parity.pair import Pair
+
+if TYPE_CHECKING:
+    from ppexport.networks.network import Network
+    from ppexport.parity.references import NetworkColumn, TwinColumn
 
 FORMAT = "ppexport-parity"
 VERSION = 2
@@ -45,6 +62,8 @@ INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
 TWIN_COLUMN = "twin"
+UNFINISHED = ".unfinished"
+"""A folder in that of a run."""
 
 
 def _begun(folder: Path) -> bool:
@@ -62,26 +81,7 @@ def _begun(folder: Path) -> bool:
 RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst-*.png"), _begun)
 
 Progress = Callable[[str, int, int], None]
-"""Told (what, done, total)."""
-
-
-class Source(Protocol):
-    """What computes a column."""
-
-    name: str
-
-    def sample(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> Sample:
-        """The entry for *item*, with *categories* injected if given."""
-
-    def layers(self, item: ParityInput, categories: NDArray[np.uint8] | None = None) -> list[NDArray[np.float32]]:
-        """The output of every layer."""
-
-
-class Reference(Source, Protocol):
-    """What computes a column that others are compared with."""
-
-    layer_names: list[str]
-    """The module names of what `layers` returns."""
+"""Receives (what, done, total)."""
 
 
 @dataclass
@@ -93,9 +93,8 @@ class ParityReport:
     pairs: list[Pair] = field(default_factory=list)
     host_mask_differs: list[str] = field(default_factory=list)
     """Inputs for which the NumPy mask is not the network's; must be empty."""
-
     units: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of a Core ML package on a Mac, by compute unit: where every operation would run, or why the trial failed."""
+    """By compute unit that was asked for: where every operation would run, or why its run failed."""
     over_capacity: list[str] = field(default_factory=list)
     """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
     continued: bool = False
@@ -115,6 +114,11 @@ class ParityReport:
         """*name* in the run's folder; with the column in it where that was filled in later."""
         stem, suffix = name.split(".")
         return self.folder / (f"{stem}-{self.pairs[-1].other}.{suffix}" if self.continued else name)
+
+    @property
+    def routes(self) -> bool:
+        """Whether the network routes tokens by their data; else there are no categories that could flip."""
+        return find_architecture(self.manifest.arch).routing is not None
 
     @property
     def passed(self) -> bool:
@@ -149,7 +153,7 @@ class ParityReport:
         }
 
 
-def compute(source: Source | EngineColumn, inputs: list[ParityInput], progress: Progress) -> Column:
+def compute(source: Source, inputs: list[ParityInput], progress: Progress) -> Column:
     """All entries of one column."""
     column: Column = {}
     for done, item in enumerate(inputs):
@@ -157,132 +161,6 @@ def compute(source: Source | EngineColumn, inputs: list[ParityInput], progress: 
         column[item.name] = source.sample(item)
     progress(source.name, len(inputs), len(inputs))
     return column
-
-
-def compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
-    """Names of the inputs for which the NumPy mask of devices differs from the reference's."""
-    options, differs = manifest.options, []
-    for item in inputs:
-        expected = reference[item.name].pure
-        if expected is None:
-            continue
-        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), options["colors"])
-        mask = mask_from_labels(labels, options["window"], options["csmf"])
-        if not np.array_equal(mask.ravel(), expected):
-            differs.append(item.name)
-    return differs
-
-
-def without_routing(column: Column) -> Column:
-    """*column* with nothing but pictures and counts, to compare with an engine that tells no more."""
-    return {k: replace(s, categories=None, gaps=None, pure=None, labels=None) for k, s in column.items()}
-
-
-def compare_with_engine(
-    names: tuple[str, str],
-    inputs: list[ParityInput],
-    reference: Column,
-    engine: Column,
-    gate: Gate,
-    scale: int,
-    flipped: Mapping[str, float] | None = None,
-) -> Pair:
-    """Compare the column of an *engine*, whose routing cannot be told, by pictures and counts.
-
-    In fp16 near ties fall either way on every run of synthetic pictures full of them, such as noise, and nothing can
-    tell that from a mistake: there such inputs are reported, and photographs are judged. An input in *flipped*,
-    {input: dB}, passed in a run that could examine its flips, with that PSNR as it ran: here it may be `FLIP_MARGIN` dB
-    further off, where that is below the gate. In fp32 near ties are few: any other input that has one fails with a
-    reason that says so.
-    """
-    pair = compare_columns(names, inputs, without_routing(reference), engine, gate, scale)
-    for row, item in zip(pair.rows, inputs, strict=True):
-        there = (flipped or {}).get(row.name, math.inf)
-        counted = reference[item.name].impure == engine[item.name].impure
-        finite = math.isfinite(row.errors.max_abs)
-        if row.passed or not (counted and finite):
-            continue
-        if gate.near_tie > NEAR_TIE and item.hr is None:
-            row.passed, row.reason = True, f"not judged, {names[1]} does not tell its near ties ({row.reason})"
-        elif row.errors.psnr >= there - FLIP_MARGIN:
-            row.passed = True
-            row.reason += (
-                f"; {names[1]} does not tell its flips, and the saved run, whose flips passed, has {there:.1f} dB"
-            )
-        elif gate.near_tie <= NEAR_TIE and (ties := near_ties(reference[item.name])):
-            row.reason += f"; {names[1]} does not tell whether one of the {ties} near ties of this input flipped"
-    return pair
-
-
-def near_ties(sample: Sample) -> int:
-    """Choices of impure tokens in all layers that fp32 may make either way."""
-    if sample.gaps is None:
-        return 0
-    impure = slice(None) if sample.pure is None else ~sample.pure
-    return int((sample.gaps[:, impure] < NEAR_TIE).sum())
-
-
-def means_for(reference: Source, other: Source) -> Means:
-    """How flips between *reference* and *other* can be examined."""
-    from ppexport.parity.asset_column import AssetColumn
-    from ppexport.parity.compute import TwinColumn
-    from ppexport.parity.package_column import PackageColumn
-    from ppexport.parity.rechoose import rechoose, recorded
-
-    if not (isinstance(reference, TwinColumn) and isinstance(other, (ArtifactColumn, AssetColumn, PackageColumn))):
-        return Means(other.sample)
-
-    def look(item: ParityInput, categories: NDArray[np.uint8]) -> Seen:
-        own = recorded(reference.twin, item.lr, categories)
-        return rechoose(reference.twin, own, other.chosen_from(item, categories))
-
-    if isinstance(other, AssetColumn):
-        return Means(follow=reference.sample, look=look)
-    return Means(other.sample, look=look)
-
-
-def compare_sources(
-    reference: Reference,
-    other: Source | EngineColumn,
-    columns: tuple[Column, Column],
-    inputs: list[ParityInput],
-    gate: Gate,
-    scale: int,
-) -> Pair:
-    """Compare two computed columns; a failed pair also names its first bad layer, if both can be opened."""
-    names = (reference.name, other.name)
-    if isinstance(other, EngineColumn):
-        return compare_with_engine(names, inputs, *columns, gate, scale)
-    pair = compare_columns(names, inputs, *columns, gate, scale, means_for(reference, other))
-    if not pair.passed:
-        item = next(item for item in inputs if item.name == pair.worst.name)
-        samples = (columns[0][item.name], columns[1][item.name])
-        # What fails only as it runs has no bad layer with the same categories.
-        as_it_runs = pair.failed_tasks[:1] == ["task"] and all(row.passed for row in pair.rows)
-        pair.first_bad_layer = find_bad_layer(reference, other, item, samples, gate.psnr, as_it_runs)
-    return pair
-
-
-def find_bad_layer(
-    reference: Reference,
-    other: Source,
-    item: ParityInput,
-    samples: tuple[Sample, Sample],
-    gate_db: float,
-    as_it_runs: bool = False,
-) -> str:
-    """The first layer of *other* off by more than *gate_db*, with the same categories in both or *as it runs*."""
-    from ppexport.parity.asset_column import AssetColumn
-    from ppexport.parity.compute import TwinColumn, first_bad_layer
-
-    names = reference.layer_names
-    if isinstance(other, AssetColumn) and isinstance(reference, TwinColumn):
-        own = present(samples[0 if as_it_runs else 1].categories, "the categories of the asset or its reference")
-        # What a layer is given comes from the one before it.
-        return first_bad_layer(names[:-1], reference.layer_inputs(item, own)[1:], other.layers(item)[1:], gate_db)
-    forced = samples[0].categories
-    changed = other.layers(item, None if as_it_runs else forced)
-    return first_bad_layer(names, reference.layers(item, forced), changed, gate_db)
 
 
 def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
@@ -302,49 +180,187 @@ def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Col
 
 
 def run_parity(
-    network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str] = ()
+    network: Network, runner: Runner, folder: Path, progress: Progress, units: Mapping[str, UnitRun] | None = None
 ) -> ParityReport:
-    """Compare *network*, its twin and the artefact behind *runner* on all inputs, and keep everything in *folder*.
+    """Compare a network, its twin and an artifact on all inputs, and keep everything.
 
-    *units* are compute units of a Mac on which a Core ML package is compared as well. Raises InputError where *folder*
-    holds anything but a parity run, or another process writes into it.
+    Args:
+        network: that the artifact was made from.
+        runner: of the artifact.
+        folder: of the run; made, or that of an earlier run, which is replaced.
+        progress: receives the name of a column, how many of its inputs are done, and how many there are.
+        units: {name: what runs the artifact} of compute units on which it is compared as well.
+
+    Raises:
+        InputError: *folder* holds anything but a parity run, another process writes into it, or the model's card
+            loosens a gate.
     """
-    with run_folder(folder, RUN):
-        return _run_parity(network, runner, folder, progress, units)
-
-
-def _run_parity(network: Any, runner: Runner, folder: Path, progress: Progress, units: Sequence[str]) -> ParityReport:
-    from ppexport.parity.asset_column import AssetColumn
-    from ppexport.parity.compute import NetworkColumn, TwinColumn
+    from ppexport.parity.references import NetworkColumn, TwinColumn
     from ppexport.twin.twin import make_twin
 
-    artifact = runner.artifact
-    manifest = artifact.manifest
-    # A gate that cannot be used is an error before any work is done.
-    gates = check_gates(manifest)
-    inputs = parity_inputs(artifact.size, artifact.scale)
-    save_inputs(folder / INPUTS, inputs)
-    twin = make_twin(network, artifact.size, manifest.capacities[-1], manifest.flavour)
-    reference, static = NetworkColumn(network), TwinColumn(twin, manifest.capacities)
-    shipped = AssetColumn(runner, twin, folder) if manifest.backend == "coreai" else artifact_column(runner)
-    columns = {source.name: compute(source, inputs, progress) for source in (reference, static, shipped)}
-    report = ParityReport(manifest, folder)
-    report.host_mask_differs = compare_host_mask(manifest, inputs, columns["network"])
-    over = [item for item in inputs if columns["network"][item.name].impure > manifest.capacities[-1]]
-    report.over_capacity = [item.name for item in over]
-    fitting = [item for item in inputs if item not in over]
-    pairs: list[tuple[Reference, Source | EngineColumn, Gate, list[ParityInput]]] = [
-        (reference, static, gates[0], fitting),
-        (static, shipped, gates[1], inputs),
-    ]
-    for first, second, gate, judged in pairs:
-        both = (columns[first.name], columns[second.name])
-        report.pairs.append(compare_sources(first, second, both, judged, gate, artifact.scale))
-    if units:
-        from ppexport.parity.units import run_units
-
-        columns.update(run_units(report, runner, units, inputs, columns["twin"]))
-    keep(report, inputs, columns)
-    if isinstance(shipped, AssetColumn):
-        shipped.finish()
+    manifest = runner.artifact.manifest
+    with run_folder(folder, RUN):
+        # A gate that cannot be used is an error before any work is done.
+        gates = check_gates(manifest)
+        inputs = parity_inputs(runner.size, runner.scale)
+        save_inputs(folder / INPUTS, inputs)
+        capacity = manifest.capacities[-1] if manifest.capacities else None
+        twin = make_twin(network, runner.size, capacity, manifest.flavour)
+        shipped = ArtifactColumn(runner, twin, folder / UNFINISHED)
+        sources = (NetworkColumn(network), TwinColumn(twin, manifest.capacities), shipped)
+        try:
+            report = _compare_all(sources, inputs, gates, ParityReport(manifest, folder), progress, units or {})
+        finally:
+            shipped.close()
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return report
+
+
+def _compare_all(
+    sources: tuple[NetworkColumn, TwinColumn, ArtifactColumn],
+    inputs: list[ParityInput],
+    gates: tuple[Gate, Gate],
+    report: ParityReport,
+    progress: Progress,
+    units: Mapping[str, UnitRun],
+) -> ParityReport:
+    network, twin, shipped = sources
+    columns = {source.name: compute(source, inputs, progress) for source in sources}
+    report.host_mask_differs = _compare_host_mask(report.manifest, inputs, columns[network.name])
+    slots = max(report.manifest.capacities, default=math.inf)
+    fitting = [item for item in inputs if columns[network.name][item.name].impure <= slots]
+    report.over_capacity = [item.name for item in inputs if item not in fitting]
+
+    def look(item: ParityInput, categories: Categories) -> ChosenAgain:
+        return twin.choose_again(item, categories, shipped.chosen_from(item, categories))
+
+    means = Means(shipped.sample, look=look) if shipped.injects else Means(follow=twin.sample, look=look)
+    pairs: tuple[tuple[Source, Source, Gate, list[ParityInput], Means], ...] = (
+        (network, twin, gates[0], fitting, Means(twin.sample)),
+        (twin, shipped, gates[1], inputs, means),
+    )
+    scale = report.manifest.scale
+    for reference, other, gate, judged, examined in pairs:
+        names, both = (reference.name, other.name), (columns[reference.name], columns[other.name])
+        if other is shipped and shipped.probe is None:
+            report.pairs.append(compare_pictures(names, judged, *both, gate, scale))
+            continue
+        pair = compare_columns(names, judged, *both, gate, scale, examined)
+        if not pair.passed:
+            pair.first_bad_layer = _first_bad_module(pair, twin, reference, other, judged, both)
+        report.pairs.append(pair)
+    columns |= _run_units(report, shipped, units, inputs, columns[twin.name], gates[1])
+    keep(report, inputs, columns)
+    return report
+
+
+def _first_bad_module(
+    pair: Pair,
+    twin: TwinColumn,
+    reference: Source,
+    other: Source,
+    inputs: list[ParityInput],
+    columns: tuple[Column, Column],
+) -> str:
+    """The first module of the failed *pair* whose result is off: the mask, or a layer of the worst input."""
+    from ppexport.parity.references import find_bad_layer
+
+    routing = find_architecture(twin.twin.network.arch).routing
+    if routing is not None and any(row.masks_differ for row in pair.rows):
+        return routing.mask
+    item = next(item for item in inputs if item.name == pair.worst.name)
+    samples = columns[0][item.name], columns[1][item.name]
+    names = list(twin.twin.routed_layers())
+    # What fails only as it runs has no bad layer with the same categories.
+    return find_bad_layer(names, reference, other, item, samples, pair.gate.psnr, pair.fails_only_as_it_runs)
+
+
+def _compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
+    """Names of the inputs for which the NumPy mask of devices differs from the reference's."""
+    options, differs = manifest.options, []
+    for item in inputs:
+        expected = reference[item.name].pure
+        if expected is None:
+            continue
+        labels = pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), options["colors"])
+        mask = mask_from_labels(labels, options["window"], options["csmf"])
+        if not np.array_equal(mask.ravel(), expected):
+            differs.append(item.name)
+    return differs
+
+
+def _run_units(
+    report: ParityReport,
+    shipped: ArtifactColumn,
+    units: Mapping[str, UnitRun],
+    inputs: list[ParityInput],
+    reference: Column,
+    gate: Gate,
+) -> dict[str, Column]:
+    """Add a pair to *report* for every unit, and return the columns. A unit that fails fails the run, not the rest."""
+    columns: dict[str, Column] = {}
+    for unit, run in units.items():
+        name = f"{shipped.name}-{unit}"
+        try:
+            columns[name], report.units[unit] = unit_column(shipped.runner, run, inputs)
+        except PpexportError as error:
+            report.units[unit] = {"failed": str(error)}
+            continue
+        names = (TWIN_COLUMN, name)
+        report.pairs.append(compare_pictures(names, inputs, reference, columns[name], gate, report.manifest.scale))
+    return columns
+
+
+def unit_column(runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]) -> tuple[Column, dict[str, Any]]:
+    """The column of the artifact of *runner* where *run* computes it, and where its operations ran."""
+    prepared = [runner.prepare(item.lr) for item in inputs]
+    outputs, plan = run([feeds(runner.artifact.manifest, given) for given in prepared])
+    column = {
+        item.name: Sample(
+            sr=found["sr"].astype(np.float32),
+            impure=int(found["impure_tokens"].reshape(-1)[0]),
+            capacity=given.capacity,
+        )
+        for item, given, found in zip(inputs, prepared, outputs, strict=True)
+    }
+    return column, plan
+
+
+MARGIN, CAPTION = 8, 16
+"""Pixels around the panels of an error map, and above them for the captions."""
+SHOWN = 256
+"""Pixels of the longer side of every panel, at least."""
+
+
+def heat(error: NDArray[np.float64], largest: float) -> Image.Image:
+    """Error (H, W) as black (none) over red to yellow (*largest*)."""
+    level = Image.fromarray(np.uint8(np.round(255 * np.clip(error / largest, 0, 1))))
+    return ImageOps.colorize(level, "black", "yellow", mid="red")
+
+
+def save_error_map(
+    path: Path, lr: NDArray[np.float32], reference: NDArray[np.float32], other: NDArray[np.float32]
+) -> None:
+    """Write input, reference, other and their error, side by side, as a PNG. The caption states the error's scale."""
+    difference = np.abs(reference.astype(np.float64) - other).max(axis=(0, 1))
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    finite = difference[np.isfinite(difference)]
+    largest = max(float(finite.max()) if finite.size else 0.0, 1e-12)
+    panels = [
+        ("input", Image.fromarray(to_uint8(lr))),
+        ("reference", Image.fromarray(to_uint8(reference))),
+        ("artifact", Image.fromarray(to_uint8(np.nan_to_num(other)))),
+        (f"error, yellow = {largest:.1e}", heat(difference, largest)),
+    ]
+    h, w = reference.shape[2:]
+    factor = max(1, -(-SHOWN // max(h, w)))
+    size = (w * factor, h * factor)
+    width = len(panels) * (size[0] + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, size[1] + 2 * MARGIN + CAPTION), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (caption, panel) in enumerate(panels):
+        left = MARGIN + i * (size[0] + MARGIN)
+        sheet.paste(panel.resize(size, Image.Resampling.NEAREST), (left, MARGIN + CAPTION))
+        draw.text((left, MARGIN // 2), caption, fill="black")
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG")

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ppexport.errors import InputError, present
+from ppexport.networks.architecture import Architecture
 from ppexport.networks.card import Card
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.recipe import Recipe, read_recipe
@@ -22,6 +23,7 @@ class Quantisation:
     """A calibration and what is to be made of it."""
 
     precision: str
+    architecture: Architecture
     calibration: Calibration
     recipe: Recipe
     recipe_from: str = GIVEN

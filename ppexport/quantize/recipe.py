@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ppexport.errors import InputError
 from ppexport.files import write_text
-from ppexport.networks.atd.groups import COSTLY, INT8_GROUPS, ROUTING, path_numbers
+from ppexport.networks.architecture import place_of
+from ppexport.networks.atd.groups import COSTLY, INT8_GROUPS, ROUTING
 from ppexport.networks.card import first_error
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.histogram import HALF
@@ -45,7 +46,7 @@ HEADER = "# Written by `ppexport quantize-search`; read by `ppexport export --re
 
 def group_of(module: str | None) -> str | None:
     """The group of the layer *module*, a dotted path; None where it is in none."""
-    return next((name for name, path in INT8_GROUPS.items() if module and path_numbers(path, module) is not None), None)
+    return next((name for name, role in INT8_GROUPS.items() if place_of(role, module) is not None), None)
 
 
 def check_groups(names: Iterable[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ppexport.files import is_plain_name
 from ppexport.imaging.alpha import mask_overlay
 from ppexport.imaging.bicubic import enlarge_bicubic
 from ppexport.parity.columns import load_column, load_inputs
-from ppexport.parity.error_map import heat
+from ppexport.parity.run import heat
 from ppexport.report.material import Parity
 
 SHOWN = 320

@@ -14,17 +14,19 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ppexport.backends.backend import Inside
+from ppexport.backends.onnx import BACKEND
 from ppexport.backends.onnx.collect import crop_inputs
-from ppexport.backends.onnx.debug import DebugModel, Inside
+from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
-from ppexport.backends.onnx.reading.model_file import artifact_model
-from ppexport.backends.onnx.rounding import RoundedModel
 from ppexport.backends.onnx.run_onnxruntime import make_session
 from ppexport.backends.openvino.run_openvino import Session
 from ppexport.device.artifact import Artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd.groups import ROUTING
 from ppexport.profile.statistics import median_interval
 from ppexport.quantize.bundled import Quantisation
@@ -118,7 +120,7 @@ class Search:
     ) -> None:
         self.artifact, self.calibration, self.crops = artifact, calibration, crops
         self.options, self.folder = options, folder
-        self.model = artifact_model(artifact)
+        self.model, self.architecture = artifact_model(artifact), find_architecture(artifact.manifest.arch)
         # A budget decides between placements, it does not change what they cost.
         asked = {name: value for name, value in asdict(options).items() if name != "budget"}
         cut = [[c.name, pixel_hash(c.hr)] for c in crops]
@@ -139,11 +141,11 @@ class Search:
                 return dict(data["trials"])
         return {}
 
-    def _pictures(self, debug: DebugModel) -> list[tuple[float, Inside]]:
+    def _pictures(self, probe: OnnxProbe) -> list[tuple[float, Inside]]:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
-            inside = debug.run(crop_inputs(self.artifact, crop))
+            inside = probe.run(crop_inputs(self.artifact, crop))
             if not np.isfinite(inside.sr).all():
                 raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
@@ -152,7 +154,7 @@ class Search:
     def prepare(self) -> None:
         """Measure fp32."""
         if not self.reference:
-            self.reference = self._pictures(DebugModel(self.artifact.graph_file, self.model))
+            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
@@ -166,14 +168,15 @@ class Search:
         return Trial(**{**data, **lists, "time": Ratio(**data["time"])})
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
+        precision = self.options.precision
         recipe = Recipe(calibrator=calibrator, weight_bits=self.options.weight_bits)
-        model, _ = quantised(self.model, Quantisation(self.options.precision, self.calibration, recipe), groups)
+        request = Quantisation(precision, self.architecture, self.calibration, recipe)
+        model, _ = quantised(self.model, request, groups)
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
-        opened = RoundedModel if self.options.precision == "mixed" else DebugModel
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
-            pictures = self._pictures(opened(path))
+            pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=precision in BACKEND.rounded))
             run, base = (
                 open_in(self.options.runtime, p, self.options.threads) for p in (path, self.artifact.graph_file)
             )

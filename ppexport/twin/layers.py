@@ -187,6 +187,11 @@ class StaticLayer(nn.Module, ABC):
     def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
 
+    def similarity(self, tokens: Tensor, dictionary: Tensor) -> Tensor:
+        """What the layer chooses from (n, t), of its input *tokens* (n, c) and the *dictionary* (t, c)."""
+        similarity: Tensor = self.attn_atd(tokens, self.norm1(tokens), dictionary)[1]
+        return similarity
+
     def forward(self, x: Tensor, dictionary: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
         """Tokens (n, c), dictionary (t, c) -> both, for the next layer."""
         z = self.normalise(self.norm1, x, shared)

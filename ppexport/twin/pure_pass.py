@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.device.mask import key_weights
-from ppexport.networks.atd.pp_network import PurePassOptions
+from ppexport.networks.card import PurePassOptions
 
 
 class StaticPurePass(nn.Module):

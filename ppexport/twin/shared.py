@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.atd.network import Trace
+from ppexport.networks.network import Trace
 from ppexport.twin import ort_routing
 from ppexport.twin.blocks import Kind, PositionIndex, from_blocks, kinds_of, to_blocks
 from ppexport.twin.routing import Slots

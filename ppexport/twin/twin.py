@@ -1,128 +1,74 @@
-"""Builds the static twin of a network for one LR size."""
+"""What a static twin is: a network rewritten for one LR size, with what parity and the backends ask of it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ppexport.device.mask import mirror_index, padded_size, padded_tokens
-from ppexport.device.sizes import check_size, whole_numbers
+from ppexport.device.sizes import check_size
 from ppexport.errors import InputError, TwinError
-from ppexport.networks.atd.network import ATDLight, Block, PatchNorm, Trace, TransformerLayer
-from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import check_network
-from ppexport.twin.counting_sort import count_up
-from ppexport.twin.folded import add_mean
-from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
-from ppexport.twin.ort_layers import RowLayer
-from ppexport.twin.padded_heads import PaddedLayer
-from ppexport.twin.pure_pass import StaticPurePass
-from ppexport.twin.routing import check_capacity
-from ppexport.twin.shared import BlockCut, Shared
-
-FLAVOURS: dict[str, type[StaticLayer]] = {
-    "portable": PortableLayer,
-    "ort": RowLayer,
-    "tensorrt": PaddedLayer,
-}
-"""The layers that a twin is made of."""
+from ppexport.networks.network import Network, Trace
 
 
-class StaticGroup(nn.Module):
-    """The layers of one block and their dictionary."""
+class RoutedLayer(Protocol):
+    """A layer that chooses a category for every token."""
 
-    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
-        super().__init__()
-        group = source.residual_group
-        self.td = nn.Parameter(group.td.detach().clone())
-        self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
-
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c); *first* is the network-wide number of the first layer."""
-        dictionary: Tensor = self.td
-        for i, layer in enumerate(self.layers):
-            x, dictionary = layer(x, dictionary, shared, first + i)
-        return x
+    def similarity(self, tokens: Tensor, dictionary: Tensor) -> Tensor:
+        """What it chooses from: (n, t) similarities of *tokens* (n, c), its input, to the *dictionary* (t, c)."""
 
 
-class StaticBlock(nn.Module):
-    """Six layers, a 3x3 convolution and a residual connection."""
+class PurePassModule(Protocol):
+    """The Pure-Pass mask in the graph."""
 
-    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
-        super().__init__()
-        self.size = size
-        self.residual_group = StaticGroup(source, size, dense, layer)
-        self.conv = copy.deepcopy(source.conv)
+    def __call__(self, padded: Tensor) -> Tensor:
+        """Pure pixels (H * W,) bool of the padded image (1, 3, H, W)."""
 
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c)."""
-        y = self.residual_group(x, shared, first)
-        return tokens_of(self.conv(image_of(y, self.size))) + x
+    def labels(self, padded: Tensor) -> Tensor:
+        """(1, 1, H, W) fp32: the label of every pixel."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a twin was made from. No module, so that the network is neither traced nor saved with the twin."""
+
+    network: Network
 
 
 class StaticTwin(nn.Module):
     """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots at most; gives (sr, impure_tokens)."""
 
-    mean: Tensor
-    rows: Tensor
-    columns: Tensor
-    high: Tensor
-    low: Tensor
-
-    def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int, flavour: str) -> None:
+    def __init__(
+        self, network: Network, size: tuple[int, int], padded: tuple[int, int], capacity: int, flavour: str
+    ) -> None:
         super().__init__()
-        self.flavour = flavour
-        self.size, self.scale, self.capacity = size, network.config.scale, capacity
-        self.padded = height, width = padded_size(size[0]), padded_size(size[1])
-        self.tokens = height * width
-        self.depths, self.categories = network.config.depths, network.config.dictionary_tokens
-        dense = not isinstance(network, PPATDLight)
-        self.pure_pass = StaticPurePass(network.options, height, width) if isinstance(network, PPATDLight) else None
-        window = network.config.window
-        self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
-        self.conv_first = copy.deepcopy(network.conv_first)
-        self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
-        self.layers = nn.ModuleList(
-            StaticBlock(block, self.padded, dense, FLAVOURS[flavour])
-            for block in network.layers
-            if isinstance(block, Block)
-        )
-        self.norm = copy.deepcopy(network.norm)
-        self.conv_after_body = copy.deepcopy(network.conv_after_body)
-        last = network.upsample[0]
-        assert isinstance(last, nn.Conv2d)
-        self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
-        self.register_buffer("mean", network.mean.detach().clone())
-        high, low = count_up(self.tokens)
-        for name, value in (("high", high), ("low", low)):
-            self.register_buffer(name, value)
-        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
-            self.register_buffer(name, torch.from_numpy(mirror_index(*sides)).int())
-        # The network is kept for parity and its card, outside the module tree so that it is neither traced nor saved.
-        self.__dict__["network"] = network
+        self.source, self.flavour, self.scale = Source(network), flavour, network.scale
+        self.size, self.padded, self.capacity = size, padded, capacity
+        self.tokens = padded[0] * padded[1]
+        self.pure_pass: PurePassModule | None = None
+        """None for a network without Pure-Pass."""
+
+    @property
+    def network(self) -> Network:
+        """The network that this twin rewrites."""
+        return self.source.network
+
+    def with_capacity(self, capacity: int) -> StaticTwin:
+        """The twin of the same network with *capacity* slots; this one where it has them."""
+        return self if capacity == self.capacity else make_twin(self.network, self.size, capacity, self.flavour)
 
     def pad(self, lr: Tensor) -> Tensor:
-        """Mirror (1, 3, h, w) up to multiples of 16, by two constant gathers."""
-        if self.size[0] != self.padded[0]:
-            lr = lr.index_select(2, self.rows)
-        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+        """The padded image (1, 3, H', W') of *lr* (1, 3, h, w)."""
+        raise NotImplementedError
 
-    def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
-        """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""
-        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
-            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
-        if (mask is not None or slots is not None) and self.pure_pass is None:
-            raise ValueError("a mask and slots are for pp_atd_light only")
-        if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
-            raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
-        if slots is not None:
-            if slots.dim() != 2 or slots.shape[0] != 1:
-                raise ValueError(f"slots are (1, C), not {tuple(slots.shape)}")
-            check_capacity(int(slots.shape[1]), self.capacity)
+    def routed_layers(self) -> dict[str, RoutedLayer]:
+        """{module path: layer} of the layers that route, in the order in which they run."""
+        return {}
 
     def forward(
         self,
@@ -134,85 +80,54 @@ class StaticTwin(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """*lr* (1, 3, h, w) -> sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32.
 
-        Above the capacity, impure_tokens says that the picture is not the network's. *mask* (1, 1, H', W') of 1 (pure)
-        and 0 replaces the computed one; the length of *slots* (1, C), whatever it holds, the capacity; *categories*
-        (layers, n) int32 the routing of every layer. *trace* records every layer.
+        Above the capacity, impure_tokens says that the picture is not the network's; of a network without routing it
+        is 0. *mask* (1, 1, H', W') of 1 (pure) and 0 replaces the computed one; the length of *slots* (1, C), whatever
+        it holds, the capacity; *categories* (layers, n) int32 the routing of every layer. *trace* records every layer.
         """
-        self.check(lr, mask, slots)
-        padded = self.pad(lr)
-        pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1) > 0.5
-        if pure is None:
-            impure = torch.full((1,), self.tokens, dtype=torch.int32)
-        else:
-            # Counted in fp32, exact below 2^24: integer sums leave the accelerators.
-            impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
-        tokens = (self.high + self.low).view(-1)
-        capacity = self.capacity if slots is None else slots.shape[1]
-        cuts = self.cut(tokens), self.shifted_cut(tokens)
-        shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=categories, trace=trace)
-        FLAVOURS[self.flavour].prepare(shared, capacity, impure, self.categories)
-        first = self.conv_first(padded - self.mean)
-        x = self.patch_embed(first).squeeze(0)
-        done = 0
-        for block, depth in zip(self.layers, self.depths, strict=True):
-            x = block(x, shared, done)
-            done += depth
-        deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
-        sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
-        return sr, impure
+        raise NotImplementedError
 
 
 def make_twin(
     network: nn.Module, size: tuple[int, int], capacity: int | None = None, flavour: str = "portable"
 ) -> StaticTwin:
-    """The static twin of *network* for LR images of *size* (h, w), before padding.
+    """The static twin of *network*.
 
-    *capacity* is the number of slots of category attention, a multiple of 128; None is full capacity, which is exact
-    for every image. *flavour* is "portable", or "ort", made for ONNX Runtime's CPU kernels.
-    Raises TwinError, which is an InputError, for another network, size, capacity or flavour, and InputError for a
-    network that `networks.usable.check_network` refuses.
+    Args:
+        network: of a registered architecture, in float32 on the CPU.
+        size: (h, w) of the LR images, before padding.
+        capacity: slots of category attention, a multiple of 128; None is full capacity, exact for every image.
+        flavour: "portable"; "ort", arranged for ONNX Runtime's CPU kernels; "tensorrt", with padded heads.
+
+    Raises:
+        TwinError: the rewrite cannot express this network, size, capacity or flavour.
+        InputError: `networks.load.check_network` refuses the network.
     """
-    if flavour not in FLAVOURS:
-        raise TwinError(f"a flavour is one of {', '.join(FLAVOURS)}, not {flavour!r}")
-    if not isinstance(network, ATDLight):
-        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
-    check_network(network)
+    if not isinstance(network, Network):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use a registered architecture")
+    architecture = find_architecture(check_network(network).arch)
+    if flavour not in architecture.flavours:
+        raise TwinError(
+            f"a flavour of {architecture.name} is one of {', '.join(architecture.flavours)}, not {flavour!r}"
+        )
     try:
         size = check_size(size)
     except InputError as error:
         raise TwinError(str(error)) from None
-    tokens = padded_tokens(size)
-    if capacity is not None:
-        try:
-            (capacity,) = whole_numbers([capacity])
-            check_capacity(capacity, tokens)
-        except TypeError:
-            raise TwinError(f"a capacity is a whole number, not {capacity!r}") from None
-        except ValueError as error:
-            raise TwinError(str(error)) from None
-        if capacity != tokens and not isinstance(network, PPATDLight):
-            raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
-    return StaticTwin(network, size, capacity or tokens, flavour).eval()
-
-
-# What the layers of a twin are given while it runs.
-
-
-def layers_of(twin: StaticTwin) -> list[StaticLayer]:
-    """The layers in the order in which they run."""
-    return [module for module in twin.modules() if isinstance(module, StaticLayer)]
+    return architecture.twin(check_network(network), size, capacity, flavour)
 
 
 @contextmanager
 def layer_inputs(twin: StaticTwin) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Gives a list that grows by the tokens (n, c) and the dictionary (t, c) of every layer as *twin* runs."""
+    """Gives a list that grows by the tokens (n, c) and the dictionary (t, c) of every routed layer as *twin* runs."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         # A block starts with its own parameter.
         found.append((given[0].detach(), given[1].detach()))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers_of(twin)]
+    hooks = [
+        layer.register_forward_pre_hook(note) for layer in twin.routed_layers().values() if isinstance(layer, nn.Module)
+    ]
     try:
         yield found
     finally:

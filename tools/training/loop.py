@@ -1,12 +1,21 @@
-"""The training loop: L1, AdamW, gradient clipping, EMA, validation, saving."""
+"""The training loop: L1, AdamW, gradient clipping, EMA, validation, saving; and how far training has come.
+
+Progress runs from 0 to 1, and the learning rate follows it. A run of N steps adds 1/N per step. A run of a number of
+hours, or until a certain moment, adds to every step the share of the remaining time that the step took. Only time spent
+in steps counts: being killed, stopped (SIGSTOP) or suspended costs nothing, and a moment to end at is kept by going
+through the rest faster.
+"""
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from statistics import median
 from types import FrameType
 
 import numpy as np
@@ -17,52 +26,71 @@ from torch import Tensor, nn
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from training.data import Pair, PatchSampler, to_tensor
-from training.folder import RunFiles
-from training.log import append_log, plot_log
-from training.registry import write_weights
-from training.schedule import Schedule, StepClock
-from training.state import RunState
+from training.state import RunFiles, RunState, append_log, plot_log, write_weights
 
-
-@dataclass(frozen=True)
-class Cadence:
-    """How often things happen. Steps, except where minutes are named."""
-
-    log: int = 20
-    save_minutes: float = 3.0
-    save_steps: int | None = None
-    """Save every so many steps instead of every so many minutes."""
-    validate_minutes: float = 15.0
-
-    def save_due(self, step: int, seconds: float) -> bool:
-        """Whether to save after *step*, *seconds* after the last time."""
-        return seconds > 60 * self.save_minutes if self.save_steps is None else step % self.save_steps == 0
+_OUTLIER = 4.0
+"""A step this many times slower than usual was stopped in between and counts as a usual one."""
+_WINDOW = 51
+_MINIMUM = 5
+"""Steps needed to know what is usual."""
 
 
 @dataclass
-class Meter:
-    """Sums over the steps since the last report."""
+class StepClock:
+    """Seconds a step really trained: its duration, but the usual one if it was stopped or suspended in between."""
 
-    steps: int = 0
-    loss: float = 0.0
-    norm: float = 0.0
-    pixels: int = 0
-    seconds: float = 0.0
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    """Seconds per LR pixel of the last steps."""
 
-    def add(self, loss: float, norm: float, pixels: int, seconds: float) -> None:
-        """Take in one step."""
-        self.steps += 1
-        self.loss += loss
-        self.norm += norm
-        self.pixels += pixels
-        self.seconds += seconds
+    def count(self, seconds: float, pixels: int) -> float:
+        """Seconds to count for a step of *pixels* LR pixels that lasted *seconds*."""
+        pace = seconds / pixels
+        usual = median(self.paces) if len(self.paces) >= _MINIMUM else pace
+        # The true pace is remembered, so that a machine that has become slow is believed after half a window.
+        self.paces.append(pace)
+        return pixels * usual if pace > _OUTLIER * usual else seconds
 
-    def take(self) -> dict[str, float]:
-        """Means since the last call: loss, gradient norm, LR pixels a second."""
-        steps = max(1, self.steps)
-        means = {"loss": self.loss / steps, "norm": self.norm / steps, "speed": self.pixels / max(self.seconds, 1e-9)}
-        self.__init__()  # type: ignore[misc]
-        return means
+
+@dataclass(frozen=True)
+class Schedule:
+    """End of the run (exactly one of three) and the learning rate: linear warm-up, then half a cosine to the floor."""
+
+    lr: float
+    floor: float
+    warmup: int
+    steps: int | None = None
+    hours: float | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.steps, self.hours, self.until)) != 1:
+            raise InputError("the length of a run is given by one of --steps, --hours and --until")
+        if (self.steps is not None and self.steps < 1) or (self.hours is not None and self.hours <= 0):
+            raise InputError("a run has at least one step and takes some time")
+        if not 0 <= self.floor <= self.lr:
+            raise InputError(f"the learning rate falls from --lr {self.lr} to --floor {self.floor}, which is above it")
+
+    def advance(self, progress: float, step: int, trained: float, seconds: float, now: datetime) -> float:
+        """Progress after step number *step* (from 1), which counted for *seconds* of *trained* seconds in all."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        if self.hours is not None:
+            return min(1.0, trained / (3600 * self.hours))
+        assert self.until is not None
+        left = (self.until - now).total_seconds() + seconds
+        # A step that would end after the moment is not begun: half a step's time left is no time.
+        return 1.0 if left <= 1.5 * seconds else progress + (1 - progress) * seconds / left
+
+    def resume(self, progress: float, step: int, trained: float) -> float:
+        """Progress of a run that is continued, perhaps with another number of steps or hours than before."""
+        if self.until is not None:
+            return progress
+        return self.advance(progress, step, trained, 0.0, datetime.now(timezone.utc))
+
+    def rate(self, progress: float, step: int) -> float:
+        """Learning rate of step number *step* (from 0) at *progress*."""
+        cosine = self.floor + (self.lr - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine * min(1.0, (step + 1) / max(1, self.warmup))
 
 
 class StopRequest:
@@ -102,11 +130,16 @@ class Trainer:
     sampler: PatchSampler
     validation: Sequence[Pair]
     files: RunFiles
-    cadence: Cadence
     clip: float
     say: Callable[[str], None]
     teacher: nn.Module | None = None
     teacher_weight: float = 1.0
+    log_every: int = 20
+    """Steps."""
+    save_minutes: float = 3.0
+    save_every: int | None = None
+    """Steps between saves, instead of minutes."""
+    val_minutes: float = 15.0
 
     def loss(self, lr: Tensor, hr: Tensor) -> Tensor:
         """L1 to the HR patch, plus the weighted L1 to the teacher's output."""
@@ -131,7 +164,7 @@ class Trainer:
         value = float(loss.detach())
         if not np.isfinite(value) or not np.isfinite(float(norm)):
             raise InputError(
-                f"training diverged at step {position.step}: go on from {self.files.state} with a lower --lr"
+                f"training diverged at step {position.step}: continue from {self.files.state} with a lower --lr"
             )
         state.optimizer.step()
         position.step += 1
@@ -156,8 +189,8 @@ class Trainer:
         metadata = {k: str(v) for k, v in identity.items()} | {"steps": str(position.step)}
         write_weights(self.state.ema.weights, self.files.weights, metadata)
 
-    def timed_step(self, clock: StepClock, meter: Meter) -> None:
-        """One step, counted by *clock* and *meter*, and the progress it makes."""
+    def timed_step(self, clock: StepClock) -> tuple[float, float, int, float]:
+        """One step and the progress it makes: as `step`, and the seconds that *clock* counts."""
         position = self.state.position
         begin = time.monotonic()
         loss, norm, pixels = self.step()
@@ -166,11 +199,13 @@ class Trainer:
         position.progress = self.schedule.advance(
             position.progress, position.step, position.trained, seconds, datetime.now(timezone.utc)
         )
-        meter.add(loss, norm, pixels, seconds)
+        return loss, norm, pixels, seconds
 
-    def report(self, meter: Meter) -> None:
-        """Log and say the mean over the steps since the last report."""
-        position, mean = self.state.position, meter.take()
+    def report(self, steps: Sequence[tuple[float, float, int, float]]) -> None:
+        """Log and say the mean over *steps*, those since the last report."""
+        position = self.state.position
+        loss, norm, pixels, seconds = (sum(column) for column in zip(*steps, strict=True))
+        mean = {"loss": loss / len(steps), "norm": norm / len(steps), "speed": pixels / max(seconds, 1e-9)}
         rate = self.state.optimizer.param_groups[0]["lr"]
         entry = {"kind": "train", "step": position.step, "trained": position.trained, "progress": position.progress}
         append_log(self.files.log, entry | {"lr": rate} | mean)
@@ -181,19 +216,22 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> bool:
         """Train until the schedule ends or a signal comes; returns whether the schedule ended."""
-        position, cadence, clock, meter = self.state.position, self.cadence, StepClock(), Meter()
+        position, clock = self.state.position, StepClock()
+        unreported: list[tuple[float, float, int, float]] = []
         self.state.network.train()
         if position.step == 0:
             self.check()
         saved = validated = time.monotonic()
         while position.progress < 1 and stop.number is None:
-            self.timed_step(clock, meter)
-            if position.step % cadence.log == 0:
-                self.report(meter)
-            if time.monotonic() - validated > 60 * cadence.validate_minutes:
+            unreported.append(self.timed_step(clock))
+            if position.step % self.log_every == 0:
+                self.report(unreported)
+                unreported.clear()
+            if time.monotonic() - validated > 60 * self.val_minutes:
                 self.check()
                 validated = time.monotonic()
-            if cadence.save_due(position.step, time.monotonic() - saved):
+            waited = time.monotonic() - saved
+            if waited > 60 * self.save_minutes if self.save_every is None else position.step % self.save_every == 0:
                 self.save()
                 saved = time.monotonic()
         # The state is safe first: validation takes a while, and a second signal may cut it.

@@ -131,12 +131,13 @@ class Session:
             self.close()
 
 
-# Runs a Core AI artefact in Apple's runtime: on Linux exact and slow, and no measure of a device's speed.
-
-
 class CoreAIRunner(SessionRunner):
-    """A Core AI artefact."""
+    """A Core AI artifact in Apple's runtime: on Linux exact and slow, and no measure of a device's speed."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Raises ArtifactError for a damaged asset or one that is not what the manifest says."""
-        super().__init__(artifact, Session(artifact.model_file))
+        self._asset = Session(artifact.model_file)
+        super().__init__(artifact, self._asset)
+
+    def _close(self) -> None:
+        self._asset.close()

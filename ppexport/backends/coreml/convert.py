@@ -9,80 +9,112 @@ needs iOS 18:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ppexport.backends.backend import BuildJob
 from ppexport.backends.coreml import specification
-from ppexport.backends.coreml.apple import SET_TARGET, check_coreml
-from ppexport.backends.coreml.interface import (
-    Front,
-    descriptions,
-    example_inputs,
-    input_types,
-    output_types,
-)
-from ppexport.backends.coreml.mil_program import Conversion, convert, coremltools, quiet_converter, trace
-from ppexport.backends.coreml.precision import Selector, compute_precision, computes_half
-from ppexport.backends.coreml.quantised_inputs import quantising_pass
-from ppexport.backends.coreml.scopes import ModulePaths
-from ppexport.backends.coreml.self_check import self_check
+from ppexport.backends.coreml.evaluated import Session
+from ppexport.backends.coreml.mil_program import convert, coremltools, quiet_converter, trace
+from ppexport.backends.coreml.package_probe import PackageProbe
+from ppexport.backends.coreml.precision import compute_precision, computes_half, quantising_pass
+from ppexport.backends.coreml.specification import ModulePaths
+from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import function_name, model_facts
-from ppexport.errors import ExportError
-from ppexport.networks.card import Card
-from ppexport.twin.twin import StaticTwin, make_twin
+from ppexport.twin.twin import StaticTwin
+
+if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays
 
 MODEL = "model.mlpackage"
-QUANTISED_FROM = 512
-"""Elements of the smallest weight that w8 stores with 8 bits."""
-
-Step = Callable[[str], None]
-"""Told the name of every stage, for a progress display."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a package is made."""
-
-    precision: str = "fp16"
-    target: str = SET_TARGET
-    interface: str = "tensor"
-    mask: str = "graph"
-    """"input" adds the input `mask`; everything else leaves it to the graph."""
-    selector: Selector = computes_half
-    """What is fp16 in a package that is not fp32."""
-    ranges: Mapping[str, float] = field(default_factory=dict)
-    """Of w8a8: {dotted module path: magnitude that 127 stands for} of the layers that read int8."""
-
-    def check(self, capacities: Sequence[int]) -> None:
-        """Raise InputError for an impossible wish."""
-        check_coreml(self.precision, self.target, self.interface, capacities)
+INPUT, MASK, SR, IMPURE = "lr", "mask", "sr", "impure_tokens"
+DESCRIPTIONS = {
+    "tensor": {
+        INPUT: "Low-resolution RGB image, float32 (1, 3, {h}, {w}) in [0, 1].",
+        SR: "Super-resolved RGB image, float32 (1, 3, {H}, {W}), not clipped to [0, 1].",
+    },
+    "image": {
+        INPUT: "Low-resolution RGB image, {h} rows of {w} pixels.",
+        SR: "Super-resolved RGB image, {H} rows of {W} pixels.",
+    },
+}
+COMMON = {
+    MASK: "Pure-Pass mask of the padded image, float32 (1, 1, H', W'): 1 is pure and skips category attention.",
+    IMPURE: "Number of impure pixels, int32 (1). Above the capacity, {capacity}, the picture is not the network's.",
+}
+LEAST_DB = {"fp32": 90.0, "fp16": 55.0, "w8": 30.0, "w8a8": 25.0}
+"""Below this the conversion is wrong."""
+PICTURE_DB = 45.0
+"""The same for pictures, whose 8 bits are all they can hold."""
 
 
-def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
+class Picture(nn.Module):
+    """Bytes -> numbers in [0, 1], in a module of its own so that its precision can be chosen."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(1, 3, h, w) in 0 ... 255 -> in [0, 1]."""
+        return image / 255
+
+
+class Front(nn.Module):
+    """A twin whose inputs are positional, and pictures if *images*."""
+
+    def __init__(self, twin: StaticTwin, images: bool) -> None:
+        super().__init__()
+        self.twin = twin
+        self.picture = Picture() if images else None
+
+    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the twin gives; of a picture whole numbers from 0 to 255, so that no runtime has to round."""
+        if self.picture is None:
+            plain: tuple[Tensor, Tensor] = self.twin(lr, mask)
+            return plain
+        sr, impure = self.twin(self.picture(lr), mask)
+        return (sr.clamp(0, 1) * 255).round(), impure
+
+
+def _interface(twin: StaticTwin, job: BuildJob) -> dict[str, list[Any]]:
+    """coremltools' inputs and outputs. Numbers are fp32 at every precision: the labels of the mask are exact in nothing
+    less.
+    """
+    ct = coremltools()
+    rgb, shape = ct.colorlayout.RGB, (1, 3, *twin.size)
+    if job.options.interface == "image":
+        inputs, outputs = [ct.ImageType(INPUT, shape, color_layout=rgb)], [ct.ImageType(SR, color_layout=rgb)]
+    else:
+        inputs, outputs = [ct.TensorType(INPUT, shape, np.float32)], [ct.TensorType(SR, dtype=np.float32)]
+    if job.mask == "input":
+        inputs.append(ct.TensorType(MASK, (1, 1, *twin.padded), np.float32))
+    return {"inputs": inputs, "outputs": [*outputs, ct.TensorType(IMPURE)]}
+
+
+def _convert_twin(twin: StaticTwin, job: BuildJob, ranges: Mapping[str, float], target: Path) -> None:
     """Write *twin* as a package of one function to *target*. Raises ExportError."""
     ct = coremltools()
-    images, mask = options.interface == "image", options.mask == "input"
-    front = Front(twin, images).eval()
+    front = Front(twin, job.options.interface == "image").eval()
     paths = ModulePaths(front, "twin")
+    half = job.precision != "fp32"
     model = convert(
-        trace(front, example_inputs(twin, mask)),
-        Conversion(
-            input_types(twin, images, mask),
-            output_types(images),
-            getattr(ct.target, options.target),
-            compute_precision(options.precision, paths.of, options.selector),
-            half=options.precision != "fp32",
-            tokens=twin.tokens,
-            quantisation=quantisation() if options.precision in ("w8", "w8a8") else None,
-            last_passes=[quantising_pass(options.ranges, paths.of)] if options.precision == "w8a8" else [],
-        ),
+        trace(front, tuple(example_inputs(twin, mask=job.mask == "input").values())),
+        {
+            **_interface(twin, job),
+            "minimum_deployment_target": getattr(ct.target, job.options.target),
+            "compute_precision": compute_precision(computes_half(twin), paths.of) if half else ct.precision.FLOAT32,
+        },
+        half=half,
+        tokens=twin.tokens,
+        passes=[quantising_pass(ranges, paths.of)] if job.precision == "w8a8" else [],
+        weights_of_8_bits=job.precision in ("w8", "w8a8"),
     )
     try:
         spec = model.get_spec()
-        for _, block in specification.blocks(spec):
+        for block in specification.blocks(spec):
             specification.rename(block, specification.module_names(model._mil_program, paths.of))
         ct.utils.save_spec(spec, str(target), weights_dir=model.weights_dir)
     finally:
@@ -90,16 +122,7 @@ def convert_twin(twin: StaticTwin, options: Options, target: Path) -> None:
         shutil.rmtree(model.package_path, ignore_errors=True)
 
 
-def quantisation() -> Any:
-    """Weights of 8 bits, symmetric, one scale for every output channel."""
-    coremltools()
-    from coremltools.optimize import coreml
-
-    how = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=QUANTISED_FROM)
-    return coreml.OptimizationConfig(global_config=how)
-
-
-def join(packages: dict[str, Path], default: str, target: Path) -> None:
+def _join(packages: dict[str, Path], default: str, target: Path) -> None:
     """Write one package whose functions are the mains of *packages*, equal weights stored once."""
     ct = coremltools()
     with quiet_converter():
@@ -110,62 +133,81 @@ def join(packages: dict[str, Path], default: str, target: Path) -> None:
         ct.utils.save_multifunction(several, str(target))
 
 
-def describe(twin: StaticTwin, card: Card, capacities: Sequence[int], options: Options) -> specification.Description:
-    """What the package says of itself."""
-    (h, w), s = twin.size, twin.scale
-    return specification.Description(
-        f"{card.name}: super-resolution x{s} of {h}x{w} images, {options.precision}",
-        card.licence,
-        card.hash()[:12],
-        {
-            **model_facts(twin, card, capacities),
-            "ppexport.precision": options.precision,
-            "ppexport.interface": options.interface,
-        },
-        {function_name(c, capacities): descriptions(twin, options.interface, c) for c in capacities},
+def _finish(package: Path, twin: StaticTwin, job: BuildJob, target: Path) -> None:
+    """Write *package* to *target* with shared constants and with what it says of itself."""
+    ct = coremltools()
+    spec = ct.utils.load_spec(str(package))
+    for block in specification.blocks(spec):
+        specification.share_constants(block)
+    (h, w), s, interface = twin.size, twin.scale, job.options.interface
+    metadata = spec.description.metadata
+    metadata.author, metadata.license, metadata.versionString = "ppexport", job.card.licence, job.card.hash()[:12]
+    metadata.shortDescription = f"{job.card.name}: super-resolution x{s} of {h}x{w} images, {job.precision}"
+    facts = {"ppexport.precision": job.precision, "ppexport.interface": interface}
+    metadata.userDefined.update({**model_facts(twin, job.card, job.capacities), **facts})
+    for capacity in job.capacities or (twin.capacity,):
+        name = function_name(capacity, job.capacities)
+        owner = next((f for f in spec.description.functions if f.name == name), spec.description)
+        for feature in (*owner.input, *owner.output):
+            text = {**DESCRIPTIONS[interface], **COMMON}.get(feature.name, "")
+            feature.shortDescription = text.format(h=h, w=w, H=h * s, W=w * s, capacity=capacity)
+    ct.utils.save_spec(spec, str(target), weights_dir=str(package / "Data" / "com.apple.CoreML" / "weights"))
+
+
+def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
+    """Raise ExportError unless the package at *path* computes the picture of *twin*, in the evaluator."""
+    images, least, routing = job.options.interface == "image", LEAST_DB[job.precision], job.architecture.routing
+    probe = None if routing is None else PackageProbe(path, routing)
+    session = Session(path) if probe is None else probe.session
+
+    def compute(inputs: Arrays, categories: NDArray[np.int64] | None) -> tuple[NDArray[Any], int]:
+        if probe is not None:
+            return probe.run(inputs, categories)[:2]
+        found = session.run(inputs)
+        return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
+
+    self_check(
+        compute,
+        twin,
+        job.capacities,
+        least=min(least, PICTURE_DB) if images else least,
+        kind="package",
+        precision=job.precision,
+        backend="coreml",
+        mask=job.mask == "input",
+        clipped=images,
     )
 
 
-def finish(package: Path, description: specification.Description, target: Path) -> None:
-    """Write *package* to *target* with shared constants and its *description*."""
-    ct = coremltools()
-    spec = ct.utils.load_spec(str(package))
-    for _, block in specification.blocks(spec):
-        specification.share_constants(block)
-    specification.describe(spec, description)
-    weights = package / "Data" / "com.apple.CoreML" / "weights"
-    ct.utils.save_spec(spec, str(target), weights_dir=str(weights))
+def build_for_coreml(job: BuildJob, ranges: Mapping[str, float] | None = None) -> str:
+    """Write `model.mlpackage` into the job's folder.
 
+    Args:
+        job: what to build; its options are `CoreMLOptions`.
+        ranges: for w8a8, {dotted module path: magnitude that 127 stands for} of the layers that read int8.
 
-def build_for_coreml(
-    twin: StaticTwin, card: Card, folder: Path, capacities: Sequence[int], options: Options, step: Step
-) -> str:
-    """Write `model.mlpackage` into *folder* and return its name.
+    Returns:
+        The package's name in the folder.
 
-    *twin* is of the portable flavour and of the largest of the ascending *capacities*. Raises InputError for an
-    impossible wish, ExportError where a stage or the comparison with the twin fails, UnavailableError without
-    coremltools.
+    Raises:
+        ExportError: a stage or the comparison with the twin failed.
+        UnavailableError: coremltools is not installed.
     """
-    options.check(capacities)
-    if twin.flavour != "portable" or twin.capacity != capacities[-1]:
-        raise ExportError(f"Core ML takes the portable flavour with {capacities[-1]} slots")
-    network = twin.__dict__["network"]
-    target = folder / MODEL
-    with TemporaryDirectory(dir=folder) as scratch:
+    twin, target = job.twin(), job.folder / MODEL
+    with TemporaryDirectory(dir=job.folder) as scratch:
         packages: dict[str, Path] = {}
-        for capacity in capacities:
-            name = function_name(capacity, capacities)
-            step(f"converting {name}")
-            fitting = twin if capacity == twin.capacity else make_twin(network, twin.size, capacity)
+        for capacity in job.capacities or (twin.capacity,):
+            name = function_name(capacity, job.capacities)
+            job.step(f"converting {name}")
             packages[name] = Path(scratch) / f"{name}.mlpackage"
-            convert_twin(fitting, options, packages[name])
-        default = function_name(capacities[-1], capacities)
-        whole = packages[default]
-        if len(packages) > 1:
-            step("joining the functions")
+            _convert_twin(twin.with_capacity(capacity), job, ranges or {}, packages[name])
+        # The last has the most slots.
+        default, whole = list(packages.items())[-1]
+        if job.is_set:
+            job.step("joining the functions")
             whole = Path(scratch) / "joined.mlpackage"
-            join(packages, default, whole)
-        finish(whole, describe(twin, card, capacities, options), target)
-    step("comparing with the twin")
-    self_check(target, twin, capacities, options.precision)
+            _join(packages, default, whole)
+        _finish(whole, twin, job, target)
+    job.step("comparing with the twin")
+    check_package(target, twin, job)
     return MODEL

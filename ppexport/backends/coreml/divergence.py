@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.coreml.debug import DebugPackage
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.backends.coreml.scopes import decode
+from ppexport.backends.coreml.package_probe import PackageProbe
+from ppexport.backends.coreml.specification import decode
 from ppexport.errors import InputError
 from ppexport.files import finite
+from ppexport.networks.architecture import Routing
 
 CHUNK = 400
 """Results that are kept at a time: all at once would not fit into memory."""
@@ -75,28 +76,20 @@ def divergences(
             yield Divergence(name, operation, decode(name), agreement(a[name], b[name]))
 
 
-def first_divergence(
-    reference: Evaluator,
-    other: Evaluator,
-    inputs: Mapping[str, NDArray[Any]],
-    decibel: float,
-    replace: Mapping[str, NDArray[Any]] | None = None,
-) -> Divergence | None:
-    """The first result that agrees by less than *decibel*, None where all agree better."""
-    return next((d for d in divergences(reference, other, inputs, replace) if d.decibel < decibel), None)
-
-
-def compare_packages(path: Path, reference: Path | None, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Divergence]:
+def compare_packages(
+    path: Path, reference: Path | None, routing: Routing, inputs: Mapping[str, NDArray[Any]]
+) -> Iterator[Divergence]:
     """Every result of the package at *path* and of *reference*, None for the same one without rounding to fp16.
 
-    *inputs* are what `Session.run` takes. The reference's categories are injected into both.
+    *routing* are the roles of their network's modules, *inputs* what `Session.run` takes. The reference's categories
+    are injected into both.
     """
-    debug = DebugPackage(path)
-    other = DebugPackage(reference or path, rounding=reference is not None)
+    debug = PackageProbe(path, routing)
+    other = PackageProbe(reference or path, routing, rounding=reference is not None)
     if debug.session.images or other.session.images:
         raise InputError("packages whose input is a picture are not searched: export one with tensors")
-    chosen = other.run(inputs).categories
     fed = dict(inputs)
+    chosen = other.run(fed).categories
     slots = fed.pop("slots", None)
     capacity = None if slots is None else slots.shape[1]
     replace = {name: row.astype(np.int32) for name, row in zip(other.choices, chosen, strict=True)}

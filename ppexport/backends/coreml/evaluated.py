@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.artifact import capacity_function
+from ppexport.device.artifact import Artifact, capacity_function
+from ppexport.device.runner import SessionRunner
 from ppexport.errors import ArtifactError, require
 
 if TYPE_CHECKING:
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.device.artifact import Artifact
-from ppexport.device.runner import SessionRunner
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -26,7 +25,7 @@ class Session:
     def __init__(self, path: Path, *, rounding: bool = True) -> None:
         """*rounding* False computes what is fp16 in fp32. Raises ArtifactError for a damaged package."""
         require("torch", "coreml")
-        from ppexport.backends.coreml.reading.package import read_package
+        from ppexport.backends.coreml.package import read_package
 
         self.path, self.rounding = path, rounding
         self.package = read_package(path)
@@ -80,12 +79,12 @@ class Session:
         return found
 
 
-# Runs a Core ML artefact in the evaluator, on any machine: exact, slow, and no measure of a device's speed.
-
-
 class CoreMLRunner(SessionRunner):
-    """A Core ML artefact in the evaluator."""
+    """A Core ML artifact in the evaluator, on any machine: exact, slow, and no measure of a device's speed."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Raises ArtifactError for a damaged package or one that is not what the manifest says."""
         super().__init__(artifact, Session(artifact.model_file))
+
+    def _close(self) -> None:
+        del self.session

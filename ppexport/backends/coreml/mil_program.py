@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -32,28 +32,47 @@ from ppexport.errors import ExportError, first_line
 
 DROPPED_PASSES = frozenset({"common::fuse_elementwise_to_batchnorm", "common::guard_negative_gather_indices"})
 QUANTISE = "compression::linear_quantize_weights"
+QUANTISED_FROM = 512
+"""Elements of the smallest weight that is stored with 8 bits."""
 SHORT_INDICES = 1 << 16
 """Tokens that 16 bits can number."""
 SMALLEST_HALF = 2.0**-14
 """The smallest normal number of fp16."""
 LARGEST_FOLDED = "1e4"
 """Elements of the largest constant that the converter may compute beforehand."""
+Translation = Callable[[Any, Any], None]
+"""Adds what a node of TorchScript computes to a program: (coremltools' context, node)."""
+
+
+@contextmanager
+def _log_from(level: int) -> Iterator[None]:
+    """Log nothing of coremltools below *level*."""
+    log = logging.getLogger("coremltools")
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def coremltools() -> Any:
     """The package, imported without its warnings about what Linux lacks. Raises UnavailableError."""
     check_installed()
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
+    with _log_from(logging.ERROR):
         import coremltools as ct
-    finally:
-        log.setLevel(level)
     return ct
 
 
-def _ones_like(context: Any, node: Any) -> None:
+@contextmanager
+def quiet_converter() -> Iterator[None]:
+    """Keep coremltools from warning of versions and of every constant it does not fold, and from progress bars."""
+    with _log_from(logging.CRITICAL), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _ones_like(original: Translation, context: Any, node: Any) -> None:
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.mil import types
 
@@ -61,63 +80,43 @@ def _ones_like(context: Any, node: Any) -> None:
     context.add(Builder.const(val=np.ones(x.shape, types.nptype_from_builtin(x.dtype)), name=node.name))
 
 
-def _div(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    def div(context: Any, node: Any) -> None:
-        from coremltools.converters.mil import Builder
-        from coremltools.converters.mil.mil import types
+def _div(original: Translation, context: Any, node: Any) -> None:
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import types
 
-        x, y = (context[name] for name in node.inputs[:2])
-        mode = context[node.inputs[2]] if len(node.inputs) > 2 else None
-        if types.is_int(x.dtype) and types.is_int(y.dtype) and mode is not None:
-            # Truncation is rounding down for the numbers of slots that twins divide, none of which is negative.
-            context.add(Builder.floor_div(x=x, y=y, name=node.name))
-        else:
-            original(context, node)
-
-    return div
+    x, y = (context[name] for name in node.inputs[:2])
+    mode = context[node.inputs[2]] if len(node.inputs) > 2 else None
+    if types.is_int(x.dtype) and types.is_int(y.dtype) and mode is not None:
+        # Truncation is rounding down for the numbers of slots that twins divide, none of which is negative.
+        context.add(Builder.floor_div(x=x, y=y, name=node.name))
+    else:
+        original(context, node)
 
 
-def _maximum(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    def maximum(context: Any, node: Any) -> None:
-        from coremltools.converters.mil import Builder
+def _maximum(original: Translation, context: Any, node: Any) -> None:
+    from coremltools.converters.mil import Builder
 
-        x, y = (context[name] for name in node.inputs[:2])
-        if y.val is not None and np.ndim(y.val) == 0 and 0 < y.val < SMALLEST_HALF:
-            context.add(Builder.maximum(x=x, y=np.float32(SMALLEST_HALF), name=node.name))
-        else:
-            original(context, node)
-
-    return maximum
+    x, y = (context[name] for name in node.inputs[:2])
+    if y.val is not None and np.ndim(y.val) == 0 and 0 < y.val < SMALLEST_HALF:
+        context.add(Builder.maximum(x=x, y=np.float32(SMALLEST_HALF), name=node.name))
+    else:
+        original(context, node)
 
 
 @contextmanager
-def corrected_translations(half: bool) -> Iterator[None]:
+def _corrected_translations(half: bool) -> Iterator[None]:
     """Translate PyTorch's `ones_like`, integer `div` and, if *half*, `maximum` as this module says."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as registry
 
-    kept = dict(registry.name_to_func_mapping)
-    registry.name_to_func_mapping.update(ones_like=_ones_like, div=_div(kept["div"]))
-    if half:
-        registry.name_to_func_mapping.update(maximum=_maximum(kept["maximum"]))
+    known = registry.name_to_func_mapping
+    kept = dict(known)
+    corrected = {"ones_like": _ones_like, "div": _div, **({"maximum": _maximum} if half else {})}
+    known.update({name: partial(translate, kept[name]) for name, translate in corrected.items()})
     try:
         yield
     finally:
-        registry.name_to_func_mapping.clear()
-        registry.name_to_func_mapping.update(kept)
-
-
-@contextmanager
-def quiet_converter() -> Iterator[None]:
-    """Keep coremltools from warning of versions and of every constant it does not fold, and from progress bars."""
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+        known.clear()
+        known.update(kept)
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
@@ -127,48 +126,44 @@ def trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
         return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """How coremltools converts."""
+def convert(
+    traced: Any,
+    settings: Mapping[str, Any],
+    *,
+    half: bool,
+    tokens: int,
+    passes: Sequence[str] = (),
+    weights_of_8_bits: bool = False,
+) -> Any:
+    """*traced* as an `MLModel` (an ML program) that is neither saved nor loaded.
 
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-    target: Any
-    precision: Any
-    half: bool
-    """Whether anything is computed in fp16."""
-    tokens: int
-    """Length of the longest axis that indices reach into."""
-    quantisation: Any = None
-    """coremltools' configuration for weights of 8 bits, None for none."""
-    last_passes: Sequence[str] = ()
-    """Registered passes to run before weights are quantised."""
+    Args:
+        traced: a module in TorchScript.
+        settings: of `coremltools.convert`: inputs, outputs, target and precision.
+        half: whether anything is computed in fp16.
+        tokens: length of the longest axis that indices reach into.
+        passes: registered passes to run before weights are quantised.
+        weights_of_8_bits: symmetric, one scale for every output channel.
 
-
-def convert(traced: Any, how: Conversion) -> Any:
-    """*traced* as an `MLModel` (an ML program) that is neither saved nor loaded. Raises ExportError."""
+    Raises:
+        ExportError: coremltools cannot convert it.
+    """
     ct = coremltools()
-    passes = ct.PassPipeline.DEFAULT
-    dropped = {*DROPPED_PASSES} if how.tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
-    passes.remove_passes(dropped & set(passes.passes))
-    passes.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
-    for name in how.last_passes:
-        passes.append_pass(name)
-    if how.quantisation is not None:
+    pipeline = ct.PassPipeline.DEFAULT
+    dropped = {*DROPPED_PASSES} if tokens <= SHORT_INDICES else {*DROPPED_PASSES, "common::add_int16_cast"}
+    pipeline.remove_passes(dropped & set(pipeline.passes))
+    pipeline.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
+    for name in passes:
+        pipeline.append_pass(name)
+    if weights_of_8_bits:
+        from coremltools.optimize import coreml
+
+        how = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=QUANTISED_FROM)
         # As the last pass: the function that quantises a finished package would run all dropped passes on it.
-        passes.append_pass(QUANTISE)
-        passes.set_options(QUANTISE, {"config": how.quantisation})
+        pipeline.append_pass(QUANTISE)
+        pipeline.set_options(QUANTISE, {"config": coreml.OptimizationConfig(global_config=how)})
     try:
-        with quiet_converter(), corrected_translations(how.half):
-            return ct.convert(
-                traced,
-                convert_to="mlprogram",
-                inputs=list(how.inputs),
-                outputs=list(how.outputs),
-                minimum_deployment_target=how.target,
-                compute_precision=how.precision,
-                pass_pipeline=passes,
-                skip_model_load=True,
-            )
+        with quiet_converter(), _corrected_translations(half):
+            return ct.convert(traced, convert_to="mlprogram", pass_pipeline=pipeline, skip_model_load=True, **settings)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError) as error:
         raise ExportError(f"coremltools cannot convert the twin: {first_line(error)}") from error

@@ -8,7 +8,7 @@ Apple documents no list. What is used here is what developers measured, and it e
     no kernel     scatter, cumsum, sort, top-k and their like
 
 What depends on constants alone is computed when the model is loaded, and a cast runs on either side. The number of
-crossings is that of a schedule that stays on one side as long as anything there can run: Core ML, which also weighs
+crossings is that of a schedule that stays on one side as long as anything can run on it: Core ML, which also weighs
 the cost of a crossing, may keep more on one side. Read it as a comparison of two packages, not as a promise.
 """
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from ppexport.backends.coreml.reading.program import Function, Operation, Package
-from ppexport.backends.coreml.scopes import module_of
+from ppexport.backends.coreml.program import Function, Operation, Package
+from ppexport.backends.coreml.specification import module_of
 from ppexport.errors import ArtifactError, InputError
 
 NO_KERNEL = frozenset(
@@ -85,29 +85,22 @@ class PlacementReport:
         return {**vars(self), "leaving": leaving, "reasons": self.reasons, "modules": self.modules}
 
 
-def reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reason | None:
+def _reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reason | None:
     """Why *op* leaves, None if it stays. *kinds* are the element types of all results, *constant* those known."""
     if op.type in NO_KERNEL:
         return Reason.NO_KERNEL
-    if op.type in GATHERS and any(name not in constant for name in _reads(op, "indices")):
+    if op.type in GATHERS and not constant.issuperset(op.reads("indices")):
         return Reason.GATHER
     # Indices are integers without being computed with; constants as parameters are no data.
-    data = [kinds.get(n, "") for key in op.inputs if key != "indices" for n in _reads(op, key) if n not in constant]
-    results = [port.type.element.name for port in op.outputs if port.type is not None]
-    touched = {*data, *results}
+    data = [name for key in op.inputs if key != "indices" for name in op.reads(key) if name not in constant]
+    touched = {kinds.get(name, "") for name in (*data, *(port.name for port in op.outputs))}
     if "fp32" in touched:
         return Reason.FP32
     whole = op.type not in QUANTISES and any("int" in kind for kind in touched)
     return Reason.INTEGER if whole else None
 
 
-def _reads(op: Operation, parameter: str) -> list[str]:
-    """The results that one parameter is bound to, none where a foreign operation lacks it."""
-    only = Operation(op.type, op.name, {parameter: op.inputs.get(parameter, [])}, op.outputs)
-    return only.reads()
-
-
-def count_crossings(steps: list[Operation], leaving: set[str]) -> int:
+def _count_crossings(steps: list[Operation], leaving: set[str]) -> int:
     """Changes of side in a schedule of *steps* that changes only where nothing more can run on its side.
 
     Raises ArtifactError for operations that wait for each other.
@@ -155,10 +148,10 @@ def place(function: Function) -> PlacementReport:
             known += op.type != "const"
             continue
         steps.append(op)
-        reason = None if op.type in FREE else reason_of(op, kinds, constant)
+        reason = None if op.type in FREE else _reason_of(op, kinds, constant)
         if reason is not None:
             leaving.append(Leaving(op.name, op.type, module_of(op.name, op.reads()), reason))
-    crossings = count_crossings(steps, {item.name for item in leaving})
+    crossings = _count_crossings(steps, {item.name for item in leaving})
     return PlacementReport(function.name, len(steps), known, tuple(leaving), crossings)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ppexport.device.artifact import Artifact, capacity_function
 from ppexport.device.picture import to_input, to_uint8
 from ppexport.device.runner import Prepared, Result, Runner, feeds
+from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE", "all": "ALL"}
@@ -31,11 +32,11 @@ class Planned(NamedTuple):
     """What Core ML plans for one operation."""
 
     name: str
-    """Of its first result, which tells the module (`scopes`)."""
+    """Of its first result, which tells the module (`specification`)."""
     operator: str
     """ "ios18.matmul"."""
     device: str
-    """ "MLNeuralEngineComputeDevice"; "" where it is not told, as for constants."""
+    """ "MLNeuralEngineComputeDevice"; "" where the plan tells none, as for constants."""
     cost: float | None
     """Estimated share of a prediction, of 1."""
 
@@ -116,11 +117,8 @@ def planned(plan: Any, function: str | None) -> list[Planned]:
     return found
 
 
-# Runs a Core ML package with Core ML itself, which only a Mac has (see `device`).
-
-
 class CoreMLMacRunner(Runner):
-    """A Core ML artefact on this Mac, on the compute units *units*."""
+    """A Core ML artifact on this Mac, on the compute units *units*."""
 
     def __init__(self, artifact: Artifact, units: str = "ALL") -> None:
         """Raises UnavailableError anywhere but on a Mac, InputError for unknown units."""
@@ -130,7 +128,8 @@ class CoreMLMacRunner(Runner):
         check_platform()
         self._units = units
         self._functions: dict[int, Opened] = {}
-        self._function(artifact.manifest.capacities[-1])
+        self._largest = max(artifact.manifest.capacities, default=0)
+        self._function(self._largest)
 
     def _function(self, capacity: int) -> Opened:
         """The function for *capacity* slots, opened when it is first needed."""
@@ -141,7 +140,10 @@ class CoreMLMacRunner(Runner):
 
     def plan(self) -> list[Planned]:
         """Core ML's plan of the largest capacity."""
-        return self._function(self.artifact.manifest.capacities[-1]).plan()
+        return self._function(self._largest).plan()
+
+    def _close(self) -> None:
+        self._functions.clear()
 
     def _run(self, prepared: Prepared) -> Result:
         inputs = feeds(self.artifact.manifest, prepared)
@@ -149,3 +151,13 @@ class CoreMLMacRunner(Runner):
         inputs.pop("slots", None)
         found = self._function(prepared.capacity).predict(inputs)
         return Result(found["sr"], int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)
+
+
+RUNTIME = Runtime(
+    "coreml",
+    "coreml",
+    ("coremltools",),
+    "ALL",
+    lambda artifact, target: CoreMLMacRunner(artifact, target.device),
+    lambda: ["ALL"] if sys.platform == "darwin" else [],
+)

@@ -1,40 +1,111 @@
-"""Finishes a model specification before it is saved: names, small constants, and what it says of itself.
+"""Names and constants of a saved package: every operation's name tells the PyTorch module that it comes from.
 
-before    %op_504 = gather(x=%var_499, axis=%op_504_axis_0, ...)     one constant for every parameter of every operation
-after     %layers__0__...__router___gather_0 = gather(x=..., axis=%constant__3, ...)           one for every value
+    before    %op_504 = gather(x=%var_499, axis=%op_504_axis_0, ...)        a constant for every parameter
+    after     %layers__0__...__router___gather_0 = gather(x=..., axis=%constant__3, ...)   one for every value
 
-Names tell the PyTorch module (see `scopes`); without shared constants a twin's file would hold 4,400 of them.
+coremltools keeps TorchScript's scopes while it converts, and drops them when it saves. A tracing scope is a path of
+calls, in which lists do not appear (`0/residual_group/3` is `layers.0.residual_group.layers.3`); `ModulePaths` finds
+them again. In the saved package the path is part of every name, as an identifier, which is all that MIL allows:
+
+    layers__0__residual_group__layers__3__attn_aca___matmul_2       the third matmul of that module
+    ___reshape                                                      the first reshape of the network itself
+
+Without shared constants a twin's file would hold 4,400 of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from ppexport.backends.coreml.scopes import Namer
+from torch import nn
 
-AUTHOR = "ppexport"
+DOT, END = "__", "___"
+_NAME = re.compile(r"(?P<path>(?:[A-Za-z0-9]\w*?)?)___(?P<op>[a-z]\w*?)(?:_(?P<number>\d+))?")
 CONSTANT = "constant__"
 """Starts the names of shared constants; the converter makes no name with two underscores."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a package says of itself."""
+def path_of_scope(module: nn.Module, scope: Sequence[str]) -> str:
+    """The dotted path below *module* of a tracing *scope*, as far as it can be followed."""
+    path: list[str] = []
+    for name in scope:
+        # The name may hold the list it comes from: layers.0.
+        for part in name.split("."):
+            children = dict(module.named_children())
+            if part in children:
+                path.append(part)
+                module = children[part]
+                continue
+            lists = [k for k, child in children.items() if isinstance(child, nn.ModuleList) and part in child._modules]
+            if len(lists) != 1:
+                return ".".join(path)
+            path += [lists[0], part]
+            module = children[lists[0]].get_submodule(part)
+    return ".".join(path)
 
-    summary: str
-    licence: str
-    version: str
-    facts: dict[str, str]
-    features: dict[str, dict[str, str]]
-    """By function: {input or output: what it is}."""
+
+class ModulePaths:
+    """The module of every operation of a program in coremltools' memory."""
+
+    def __init__(self, root: nn.Module, within: str) -> None:
+        """Paths below the submodule *within* of *root* are given without its name."""
+        self._within = within
+        self._path = cache(lambda scope: path_of_scope(root, scope))
+
+    def of(self, operation: Any) -> str | None:
+        """The dotted path, "" for *root* or *within* itself, None where no scope is known."""
+        from coremltools.converters.mil.mil.scope import ScopeSource
+
+        scope = operation.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME)
+        # The last entry is the operation's own name.
+        if not scope:
+            return None
+        path = str(self._path(tuple(scope[:-1])))
+        return path.removeprefix(self._within).removeprefix(".") if path.partition(".")[0] == self._within else path
 
 
-def blocks(spec: Any) -> Iterator[tuple[str, Any]]:
-    """(function name, its block) of the specification."""
-    for name, function in spec.mlProgram.functions.items():
-        yield name, function.block_specializations[function.opset]
+def encode(path: str, operation: str, number: int) -> str:
+    """The name of the *number*-th *operation* of the module *path*."""
+    return path.replace(".", DOT) + END + operation + (f"_{number}" if number else "")
+
+
+def decode(name: str) -> str | None:
+    """The module's path in a name that `encode` made, None for another name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else match["path"].replace(DOT, ".")
+
+
+def module_of(name: str, reads: Iterable[str] = ()) -> str | None:
+    """The module of the operation *name*, or of the first of those it *reads* that tells one."""
+    return next((path for path in map(decode, (name, *reads)) if path is not None), None)
+
+
+def module_names(program: Any, module_of: Callable[[Any], str | None]) -> dict[str, str]:
+    """{result: new name} for the operations of *program* in coremltools' memory, but not for the function's outputs."""
+    function = program.functions["main"]
+    kept = {output.name for output in function.outputs}
+    counts: Counter[tuple[str, str]] = Counter()
+    new = {}
+    for op in function.operations:
+        if op.op_type == "const":
+            continue
+        key = module_of(op) or "", op.op_type
+        base = encode(*key, counts[key])
+        counts[key] += 1
+        for number, output in enumerate(op.outputs):
+            if output.name not in kept:
+                new[output.name] = base if len(op.outputs) == 1 else f"{base}__{number}"
+    return new
+
+
+def blocks(spec: Any) -> Iterator[Any]:
+    """The block of every function of the specification."""
+    for function in spec.mlProgram.functions.values():
+        yield function.block_specializations[function.opset]
 
 
 def rename(block: Any, new: Mapping[str, str]) -> None:
@@ -49,21 +120,6 @@ def rename(block: Any, new: Mapping[str, str]) -> None:
         if op.type != "const" and op.outputs:
             op.attributes["name"].immediateValue.tensor.strings.values[:] = [op.outputs[0].name]
     block.outputs[:] = [new.get(name, name) for name in block.outputs]
-
-
-def module_names(program: Any, module_of: Callable[[Any], str | None]) -> dict[str, str]:
-    """{result: new name} for the operations of *program* in coremltools' memory, but not for the function's outputs."""
-    function, namer = program.functions["main"], Namer()
-    kept = {output.name for output in function.outputs}
-    new = {}
-    for op in function.operations:
-        if op.op_type == "const":
-            continue
-        base = namer.name(module_of(op) or "", op.op_type)
-        for number, output in enumerate(op.outputs):
-            if output.name not in kept:
-                new[output.name] = base if len(op.outputs) == 1 else f"{base}__{number}"
-    return new
 
 
 def share_constants(block: Any) -> None:
@@ -88,16 +144,3 @@ def share_constants(block: Any) -> None:
     del block.operations[:]
     block.operations.extend(kept)
     rename(block, new)
-
-
-def describe(spec: Any, description: Description) -> None:
-    """Fill the metadata and the descriptions of inputs and outputs."""
-    metadata = spec.description.metadata
-    metadata.author, metadata.license = AUTHOR, description.licence
-    metadata.shortDescription, metadata.versionString = description.summary, description.version
-    metadata.userDefined.update(description.facts)
-    several = spec.description.functions
-    for name, features in description.features.items():
-        owner = next((f for f in several if f.name == name), spec.description)
-        for feature in (*owner.input, *owner.output):
-            feature.shortDescription = features.get(feature.name, "")

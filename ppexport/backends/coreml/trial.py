@@ -1,7 +1,8 @@
 """Runs a package on a Mac with each compute unit, every trial in a child process with a limit of time and memory.
 
 Core ML compiles while it loads, may take minutes or all memory for one unit, and may end the process: none of that may
-take a parity run with it.
+take a parity run with it. The child is `python -m ppexport.backends.coreml.trial FOLDER`, where FOLDER holds
+`request.json` and `inputs.npz`; it writes `outputs.npz` and `plan.json` beside them.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ppexport.backends.coreml.run_mac import UNITS
+from ppexport.backends.coreml.run_mac import UNITS, Opened, Planned, open_function
+from ppexport.device.artifact import capacity_function
 from ppexport.errors import PpexportError, first_line
 
-CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial_child")
+if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays
+
+CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial")
 SECONDS, MEGABYTES = 900.0, 8192
 """What a trial may take."""
 POLL = 0.2
@@ -40,14 +46,14 @@ class TrialError(PpexportError):
 class Trial:
     """What one compute unit computed."""
 
-    outputs: list[dict[str, NDArray[Any]]]
+    outputs: list[Arrays]
     """One for every input, in order."""
     plan: dict[str, Any] = field(default_factory=dict)
     """operations by device, crossings, and the device of every operation; empty where coremltools tells none."""
 
 
 def resident_megabytes(process: int) -> float:
-    """Memory of a *process*, 0 where it cannot be told this time. Raises TrialError where it never can."""
+    """Memory of a *process*, 0 where `ps` does not answer in time. Raises TrialError where it does not run."""
     look = ["ps", "-o", "rss=", "-p", str(process)]
     try:
         done = subprocess.run(look, capture_output=True, text=True, check=False, timeout=10)
@@ -59,23 +65,47 @@ def resident_megabytes(process: int) -> float:
     return int(done.stdout) / 1024 if done.stdout.strip().isdigit() else 0.0
 
 
+def _save(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Write the arrays of all *runs* to one file."""
+    arrays = {f"{number}.{name}": value for number, run in enumerate(runs) for name, value in run.items()}
+    np.savez(path, **arrays)
+
+
+def _load(path: Path, count: int) -> list[Arrays]:
+    """The arrays of *count* runs that `_save` wrote."""
+    runs: list[Arrays] = [{} for _ in range(count)]
+    with np.load(path, allow_pickle=False) as data:
+        for key in data.files:
+            number, _, name = key.partition(".")
+            runs[int(number)][name] = data[key]
+    return runs
+
+
 def run_trial(
     package: Path,
     unit: str,
-    inputs: Sequence[Mapping[str, NDArray[Any]]],
+    inputs: Sequence[Arrays],
     *,
     seconds: float = SECONDS,
     megabytes: float = MEGABYTES,
     command: Sequence[str] = CHILD,
 ) -> Trial:
-    """Run *package* on all *inputs*, as `Session.run` takes them, with the compute *unit*.
+    """Run *package* in a child process.
 
-    *command* is the child, told the request's file. Raises TrialError, which says what went wrong.
+    Args:
+        package: the .mlpackage.
+        unit: cpu, gpu, ne or all.
+        inputs: of every run, as `Session.run` takes them.
+        seconds: that the trial may take.
+        megabytes: of memory that it may take.
+        command: the child, which receives the folder of the request.
+
+    Raises:
+        TrialError: it failed, or exceeded a limit.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        arrays = {f"{number}.{key}": value for number, fed in enumerate(inputs) for key, value in fed.items()}
-        np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
+        _save(folder / "inputs.npz", inputs)
         request = {"package": str(package.resolve()), "unit": UNITS[unit], "count": len(inputs)}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (folder / "log").open("wb") as log:
@@ -90,7 +120,14 @@ def run_trial(
             lines = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said = lines[-1][:300] if lines else "it said nothing"
             raise TrialError(f"Core ML with {UNITS[unit]} ended with {child.returncode}: {said}")
-        return _read(folder, len(inputs), unit)
+        try:
+            outputs = _load(folder / "outputs.npz", len(inputs))
+            plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, IndexError, EOFError, BadZipFile) as error:
+            raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
+    if any("sr" not in found for found in outputs):
+        raise TrialError(f"Core ML with {UNITS[unit]} left no picture")
+    return Trial(outputs, plan)
 
 
 def _watch(child: subprocess.Popen[bytes], unit: str, deadline: float, megabytes: float) -> None:
@@ -104,18 +141,40 @@ def _watch(child: subprocess.Popen[bytes], unit: str, deadline: float, megabytes
         time.sleep(POLL)
 
 
-def _read(folder: Path, count: int, unit: str) -> Trial:
-    """The child's results. Raises TrialError for incomplete ones."""
+def summary(operations: Sequence[Planned]) -> dict[str, Any]:
+    """Counts, crossings, and every operation's device, for those that the plan tells one of."""
+    placed = [op for op in operations if op.device]
+    kinds = [op.device for op in placed]
+    return {
+        "operations": dict(Counter(kinds)),
+        "crossings": sum(a != b for a, b in pairwise(kinds)),
+        "devices": {op.name: op.device for op in placed},
+    }
+
+
+def run_child(folder: Path, opens: Callable[[str, str, str | None], Opened] = open_function) -> None:
+    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots.
+
+    The plan is extra, the numbers count: where there is none, its file says why.
+    """
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    functions: dict[int, Opened] = {}
+    outputs = []
+    for fed in _load(folder / "inputs.npz", request["count"]):
+        slots = fed.pop("slots", None)
+        # The length of `slots` chooses the function; 0 is the only one.
+        capacity = 0 if slots is None else slots.shape[1]
+        if capacity not in functions:
+            name = capacity_function(capacity) if capacity else None
+            functions[capacity] = opens(request["package"], request["unit"], name)
+        outputs.append(functions[capacity].predict(fed))
+    _save(folder / "outputs.npz", outputs)
     try:
-        with np.load(folder / "outputs.npz", allow_pickle=False) as data:
-            arrays = {key: data[key] for key in data.files}
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
-    outputs: list[dict[str, NDArray[Any]]] = [{} for _ in range(count)]
-    for key, value in arrays.items():
-        number, _, name = key.partition(".")
-        outputs[int(number)][name] = value
-    if any("sr" not in found for found in outputs):
-        raise TrialError(f"Core ML with {UNITS[unit]} left no picture")
-    return Trial(outputs, plan)
+        plan = summary(functions[max(functions)].plan())
+    except Exception as error:  # whatever coremltools raises; the outputs are kept
+        plan = {"unknown": f"{type(error).__name__}: {error}"[:300]}
+    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_child(Path(sys.argv[1]))

@@ -18,11 +18,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.modules import module_of_name
 from ppexport.backends.onnx.pattern import Graph, copied
 from ppexport.backends.onnx.qdq import check_not_quantised, quantisable, sources_of
-from ppexport.backends.onnx.reading.model_file import artifact_model
-from ppexport.backends.onnx.rounding import audit, rounding_db
+from ppexport.backends.onnx.quantised import audit, rounding_db
 from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
 from ppexport.backends.tensorrt.half import MOVES
 from ppexport.device.artifact import Artifact
@@ -30,7 +30,8 @@ from ppexport.device.runner import Prepared, feeds
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, sha256_text
 from ppexport.folders import work_beside
-from ppexport.networks.atd.groups import TOKENS, path_numbers
+from ppexport.networks.architecture import find_architecture, place_of
+from ppexport.networks.atd.groups import TOKENS
 from ppexport.quantize.calibration import PERCENTILES, About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.crops import Crop, Source, images_hash, used_pictures
 from ppexport.quantize.histogram import Histograms
@@ -225,15 +226,16 @@ def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source
 
 def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
     """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32, for people."""
-    return [[f.node, f"{f.tensor} {f.reason}"] for f in audit(artifact_model(artifact), calibration)]
+    findings = audit(artifact_model(artifact), calibration, find_architecture(artifact.manifest.arch))
+    return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 
 def block_rows(calibration: Calibration) -> list[list[str]]:
     """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block, for people."""
     found = {}
     for name in calibration.names:
-        if numbers := path_numbers(TOKENS, module_of_name(name) or ""):
-            found[numbers] = name
+        if place := place_of(TOKENS, module_of_name(name)):
+            found[place] = name
     last = {block: found[block, layer] for block, layer in sorted(found)}
     column = PERCENTILES.index(0.9999)
     return [

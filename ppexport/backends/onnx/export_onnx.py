@@ -12,28 +12,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
 from onnx import version_converter
+from pydantic import Field
 from torch import nn
 
+from ppexport.backends.backend import BuildJob, Built, Request, Step
+from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.branch_where import branch_where
-from ppexport.backends.onnx.debug import DebugModel
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
-from ppexport.backends.onnx.lint import lint_model
-from ppexport.backends.onnx.rules import Runtime, Severity
-from ppexport.backends.onnx.rules.versions import IrVersion, OperatorVersion, OpsetVersion
+from ppexport.backends.onnx.lint.lint_child import lint_here
+from ppexport.backends.onnx.lint.linting import Runtime, Severity
+from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_version, opset_version
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
+from ppexport.backends.options import OnnxGraphOptions
 from ppexport.device.artifact import model_facts, smallest_capacity
 from ppexport.device.picture import psnr
-from ppexport.errors import ExportError, first_line, present
-from ppexport.networks.atd.network import Trace
+from ppexport.errors import ExportError, InputError, first_line, present
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card
+from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
 
 OPSET = 17
@@ -42,13 +48,37 @@ ORT_OPSET = 23
 ORT_IR_VERSION = 10
 """ONNX Runtime 1.23, the first release with an Attention kernel, reads it."""
 MODEL = "model.onnx"
-VERSIONS = frozenset(rule.id for rule in (IrVersion, OpsetVersion, OperatorVersion))
+VERSIONS = tuple(rule.name for rule in (ir_version, opset_version, operator_version))
+"""Lint rules that the flavour `ort` breaks."""
 INPUT, MASK, SLOTS = "lr", "mask", "slots"
 OUTPUTS = ("sr", "impure_tokens")
 SELF_CHECK_DB = 90.0
 
-Step = Callable[[str], None]
-"""Told the name of every stage, for a progress display."""
+
+class OnnxOptions(OnnxGraphOptions):
+    """Options of `--backend onnx`."""
+
+    flavour: Literal["portable", "ort"] = Field(
+        default="portable",
+        description="portable is for every runtime; ort is faster on a CPU, for ONNX Runtime 1.23 or newer",
+    )
+    format: Literal["onnx", "ort"] = Field(
+        default="onnx", description="ort also writes model.ort, which ONNX Runtime Mobile reads"
+    )
+
+
+def check_request(request: Request) -> None:
+    """Raise InputError for flavours and formats that this precision is not written in."""
+    options, precision = request.options, request.precision
+    if options.flavour not in request.architecture.flavours:
+        raise InputError(f"{request.architecture.name} has no flavour {options.flavour}: leave the flavour out")
+    if precision != "fp32" and options.flavour == "ort":
+        raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
+    if options.format == "ort" and precision not in ort_format.PRECISIONS:
+        raise InputError(
+            f"--format ort is for --precision {' or '.join(ort_format.PRECISIONS)}: in its own format ONNX Runtime "
+            "writes fp16 back to fp32"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +165,7 @@ def check_lint(path: Path, flavour: str) -> None:
 
     The flavour `ort` is for one new runtime and uses a new opset on purpose.
     """
-    errors = [f for f in lint_model(path).findings if f.severity is Severity.ERROR]
+    errors = [f for f in lint_here(path).findings if f.severity is Severity.ERROR]
     if flavour == "ort":
         errors = [f for f in errors if Runtime.ONNXRUNTIME in f.runtimes and f.rule not in VERSIONS]
     if errors:
@@ -160,14 +190,14 @@ def self_check(path: Path, twin: StaticTwin, shape: Shape) -> None:
     A capacity set is checked at full capacity and at the smallest one that holds the example. The twin's categories
     are injected: of many thousand tokens some are near ties, which may fall either way.
     """
-    debug, traced = DebugModel(path), Trace()
+    debug, traced = OnnxProbe(path, find_architecture(twin.network.arch).routing), Trace()
     with torch.no_grad():
-        inputs = graph_inputs(twin, shape, shape.capacities[-1])
+        inputs = graph_inputs(twin, shape, twin.capacity)
         expected, impure = twin(**inputs, trace=traced)
-    categories = torch.stack(traced.categories).long().numpy()
+    categories = torch.stack(traced.categories).long().numpy() if traced.categories else None
     del traced
-    fitting = smallest_capacity(shape.capacities, int(impure))
-    for capacity in sorted({fitting, shape.capacities[-1]}):
+    fitting = smallest_capacity(shape.capacities or (twin.capacity,), int(impure))
+    for capacity in sorted({fitting, twin.capacity}):
         with torch.no_grad():
             inputs = graph_inputs(twin, shape, capacity)
         inside = debug.run({name: value.numpy() for name, value in inputs.items()}, categories)
@@ -260,3 +290,22 @@ def build(twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path |
     step("comparing with the twin")
     self_check(target, twin, shape)
     return MODEL
+
+
+def build_for_onnx(job: BuildJob) -> Built:
+    """Write the files of an ONNX artifact, in the job's precision, flavour and format."""
+    from ppexport.backends.onnx.quantised import build_quantised
+
+    options, shape = job.options, Shape(job.capacities, job.mask)
+    twin, details = job.twin(flavour=options.flavour), {}
+    if job.quantisation is None:
+        name = build(twin, job.card, job.folder, shape, options.keep, job.step)
+    else:
+        name, said = build_quantised(twin, job.card, job.folder, shape, options.keep, job.step, job.quantisation)
+        details = {"quantisation": said}
+    names = [name]
+    if options.format == "ort":
+        job.step("converting to ONNX Runtime's format")
+        model, required = ort_format.convert(job.folder / name)
+        names = [model.name, name, required.name]
+    return Built(names, options.flavour, details)

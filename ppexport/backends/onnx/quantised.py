@@ -1,25 +1,31 @@
-"""Twin -> model.onnx in fp16, int8 or both, by a calibration; for ONNX Runtime, TensorRT and OpenVINO alike."""
+"""Twin -> model.onnx in fp16, int8 or both, by a calibration; for ONNX Runtime, TensorRT and OpenVINO alike.
+
+Calibration also says which nodes that could be fp16 must not: what exceeds its range or loses its precision there.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from torch import nn
 
-from ppexport.backends.onnx.export_onnx import MODEL, Shape, Step, build_rewritten, simplified
+from ppexport.backends.backend import Step
+from ppexport.backends.onnx.export_onnx import MODEL, Shape, build_rewritten, simplified
 from ppexport.backends.onnx.modules import module_of_name
-from ppexport.backends.onnx.qdq import find_ranges, int8_nodes, quantisable, write_int8
-from ppexport.backends.onnx.rounding import Finding, audit
+from ppexport.backends.onnx.pattern import copied
+from ppexport.backends.onnx.qdq import find_ranges, int8_nodes, quantisable, sources_of, write_int8
 from ppexport.backends.tensorrt.export_tensorrt import against_fp32, half_check
-from ppexport.backends.tensorrt.half import write_half
+from ppexport.backends.tensorrt.half import LARGEST, computes_half, split_sum, write_half
 from ppexport.errors import ExportError
-from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.architecture import Architecture, find_architecture
 from ppexport.networks.card import Card
+from ppexport.networks.load import card_of
 from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.recipe import Recipe
@@ -27,6 +33,54 @@ from ppexport.twin.twin import StaticTwin, make_twin
 
 LEAST_DB = 25.0
 """Least PSNR of an int8 file against the fp32 one on the example, with equal routing: below, it is broken."""
+MARGIN = 8.0
+"""What other pictures may exceed the calibrated ones by."""
+LEAST_HALF_DB = 60.0
+"""Least ratio of a tensor's power to that of its rounding error. fp16 keeps 73 to 76 dB of normal numbers."""
+
+
+class Finding(NamedTuple):
+    """A node that stays fp32, and why."""
+
+    node: str
+    tensor: str
+    reason: str
+
+
+def rounding_db(calibration: Calibration, name: str) -> float:
+    """Power of tensor *name* over that of its rounding to fp16, in dB; infinite where nothing is rounded."""
+    power, error = calibration.figure(name, "power"), calibration.figure(name, "half_error")
+    return 10 * math.log10(power / error) if error and power else math.inf
+
+
+def _judge(calibration: Calibration, name: str) -> str | None:
+    """Why tensor *name* cannot be fp16, None where it can."""
+    largest = calibration.largest(name)
+    if largest * MARGIN > LARGEST:
+        return f"reaches {largest:.4g}, fp16 ends at {LARGEST:g}"
+    decibel = rounding_db(calibration, name)
+    if decibel < LEAST_HALF_DB:
+        return f"keeps {decibel:.1f} dB in fp16: too many of its numbers are below 6e-5"
+    return None
+
+
+def audit(model: onnx.ModelProto, calibration: Calibration, architecture: Architecture) -> list[Finding]:
+    """The nodes of *model* that fp16 is meant for and that *calibration* forbids, named as `write_half` names them.
+
+    A tensor that was not recorded, such as a stored weight, is judged by nobody: `write_half` refuses weights that
+    exceed fp16.
+    """
+    recorded = set(calibration.names)
+    split = copied(model)
+    split_sum(split, architecture)
+    candidates = [node for node in split.graph.node if computes_half(node, architecture)]
+    sources = sources_of(split, {name for node in candidates for name in (*node.input, *node.output) if name})
+    findings = []
+    for node in candidates:
+        parts = dict.fromkeys(s for name in (*node.input, *node.output) for s in sources.get(name, ()) if s in recorded)
+        forbidden = ((source, _judge(calibration, source)) for source in parts)
+        findings += [Finding(node.name, source, reason) for source, reason in forbidden if reason][:1]
+    return findings
 
 
 def quantised(
@@ -43,8 +97,10 @@ def quantised(
     if request.precision != "int8":
         int8 = int8_nodes(result)
         # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.
-        findings = [found for found in audit(result, request.calibration) if found.node not in int8]
-        result = write_half(result, keep=int8 | {found.node for found in findings})
+        findings = [
+            found for found in audit(result, request.calibration, request.architecture) if found.node not in int8
+        ]
+        result = write_half(result, request.architecture, keep=int8 | {finding.node for finding in findings})
     return result, findings
 
 
@@ -116,7 +172,7 @@ def module_ranges(network: nn.Module, calibration: Calibration, recipe: Recipe) 
     """
     height, width = calibration.about.size
     twin = make_twin(network, (height, width))
-    shape = Shape((twin.capacity,), "graph" if isinstance(network, PPATDLight) else "none")
+    shape = Shape((twin.capacity,), find_architecture(card_of(network).arch).masks[0])
     with TemporaryDirectory() as scratch:
         model = simplified(twin, shape, Path(scratch), False, lambda stage: None)
     chosen = [node for node, group in quantisable(model) if group in recipe.groups]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
 from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
-from ppexport.errors import ArtifactError, UnavailableError, first_line, require
+from ppexport.device.target import Runtime, Target
+from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 CPU = "CPU"
 
@@ -104,3 +107,49 @@ class OnnxRunner(Runner):
     def _run(self, prepared: Prepared) -> Result:
         sr, impure = self.session.run(["sr", "impure_tokens"], feeds(self.artifact.manifest, prepared))
         return Result(sr, int(impure[0]), prepared.capacity)
+
+
+PROVIDERS = (
+    "CPU", "CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "OpenVINO", "Dnnl", "VitisAI", "QNN", "Nnapi",
+    "CoreML", "Dml", "Xnnpack", "WebGpu", "WebNN", "Js", "ACL", "ArmNN", "Rknpu", "SNPE", "VSINPU", "CANN", "Azure",
+)  # fmt: skip
+"""Execution providers as ONNX Runtime 1.15 to 1.32 spell them (`onnxruntime.get_all_providers()`, which lists those too
+that a build lacks), so that a misspelt one is told from a missing one also where another machine measures."""
+SILENT = ("Azure",)
+"""Providers that are always listed and compute nothing here."""
+
+
+def open_target(artifact: Artifact, target: Target) -> OnnxRunner:
+    """*artifact* on the target's provider."""
+    return OnnxRunner(artifact, target.threads, target.device)
+
+
+def installed_providers() -> list[str]:
+    """The providers of the ONNX Runtime that is installed here, the CPU first; none without it."""
+    if find_spec("onnxruntime") is None:
+        return []
+    import onnxruntime
+
+    providers = [name.replace("ExecutionProvider", "") for name in onnxruntime.get_available_providers()]
+    return [CPU, *(name for name in providers if name not in (CPU, *SILENT))]
+
+
+def find_provider(text: str) -> str:
+    """The provider that a user calls *text*: NNAPI is what ONNX Runtime calls Nnapi. Raises InputError for none."""
+    names = {name.lower(): name for name in PROVIDERS}
+    if text.lower() not in names:
+        near = get_close_matches(text.lower(), names, 1)
+        hint = f"did you mean onnxruntime:{names[near[0]]}?" if near else f"it has {', '.join(PROVIDERS)}"
+        raise InputError(f"ONNX Runtime has no provider called {text!r}: {hint}")
+    return names[text.lower()]
+
+
+RUNTIME = Runtime(
+    "onnxruntime",
+    "onnx",
+    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    CPU,
+    open_target,
+    installed_providers,
+    find_provider,
+)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppexport.backends.onnx.run_external import refuse_external
 from ppexport.device.runner import Flushed, check_threads
+from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 if TYPE_CHECKING:
@@ -132,3 +134,20 @@ class OpenVinoRunner(Runner):
     def _run(self, prepared: Prepared) -> Result:
         out = self.session.run(feeds(self.artifact.manifest, prepared))
         return Result(out["sr"], int(out["impure_tokens"][0]), prepared.capacity)
+
+
+def open_target(artifact: Artifact, target: Target) -> OpenVinoRunner:
+    """*artifact* on the target's device."""
+    return OpenVinoRunner(artifact, target.device, target.threads)
+
+
+RUNTIME = Runtime(
+    "openvino",
+    "onnx",
+    ("openvino",),
+    "CPU",
+    open_target,
+    lambda: ["CPU"] if find_spec("openvino") is not None else [],
+    # It refuses what is written for ONNX Runtime's kernels.
+    flavours=("portable", "tensorrt"),
+)

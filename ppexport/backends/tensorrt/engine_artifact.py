@@ -67,7 +67,7 @@ def make_request(
         "slots": slots,
         "optimization_level": optimization_level,
         "runtime": runtime,
-        "activation_bytes": manifest.engine.get("activation_bytes"),
+        "activation_bytes": manifest.activation_bytes or None,
     }
 
 

@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from pydantic import Field
 
-from ppexport.backends.onnx.debug import DebugModel
-from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, Step, build, build_rewritten, graph_inputs
-from ppexport.backends.onnx.reading.build import build_view
-from ppexport.backends.onnx.reading.model_file import read_model
-from ppexport.backends.onnx.reading.view import GraphView, Origin
-from ppexport.backends.onnx.rounding import RoundedModel
+from ppexport.backends.backend import BuildJob, Built
+from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
+from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
+from ppexport.backends.onnx.model_file import read_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
+from ppexport.backends.options import OnnxGraphOptions
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError
-from ppexport.networks.card import Card
+from ppexport.networks.architecture import find_architecture
 from ppexport.twin.twin import StaticTwin
 
 HALF_DB = 55.0
@@ -41,8 +42,9 @@ def against_fp32(single: Path, rounded: Path, twin: StaticTwin, shape: Shape) ->
     """
     with torch.no_grad():
         inputs = {name: value.numpy() for name, value in graph_inputs(twin, shape, shape.capacities[-1]).items()}
-    reference = DebugModel(single).run(inputs)
-    result = RoundedModel(rounded).run(inputs, reference.categories)
+    routing = find_architecture(twin.network.arch).routing
+    reference = OnnxProbe(single, routing).run(inputs)
+    result = OnnxProbe(rounded, routing, rounds=True).run(inputs, reference.categories)
     for precision, sr in (("fp32", reference.sr), ("fp16", result.sr)):
         if not np.isfinite(sr).all():
             raise ExportError(f"in {precision} the graph gives NaN or infinite values: {way_out(precision, 'onnx')}")
@@ -56,17 +58,31 @@ def half_check(single: Path, half: Path, twin: StaticTwin, shape: Shape) -> None
         raise ExportError(f"in fp16 the graph differs from fp32 ({decibel:.1f} dB): export this model as fp32")
 
 
-def build_for_tensorrt(
-    twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step, precision: str
-) -> str:
-    """Write `model.onnx` into *folder* and return its name; *keep* receives the intermediate graphs.
+class TensorRTOptions(OnnxGraphOptions):
+    """Options of `--backend tensorrt`."""
 
-    Raises ExportError when a stage or a check fails.
-    """
-    if precision == "fp32":
-        return build(twin, card, folder, shape, keep, step)
-    build_rewritten(twin, card, folder, shape, keep, step, precision, write_half, half_check)
-    return MODEL
+    pad_heads: bool = Field(default=True, description="attention heads of 16 channels in place of 12")
+
+
+def build_for_tensorrt(job: BuildJob) -> Built:
+    """Write `model.onnx` in the job's precision, and estimate what a run takes. Raises ExportError."""
+    from ppexport.backends.onnx.quantised import build_quantised
+
+    shape, keep = Shape(job.capacities, job.mask), job.options.keep
+    padded = job.options.pad_heads and "tensorrt" in job.architecture.flavours
+    twin, details = job.twin(flavour="tensorrt" if padded else "portable"), {}
+    if job.quantisation is not None:
+        _, said = build_quantised(twin, job.card, job.folder, shape, keep, job.step, job.quantisation)
+        details = {"quantisation": said}
+    elif job.precision == "fp32":
+        build(twin, job.card, job.folder, shape, keep, job.step)
+    else:
+
+        def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+            return write_half(model, job.architecture)
+
+        build_rewritten(twin, job.card, job.folder, shape, keep, job.step, job.precision, rewrite, half_check)
+    return Built([MODEL], twin.flavour, {**details, "activation_bytes": activation_bytes(job.folder / MODEL, shape)})
 
 
 def activation_bytes(path: Path, shape: Shape) -> int:

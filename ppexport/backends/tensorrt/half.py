@@ -26,7 +26,6 @@ Weights that only half nodes read are stored as fp16.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection
 
@@ -34,20 +33,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from ppexport.backends.onnx.modules import module_of_name
 from ppexport.errors import ExportError
+from ppexport.networks.architecture import Architecture, place_of
 
-_LAYER = r"^/layers\.\d+/residual_group/layers\.\d+"
-HALF = (
-    # Attention: everything but bias and softmax; what the router counts is no part of it.
-    (re.compile(_LAYER + r"/wqkv/"), {"Gemm", "MatMul", "Add"}),
-    (re.compile(_LAYER + r"/attn_(win|aca)/(proj/)?[A-Za-z]+(_\d+)?$"), {"MatMul", "Gemm", "Mul"}),
-    (re.compile(_LAYER + r"/attn_atd/(wv/Gemm|Gemm/product)$"), {"Gemm", "MatMul"}),
-    (re.compile(_LAYER + r"/convffn/"), {"Gemm", "MatMul", "Conv", "Erf", "Div", "Mul", "Add"}),
-    (re.compile(r"^/(layers\.\d+/conv|conv_after_body)/Conv$"), {"Conv"}),
-)
-"""Node names and operators that compute in fp16."""
-SPLIT = re.compile(_LAYER + r"/attn_atd/Gemm$")
-"""x + similarity . values in one node: only its product is half."""
 MOVES: dict[str, tuple[int, ...]] = {
     "Concat": (),
     "Flatten": (0,),
@@ -65,16 +54,20 @@ MOVES: dict[str, tuple[int, ...]] = {
 LARGEST = 65504.0
 
 
-def computes_half(node: NodeProto) -> bool:
-    """Whether *node* is one that computes in fp16."""
-    return any(node.op_type in operators and pattern.match(node.name) for pattern, operators in HALF)
+def computes_half(node: NodeProto, architecture: Architecture) -> bool:
+    """Whether *node* is one that computes in fp16: by its kind, in a module of a role that the network names."""
+    module = module_of_name(node.name)
+    return any(
+        node.op_type in kinds and place_of(role, module) is not None for role, kinds in architecture.half.items()
+    )
 
 
-def split_sum(model: onnx.ModelProto) -> None:
+def split_sum(model: onnx.ModelProto, architecture: Architecture) -> None:
     """Gemm(a, b, x) where x is the sum through all layers -> MatMul(a, b), Add x, so that the sum stays fp32."""
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if not SPLIT.match(node.name):
+        module = module_of_name(node.name)
+        if node.op_type != "Gemm" or all(place_of(role, module) is None for role in architecture.half_sums):
             nodes.append(node)
             continue
         plain = all(helper.get_attribute_value(a) == (0 if a.name.startswith("trans") else 1.0) for a in node.attribute)
@@ -90,8 +83,8 @@ def split_sum(model: onnx.ModelProto) -> None:
 class Halver:
     """Turns one model."""
 
-    def __init__(self, model: onnx.ModelProto, keep: Collection[str] = ()) -> None:
-        self.model, self.keep = model, frozenset(keep)
+    def __init__(self, model: onnx.ModelProto, architecture: Architecture, keep: Collection[str]) -> None:
+        self.model, self.architecture, self.keep = model, architecture, frozenset(keep)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         infos = [*inferred.value_info, *inferred.input, *inferred.output]
         self.values = {init.name: init for init in model.graph.initializer}
@@ -117,7 +110,7 @@ class Halver:
     def choose(self) -> set[int]:
         """The `id` of every node that is to be half."""
         nodes = list(self.model.graph.node)
-        half = {id(node) for node in nodes if computes_half(node) and node.name not in self.keep}
+        half = {id(node) for node in nodes if computes_half(node, self.architecture) and node.name not in self.keep}
         movers = [node for node in nodes if node.op_type in MOVES and self.data(node)]
         changed = True
         while changed:
@@ -195,8 +188,10 @@ def _cast(source: str, target: str, kind: int) -> NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{path}/{target.rpartition('/')[2]}/Cast", to=kind)
 
 
-def write_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+def write_half(model: onnx.ModelProto, architecture: Architecture, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of *model*, as the exporter of the flavours `portable` and `tensorrt` names its nodes, in fp16.
+
+    *architecture* tells what may be half.
 
     Nodes whose names are in *keep* stay fp32 too.
 
@@ -204,6 +199,6 @@ def write_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Model
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    split_sum(copy)
-    Halver(copy, keep).run()
+    split_sum(copy, architecture)
+    Halver(copy, architecture, keep).run()
     return copy

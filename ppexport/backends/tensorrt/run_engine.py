@@ -17,6 +17,7 @@ import os
 import secrets
 import stat
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ppexport.backends.tensorrt.run_cuda import NO_GPU, Cuda
 from ppexport.backends.tensorrt.run_facts import Machine, check_machine, machine_of
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.mask import padded_size
+from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, present
 
 if TYPE_CHECKING:
@@ -284,3 +286,25 @@ class TensorRTRunner(Runner):
         inputs.pop("slots", None)
         out = self.session.run(inputs, prepared.capacity)
         return Result(out["sr"], int(out["impure_tokens"][0]), prepared.capacity)
+
+
+def open_target(artifact: Artifact, target: Target) -> TensorRTRunner:
+    """*artifact* on this machine's GPU."""
+    return TensorRTRunner(artifact, target.trust)
+
+
+def installed_gpu() -> list[str]:
+    """ "GPU" where a TensorRT is installed; whether there is a GPU shows when an engine is opened."""
+    return ["GPU"] if any(find_spec(name) is not None for name in ("tensorrt", "tensorrt_rtx")) else []
+
+
+def find_gpu(text: str) -> str:
+    """ "GPU". Raises InputError for anything else."""
+    if text != "GPU":
+        raise InputError(f"a TensorRT engine runs on the GPU that it was built for: tensorrt:{text} cannot be chosen")
+    return text
+
+
+RUNTIME = Runtime(
+    "tensorrt", "tensorrt", ("tensorrt", "tensorrt_rtx_cu12"), "GPU", open_target, installed_gpu, find_gpu
+)

@@ -7,39 +7,12 @@ element of every LayerNorm and InstanceNorm, which gives the figures of the ATD 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ppexport.device.mask import padded_tokens
+from ppexport.networks.architecture import Macs
 from ppexport.networks.atd.attention import group_size
 from ppexport.networks.atd.network import AtdConfig
 
 NORM_COST = 5
-
-
-@dataclass(frozen=True)
-class Macs:
-    """Multiply-adds of one image, by branch."""
-
-    convolutions: int
-    qkv: int
-    dictionary: int
-    category: int
-    window: int
-    ffn: int
-    refinement: int
-    mask: int
-    norms: int
-    """5 per normalised element; part of the published counting only."""
-
-    @property
-    def pure(self) -> int:
-        """Multiply-adds of convolutions, linear layers and matmuls."""
-        return self.published - self.norms
-
-    @property
-    def published(self) -> int:
-        """The counting of the ATD paper."""
-        return sum(vars(self).values())
 
 
 def count_macs(scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
@@ -57,13 +30,15 @@ def count_macs(scale: int, size: tuple[int, int], impure: int | None = None, col
     convolutions = n * (27 * d + (len(c.depths) + 1) * 9 * d * d + 27 * d * scale**2)
     t, r = c.dictionary_tokens, c.reduced_dim
     return Macs(
-        convolutions=convolutions,
-        qkv=c.layers * n * 3 * d * d,
-        dictionary=c.layers * (n * d * r + t * d * r + t * d * d + n * t * r + n * t * d),
-        category=c.layers * (slots * group * d * 2 + m * d * d),
-        window=c.layers * n * (c.window**2 * d * 2 + d * d),
-        ffn=c.layers * n * (2 * d * d + c.kernel**2 * d),
-        refinement=refining * t * n * d,
-        mask=3 * colors * n,
-        norms=NORM_COST * n * (d * (2 + 2 * c.layers) + refining * t),
+        {
+            "convolutions": convolutions,
+            "qkv": c.layers * n * 3 * d * d,
+            "dictionary": c.layers * (n * d * r + t * d * r + t * d * d + n * t * r + n * t * d),
+            "category": c.layers * (slots * group * d * 2 + m * d * d),
+            "window": c.layers * n * (c.window**2 * d * 2 + d * d),
+            "ffn": c.layers * n * (2 * d * d + c.kernel**2 * d),
+            "refinement": refining * t * n * d,
+            "mask": 3 * colors * n,
+            "norms": NORM_COST * n * (d * (2 + 2 * c.layers) + refining * t),
+        }
     )

@@ -1,4 +1,4 @@
-"""What quantisation knows of ATD-light: patterns of dotted module paths, in which * is a number.
+"""What quantisation knows of ATD-light: roles, which are patterns of dotted module paths.
 
 Attention scores, softmax, norms, mask, routing and the sum through all layers are in no group, nor are the first and
 the last convolution, 0.4 % of the work at the picture's own resolution.
@@ -12,7 +12,7 @@ INT8_GROUPS = {
     "window_proj": f"{_LAYER}.attn_win.proj",
     "category_proj": f"{_LAYER}.attn_aca.proj",
     "ffn_in": f"{_LAYER}.convffn.fc1",
-    "ffn_depthwise": f"{_LAYER}.convffn.dwconv",
+    "ffn_depthwise": f"{_LAYER}.convffn.dwconv.*",
     "ffn_out": f"{_LAYER}.convffn.fc2",
     "block_conv": "layers.*.conv",
     "body_conv": "conv_after_body",
@@ -26,15 +26,3 @@ COSTLY = ("body_conv",)
 (standard error 0.022), no other group more than 0.001."""
 TOKENS = f"{_LAYER}.output"
 """What hands on the tokens of a layer; the numbers are those of its block and of the layer."""
-
-
-def path_numbers(pattern: str, path: str) -> tuple[int, ...] | None:
-    """The numbers of the module *path* that stand where *pattern* has a *, None where the path is another.
-
-    A module inside the one that is meant counts as it does.
-    """
-    wanted, parts = pattern.split("."), path.split(".")
-    pairs = [*zip(wanted, parts, strict=False)]
-    if len(parts) < len(wanted) or any(not part.isdigit() if want == "*" else want != part for want, part in pairs):
-        return None
-    return tuple(int(part) for want, part in pairs if want == "*")

@@ -11,19 +11,26 @@ A layer computes, on tokens x (b, n, c):
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.device.mask import MULTIPLE, mirror_index, padded_size
+from ppexport.errors import CheckpointError
 from ppexport.networks.atd.attention import (
     CategoryAttention,
     DictionaryAttention,
     WindowAttention,
     relative_position_index,
 )
+from ppexport.networks.network import Network, Trace
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
@@ -45,24 +52,6 @@ class AtdConfig:
     def layers(self) -> int:
         """Number of transformer layers."""
         return sum(self.depths)
-
-
-@dataclass
-class Trace:
-    """What a network routed and computed in every layer, filled by `forward(..., trace=)`."""
-
-    categories: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n) int64: the category each token chose, also when other categories were injected."""
-    gaps: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n): how far the best similarity is above the second best."""
-    tokens: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n, c): the layer's output."""
-
-    def choose(self, similarity: Tensor, own: Tensor) -> None:
-        """Record the categories *own* and their gap in *similarity* (..., n, t)."""
-        best = similarity.topk(2, dim=-1).values
-        self.categories.append(own)
-        self.gaps.append(best[..., 0] - best[..., 1])
 
 
 @dataclass
@@ -214,7 +203,7 @@ def mirror_pad(x: Tensor) -> Tensor:
     return x
 
 
-class ATDLight(nn.Module):
+class ATDLight(Network):
     """ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
     arch = "atd_light"
@@ -222,8 +211,8 @@ class ATDLight(nn.Module):
     mean: Tensor
     relative_position_index_SA: Tensor
 
-    def __init__(self, scale: int) -> None:
-        super().__init__()
+    def __init__(self, scale: int, options: BaseModel | None = None) -> None:
+        super().__init__(scale, options)
         if scale not in (2, 3, 4):
             raise ValueError(f"{self.arch} is made for scales 2, 3 and 4, not {scale}")
         self.config = config = AtdConfig(scale)
@@ -252,11 +241,7 @@ class ATDLight(nn.Module):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Super-resolve *x*.
-
-        *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
-        (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
-        """
+        """As `Network.forward`."""
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"{self.arch} takes floats (b, 3, h, w) in [0, 1], not {x.dtype} {tuple(x.shape)}")
         h, w = x.shape[2:]
@@ -274,5 +259,16 @@ class ATDLight(nn.Module):
         deep = self.norm(tokens).transpose(1, 2).reshape(first.shape)
         deep = self.conv_after_body(deep) + first
         out: Tensor = self.upsample(deep) + self.mean
-        scale = self.config.scale
+        scale = self.scale
         return out[:, :, : h * scale, : w * scale]
+
+    def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
+        """Raise CheckpointError for weights of another scale, or of another window."""
+        last, index = state.get("upsample.0.weight"), state.get("relative_position_index_SA")
+        if last is not None and last.ndim == 4 and last.shape[0] != 3 * self.scale**2:
+            root = (last.shape[0] / 3) ** 0.5
+            found = f"x{root:.0f}" if root == int(root) else f"another scale ({last.shape[0]} output channels)"
+            raise CheckpointError(f"{where} holds weights for {found}, not x{self.scale} (key upsample.0.weight)")
+        own = self.relative_position_index_SA
+        if index is not None and index.shape == own.shape and not torch.equal(index.to(own.dtype), own):
+            raise CheckpointError(f"{where}: 'relative_position_index_SA' is not the 16x16 window index of {self.arch}")

@@ -6,36 +6,11 @@ Pure-Pass adds no parameters: a checkpoint of ATD-light loads as it is. `design`
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
-
 from torch import Tensor
 
-from ppexport.device.mask import check_options
-from ppexport.networks.atd.network import ATDLight, TransformerLayer
-from ppexport.networks.pure_pass import pure_mask
-
-Compensation = Literal["value", "zero", "normed"]
-"""Branch output of a pure token: its own value vector v, nothing, or the normalised input z."""
-
-
-@dataclass(frozen=True)
-class PurePassOptions:
-    """Options of Pure-Pass. The window is in pixels; csmf adds the grid shifted by half a window."""
-
-    colors: int = 8
-    window: int = 8
-    csmf: bool = True
-    compensation: Compensation = "value"
-
-    def __post_init__(self) -> None:
-        check_options(self.colors, self.window)
-        if self.compensation not in get_args(Compensation):
-            raise ValueError(f"compensation is one of {get_args(Compensation)}, not {self.compensation!r}")
-
-    def as_dict(self) -> dict[str, int | bool | str]:
-        """The options under the names they have in a card."""
-        return asdict(self)
+from ppexport.networks.atd.network import ATDLight, TransformerLayer, mirror_pad
+from ppexport.networks.card import Compensation, PurePassOptions
+from ppexport.networks.pure_pass import mask_from_labels, pixel_labels, pure_mask
 
 
 class PPTransformerLayer(TransformerLayer):
@@ -55,10 +30,10 @@ class PPATDLight(ATDLight):
 
     arch = "pp_atd_light"
     layer_type = PPTransformerLayer
+    options: PurePassOptions
 
     def __init__(self, scale: int, options: PurePassOptions | None = None) -> None:
-        super().__init__(scale)
-        self.options = options or PurePassOptions()
+        super().__init__(scale, options or PurePassOptions())
         for module in self.modules():
             if isinstance(module, PPTransformerLayer):
                 module.kind = self.options.compensation
@@ -72,3 +47,8 @@ class PPATDLight(ATDLight):
         elif tuple(mask.shape) != (b, h, w):
             raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
         return mask.bool().flatten(1)
+
+    def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and pure pixels of the padded *x*."""
+        labels = pixel_labels(mirror_pad(x), self.options.colors)
+        return labels, mask_from_labels(labels, self.options.window, self.options.csmf)

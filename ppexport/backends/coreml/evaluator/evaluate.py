@@ -1,6 +1,6 @@
 """Runs one function of a package.
 
-Numbers are handled so: a function of `operations` gets fp32 where the file says fp16, exactly converted, computes in
+Numbers are handled so: a function of this package gets fp32 where the file says fp16, exactly converted, computes in
 fp32, products and sums included, and its result is rounded once to the type that the file declares, to nearest even;
 beyond 65504 that is infinity. So intermediate results *inside* an operation are fp32. A device may accumulate in fp16
 as well: then its error is larger than what is seen here.
@@ -18,18 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator import operations as _operations  # noqa: F401 - fills OPERATIONS
-from ppexport.backends.coreml.evaluator.registry import OPERATIONS, to_tensor
-from ppexport.backends.coreml.reading.program import Function, Operation, Package, Port, Reference, Value
+from ppexport.backends.coreml.evaluator import OPERATIONS, elementwise, indexing, layout, sums, to_tensor
+from ppexport.backends.coreml.program import Function, Operation, Package, Port, Reference, Value
 from ppexport.errors import ArtifactError, InputError, first_line
 
-CONST = "const"
-_INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
 
+CONST = "const"
+_INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
+_FILL_OPERATIONS = (elementwise, indexing, layout, sums)
+"""These modules register what they know when they are imported."""
 
-def opset_number(opset: str) -> int:
+
+def _opset_number(opset: str) -> int:
     """7 of "CoreML7". Raises ArtifactError for another text."""
     match = re.fullmatch(r"CoreML(\d+)", opset)
     if match is None:
@@ -37,7 +39,7 @@ def opset_number(opset: str) -> int:
     return int(match[1])
 
 
-def rounded(result: Tensor, port: Port, rounding: bool) -> Tensor:
+def _rounded(result: Tensor, port: Port, rounding: bool) -> Tensor:
     """*result* in the type and shape that the file declares, but fp32 for fp16 without *rounding*.
 
     Raises ArtifactError where it cannot be that.
@@ -64,7 +66,7 @@ def rounded(result: Tensor, port: Port, rounding: bool) -> Tensor:
     return result.to(torch.int64 if kind in ("int64", "uint32") else torch.int32)
 
 
-def widened(value: Tensor) -> Tensor:
+def _widened(value: Tensor) -> Tensor:
     """fp16 as fp32; everything else as it is."""
     return value.float() if value.dtype == torch.float16 else value
 
@@ -83,7 +85,7 @@ class Evaluator:
             raise InputError(f"the package has functions {', '.join(package.functions)}, not {name!r}")
         self.function: Function = package.functions[name]
         self.rounding = rounding
-        self.opset = opset_number(self.function.opset)
+        self.opset = _opset_number(self.function.opset)
         unknown = Counter(
             op.type for op in self.function.operations if op.type != CONST and (op.type not in OPERATIONS or op.blocks)
         )
@@ -102,7 +104,7 @@ class Evaluator:
                 numbers = isinstance(value, np.ndarray) and value.ndim > 0
                 self.constants[op.outputs[0].name] = to_tensor(value) if numbers else value
             elif op.type.startswith("constexpr_"):
-                self.constants.update({k: widened(v) for k, v in self._execute(op, self.constants).items()})
+                self.constants.update({k: _widened(v) for k, v in self._execute(op, self.constants).items()})
             else:
                 self.steps.append(op)
         self._last_use = {name: i for i, op in enumerate(self.steps) for name in op.reads()}
@@ -118,7 +120,7 @@ class Evaluator:
             results = results if isinstance(results, tuple) else (results,)
             if len(results) != len(op.outputs):
                 raise ArtifactError(f"it gives {len(results)} results, the file says {len(op.outputs)}")
-            return {port.name: rounded(r, port, self.rounding) for r, port in zip(results, op.outputs, strict=True)}
+            return {port.name: _rounded(r, port, self.rounding) for r, port in zip(results, op.outputs, strict=True)}
         except KeyError as error:
             raise ArtifactError(f"operation {op.name!r} ({op.type}) reads {error}, which nothing computes") from None
         except (ArtifactError, RuntimeError, IndexError, ValueError, TypeError, OverflowError) as error:
@@ -164,7 +166,7 @@ class Evaluator:
                 for name, result in self._execute(op, live).items():
                     if name in wanted:
                         found[name] = result.numpy()
-                    live[name] = widened(stand_in.get(name, result))
+                    live[name] = _widened(stand_in.get(name, result))
                 for name in op.reads():
                     if self._last_use[name] == number and name not in self.constants:
                         live.pop(name, None)

@@ -1,0 +1,171 @@
+"""Looks into a Core AI asset, which Apple's runtime computes, by a second, open one.
+
+An asset cannot be looked into by name. So the same twin is converted once more, with more outputs: what its layers
+chose, what from, and what they computed. Both must compute the same picture, else that copy tells nothing of what
+ships.
+
+A picture takes minutes. So whatever was computed is kept until the run is complete, and a run that was ended continues
+from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppexport.backends.backend import ChosenFrom, Inside, Probe
+from ppexport.backends.coreai.asset import Session
+from ppexport.backends.coreai.convert_asset import Front, make_program, save_program
+from ppexport.device.picture import psnr
+from ppexport.errors import ArtifactError, InputError
+from ppexport.files import atomic_path, is_plain_name, sha256_text
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.load import card_of
+from ppexport.networks.network import Trace
+from ppexport.twin.twin import StaticTwin, layer_inputs
+
+if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays, Runner
+
+SAME_DB = 120.0
+"""The copy computes the same numbers, although the runtime may fuse other operations in it."""
+
+
+class OpenFront(Front):
+    """A twin that also gives what every layer chose, what from, and what it computed."""
+
+    def __init__(self, twin: StaticTwin) -> None:
+        super().__init__(twin)
+        inside = ("categories", "tokens", "dictionaries", "layers")
+        self.outputs = (*Front.outputs, *inside, *(() if twin.pure_pass is None else ("pure", "labels")))
+
+    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Also categories (layers, n), the layers' input tokens (layers, n, c), dictionaries (layers, t, c) and results
+        (layers, n, c); with Pure-Pass the mask (n,) and the labels (n,) that it comes from.
+        """
+        trace = Trace()
+        with layer_inputs(self.twin) as found:
+            sr, impure = self.twin(lr, mask, trace=trace)
+        given = (torch.stack([pair[i] for pair in found]) for i in (0, 1))
+        inside = (torch.stack(trace.categories), *given, torch.stack(trace.tokens))
+        if self.twin.pure_pass is None:
+            return sr, impure, *inside
+        padded = self.twin.pad(lr)
+        pure, labels = self.twin.pure_pass(padded), self.twin.pure_pass.labels(padded)
+        return sr, impure, *inside, pure.to(torch.int32), labels.to(torch.int32).reshape(-1)
+
+
+class KeptResults:
+    """A folder of results by name; those of another *key* were made from something else, and are removed."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        """*key* is a plain name, that of the folder in *root* that holds everything."""
+        self.folder = root / key
+        for other in root.glob("*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def arrays(self, name: str, run: Callable[[], Arrays]) -> Arrays:
+        """What is kept as *name*, else what *run* returns, which then is kept."""
+        if not is_plain_name(name):
+            raise InputError(f"{name!r} is not a plain name of a result")
+        path = self.folder / f"{name}.npz"
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as data:
+                    return {key: data[key] for key in data.files}
+            except Exception:  # NumPy, zipfile and zlib each raise their own kinds
+                # What is damaged is made again.
+                path.unlink()
+        found = run()
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **found)  # type: ignore[arg-type]
+        return found
+
+
+class AssetProbe(Probe):
+    """An asset and its open copy. Nothing can be injected: categories are the asset's own."""
+
+    injects = False
+
+    def __init__(self, runner: Runner, twin: StaticTwin, folder: Path) -> None:
+        """Convert *twin* once more, which takes about as long as the export, unless *folder* has the copy."""
+        self.runner, manifest = runner, runner.artifact.manifest
+        versions = {name: version(name) for name in ("torch", "coreai-core", "coreai-torch")}
+        made_from = {"files": manifest.files, "versions": versions, "outputs": OpenFront(twin).outputs}
+        self.kept = KeptResults(folder, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
+        path = self.kept.folder / "open.aimodel"
+        if not path.is_dir():
+            card, capacities, precision = card_of(twin.network), manifest.capacities, manifest.precision
+            new = path.with_name("new.aimodel")
+            shutil.rmtree(new, ignore_errors=True)
+            program = make_program(twin, capacities, manifest.mask == "input", precision, OpenFront)
+            save_program(program, new, twin, card, capacities, precision)
+            new.rename(path)
+        self.open = Session(path)
+
+    def _shipped(self, inputs: Arrays) -> Arrays:
+        """What the asset itself computes."""
+        result = self.runner.run_unchecked(self.runner.prepare(inputs["lr"]))
+        return {"sr": result.sr, "impure_tokens": np.asarray(result.impure_tokens)}
+
+    def _opened(self, inputs: Arrays) -> Arrays:
+        return self.kept.arrays(f"{_key(inputs)}-open", lambda: self.open.run(inputs))
+
+    def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
+        """As `Probe.run`, without *categories*. Raises ArtifactError where the copy computes another picture."""
+        if categories is not None:
+            raise InputError("categories cannot be injected into an asset")
+        shipped, inside = self.kept.arrays(_key(inputs), lambda: self._shipped(inputs)), self._opened(inputs)
+        sr = shipped["sr"]
+        same = psnr(sr, inside["sr"].astype(np.float32), 1.0)
+        # A picture that is not finite fails by itself, whatever its copy computes.
+        if np.isfinite(sr).all() and not same >= SAME_DB:
+            raise ArtifactError(
+                f"{self.runner.artifact.path}: an asset converted from the same model computes another picture "
+                f"({same:.1f} dB): export again with the installed versions"
+            )
+        labels, pure = inside.get("labels"), inside.get("pure")
+        return Inside(
+            sr,
+            int(shipped["impure_tokens"]),
+            inside["categories"].astype(np.int64),
+            None if labels is None else labels.astype(np.int64),
+            None if pure is None else pure.astype(np.bool_),
+        )
+
+    def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
+        """The output (n, c) of every layer, with the asset's own categories."""
+        return list(self._opened(inputs)["layers"].astype(np.float32))
+
+    def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
+        """What every layer chose from; *categories* are the asset's own."""
+        inside = self._opened(inputs)
+        return [ChosenFrom(*pair) for pair in zip(inside["tokens"], inside["dictionaries"], strict=True)]
+
+    def close(self) -> None:
+        """Release the copy."""
+        self.open.close()
+
+
+def _key(inputs: Arrays) -> str:
+    return hashlib.sha256(inputs["lr"].tobytes()).hexdigest()[:16]
+
+
+def probe(runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> AssetProbe | None:
+    """The asset of *runner* with an open copy in *folder*; None for a network without routing, and where no copy can be
+    made: without a *twin* or a *folder*."""
+    if twin is None or folder is None or find_architecture(runner.artifact.manifest.arch).routing is None:
+        return None
+    return AssetProbe(runner, twin, folder)

@@ -1,0 +1,154 @@
+"""What a network is: one `Architecture` for each, found in `ppexport.networks` and through entry points.
+
+A record is read without torch and pydantic, which its methods import when they are called. A new network is one folder
+with a list `ARCHITECTURES`; another package names its list in the entry points `ppexport.architectures`. Nothing
+outside the network's folder knows the paths of its modules, its number of layers or its class: what needs a place in
+the network asks for its role, a pattern of dotted module paths in which `*` stands for a number:
+
+    layers.*.residual_group.layers.*        matches layers.0.residual_group.layers.5, with the place (0, 5)
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ppexport.errors import InputError
+from ppexport.plugins import discover
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ppexport.networks.network import Network
+    from ppexport.twin.twin import StaticTwin
+
+Place = tuple[int, ...]
+"""The numbers in a module's path, such as block and layer."""
+
+
+@cache
+def pattern_of(role: str) -> re.Pattern[str]:
+    """The regular expression of a pattern of module paths."""
+    return re.compile(r"(\d+)".join(re.escape(part) for part in role.split("*")))
+
+
+def place_of(role: str, module: str | None) -> Place | None:
+    """The numbers in the path *module*, such as (0, 5), where it matches the pattern *role*; None where it does not."""
+    match = None if module is None else pattern_of(role).fullmatch(module)
+    return None if match is None else tuple(map(int, match.groups()))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where a network routes tokens by their data: roles of the modules that parity looks into."""
+
+    choice: str
+    """Its ArgMax chooses every token's category; one for each layer, and in their order."""
+    tokens: str
+    """Its result is what a layer returns."""
+    norm: str
+    """It reads the tokens that a layer chooses from."""
+    keys: str
+    """It reads the dictionary that a layer chooses from."""
+    mask: str
+    """Its ArgMax labels pixels, and its comparison tells pure ones; "" without Pure-Pass."""
+    group: int = 128
+    """Capacities are multiples of this many slots."""
+
+    def roles(self) -> list[str]:
+        """All patterns."""
+        return [getattr(self, field.name) for field in fields(self) if field.name != "group"]
+
+
+NORMS = "norms"
+"""The branch of `Macs` that counts 5 for every normalised element, which is part of the published counting only."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds of one image."""
+
+    branches: Mapping[str, int]
+
+    @property
+    def pure(self) -> int:
+        """Multiply-adds of convolutions, linear layers and matmuls."""
+        return self.published - self.branches.get(NORMS, 0)
+
+    @property
+    def published(self) -> int:
+        """The counting of the ATD paper, norms included."""
+        return sum(self.branches.values())
+
+
+class Architecture(ABC):
+    """One kind of network."""
+
+    name: str
+    """As `arch` of a card, such as "pp_atd_light"."""
+    summary: str
+    scales: tuple[int, ...]
+    multiple: int
+    """The input is padded to multiples of this."""
+    masks: tuple[str, ...] = ("none",)
+    """Where the Pure-Pass mask may come from: "graph" and "input", or "none" without one; the first is the default."""
+    flavours: tuple[str, ...] = ("portable",)
+    """The ways in which its twin can be arranged."""
+    routing: Routing | None = None
+    """None for a network that computes the same for every image."""
+    int8_groups: Mapping[str, str] = {}
+    """{name: role}: the groups of layers that a recipe can put into int8."""
+    half: Mapping[str, frozenset[str]] = {}
+    """{role: kinds of ONNX operators} that a half-precision file computes in fp16; everything else stays fp32."""
+    half_sums: tuple[str, ...] = ()
+    """Roles whose Gemm adds its product to the sum through all layers: the sum stays fp32, the product does not."""
+    half_modules: tuple[str, ...] = ()
+    """Roles of the modules that Core ML and Core AI compute in fp16 as a whole, in a half-precision file."""
+    branches: tuple[str, ...] = ()
+    """The names that `branch_of` gives, in the order in which figures list them."""
+
+    def options(self) -> type[BaseModel] | None:
+        """The model of the card's `options`; None for a network that has none."""
+        return None
+
+    @abstractmethod
+    def build(self, scale: int, options: BaseModel | None) -> Network:
+        """An untrained network."""
+
+    @abstractmethod
+    def twin(self, network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> StaticTwin:
+        """The static twin of *network* for LR images of *size* (h, w); *capacity* None is full capacity.
+
+        Raises:
+            TwinError: the rewrite cannot express this size, capacity or flavour.
+        """
+
+    def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
+        """Block and branch of an operation in *module*, which *moves* tokens or numbers without computing on them."""
+        return module.partition(".")[0] or "network", "network"
+
+    @abstractmethod
+    def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
+        """Multiply-adds of one LR image of *size* (h, w) by branch, with *impure* tokens to route; None routes all.
+
+        *colors* > 0 adds the Pure-Pass mask's own, of that many colour centres.
+        """
+
+
+@cache
+def architectures() -> dict[str, Architecture]:
+    """{name: architecture} of all that are registered."""
+    lists: Iterable[Iterable[Architecture]] = discover("ppexport.networks", "ARCHITECTURES", "ppexport.architectures")
+    return {architecture.name: architecture for several in lists for architecture in several}
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture called *name*. Raises InputError with the known names."""
+    known = architectures()
+    if name not in known:
+        raise InputError(f"--arch is one of {', '.join(known)}, not {name!r}")
+    return known[name]

@@ -1,0 +1,72 @@
+"""What every network is to the rest of the house: a module that knows its architecture and can tell of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ppexport.networks.card import Card
+
+
+@dataclass
+class Trace:
+    """What a network or its twin routed and computed in every layer, filled by `forward(..., trace=)`."""
+
+    categories: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n) int64: the category each token chose, also when other categories were injected."""
+    gaps: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n): how far the best similarity is above the second best."""
+    tokens: list[Tensor] = field(default_factory=list)
+    """Per layer (b, n, c): the layer's output."""
+
+    def choose(self, similarity: Tensor, own: Tensor) -> None:
+        """Record the categories *own* and their gap in *similarity* (..., n, t)."""
+        best = similarity.topk(2, dim=-1).values
+        self.categories.append(own)
+        self.gaps.append(best[..., 0] - best[..., 1])
+
+
+class Network(nn.Module):
+    """A network: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch: str
+    """The name of its `Architecture`."""
+    card: Card | None = None
+    """The card that it was loaded with; None for one that was built by hand."""
+    digest: str | None = None
+    """SHA-256 of the weights that it was loaded with."""
+
+    def __init__(self, scale: int, options: BaseModel | None = None) -> None:
+        super().__init__()
+        self.scale, self.options = scale, options
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Super-resolve *x*.
+
+        *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
+        (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
+        """
+        raise NotImplementedError
+
+    def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Labels (b, H', W') and pure pixels (b, H', W') bool of the padded *x*; None without Pure-Pass."""
+        return None
+
+    def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
+        """Raise CheckpointError where the weights *state*, read from *where*, are of another scale or configuration.
+
+        Names, shapes and types of all tensors are compared afterwards.
+        """

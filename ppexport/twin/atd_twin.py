@@ -1,0 +1,174 @@
+"""The static twin of ATD-light and PP-ATD-light for one LR size."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ppexport.device.mask import mirror_index, padded_size, padded_tokens
+from ppexport.device.sizes import whole_numbers
+from ppexport.errors import TwinError
+from ppexport.networks.atd.network import ATDLight, Block, PatchNorm, TransformerLayer
+from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.network import Network, Trace
+from ppexport.twin.counting_sort import count_up
+from ppexport.twin.folded import add_mean
+from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
+from ppexport.twin.ort_layers import RowLayer
+from ppexport.twin.padded_heads import PaddedLayer
+from ppexport.twin.pure_pass import StaticPurePass
+from ppexport.twin.routing import check_capacity
+from ppexport.twin.shared import BlockCut, Shared
+from ppexport.twin.twin import RoutedLayer, StaticTwin
+
+FLAVOURS: dict[str, type[StaticLayer]] = {
+    "portable": PortableLayer,
+    "ort": RowLayer,
+    "tensorrt": PaddedLayer,
+}
+"""The layers that a twin is made of."""
+
+
+class StaticGroup(nn.Module):
+    """The layers of one block and their dictionary."""
+
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
+        super().__init__()
+        group = source.residual_group
+        self.td = nn.Parameter(group.td.detach().clone())
+        self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
+
+    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c); *first* is the network-wide number of the first layer."""
+        dictionary: Tensor = self.td
+        for i, layer in enumerate(self.layers):
+            x, dictionary = layer(x, dictionary, shared, first + i)
+        return x
+
+
+class StaticBlock(nn.Module):
+    """Six layers, a 3x3 convolution and a residual connection."""
+
+    def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
+        super().__init__()
+        self.size = size
+        self.residual_group = StaticGroup(source, size, dense, layer)
+        self.conv = copy.deepcopy(source.conv)
+
+    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c)."""
+        y = self.residual_group(x, shared, first)
+        return tokens_of(self.conv(image_of(y, self.size))) + x
+
+
+class AtdTwin(StaticTwin):
+    """The twin of ATD-light and of PP-ATD-light."""
+
+    mean: Tensor
+    rows: Tensor
+    columns: Tensor
+    high: Tensor
+    low: Tensor
+
+    def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int, flavour: str) -> None:
+        padded = height, width = padded_size(size[0]), padded_size(size[1])
+        super().__init__(network, size, padded, capacity, flavour)
+        self.depths, self.categories = network.config.depths, network.config.dictionary_tokens
+        dense = not isinstance(network, PPATDLight)
+        if isinstance(network, PPATDLight):
+            self.pure_pass = StaticPurePass(network.options, height, width)
+        window = network.config.window
+        self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
+        self.conv_first = copy.deepcopy(network.conv_first)
+        self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
+        self.layers = nn.ModuleList(
+            StaticBlock(block, self.padded, dense, FLAVOURS[flavour])
+            for block in network.layers
+            if isinstance(block, Block)
+        )
+        self.norm = copy.deepcopy(network.norm)
+        self.conv_after_body = copy.deepcopy(network.conv_after_body)
+        last = network.upsample[0]
+        assert isinstance(last, nn.Conv2d)
+        self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
+        self.register_buffer("mean", network.mean.detach().clone())
+        high, low = count_up(self.tokens)
+        for name, value in (("high", high), ("low", low)):
+            self.register_buffer(name, value)
+        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
+            self.register_buffer(name, torch.from_numpy(mirror_index(*sides)).int())
+
+    def pad(self, lr: Tensor) -> Tensor:
+        """Mirror (1, 3, h, w) up to multiples of 16, by two constant gathers."""
+        if self.size[0] != self.padded[0]:
+            lr = lr.index_select(2, self.rows)
+        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+
+    def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
+        """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        if (mask is not None or slots is not None) and self.pure_pass is None:
+            raise ValueError("a mask and slots are for pp_atd_light only")
+        if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
+            raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
+        if slots is not None:
+            if slots.dim() != 2 or slots.shape[0] != 1:
+                raise ValueError(f"slots are (1, C), not {tuple(slots.shape)}")
+            check_capacity(int(slots.shape[1]), self.capacity)
+
+    def forward(
+        self,
+        lr: Tensor,
+        mask: Tensor | None = None,
+        slots: Tensor | None = None,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `StaticTwin.forward`."""
+        self.check(lr, mask, slots)
+        padded = self.pad(lr)
+        pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1) > 0.5
+        if pure is None:
+            impure = torch.full((1,), self.tokens, dtype=torch.int32)
+        else:
+            # Counted in fp32, exact below 2^24: integer sums leave the accelerators.
+            impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
+        tokens = (self.high + self.low).view(-1)
+        capacity = self.capacity if slots is None else slots.shape[1]
+        cuts = self.cut(tokens), self.shifted_cut(tokens)
+        shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=categories, trace=trace)
+        FLAVOURS[self.flavour].prepare(shared, capacity, impure, self.categories)
+        first = self.conv_first(padded - self.mean)
+        x = self.patch_embed(first).squeeze(0)
+        done = 0
+        for block, depth in zip(self.layers, self.depths, strict=True):
+            x = block(x, shared, done)
+            done += depth
+        deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
+        sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
+        return sr, impure
+
+    def routed_layers(self) -> dict[str, RoutedLayer]:
+        """{module path: layer} in the order in which they run."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, StaticLayer)}
+
+
+def make_atd_twin(network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
+    """The twin of *network*, as `make_twin`; *size* is checked."""
+    if not isinstance(network, ATDLight):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
+    tokens = padded_tokens(size)
+    if capacity is not None:
+        try:
+            (capacity,) = whole_numbers([capacity])
+            check_capacity(capacity, tokens)
+        except TypeError:
+            raise TwinError(f"a capacity is a whole number, not {capacity!r}") from None
+        except ValueError as error:
+            raise TwinError(str(error)) from None
+        if capacity != tokens and not isinstance(network, PPATDLight):
+            raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
+    return AtdTwin(network, size, capacity or tokens, flavour).eval()
