@@ -20,7 +20,7 @@ from sshd_profiles import BRIEF, write_enlarger
 from ppexport.device.target import choose
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.remote import archive
-from ppexport.remote.job import Pace, Telling
+from ppexport.remote.detached import Pace, Telling
 from ppexport.remote.opening import open_device
 
 BOARDS = (

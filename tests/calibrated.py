@@ -14,7 +14,7 @@ from tensorrt_models import random_network, shorten
 import ppexport
 from ppexport.backends.onnx.collect import calibrate
 from ppexport.device.artifact import Artifact, read_artifact
-from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import ppexport
 from ppexport.files import sha256_text
-from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.load import state_digest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import onnx
 
 from ppexport.backends.tensorrt.build_engine import EngineBuild, EngineRequest
 from ppexport.device.artifact import Manifest, read_artifact, write_manifest
-from ppexport.remote.job import Pace, Telling
+from ppexport.remote.detached import Pace, Telling
 from ppexport.remote.opening import open_device
 
 MODEL_BYTES = 200_000

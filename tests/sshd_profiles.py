@@ -21,7 +21,7 @@ from ppexport.device.target import choose
 from ppexport.errors import PpexportError
 from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.remote import RemoteProfile, Settings
-from ppexport.remote.job import Pace, Telling
+from ppexport.remote.detached import Pace, Telling
 from ppexport.remote.opening import open_device
 
 SIZE = (32, 48)

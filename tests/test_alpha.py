@@ -12,8 +12,8 @@ from test_upscale import Repeat, noise
 from ppexport.cli.cost import read_levels
 from ppexport.imaging.alpha import bleed
 from ppexport.imaging.images import read_image
-from ppexport.imaging.upscale import upscale_file
-from ppexport.profile.crops import read_rgb
+from ppexport.imaging.upscaling import upscale_file
+from ppexport.profile.query_crops import read_rgb
 from ppexport.quantize.crops import read_sources
 
 YELLOW = (255, 222, 60)

@@ -24,7 +24,7 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr, to_input, to_uint8
 from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
-from ppexport.imaging.upscale import upscale_array
+from ppexport.imaging.upscaling import upscale_array
 from ppexport.parity.inputs import parity_inputs
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.layers import StaticCategoryAttention

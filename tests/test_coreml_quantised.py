@@ -20,14 +20,14 @@ from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import place_package
 from ppexport.backends.coreml.precision import scale_of
 from ppexport.backends.coreml.specification import decode
-from ppexport.backends.onnx.layer_inputs import module_ranges
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
-from ppexport.backends.onnx.qdq import find_ranges
+from ppexport.backends.onnx.qdq import find_ranges, quantisable
+from ppexport.backends.onnx.quantised import module_ranges
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError
-from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, group_of, quantisable, write_recipe
+from ppexport.quantize.recipe import DEFAULT_GROUPS, Recipe, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def operations(package, kind):
 
 def test_every_layer_of_the_recipe_reads_int8_at_its_measured_scale(calibrated, package):
     recipe = package[1]
-    chosen = [n for n in quantisable(calibrated.model) if group_of(n.name) in recipe.groups]
+    chosen = [n for n, group in quantisable(calibrated.model) if group in recipe.groups]
     limits = find_ranges(calibrated.model, [n.name for n in chosen], calibrated.calibration, recipe)
     ranges = module_ranges(calibrated.network, calibrated.calibration, recipe)
     assert sorted(ranges.values()) == sorted(limits[n.input[0]] for n in chosen)

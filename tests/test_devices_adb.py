@@ -14,7 +14,7 @@ from sshd import wait_until
 from ppexport.errors import InputError
 from ppexport.remote.adb import AdbTransport
 from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError, DiskFullError, parse_address
-from ppexport.remote.job import Job, Pace
+from ppexport.remote.detached import Job, Pace
 from ppexport.remote.opening import open_device
 
 pytest_plugins = ["adb_fixtures"]

@@ -17,7 +17,7 @@ from sshd import alive, wait_until
 from ppexport.errors import InputError
 from ppexport.remote import scripts
 from ppexport.remote.address import DeviceError, DiskFullError, TransferError
-from ppexport.remote.job import DetachedWork, Job, Pace, StillRunning, Telling, remove_jobs
+from ppexport.remote.detached import DetachedWork, Job, Pace, StillRunning, Telling, remove_jobs
 from ppexport.remote.opening import LocalTransport
 
 FAST = Pace(poll=0.02, reconnect=())
@@ -248,7 +248,7 @@ def test_a_job_outlives_who_started_it(local, tmp_path):
     local.checked("mkdir -p ~/.cache/ppexport/test-1")
     code = (
         "import os, signal\n"
-        "from ppexport.remote.job import Job\nfrom ppexport.remote.opening import LocalTransport\n"
+        "from ppexport.remote.detached import Job\nfrom ppexport.remote.opening import LocalTransport\n"
         "Job(LocalTransport(), 'test-1').start(['sh', '-c', 'sleep 1; echo survived'])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -10,7 +10,7 @@ from sshd import wait_until
 
 from ppexport.errors import InputError
 from ppexport.remote.address import ConnectionLost, TransferError
-from ppexport.remote.job import Job, Pace
+from ppexport.remote.detached import Job, Pace
 from ppexport.remote.opening import open_device
 from ppexport.remote.ssh import SshOptions
 

@@ -39,7 +39,7 @@ from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.profile import latency_run
 from ppexport.profile.latency_run import prepare
-from ppexport.remote.job import Job, remove_jobs
+from ppexport.remote.detached import Job, remove_jobs
 from ppexport.remote.opening import LocalTransport
 from ppexport.remote.transport import check_names
 from ppexport.search import search

@@ -9,10 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import exported_once
 from onnx import TensorProto, helper, numpy_helper
+from small_networks import small_network
 from tensorrt_models import random_network, shorten
-from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.onnx import strip_attention
@@ -21,8 +20,8 @@ from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.model_file import iter_graphs
-from ppexport.cli import app
 from ppexport.errors import ExportError
+from ppexport.parity.run import run_parity
 
 
 def operators(model):
@@ -255,26 +254,27 @@ def test_a_slice_goes_if_it_takes_everything(fewer, tmp_path):
     assert np.array_equal(run(plain, feeds), run(dropped, feeds))
 
 
-@pytest.fixture(scope="module")
-def ort(tmp_path_factory):
+def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention(tmp_path):
+    """Of the whole network; the export compares it with the twin."""
     network = ppexport.load_network("pp_atd_light_x2")
-    return exported_once(
-        tmp_path_factory, network, backend="onnx", size=(40, 52), flavour="ort", capacities=[1024, 2048, 3072]
+    out = ppexport.export(
+        network, backend="onnx", size=(32, 20), out=tmp_path / "a", flavour="ort", capacities=[512, 1024]
     )
-
-
-def test_an_artefact_for_onnx_runtime_has_nothing_but_fused_attention(ort):
-    found = operators(onnx.load(ort / "model.onnx"))
+    found = operators(onnx.load(out / "model.onnx"))
     # 12 plain layers with one kind of block, 12 shifted with four, and category attention in each.
     # Of the latter there are two: a picture without pure tokens takes the branch that has no slots.
     assert found["If"] == 24
     assert found["Attention"] == 12 * 1 + 12 * 4 + 24 * 2
     # The softmax of 24 dictionaries and of their 20 refinements is left.
     assert found["Softmax"] == 44
-    assert (ort / "model.onnx").stat().st_size < 5_000_000
+    assert (out / "model.onnx").stat().st_size < 5_000_000
 
 
-def test_an_artefact_for_onnx_runtime_is_the_network(ort, tmp_path):
+def test_an_artifact_for_onnx_runtime_is_the_network(tmp_path):
     """By parity, which tells near ties from errors."""
-    done = CliRunner().invoke(app, ["parity", str(ort), "-o", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
+    network = small_network(layers=2)
+    out = ppexport.export(
+        network, backend="onnx", size=(40, 52), out=tmp_path / "a", flavour="ort", capacities=[1024, 2048, 3072]
+    )
+    report = run_parity(network, ppexport.open_artifact(out), tmp_path / "run", lambda *_: None)
+    assert report.passed, report.pairs

@@ -11,7 +11,7 @@ import ppexport
 from ppexport.backends.backend import FP32_GATE, NEAR_TIE
 from ppexport.device import mask as host
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.network import mirror_pad
+from ppexport.networks.atd.atd_light import mirror_pad
 from ppexport.networks.network import Trace
 from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.compare import Means, compare_columns

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from ppexport.errors import ImageError
-from ppexport.imaging.colour_chunks import beyond_srgb
-from ppexport.imaging.images import Picture, check_output, read_image, write_image
+from ppexport.imaging.images import Picture, beyond_srgb, check_output, read_image, write_image
 
 rng = np.random.default_rng(7)
 GREY = rng.integers(0, 256, (11, 17), dtype=np.uint8)
@@ -175,8 +174,21 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.rgb, np.asarray(Image.open(path).convert("RGB")))
 
 
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""What every orientation of EXIF asks for."""
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_is_applied(tmp_path: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -186,7 +198,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, name: str, orientation: int
         image.putalpha(Image.fromarray(ALPHA))
     path = save(tmp_path / name, image, exif=exif.tobytes(), **options)
     picture = read_image(path)
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    with Image.open(path) as stored:
+        upright = UPRIGHT[orientation](np.asarray(stored))
     np.testing.assert_array_equal(picture.rgb, upright[..., :3])
     if picture.alpha is not None:
         np.testing.assert_array_equal(picture.alpha, upright[..., 3])
@@ -199,6 +212,15 @@ def test_unreadable_exif_is_no_reason_to_lose_the_picture(tmp_path: Path) -> Non
     for junk in (b"II*\0\xff\xff\xff\xff", b"garbage", b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9):
         path = save(tmp_path / "a.jpg", Image.fromarray(RGB), exif=b"Exif\0\0" + junk)
         assert read_image(path).size == (11, 17)
+
+
+def test_a_picture_that_cannot_be_turned_for_want_of_memory_is_not_read_lying(tmp_path: Path, monkeypatch) -> None:
+    def full(image: Image.Image, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", full)
+    with pytest.raises(ImageError, match="does not fit into memory"):
+        read_image(save(tmp_path / "a.png", Image.fromarray(RGB)))
 
 
 def test_the_first_picture_of_a_multi_picture_jpeg_is_read(tmp_path: Path) -> None:

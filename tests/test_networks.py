@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from shared import examples
 
 from ppexport.device.picture import to_input
+from ppexport.networks.atd.atd_light import ATDLight, mirror_pad
 from ppexport.networks.atd.attention import mirror_slots, route
 from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.network import ATDLight, mirror_pad
-from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.atd.pp_atd_light import PPATDLight
 from ppexport.networks.card import PurePassOptions
 
 

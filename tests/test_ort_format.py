@@ -20,7 +20,7 @@ from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.parity.run import run_parity
 
 NAMES = ["model.ort", "model.onnx", "model.required_operators_and_types.config"]
-WISHES = {
+EXPORTS = {
     "fp32": {},
     "set": {"flavour": "ort", "capacities": [256, 512]},
     "int8": {"precision": "int8"},
@@ -32,13 +32,13 @@ def exported(calibrated, tmp_path_factory):
     """{name: artefact folder}."""
 
     def export(name):
-        wish = WISHES[name] | ({"calibration": calibrated.path} if name == "int8" else {})
+        wish = EXPORTS[name] | ({"calibration": calibrated.path} if name == "int8" else {})
         return exported_once(tmp_path_factory, calibrated.network, backend="onnx", size=SIZE, format="ort", **wish)
 
-    return {name: export(name) for name in WISHES}
+    return {name: export(name) for name in EXPORTS}
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_it_computes_what_the_graph_computes(exported, name):
     runner = ppexport.open_artifact(exported[name])
     assert list(runner.artifact.manifest.files) == NAMES
@@ -63,7 +63,7 @@ def test_parity_judges_the_file_that_ships(calibrated, exported, tmp_path):
     assert len(ran) == len(report.pairs[1].rows)
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_the_list_names_every_operator_and_no_path(exported, name):
     artifact = read_artifact(exported[name])
     text = (artifact.path / NAMES[2]).read_text()
@@ -87,7 +87,7 @@ def test_nothing_large_is_folded(exported):
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"backend": "tensorrt"}, "format is an option of --backend onnx, not of tensorrt"),
         ({"backend": "coreml"}, "format is an option of --backend onnx, not of coreml"),
@@ -95,10 +95,10 @@ def test_nothing_large_is_folded(exported):
         ({"backend": "onnx", "format": "tflite"}, "format of --backend onnx is one of onnx, ort, not 'tflite'"),
     ],
 )
-def test_what_cannot_be_is_refused(calibrated, tmp_path, wish, message):
-    wish = {"format": "ort", "size": SIZE, "out": tmp_path / "a"} | wish
+def test_what_cannot_be_is_refused(calibrated, tmp_path, options, message):
+    options = {"format": "ort", "size": SIZE, "out": tmp_path / "a"} | options
     with pytest.raises(InputError, match=message):
-        ppexport.export(calibrated.network, **wish)
+        ppexport.export(calibrated.network, **options)
     assert not any(tmp_path.iterdir())
 
 

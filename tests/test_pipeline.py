@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppexport.imaging.pipeline import overlap
+from ppexport.imaging.upscaling import overlap
 
 SECONDS = 60
 """No test waits so long unless it fails."""

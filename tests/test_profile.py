@@ -31,8 +31,8 @@ from ppexport.device.runner import Result, Runner
 from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import content
-from ppexport.profile.crops import crops_of
 from ppexport.profile.latency_run import measure, plan_of, prepare
+from ppexport.profile.query_crops import crops_of
 from ppexport.profile.result import Profile
 from ppexport.report.material import gather
 from ppexport.report.page import write_page

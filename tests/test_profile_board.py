@@ -13,7 +13,7 @@ from test_profile_jetson import NANO_JP6, SHOW
 from ppexport.errors import UnavailableError
 from ppexport.profile.remote import Settings
 from ppexport.remote.address import DeviceError
-from ppexport.remote.job import StillRunning
+from ppexport.remote.detached import StillRunning
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
 NVPMODEL = r"""#!/bin/sh

@@ -26,7 +26,7 @@ from ppexport.profile.perf_binary import PerfBinary
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.profile.result import Profile
 from ppexport.remote.address import TransferError
-from ppexport.remote.job import Pace, Telling
+from ppexport.remote.detached import Pace, Telling
 from ppexport.remote.opening import open_device
 
 pytest_plugins = ["adb_fixtures", "profile_fixtures"]

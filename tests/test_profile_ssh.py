@@ -23,7 +23,7 @@ from ppexport.profile.remote import Settings, problem_of
 from ppexport.profile.result import Profile
 from ppexport.remote import archive
 from ppexport.remote.address import ConnectionLost, DeviceError, DiskFullError
-from ppexport.remote.job import StillRunning
+from ppexport.remote.detached import StillRunning
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
 

@@ -13,9 +13,9 @@ from shared import examples
 from ppexport.device import mask as host
 from ppexport.device.picture import to_input
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.network import mirror_pad
+from ppexport.networks.atd.atd_light import mirror_pad
 from ppexport.networks.card import PurePassOptions
-from ppexport.twin.pure_pass import StaticPurePass
+from ppexport.twin.static_pure_pass import StaticPurePass
 
 options = st.tuples(st.integers(2, 16), st.sampled_from(host.WINDOWS), st.booleans())
 shapes = st.tuples(st.integers(1, 50), st.integers(1, 50))

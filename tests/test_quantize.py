@@ -20,36 +20,38 @@ from small_networks import beyond_half, small_network
 import ppexport
 from ppexport.backends.backend import NEAR_TIE
 from ppexport.backends.onnx import collect
-from ppexport.backends.onnx.collect import calibrate, check_artifact
-from ppexport.backends.onnx.half_audit import audit
+from ppexport.backends.onnx.collect import calibrate, check_artifact, find_tensors
+from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.modules import module_of_name
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
-from ppexport.backends.onnx.qdq import int8_nodes, write_int8
-from ppexport.backends.onnx.quantised import quantised
+from ppexport.backends.onnx.qdq import int8_nodes, quantisable, write_int8
+from ppexport.backends.onnx.quantised import audit, quantised
 from ppexport.backends.onnx.run_onnxruntime import load
-from ppexport.backends.onnx.tensors import find_tensors
 from ppexport.cli.export import NOTES
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.load import card_of
 from ppexport.parity.references import choose_again, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
-from ppexport.quantize.ranges import CALIBRATORS, find_range
 from ppexport.quantize.recipe import (
+    CALIBRATORS,
     GROUPS,
-    ROUTING,
     Recipe,
     check_groups,
+    find_range,
     group_of,
-    quantisable,
     read_recipe,
     write_recipe,
 )
 from ppexport.twin.twin import make_twin
 
 QKV = "/layers.0/residual_group/layers.0/wqkv/Gemm"
+PP_ATD = find_architecture("pp_atd_light")
 TOKENS = "/layers.0/residual_group/layers.1/output/Add_output_0"
 
 
@@ -112,16 +114,28 @@ def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
 
 
 def test_nothing_routed_is_quantised(small):
-    assert {group_of(node.name) for node in quantisable(small.model)} == {*GROUPS, ROUTING}
+    assert {group for _, group in quantisable(small.model)} == {*GROUPS, ROUTING}
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
-        assert group_of(name) in GROUPS
+        assert group_of(module_of_name(name.removesuffix("/product"))) in GROUPS
     ops = {n.op_type for n in model.graph.node if "attn_atd" in n.name or "router" in n.name or "pure_pass" in n.name}
     assert not ops & {"QuantizeLinear", "DequantizeLinear"}
     with pytest.raises(InputError, match="similarity chooses the categories and stays in float"):
         check_groups(["qkv", "similarity"])
     with pytest.raises(InputError, match="'nonsense' is no group"):
         check_groups(["nonsense"])
+
+
+def test_groups_are_told_by_the_paths_of_modules():
+    assert group_of("layers.0.residual_group.layers.5.convffn.dwconv.0") == "ffn_depthwise"
+    assert group_of("layers.12.conv") == "block_conv"
+    for other in ("conv_first", "layers.0.conv2", "body.layers.0.conv", "", None):
+        assert group_of(other) is None
+
+
+def test_the_largest_tokens_of_every_block(small):
+    (row,) = collect.block_rows(small.calibration)
+    assert row[:2] == ["0", f"{small.calibration.largest(TOKENS):.4g}"]
 
 
 def test_the_int8_file_has_symmetric_activations_and_a_scale_per_channel(small):
@@ -158,7 +172,7 @@ def test_the_percentile_calibrator_cuts_what_is_rare(small):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "mixed"])
 def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_path):
-    model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+    model, _ = quantised(small.model, Quantisation(precision, PP_ATD, small.calibration, Recipe(calibrator="max")))
     onnx.checker.check_model(model, full_check=True)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
@@ -174,7 +188,7 @@ def test_every_precision_keeps_the_picture_and_the_mask(small, precision, tmp_pa
 
 
 def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
-    model, _ = quantised(small.model, Quantisation("fp16", small.calibration, Recipe()))
+    model, _ = quantised(small.model, Quantisation("fp16", PP_ATD, small.calibration, Recipe()))
     onnx.save(model, tmp_path / "model.onnx")
     twin = make_twin(small.network, SIZE)
     lr = coffee()
@@ -204,7 +218,7 @@ def int8_file(small, bits, path):
 @pytest.mark.parametrize("bits", [8, 7])
 def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     pytest.importorskip("openvino")
-    from ppexport.search.timing import open_in
+    from ppexport.search.trials import open_in
 
     lr, path = coffee(), tmp_path / "int8.onnx"
     session = int8_file(small, bits, path)
@@ -278,7 +292,7 @@ def largest_weight(model) -> int:
 def test_tensorrt_parses_what_every_precision_writes(small):
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
     for precision in ("fp16", "int8", "mixed"):
-        model, _ = quantised(small.model, Quantisation(precision, small.calibration, Recipe(calibrator="max")))
+        model, _ = quantised(small.model, Quantisation(precision, PP_ATD, small.calibration, Recipe(calibrator="max")))
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -289,22 +303,22 @@ def test_tensorrt_parses_what_every_precision_writes(small):
 
 
 def test_the_audit_keeps_what_fp16_cannot_hold(small):
-    assert audit(small.model, small.calibration) == []
+    assert audit(small.model, small.calibration, PP_ATD) == []
     figures = small.calibration.figures.copy()
     row = small.calibration.row(f"{QKV}_output_0")
     figures[row, COLUMNS.index("high")] = 9000
-    first = audit(small.model, replace(small.calibration, figures=figures))
+    first = audit(small.model, replace(small.calibration, figures=figures), PP_ATD)
     assert QKV in {f.node for f in first}
     assert "reaches 9000, fp16 ends at 65504" in first[0].reason
     figures = small.calibration.figures.copy()
     figures[row, COLUMNS.index("half_error")] = figures[row, COLUMNS.index("power")] / 1e5
     lossy = replace(small.calibration, figures=figures)
-    assert "keeps 50.0 dB in fp16" in audit(small.model, lossy)[0].reason
-    model, findings = quantised(small.model, Quantisation("fp16", lossy, Recipe()))
+    assert "keeps 50.0 dB in fp16" in audit(small.model, lossy, PP_ATD)[0].reason
+    model, findings = quantised(small.model, Quantisation("fp16", PP_ATD, lossy, Recipe()))
     assert QKV in {f.node for f in findings}
     assert kept_single(model, findings)
     # In the mixed file the linear layer is an int8 product and a sum, whose result is the tensor that was judged.
-    mixed, findings = quantised(small.model, Quantisation("mixed", lossy, Recipe(groups=("qkv",))))
+    mixed, findings = quantised(small.model, Quantisation("mixed", PP_ATD, lossy, Recipe(groups=("qkv",))))
     assert f"{QKV}/bias" in {f.node for f in findings}
     assert kept_single(mixed, findings)
 
@@ -325,7 +339,7 @@ def test_a_calibration_keeps_numbers_beyond_fp16_in_fp32(tmp_path):
     out = ppexport.export(
         network, backend="onnx", size=SIZE, out=tmp_path / "a", precision="fp16", calibration=tmp_path / "c.npz"
     )
-    kept = read_artifact(out).manifest.engine["quantisation"]["kept_fp32"]
+    kept = read_artifact(out).manifest.quantisation["kept_fp32"]
     assert any("convffn/fc1" in node and "fp16 ends at 65504" in reason for node, reason in kept.items())
     single, half = (ppexport.open_artifact(folder)(coffee()).sr for folder in (tmp_path / "fp32", out))
     rounded = OnnxProbe(read_artifact(out).graph_file, ROLES, rounds=True).run({"lr": coffee()}).sr
@@ -338,7 +352,7 @@ def test_the_audit_sees_the_values_of_the_dictionary(small):
     figures = small.calibration.figures.copy()
     figures[small.calibration.row(f"{layer}/attn_atd/wv/Gemm_output_0"), COLUMNS.index("high")] = 9000
     large = replace(small.calibration, figures=figures)
-    model, findings = quantised(small.model, Quantisation("fp16", large, Recipe()))
+    model, findings = quantised(small.model, Quantisation("fp16", PP_ATD, large, Recipe()))
     assert {f.node for f in findings} == {f"{layer}/attn_atd/wv/Gemm", f"{layer}/attn_atd/Gemm/product"}
     assert kept_single(model, findings)
 
@@ -349,7 +363,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     )
     runner = ppexport.open_artifact(out)
     manifest = runner.artifact.manifest
-    said = manifest.engine["quantisation"]
+    said = manifest.quantisation
     assert manifest.precision == "int8"
     assert said["calibration_sha256"] == small.calibration.sha256
     names = sorted(p.name for p in FREE_IMAGES.iterdir() if p.suffix != ".md")
@@ -361,7 +375,7 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
     with pytest.raises(InputError, match="is quantised already"):
         check_artifact(runner.artifact)
     with pytest.raises(InputError, match="is quantised already"):
-        find_tensors(runner.artifact)
+        find_tensors(artifact_model(runner.artifact))
 
 
 def test_a_calibration_of_another_model_is_refused(small):

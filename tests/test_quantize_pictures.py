@@ -9,9 +9,15 @@ import pytest
 from PIL import Image
 from shared import FREE_IMAGES, evaluation_pairs
 
-from ppexport.backends.onnx.collect import images_hash, used_pictures
 from ppexport.errors import ImageError, InputError
-from ppexport.quantize.crops import cut_crops, known_evaluation_pictures, read_sources, warnings_about
+from ppexport.quantize.crops import (
+    cut_crops,
+    images_hash,
+    known_evaluation_pictures,
+    read_sources,
+    used_pictures,
+    warnings_about,
+)
 
 
 def said_of(folder, crops=32, scale=2) -> str:
@@ -33,7 +39,7 @@ def test_crops_repeat_and_differ_by_purpose():
     first, again = (cut_crops(sources, (16, 24), 2, 12) for _ in range(2))
     assert [c.name for c in first] == [c.name for c in again]
     assert len({c.name for c in first}) == 12
-    assert {c.name.split("+")[0] for c in first[:5]} == {s.name for s in sources}
+    assert {c.name.split("+")[0] for c in first[:5]} == {s.path.name for s in sources}
     assert all(c.lr.shape == (1, 3, 16, 24) and c.hr.shape == (32, 48, 3) for c in first)
     assert [c.name for c in cut_crops(sources, (16, 24), 2, 12, "search")] != [c.name for c in first]
 

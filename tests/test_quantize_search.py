@@ -22,14 +22,27 @@ from ppexport.backends.onnx.quantised import quantised
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
+from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.card import find_card
 from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
-from ppexport.quantize.recipe import GROUPS, ROUTING, Recipe, read_recipe, write_recipe
-from ppexport.search.outcome import COLUMNS, found_recipe, markdown, plot, rows, to_dict
-from ppexport.search.search import BUDGET, Outcome, Search, Trial, Wish, choose, order_of, pareto, run_search
-from ppexport.search.timing import Ratio, compare_times, open_in
+from ppexport.quantize.recipe import GROUPS, Recipe, read_recipe, write_recipe
+from ppexport.search.search import (
+    BUDGET,
+    COLUMNS,
+    Outcome,
+    choose,
+    found_recipe,
+    markdown,
+    order_of,
+    pareto,
+    plot,
+    rows,
+    run_search,
+    to_dict,
+)
+from ppexport.search.trials import Ratio, Search, SearchOptions, Trial, compare_times, open_in
 
 SIZE = (16, 32)
 
@@ -100,8 +113,8 @@ def search_in(tmp_path_factory):
 
     def make(out, precision="int8"):
         out.mkdir(exist_ok=True)
-        wish = Wish("onnxruntime", 2, 3, 100.0, precision=precision)
-        return Search(artifact, load_calibration(folder / "c.npz"), crops, wish, out)
+        options = SearchOptions("onnxruntime", 2, 3, 100.0, precision=precision)
+        return Search(artifact, load_calibration(folder / "c.npz"), crops, options, out)
 
     return make
 
@@ -130,7 +143,7 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
     assert {f"{g} alone" for g in GROUPS} <= set(names)
     assert outcome.chosen.placeable
     assert all(len(t.agreement) == 2 and 0 <= min(t.agreement) <= 1 for t in outcome.trials)
-    table = markdown(outcome, ["about"])
+    table = markdown(outcome, "about")
     assert table.count("\n|") == len(outcome.trials) + 3
     assert all(len(row) == len(COLUMNS) for row in rows(outcome))
     plot(tmp_path / "p.png", outcome, "title")
@@ -141,12 +154,12 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
 def test_what_a_search_goes_on_with(search_in, tmp_path):
     search = search_in(tmp_path)
 
-    def key(crops=search.crops, wish=search.wish):
-        return Search(search.artifact, search.calibration, crops, wish, tmp_path).key
+    def key(crops=search.crops, **changes):
+        return Search(search.artifact, search.calibration, crops, replace(search.options, **changes), tmp_path).key
 
-    assert key(wish=replace(search.wish, budget=0.1)) == search.key, "another budget measures nothing anew"
-    assert key(wish=replace(search.wish, weight_bits=7)) != search.key
-    assert key(wish=replace(search.wish, precision="mixed")) != search.key
+    assert key(budget=0.1) == search.key, "another budget measures nothing anew"
+    assert key(weight_bits=7) != search.key
+    assert key(precision="mixed") != search.key
     first, *others = search.crops
     assert key([replace(first, hr=first.hr ^ 1), *others]) != search.key, "a picture that was changed under its name"
 
@@ -178,8 +191,8 @@ def test_a_trial_says_what_its_file_does(search_in, tmp_path):
 def test_a_search_in_mixed_measures_mixed_files(search_in, tmp_path):
     search = search_in(tmp_path, "mixed")
     found = search.measure("one", ["qkv"], "max")
-    wish = Quantisation("mixed", search.calibration, Recipe(calibrator="max", groups=("qkv",)))
-    model, _ = quantised(search.model, wish)
+    request = Quantisation("mixed", search.architecture, search.calibration, Recipe(calibrator="max", groups=("qkv",)))
+    model, _ = quantised(search.model, request)
     assert found.bytes == model.ByteSize()
     onnx.save(model, tmp_path / "mixed.onnx")
     rounded = OnnxProbe(tmp_path / "mixed.onnx", ROLES, rounds=True)

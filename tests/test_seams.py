@@ -10,7 +10,7 @@ from test_upscale import artifact as make_artifact
 from ppexport.device.picture import psnr, psnr_y, to_input, to_uint8
 from ppexport.device.runner import Result, Runner
 from ppexport.imaging.tiles import plan_grid
-from ppexport.imaging.upscale import upscale_array
+from ppexport.imaging.upscaling import upscale_array
 
 TILE = (64, 64)
 
@@ -30,7 +30,7 @@ def steps(sr, borders, axis):
 
 
 def test_no_border_of_a_tile_shows():
-    hr = photo(192, 288, "chelsea.png", 40, 60)
+    hr = photo(160, 192, "chelsea.png", 40, 60)
     lr = np.ascontiguousarray(hr[::2, ::2])
     runner = NetworkRunner(make_artifact(TILE, 2))
     tiled = upscale_array(runner, lr).rgb

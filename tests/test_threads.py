@@ -15,7 +15,7 @@ from ppexport.cli import app
 from ppexport.device.runner import check_threads
 from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError
-from ppexport.search.timing import open_in
+from ppexport.search.trials import open_in
 
 MOST = 4 * (os.cpu_count() or 1)
 WRONG = [0, -1, "2", 1.5, True, np.bool_(True), MOST + 1, 5000, 100_000]

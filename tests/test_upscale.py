@@ -21,9 +21,9 @@ from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.picture import to_input, to_levels
 from ppexport.device.runner import Prepared, Result, Runner, SessionRunner
 from ppexport.errors import ArtifactError, ImageError, InputError
-from ppexport.imaging.images import read_image
-from ppexport.imaging.tiles import Blender, Pixels, axis_weights, cut, plan_grid
-from ppexport.imaging.upscale import Report, TileRun, Upscaled, upscale_array, upscale_file
+from ppexport.imaging.images import Pixels, read_image
+from ppexport.imaging.tiles import Blender, axis_weights, cut, plan_grid
+from ppexport.imaging.upscaling import Report, TileRun, Upscaled, upscale_array, upscale_file
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Image as Batch
@@ -263,7 +263,7 @@ def test_an_error_of_cutting_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ZeroDivisionError("cut")
         return cut(rgb, origin, tile)
 
-    monkeypatch.setattr("ppexport.imaging.upscale.cut", broken)
+    monkeypatch.setattr("ppexport.imaging.upscaling.cut", broken)
     runner = Repeat()
     with pytest.raises(ZeroDivisionError, match="cut"):
         upscale_array(runner, noise(112, 80))
@@ -284,7 +284,7 @@ def test_too_little_memory_anywhere_is_one_sentence(stage: str, monkeypatch: pyt
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(f"ppexport.imaging.upscale.{stage}", full)
+    monkeypatch.setattr(f"ppexport.imaging.upscaling.{stage}", full)
     with pytest.raises(ImageError, match="80x112 pixels times 2 do not fit into memory"):
         upscale_array(Repeat(), noise(112, 80))
 
@@ -454,7 +454,7 @@ def test_the_total_of_a_file_holds_reading_and_writing(tmp_path: Path, monkeypat
         seen.append(result.report.seconds_total)
         return result
 
-    monkeypatch.setattr("ppexport.imaging.upscale.upscale_array", array)
+    monkeypatch.setattr("ppexport.imaging.upscaling.upscale_array", array)
     report = upscale_file(Repeat(), source(tmp_path, noise(100, 70)), tmp_path / "sr.png")
     assert report.seconds_total > seen[0]
 

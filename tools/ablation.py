@@ -25,9 +25,9 @@ from ppexport.cli.cost import Cost, default_size
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_file, sha256_text, write_text
+from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.network import ATDLight
-from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.atd.pp_atd_light import PPATDLight
 from ppexport.networks.card import PurePassOptions
 from ppexport.networks.load import card_of, load_network
 from ppexport.parity.evaluation import Pair, evaluate, find_pairs, network_upscaler

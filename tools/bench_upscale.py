@@ -24,7 +24,7 @@ from ppexport.device.runner import Prepared, Result, Runner
 from ppexport.errors import PpexportError
 from ppexport.imaging.images import read_image, write_image
 from ppexport.imaging.tiles import Blender, cut, plan_grid
-from ppexport.imaging.upscale import upscale_file
+from ppexport.imaging.upscaling import upscale_file
 
 
 class Asleep(Runner):

@@ -34,7 +34,7 @@ from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, PpexportError
 from ppexport.files import write_text
 from ppexport.parity.inputs import photo_folder
-from ppexport.profile.crops import crop, read_rgb
+from ppexport.profile.query_crops import crop, read_rgb
 from ppexport.profile.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]

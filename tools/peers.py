@@ -30,9 +30,9 @@ from ppexport.errors import ExportError, InputError, UnavailableError, first_lin
 from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.networks.atd import attention
+from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.attention import Routes
 from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.network import ATDLight
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
 from ppexport.profile.statistics import Interval, median_interval

@@ -18,7 +18,7 @@ from training.state import NETWORKS, Ema, Position, RunFiles, RunState, build, l
 
 from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError, UnavailableError
-from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.atd.atd_light import ATDLight
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -62,7 +62,7 @@ def build(
     from ppexport.backends.tensorrt.run_builder import LAYERS
     from ppexport.device.artifact import read_artifact
     from ppexport.folders import artifact_target, check_same
-    from ppexport.remote.job import remove_jobs
+    from ppexport.remote.detached import remove_jobs
     from ppexport.remote.opening import open_device
     from ppexport.remote.ssh import SshOptions
 

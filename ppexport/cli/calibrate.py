@@ -19,7 +19,7 @@ EXAMPLE = "Example: ppexport calibrate pp_atd_light_x2 --images photographs -o r
 
 def calibrate(
     target: Annotated[
-        str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model, or its portable fp32 artefact")
+        str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model, or its portable fp32 artifact")
     ] = None,
     images: Annotated[Path, typer.Option(help="folder of HR photographs; not those of an evaluation set")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option("-o", "--out", help="calibration file to write")] = Path("calibration.npz"),
@@ -33,12 +33,13 @@ def calibrate(
     """Measure the range of every tensor of a model, for `export --precision fp16|int8|mixed`.
 
     Minimum, maximum, percentiles and what rounding to fp16 costs, by histograms of fixed size. A run that was
-    interrupted goes on where it was when the same command is given again.
+    interrupted continues where it was when the same command is given again.
     """
-    from ppexport.backends.onnx.collect import audit_rows, block_rows, check_artifact, fp32_artifact, state_path
+    from ppexport.backends.onnx.collect import audit_rows, block_rows, check_artifact, state_path
     from ppexport.backends.onnx.collect import calibrate as run_calibrate
     from ppexport.device.artifact import MANIFEST, read_artifact
-    from ppexport.exporting import return_large_blocks
+    from ppexport.exporting import export, return_large_blocks
+    from ppexport.networks.load import card_of
     from ppexport.quantize.crops import cut_crops, read_sources, warnings_about
 
     return_large_blocks()
@@ -49,12 +50,13 @@ def calibrate(
     with ExitStack() as stack:
         if target is not None and (Path(target) / MANIFEST).is_file():
             if (checkpoint, arch, scale, size) != (None, None, None, None):
-                raise InputError("an artefact has its weights and size inside: leave the options for them out")
+                raise InputError("an artifact has its weights and size inside: leave the options for them out")
             artifact = read_artifact(Path(target))
         else:
             network = load(target, checkpoint, arch, scale)
             scratch = Path(stack.enter_context(TemporaryDirectory()))
-            artifact = fp32_artifact(network, None if size is None else parse_size(size), scratch / "fp32")
+            lr_size = card_of(network).default_size if size is None else parse_size(size)
+            artifact = read_artifact(export(network, backend="onnx", size=lr_size, out=scratch / "fp32"))
         check_artifact(artifact)
         cut = cut_crops(sources, artifact.size, artifact.scale, crops)
         warnings = warnings_about(images, sources, cut)

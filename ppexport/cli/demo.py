@@ -49,7 +49,7 @@ def demo(
     """Export the bundled model, check parity, super-resolve a bundled photograph."""
     from ppexport.backends.backend import open_artifact
     from ppexport.exporting import export
-    from ppexport.imaging.upscale import upscale_file
+    from ppexport.imaging.upscaling import upscale_file
     from ppexport.networks.load import load_network
     from ppexport.parity.inputs import photo_folder
     from ppexport.parity.run import run_parity

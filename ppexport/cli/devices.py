@@ -13,13 +13,13 @@ from rich.markup import escape
 from ppexport.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from ppexport.remote.job import DetachedWork, Telling
+    from ppexport.remote.detached import DetachedWork, Telling
 
 
 @contextmanager
 def following(what: str) -> Iterator[Telling]:
     """Tells people on standard error what happens: sentences, and a line that says what is being done now."""
-    from ppexport.remote.job import Telling
+    from ppexport.remote.detached import Telling
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     with console.status(what) as status:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ppexport.device.target import Target
     from ppexport.profile.lab import Device, Lab
     from ppexport.profile.result import Profile
-    from ppexport.remote.job import Telling
+    from ppexport.remote.detached import Telling
 
 
 class Stopped(Exception):
@@ -91,7 +91,7 @@ def measure_one(device: Device, task: Task, telling: Telling) -> Outcome:
 
 def measure_lab(lab: Lab, task: Task) -> dict[str, Outcome]:
     """Measure on all devices at the same time, on those of one machine one after the other; {name: outcome}."""
-    from ppexport.remote.job import Telling
+    from ppexport.remote.detached import Telling
 
     stop, doing, lock = threading.Event(), dict[str, str](), threading.Lock()
     done: dict[str, Outcome] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ppexport.device.target import Target
     from ppexport.profile.remote import ProfileWork, Settings
     from ppexport.profile.result import Profile
-    from ppexport.remote.job import Telling
+    from ppexport.remote.detached import Telling
     from ppexport.remote.ssh import SshOptions
 
 
@@ -77,7 +77,7 @@ def clean_there(there: There, artifact: Path) -> list[str]:
     """Stop and remove every measurement of *artifact* on a device; returns what was done."""
     from ppexport.device.artifact import read_artifact
     from ppexport.profile.remote import job_prefix
-    from ppexport.remote.job import remove_jobs
+    from ppexport.remote.detached import remove_jobs
     from ppexport.remote.opening import open_device
 
     whole = read_artifact(artifact)

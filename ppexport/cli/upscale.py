@@ -24,16 +24,16 @@ def upscale(
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Super-resolve a picture, in blended tiles of the artefact's size.
+    """Super-resolve a picture, in blended tiles of the artifact's size.
 
     Attention sees one tile at a time, so the result differs slightly from the whole-picture network's: at 64x64 tiles
     by about 50 dB, with the same PSNR against ground truth. A photograph takes fewer runs, and less time, with an
-    artefact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
+    artifact of 256x256: `export --size 256x256 --flavour ort --capacity set`.
     """
     from ppexport.backends.backend import open_artifact
     from ppexport.device.artifact import read_artifact
     from ppexport.imaging.tiles import plan_grid
-    from ppexport.imaging.upscale import read_source, upscale_source
+    from ppexport.imaging.upscaling import read_source, upscale_source
 
     about = read_artifact(artifact)
     # Before the model is opened, which may take minutes.

@@ -8,6 +8,8 @@ each the mean of its visible neighbours weighted by their alpha, then, at half t
     visible         A A . . . . . .        A A a . . . . .        A A a b c c d d
                                      ->                     ->
     (. invisible)   A A . . . . . .        A A a . . . . .        A A a b c c d d
+
+Beside it `mask_overlay`, which tints the pure pixels of a picture.
 """
 
 from __future__ import annotations
@@ -18,12 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_TINT, _STRENGTH = (0, 200, 120), 0.55
 
 
 def bleed(rgb: NDArray[Any], alpha: NDArray[np.uint8]) -> NDArray[Any]:
-    """*rgb* (H, W, 3), uint8 or float32, with visible colours where *alpha* (H, W) is 0; visible pixels are unchanged.
+    """Replace the colours of invisible pixels by visible ones near them; visible pixels are unchanged.
 
-    Returns *rgb* itself where every pixel is visible, or none is.
+    Args:
+        rgb: (H, W, 3), uint8 or float32.
+        alpha: (H, W), 0 where a pixel is invisible.
+
+    Returns:
+        A new array, or *rgb* itself where every pixel is visible, or none is.
     """
     if alpha.all() or not alpha.any():
         return rgb
@@ -76,21 +84,14 @@ def _halved(rgb: NDArray[Any], weight: NDArray[Any]) -> tuple[Floats, Floats]:
     return total, share[..., 0] * np.float32(0.25)
 
 
-# The Pure-Pass mask drawn over its picture.
-
-
-TINT = (0, 200, 120)
-STRENGTH = 0.55
-
-
 def mask_overlay(rgb: NDArray[np.uint8], pure: NDArray[np.bool_], zoom: int = 1) -> NDArray[np.uint8]:
-    """*rgb* (H, W, 3) with its pure pixels tinted green, every pixel repeated *zoom* times.
+    """*rgb* (H, W, 3) with its pure pixels tinted green, every pixel repeated *zoom* times in both directions.
 
     *pure* is (H', W') over the padded picture; what lies in the padding is not shown.
     """
     h, w = rgb.shape[:2]
     inside = pure[:h, :w, None]
     grey = rgb.mean(axis=2, keepdims=True)
-    tinted = (1 - STRENGTH) * grey + STRENGTH * np.array(TINT)
+    tinted = (1 - _STRENGTH) * grey + _STRENGTH * np.array(_TINT)
     shown: NDArray[np.uint8] = np.where(inside, tinted, rgb).round().astype(np.uint8)
     return shown.repeat(zoom, axis=0).repeat(zoom, axis=1)

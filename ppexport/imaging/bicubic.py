@@ -22,7 +22,6 @@ _SUPPORT = 4.0
 
 
 def _kernel(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cubic convolution kernel with a = -0.5 at distances *x*."""
     d = np.abs(x)
     near = 1.5 * d**3 - 2.5 * d**2 + 1
     far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
@@ -42,7 +41,6 @@ def _taps(size: int, target: int, factor: float) -> tuple[NDArray[np.intp], NDAr
 
 
 def _resize_rows(image: Image8, target: int, factor: float) -> Image8:
-    """Resize the first axis of *image* and round to 8 bits."""
     index, weights = _taps(image.shape[0], target, factor)
     total = np.zeros((target, *image.shape[1:]))
     # Tap by tap, not as one matrix product: a BLAS may add in any order, and a tie at .5 would then round either way.
@@ -54,7 +52,6 @@ def _resize_rows(image: Image8, target: int, factor: float) -> Image8:
 
 
 def _resize(image: Image8, height: int, width: int, factor: float) -> Image8:
-    """Resize the height, then the width."""
     tall = _resize_rows(image, height, factor)
     return np.ascontiguousarray(_resize_rows(tall.swapaxes(0, 1), width, factor).swapaxes(0, 1))
 

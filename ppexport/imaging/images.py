@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG, JPEG and WebP files to arrays and back, with Pillow.
+"""Reads PNG, JPEG and WebP files into arrays and writes them back, with Pillow.
 
 Reading: 8-bit levels stay uint8 (v stands for v / 255 exactly); 16-bit grey becomes float32 v / 65535. Of 16-bit
 colour Pillow gives the upper eight bits. CMYK is converted to RGB without its profile. The orientation that EXIF names
@@ -8,34 +8,39 @@ maps, stereo) the first is read; animations are refused.
 Writing: PNG; JPEG of quality 95 without chroma subsampling; lossless WebP, since lossy WebP always halves the colour
 resolution. Files are whole or absent. A picture may replace the file that it was read from.
 
-Kept: the colour profile, a PNG's colour chunks (`ppexport.imaging.colour_chunks`), and the dots per inch as they are,
-so that
-an enlarged picture is printed larger. WebP has no field for dots per inch.
+Kept: the colour profile, the dots per inch, so that an enlarged picture is printed larger (WebP has no field for
+them), and what a PNG says of its colours beside a profile: the chunks cICP, sRGB, gAMA and cHRM. A picture of another
+gamma looks darker or lighter without them. The results are levels of the same meaning as the input's, so the chunks
+are copied as they are. JPEG and WebP have no such fields: they may hold what looks the same without the chunks, which
+is sRGB.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import struct
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ppexport.device.picture import to_levels
 from ppexport.errors import ImageError, InputError
-from ppexport.files import atomic_path, full_disk, make_temporary
+from ppexport.files import atomic_path, check_writable, full_disk
 from ppexport.imaging.alpha import bleed
-from ppexport.imaging.colour_chunks import Chunks, beyond_srgb, read_chunks
 
 Pixels: TypeAlias = NDArray[Any]
 """uint8, or float32 in [0, 1]."""
+Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""The colour chunks of a PNG: (kind, content) in the order of the file."""
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is read unless the caller says otherwise: the size from which Pillow suspects an attack."""
@@ -50,7 +55,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},
 }
-_EXIF_ORIENTATION = 0x0112
+_CHUNK_LENGTHS = {b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
+_SRGB_CICP = bytes((1, 13, 0, 1))
+_SRGB_GAMMA = 45_455
+_SRGB_POINTS = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
+# What libpng takes as the same: 5 % of gamma, 0.01 of a chromaticity.
+_GAMMA_SLACK = 0.05
+_POINT_SLACK = 1_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,6 @@ class Picture:
     icc: bytes | None = None
     """The colour profile."""
     chunks: Chunks = ()
-    """The colour chunks of a PNG."""
     dpi: tuple[float, float] | None = None
     """Dots per inch, (x, y)."""
 
@@ -82,8 +92,7 @@ class Picture:
 
     @property
     def bled(self) -> Pixels:
-        """`rgb` for a network: invisible pixels take the colours of visible ones near them
-        (`ppexport.imaging.alpha`)."""
+        """`rgb` for a network: invisible pixels take the colours of visible ones near them (`imaging.alpha`)."""
         return self.rgb if self.alpha is None else bleed(self.rgb, self.alpha)
 
 
@@ -122,6 +131,12 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def read_levels(path: Path) -> NDArray[np.uint8]:
+    """The picture *path* as 8-bit RGB (H, W, 3), a transparent one as a network sees it. Raises as `read_image`."""
+    rgb = read_image(path).bled
+    return np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
+
+
 def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
     """Read an opened file; every failure becomes an ImageError."""
     header = stream.read(32)
@@ -132,10 +147,10 @@ def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
         image = opener(stream)
         _check_header(path, image, max_pixels)
         image.load()
-        picture = replace(_picture(image, header), dpi=_dpi(image))
-        if name == "PNG":
-            picture = replace(picture, chunks=read_chunks(stream))
-        return _upright(picture, _orientation(image))
+        dpi = _make_upright(image)
+        chunks = _read_chunks(stream) if name == "PNG" else ()
+        rgb, alpha, grey = _arrays(image, header)
+        return Picture(rgb, alpha, grey, image.info.get("icc_profile"), chunks, dpi)
     except ImageError:
         raise
     except MemoryError:
@@ -197,39 +212,69 @@ def _damage(stream: IO[bytes], header: bytes, error: Exception) -> str:
     return f"is damaged and cannot be decoded: {detail}"
 
 
-def _picture(image: ImageFile.ImageFile, header: bytes) -> Picture:
-    """The arrays of a decoded *image*, not yet upright."""
+def _make_upright(image: ImageFile.ImageFile) -> tuple[float, float] | None:
+    """Turn and mirror *image* in place as EXIF says; the dots per inch (x, y) that it has then.
+
+    They are None where there are none that every format can hold.
+    """
+    sideways = False
+    try:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:
+        # A picture is not lost for broken metadata, which Pillow may meet with any exception.
+        pass
+    try:
+        x, y = map(float, image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not all(1 <= dots < 1 << 16 for dots in (x, y)):
+        return None
+    return (y, x) if sideways else (x, y)
+
+
+def _read_chunks(stream: IO[bytes]) -> Chunks:
+    """The colour chunks of a PNG file, each kind once, those of a wrong length left out."""
+    stream.seek(8)
+    found: dict[bytes, bytes] = {}
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            break
+        if _CHUNK_LENGTHS.get(kind) == length and kind not in found:
+            found[kind] = stream.read(length)
+            length = 0
+        stream.seek(length + 4, 1)
+    return tuple(found.items())
+
+
+def _arrays(image: Image.Image, header: bytes) -> tuple[Pixels, NDArray[np.uint8] | None, bool]:
+    """The colours (H, W, 3) and the alpha (H, W) of a decoded *image*, and whether it is grey."""
     depth, colour_type = (header[24], header[25]) if image.format == "PNG" else (8, None)
+    flat = image
     if image.mode == "P":
         flat = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "RGBA" and colour_type == 4:
         flat = image.convert("LA")  # 16-bit grey with alpha, which Pillow widens
     elif image.mode in ("1", "CMYK"):
         flat = image.convert("L" if image.mode == "1" else "RGB")
-    else:
-        flat = image
-    icc = image.info.get("icc_profile")
-    levels = np.asarray(flat)
+    if flat.mode not in ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B"):
+        raise ValueError(f"colour mode {flat.mode} is not supported")
+    levels, alpha, key = np.atleast_3d(np.asarray(flat)), None, image.info.get("transparency")
     if flat.mode in ("LA", "RGBA"):
-        return Picture(_three(levels[..., :-1]), np.ascontiguousarray(levels[..., -1]), flat.mode == "LA", icc)
-    key = image.info.get("transparency")
-    alpha = None if key is None or image.mode == "P" else _keyed(levels, key, depth)
-    if flat.mode in ("L", "RGB"):
-        return Picture(_three(levels), alpha, flat.mode == "L", icc)
-    if flat.mode in ("I", "I;16", "I;16B"):
-        return Picture(_three(levels.astype(np.float32) / np.float32(65535)), alpha, True, icc)
-    raise ValueError(f"colour mode {flat.mode} is not supported")
-
-
-def _three(levels: Pixels) -> Pixels:
-    """(H, W), (H, W, 1) or (H, W, 3) as (H, W, 3); a view, since repeated channels need no memory."""
-    if levels.ndim == 2:
-        levels = levels[..., None]
-    return np.broadcast_to(levels, (*levels.shape[:2], 3))
+        levels, alpha = levels[..., :-1], np.ascontiguousarray(levels[..., -1])
+    elif key is not None and image.mode != "P":
+        alpha = _keyed(levels, key, depth)
+    if flat.mode.startswith("I"):
+        levels = levels.astype(np.float32) / np.float32(65535)
+    # A view where the picture is grey, since repeated channels need no memory.
+    return np.broadcast_to(levels, (*levels.shape[:2], 3)), alpha, flat.mode not in ("RGB", "RGBA")
 
 
 def _keyed(levels: Pixels, key: int | tuple[int, int, int], depth: int) -> NDArray[np.uint8]:
-    """Alpha of a PNG that calls one colour *key* transparent, from *levels* (H, W) or (H, W, 3) as Pillow gives them.
+    """Alpha of a PNG that calls one colour *key* transparent, from *levels* (H, W, 1 or 3) as Pillow gives them.
 
     Pillow widens 1, 2 and 4 bits to eight and cuts 16-bit colour down to eight, but leaves the key as it was.
     """
@@ -240,41 +285,7 @@ def _keyed(levels: Pixels, key: int | tuple[int, int, int], depth: int) -> NDArr
         wanted = wanted * (255 // (2**depth - 1))
     elif depth == 16 and levels.dtype == np.uint8:
         wanted = wanted >> 8
-    hit = (np.atleast_3d(levels) == wanted).all(axis=2)
-    return np.where(hit, 0, 255).astype(np.uint8)
-
-
-def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
-    """The dots per inch (x, y) of *image*, None where there are none that every format can hold."""
-    try:
-        x, y = map(float, image.info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (x, y) if all(1 <= dots < 1 << 16 for dots in (x, y)) else None
-
-
-def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        # A picture is not lost for broken metadata, which Pillow may meet with any exception.
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(picture: Picture, orientation: int) -> Picture:
-    """Turn and mirror *picture* as the EXIF *orientation* says."""
-    turns = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}.get(orientation, 0)
-    mirrored = orientation in (2, 4, 5, 7)
-
-    def turn(plane: Pixels) -> Pixels:
-        plane = np.rot90(plane, turns)
-        return plane[:, ::-1] if mirrored else plane
-
-    alpha = None if picture.alpha is None else turn(picture.alpha)
-    dpi = picture.dpi[::-1] if picture.dpi is not None and turns % 2 else picture.dpi
-    return replace(picture, rgb=turn(picture.rgb), alpha=alpha, dpi=dpi)
+    return np.where((levels == wanted).all(axis=2), 0, 255).astype(np.uint8)
 
 
 def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
@@ -293,12 +304,10 @@ def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
     if not os.path.isdir(path.parent):
         raise ImageError(f"{path} cannot be written: the folder {path.parent} does not exist")
     try:
-        # As atomic_path will do; permission bits alone do not tell of a read-only file system or too long a name.
-        handle, probe = make_temporary(path)
-        os.close(handle)
-        os.unlink(probe)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be written: {error.strerror}") from None
+        # Permission bits alone do not tell of a read-only file system or too long a name.
+        check_writable(path)
+    except InputError as error:
+        raise ImageError(str(error)) from None
     if name == "JPEG" and transparent:
         raise ImageError(f"{path}: JPEG has no transparency and the picture has, use .png or .webp")
     limit = _MAX_SIDE.get(name)
@@ -317,6 +326,25 @@ def check_colours(path: Path, picture: Picture) -> None:
         )
 
 
+def beyond_srgb(chunks: Chunks, profile: bool) -> str | None:
+    """The chunk because of which a viewer shows the picture otherwise than as sRGB, or as its *profile* says, or None.
+
+    cICP comes before a profile, a profile before sRGB, and sRGB before gAMA and cHRM, as the PNG specification says.
+    """
+    content = dict(chunks)
+    if b"cICP" in content:
+        return None if content[b"cICP"] == _SRGB_CICP else "cICP"
+    if profile or b"sRGB" in content:
+        return None
+    (gamma,) = struct.unpack(">I", content.get(b"gAMA", bytes(4)))
+    if gamma and abs(gamma / _SRGB_GAMMA - 1) > _GAMMA_SLACK:
+        return "gAMA"
+    points = struct.unpack(">8I", content[b"cHRM"]) if b"cHRM" in content else _SRGB_POINTS
+    if any(abs(a - b) > _POINT_SLACK for a, b in zip(points, _SRGB_POINTS, strict=True)):
+        return "cHRM"
+    return None
+
+
 def write_image(path: Path, picture: Picture) -> None:
     """Write *picture* (rgb uint8) to *path* in the format of its extension, atomically, with all that goes with it.
 
@@ -330,7 +358,11 @@ def write_image(path: Path, picture: Picture) -> None:
     check_colours(path, picture)
     name = _FORMATS[path.suffix.lower()]
     try:
-        image = _to_pillow(picture, alpha=name != "JPEG")
+        image = Image.fromarray(np.ascontiguousarray(picture.rgb))
+        if picture.grey:
+            image = image.convert("L")
+        if picture.alpha is not None and name != "JPEG":
+            image.putalpha(Image.fromarray(np.ascontiguousarray(picture.alpha)))
         options = dict(_OPTIONS[name])
         # A profile of another colour space than the file's is invalid: CMYK, or grey in WebP, which is always RGB.
         space = b"GRAY" if picture.grey and name != "WEBP" else b"RGB "
@@ -352,13 +384,3 @@ def write_image(path: Path, picture: Picture) -> None:
         reason = getattr(error, "strerror", None) or error
         full = full_disk(error) if isinstance(error, OSError) else ""
         raise ImageError(f"{path} cannot be written: {reason}{full}") from None
-
-
-def _to_pillow(picture: Picture, alpha: bool) -> Image.Image:
-    """*picture* as L, LA, RGB or RGBA; its alpha only where *alpha* says that the format has one."""
-    image = Image.fromarray(np.ascontiguousarray(picture.rgb))
-    if picture.grey:
-        image = image.convert("L")
-    if alpha and picture.alpha is not None:
-        image.putalpha(Image.fromarray(np.ascontiguousarray(picture.alpha)))
-    return image

@@ -1,4 +1,4 @@
-"""A picture as overlapping tiles of one fixed size, and the upscaled tiles blended back into a picture.
+"""Cuts a picture into overlapping tiles of one fixed size, and blends the upscaled tiles into a picture.
 
     origins   multiples of 16, so that windows and Pure-Pass cells lie where they lie in the whole picture
     overlap   at least OVERLAP pixels, hence 16 or more for tiles whose side is a multiple of 16
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +34,7 @@ from numpy.typing import NDArray
 from ppexport.device.mask import MULTIPLE, mirror_index
 from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
-
-Pixels: TypeAlias = NDArray[Any]
-"""uint8, or float32 in [0, 1]."""
+from ppexport.imaging.images import Pixels
 
 OVERLAP = 8
 """Pixels (LR) that neighbouring tiles share at least; the module's table says why."""
@@ -92,16 +89,12 @@ def _rise(position: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the tiles of a picture lie, in LR pixels."""
+    """Where the tiles of a picture lie, in LR pixels: its size and theirs (H, W), their top and left edges."""
 
     size: tuple[int, int]
-    """(H, W) of the picture."""
     tile: tuple[int, int]
-    """(h, w) of every tile."""
     rows: tuple[int, ...]
-    """Top edges."""
     columns: tuple[int, ...]
-    """Left edges."""
 
     def __len__(self) -> int:
         """How many tiles there are."""

@@ -22,7 +22,7 @@ from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
 from ppexport.imaging.images import pictures_in, read_image
-from ppexport.imaging.upscale import upscale_array
+from ppexport.imaging.upscaling import upscale_array
 
 HR_MARK = re.compile(r"(_SRF_\d+)?_HR$", re.IGNORECASE)
 """What is left off the name of an HR picture: img_001_SRF_2_HR.png belongs to img_001_SRF_2_LR.png."""

@@ -43,8 +43,8 @@ from ppexport.device.runner import Prepared
 from ppexport.device.target import Target, open_target
 from ppexport.errors import InputError, counted
 from ppexport.imaging.images import pictures_in
-from ppexport.imaging.upscale import upscale_array
-from ppexport.profile.crops import crops_of, read_rgb, save_crops, share_of
+from ppexport.imaging.upscaling import upscale_array
+from ppexport.profile.query_crops import crops_of, read_rgb, save_crops, share_of
 from ppexport.profile.result import Profile, follow_up
 from ppexport.profile.statistics import PERCENTILES, RESAMPLES, interval_of, percentile
 

@@ -20,7 +20,7 @@ from ppexport.device.measure import PLANS, Plan
 from ppexport.device.target import Target
 from ppexport.errors import InputError
 from ppexport.folders import Run
-from ppexport.profile.crops import Crop, crops_of, save_crops
+from ppexport.profile.query_crops import Crop, crops_of, save_crops
 from ppexport.profile.remote import Request, Settings, make_request
 from ppexport.profile.result import PROFILE, Profile, write_profile
 

@@ -29,7 +29,7 @@ from ppexport.files import atomic_path, sha256_file, sha256_text
 from ppexport.profile.remote import POLL, ProfileWork, Request, job_prefix
 from ppexport.profile.result import Profile, write_profile
 from ppexport.remote.address import TransferError
-from ppexport.remote.job import OUTPUT, Pace, Telling
+from ppexport.remote.detached import OUTPUT, Pace, Telling
 from ppexport.remote.transport import Transport
 
 PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"

@@ -24,12 +24,12 @@ from ppexport.device.launch import journal_of
 from ppexport.device.target import Target
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_text
-from ppexport.profile.crops import Crop, save_crops
+from ppexport.profile.query_crops import Crop, save_crops
 from ppexport.profile.received import MAX_JOURNAL, memory_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.remote.adb import AdbTransport
 from ppexport.remote.archive import NAMES, PYTHON, AgentWork, Found
-from ppexport.remote.job import OUTPUT, DetachedWork, Pace, State, Telling
+from ppexport.remote.detached import OUTPUT, DetachedWork, Pace, State, Telling
 from ppexport.remote.output import JobOutput
 from ppexport.remote.transport import FILE_NAME, Transport
 

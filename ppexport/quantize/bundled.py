@@ -32,7 +32,6 @@ class Quantisation:
 
 
 def _weights(card: Card) -> str:
-    """The hash of the weights of *card*."""
     return present(card.weights, f"the weights of card {card.name}").sha256
 
 
@@ -40,7 +39,7 @@ def check_calibration(calibration: Calibration, card: Card) -> None:
     """Raise InputError unless *calibration* was measured on the network of *card*."""
     about = calibration.about
     options = card.options.model_dump() if card.options else {}
-    if about.weights_sha256 != _weights(card) or about.options != options or about.scale != card.scale:
+    if (about.weights_sha256, about.options, about.scale) != (_weights(card), options, card.scale):
         raise InputError(
             f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
             f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"

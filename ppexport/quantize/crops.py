@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.picture import to_input, to_levels
+from ppexport.device.picture import to_input
 from ppexport.errors import InputError
+from ppexport.files import sha256_text
 from ppexport.imaging.bicubic import resize_bicubic
-from ppexport.imaging.images import pictures_in, read_image
+from ppexport.imaging.images import pictures_in, read_levels
 
 Pixels = NDArray[np.uint8]
-LEAST_CROPS = 32
-LEAST_PICTURES = 4
+LEAST_CROPS, LEAST_PICTURES = 32, 4
 ALIKE = 6.0
 """Two pictures whose 8x8 thumbnails differ by fewer levels on average look alike."""
 NARROW = 96
@@ -29,27 +29,22 @@ NARROW = 96
 KNOWN_FOLDER = re.compile(
     r"^(set5|set14|b(sds?)?_?100|urban_?100|manga_?109|div2k_valid.*|bsds\d*[_-]?test)(_.*)?$", re.IGNORECASE
 )
-HASHES = "evaluation_sets.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A picture that was looked at; its pixels are not kept, since a folder may hold more than memory does."""
+    """A picture that was looked at; its pixels are not kept, since a folder may hold more than memory does.
+
+    `sha256` is the `pixel_hash` of its pixels, `size` (height, width).
+    """
 
     path: Path
     sha256: str
-    """Of its pixels: `pixel_hash`."""
     size: tuple[int, int]
-    """(height, width)."""
-
-    @property
-    def name(self) -> str:
-        """Its file's name."""
-        return self.path.name
 
     def read(self) -> Pixels:
         """Its pixels (height, width, 3). Raises ImageError, and InputError where the file is another than before."""
-        pixels = read_pixels(self.path)
+        pixels = read_levels(self.path)
         if pixel_hash(pixels) != self.sha256:
             raise InputError(f"{self.path} was changed while it was used")
         return pixels
@@ -78,14 +73,8 @@ def pixel_hash(pixels: Pixels) -> str:
 @cache
 def known_evaluation_pictures() -> dict[str, str]:
     """{pixel hash: name of the evaluation set}."""
-    text = files("ppexport.calibration").joinpath(HASHES).read_text(encoding="utf-8")
+    text = files("ppexport.calibration").joinpath("evaluation_sets.json").read_text(encoding="utf-8")
     return {digest: name for name, digests in json.loads(text).items() for digest in digests}
-
-
-def read_pixels(path: Path) -> Pixels:
-    """The picture *path* as 8-bit RGB, a transparent one as `upscale` gives it to the network. Raises ImageError."""
-    rgb = read_image(path).bled
-    return np.ascontiguousarray(rgb if rgb.dtype == np.uint8 else to_levels(rgb))
 
 
 def read_sources(folder: Path) -> list[Source]:
@@ -95,7 +84,7 @@ def read_sources(folder: Path) -> list[Source]:
     """
     found = []
     for path in pictures_in(folder):
-        pixels = read_pixels(path)
+        pixels = read_levels(path)
         found.append(Source(path, pixel_hash(pixels), (pixels.shape[0], pixels.shape[1])))
     return found
 
@@ -123,9 +112,21 @@ def cut_crops(
             left = int(place.integers(0, source.size[1] - wide + 1))
             # A copy, since a view would keep the whole picture.
             hr = pixels[top : top + high, left : left + wide].copy()
-            name = f"{source.name}+{left}+{top}"
+            name = f"{source.path.name}+{left}+{top}"
             crops[number] = Crop(name, to_input(resize_bicubic(hr, scale)), hr, source.sha256)
     return [crops[number] for number in range(count)]
+
+
+def used_pictures(sources: Sequence[Source], crops: Sequence[Crop]) -> list[dict[str, str]]:
+    """Name and pixel hash of the pictures that *crops* were cut from, by name; of equal ones the last."""
+    used = {c.source for c in crops}
+    named = {s.sha256: {"name": s.path.name, "sha256": s.sha256} for s in sources if s.sha256 in used}
+    return sorted(named.values(), key=lambda picture: picture["name"])
+
+
+def images_hash(pictures: Sequence[Mapping[str, str]]) -> str:
+    """SHA-256 of the sorted pixel hashes: of the pictures, whatever their names and order."""
+    return sha256_text("\n".join(sorted(picture["sha256"] for picture in pictures)))
 
 
 def _thumbnail(pixels: Pixels) -> NDArray[np.float64]:
@@ -134,32 +135,28 @@ def _thumbnail(pixels: Pixels) -> NDArray[np.float64]:
     return np.array([[cell.mean((0, 1)) for cell in np.array_split(row, 8, axis=1)] for row in rows])
 
 
-def from_evaluation_sets(folder: Path, sources: Sequence[Source]) -> list[str]:
-    """The evaluation sets that the pictures, by their pixels, or their folder, by its name, belong to."""
-    known = known_evaluation_pictures()
-    found = {known[s.sha256] for s in sources if s.sha256 in known}
-    found |= {part for part in folder.resolve().parts[-2:] if KNOWN_FOLDER.match(part)}
-    return sorted(found)
-
-
 def warnings_about(folder: Path, sources: Sequence[Source], crops: Sequence[Crop]) -> list[str]:
-    """What makes these pictures poor ones to calibrate on, one sentence each."""
+    """What makes these pictures poor ones to calibrate on, one sentence each.
+
+    An evaluation set is known by its pictures' pixels or by the name of their *folder*.
+    """
     said = []
-    sets = from_evaluation_sets(folder, sources)
+    known = known_evaluation_pictures()
+    sets = {known[s.sha256] for s in sources if s.sha256 in known}
+    sets |= {part for part in folder.resolve().parts[-2:] if KNOWN_FOLDER.match(part)}
     if sets:
         said.append(
-            f"these are pictures of an evaluation set ({', '.join(sets)}): what is calibrated on them must not be "
-            "evaluated on them"
+            f"these are pictures of an evaluation set ({', '.join(sorted(sets))}): what is calibrated on them must not "
+            "be evaluated on them"
         )
     used = {c.source for c in crops}
     unused = sum(s.sha256 not in used for s in sources)
     if unused:
         said.append(f"{unused} of {len(sources)} pictures are not used: smaller than a crop, or more than crops")
-    different = len(used)
-    if different < LEAST_PICTURES:
-        said.append(f"only {different} different pictures: calibration wants at least {LEAST_PICTURES}")
+    if len(used) < LEAST_PICTURES:
+        said.append(f"only {len(used)} different pictures: calibration needs at least {LEAST_PICTURES}")
     if len(crops) < LEAST_CROPS:
-        said.append(f"only {len(crops)} crops: calibration wants at least {LEAST_CROPS}")
+        said.append(f"only {len(crops)} crops: calibration needs at least {LEAST_CROPS}")
     thumbnails = np.array([_thumbnail(c.hr) for c in crops])
     spread = float(np.abs(thumbnails - np.median(thumbnails, axis=0)).mean())
     if spread < ALIKE:

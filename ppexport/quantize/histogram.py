@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +120,3 @@ class Histograms:
         index = int(np.searchsorted(sums, share * sums[-1]))
         most = max(-float(self.figures[row, 0]), float(self.figures[row, 1]), 0.0)
         return min((index + 1) * self.width(row), most)
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """For an .npz file."""
-        return {"counts": self.counts, "exponents": self.exponents, "figures": self.figures}

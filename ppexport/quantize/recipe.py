@@ -1,63 +1,52 @@
-"""The layers that int8 is for, in groups; everything else stays as it is.
+"""What becomes int8 and how its ranges are found: the choice of a user, or of `ppexport quantize-search`.
 
-Attention scores, softmax, norms, mask, routing and the sum through all layers are in no group, nor are the first and
-the last convolution, 0.4 % of the work at the picture's own resolution. The similarity to the
-dictionary, which chooses the categories, is a group of its own that is measured, to show what its flips cost, and never
-placed.
+A range is the magnitude that int8's 127 stands for, found in a histogram by ONNX Runtime's calibrators:
+
+    max         the largest magnitude seen
+    entropy     the cut with the least Kullback-Leibler divergence between the numbers and their int8 version
+    percentile  a share of the numbers, 99.99 % unless the recipe says otherwise, is within
+
+All are symmetric, since TensorRT takes no zero point.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
+import numpy as np
 import yaml
-from onnx import NodeProto
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ppexport.errors import InputError
 from ppexport.files import write_text
+from ppexport.networks.architecture import place_of
+from ppexport.networks.atd.groups import COSTLY, INT8_GROUPS, ROUTING
 from ppexport.networks.card import first_error
-from ppexport.quantize.ranges import PERCENTILE, check_calibrator
+from ppexport.quantize.calibration import Calibration
+from ppexport.quantize.histogram import HALF
 
-_LAYER = r"^/layers\.\d+/residual_group/layers\.\d+"
-PATTERNS = {
-    "qkv": re.compile(_LAYER + r"/wqkv/"),
-    "window_proj": re.compile(_LAYER + r"/attn_win/proj/"),
-    "category_proj": re.compile(_LAYER + r"/attn_aca/proj/"),
-    "ffn_in": re.compile(_LAYER + r"/convffn/fc1/"),
-    "ffn_depthwise": re.compile(_LAYER + r"/convffn/dwconv/"),
-    "ffn_out": re.compile(_LAYER + r"/convffn/fc2/"),
-    "block_conv": re.compile(r"^/layers\.\d+/conv/Conv"),
-    "body_conv": re.compile(r"^/conv_after_body/Conv"),
-    "similarity": re.compile(_LAYER + r"/attn_atd/wq/"),
-}
-"""Node names of every group."""
-ROUTING = "similarity"
-GROUPS = tuple(name for name in PATTERNS if name != ROUTING)
+GROUPS = tuple(name for name in INT8_GROUPS if name != ROUTING)
 """The groups that may be placed."""
-DEFAULT_GROUPS = tuple(name for name in GROUPS if name != "body_conv")
-"""Without a recipe. The convolution behind all blocks reads the largest tokens: of x2 it alone costs 0.126 dB (standard
-error 0.022), no other group more than 0.001."""
-OPERATORS = ("Gemm", "MatMul", "Conv")
+DEFAULT_GROUPS = tuple(name for name in GROUPS if name not in COSTLY)
+"""Without a recipe."""
+CALIBRATORS = ("max", "entropy", "percentile")
+PERCENTILE = 99.99
+JOINED = 4
+"""Bins that join before the search for the least divergence, whose time grows with their square."""
+LEVELS = 127
+MAX_BYTES = 1 << 20
+"""A recipe lists the pictures that chose it, up to 4096."""
+HEADER = "# Written by `ppexport quantize-search`; read by `ppexport export --recipe`.\n"
 
 
-def group_of(name: str) -> str | None:
-    """The group of the node *name*, None where it is in none."""
-    return next((group for group, pattern in PATTERNS.items() if pattern.match(name)), None)
-
-
-def quantisable(model: onnx.ModelProto) -> list[NodeProto]:
-    """The convolutions and linear layers with stored weights that are in a group, those of the routing included."""
-    stored = {value.name for value in model.graph.initializer}
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type in OPERATORS and node.input[1] in stored and group_of(node.name) is not None
-    ]
+def group_of(module: str | None) -> str | None:
+    """The group of the layer *module*, a dotted path; None where it is in none."""
+    return next((name for name, role in INT8_GROUPS.items() if place_of(role, module) is not None), None)
 
 
 def check_groups(names: Iterable[str]) -> tuple[str, ...]:
@@ -71,12 +60,11 @@ def check_groups(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if group in chosen)
 
 
-# What becomes int8 and how its ranges are found: the choice of a user, or of `ppexport quantize-search`.
-
-
-MAX_BYTES = 1 << 20
-"""A recipe lists the pictures that chose it, up to 4096."""
-HEADER = "# Written by `ppexport quantize-search`; read by `ppexport export --recipe`.\n"
+def check_calibrator(calibrator: str) -> str:
+    """*calibrator*. Raises InputError for one that is not known."""
+    if calibrator not in CALIBRATORS:
+        raise InputError(f"a calibrator is one of {', '.join(CALIBRATORS)}, not {calibrator!r}")
+    return calibrator
 
 
 class Recipe(BaseModel):
@@ -92,24 +80,15 @@ class Recipe(BaseModel):
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Of the weights that it was found for; a bundled recipe is taken for these alone."""
     measured: dict[str, Any] = Field(default_factory=dict)
-    """What the search measured for this choice; read by nobody but people."""
+    """What the search measured for this choice; only people read it."""
 
-    @field_validator("groups")
+    @field_validator("groups", "calibrator")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, value: Any) -> Any:
         try:
-            return check_groups(value)
+            return check_calibrator(value) if isinstance(value, str) else check_groups(value)
         except InputError as error:
             raise ValueError(str(error)) from None
-
-    @field_validator("calibrator")
-    @classmethod
-    def _calibrator(cls, value: str) -> str:
-        try:
-            check_calibrator(value, PERCENTILE)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return value
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -117,8 +96,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is too large to be a recipe")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not a readable recipe: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -128,3 +106,48 @@ def read_recipe(path: Path) -> Recipe:
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write *recipe* to *path*, atomically."""
     write_text(path, HEADER + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def find_range(calibration: Calibration, name: str, calibrator: str, percentile: float = PERCENTILE) -> float:
+    """The magnitude that 127 stands for in tensor *name*; above 0, and never above the largest seen.
+
+    Raises InputError where the tensor was not recorded, or is always zero, for a calibrator that is not known, and for
+    a *percentile* that is not above 50 and at most 100.
+    """
+    check_calibrator(calibrator)
+    if not 50 < percentile <= 100:
+        raise InputError(f"a percentile is above 50 and at most 100, not {percentile:g}")
+    most = calibration.largest(name)
+    if not most:
+        raise InputError(f"tensor {name!r} was zero on all pictures: calibrate on others")
+    if calibrator == "max":
+        return most
+    row, kept = calibration.kept_row(name), calibration.histograms
+    if calibrator == "entropy":
+        joined = kept.counts[row].reshape(-1, JOINED).sum(axis=1)
+        edges = kept.edges(row)
+        # For a signed histogram ONNX Runtime needs the range and the largest magnitude beside it.
+        last = np.float32(edges[-1])
+        low, high = _computed("entropy", joined, edges[::JOINED], (-last, last, last), PERCENTILE)
+        cut = float(max(-low, high))
+    else:
+        width = kept.width(row)
+        ends = np.arange(HALF + 1, dtype=np.float64) * width
+        last = np.float32(ends[-1])
+        high = _computed("percentile", kept.magnitudes(row), ends, (-last, last), percentile)[1]
+        cut = max(float(high), width)
+    return min(cut, most)
+
+
+def _computed(
+    method: str, counts: NDArray[np.int64], edges: NDArray[np.float64], rest: tuple[np.float32, ...], share: float
+) -> tuple[float, float]:
+    """The lowest and the highest number within the range that ONNX Runtime's calibrator finds in a histogram."""
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    collector = HistogramCollector(method, True, counts.size, LEVELS + 1, share, "same")
+    collector.histogram_dict = {"t": (counts, edges.astype(np.float32), *rest)}
+    # It prints to standard output, where JSON may go.
+    with contextlib.redirect_stdout(io.StringIO()):
+        low, high = collector.compute_collection_result()["t"][:2]
+    return low, high

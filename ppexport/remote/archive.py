@@ -24,7 +24,7 @@ from ppexport.errors import printable
 from ppexport.files import sha256_text
 from ppexport.remote import scripts
 from ppexport.remote.address import TransferError
-from ppexport.remote.job import DetachedWork, Pace, T, Telling
+from ppexport.remote.detached import DetachedWork, Pace, T, Telling
 from ppexport.remote.output import parse_object
 from ppexport.remote.transport import Transport
 

@@ -1,107 +1,54 @@
 """Which groups of layers to put in int8: each one's cost in dB and benefit in time, then placements, then a choice.
 
-PSNR-Y is measured on crops with ground truth and compared crop by crop with fp32; time on the chosen runtime, in turns
-with fp32. Steps, each kept as soon as it is measured, so that a search that was killed goes on:
+Steps, each kept as soon as it is measured, so that a search that was killed continues:
 
 1. all groups, with every calibrator: the best calibrator is kept
 2. every group alone
 3. the similarity to the dictionary alone, which is never placed: what its flips would cost
 4. placements: groups join in the order of what they save for what they cost
+
+A search leaves a table, a plot, its figures as JSON, and the recipe.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
+from torch import nn
 
-from ppexport.backends.backend import Inside
-from ppexport.backends.onnx import BACKEND
-from ppexport.backends.onnx.collect import crop_inputs
-from ppexport.backends.onnx.model_file import artifact_model
-from ppexport.backends.onnx.onnx_probe import OnnxProbe
-from ppexport.backends.onnx.quantised import quantised
-from ppexport.device.artifact import Artifact
-from ppexport.device.picture import psnr_y, to_uint8
-from ppexport.errors import InputError
-from ppexport.files import sha256_text, write_text
+from ppexport.backends.onnx.collect import calibrate, is_of
+from ppexport.device.artifact import Artifact, read_artifact
+from ppexport.errors import InputError, counted
+from ppexport.exporting import export
+from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_artifact
-from ppexport.networks.architecture import find_architecture
-from ppexport.quantize.bundled import Quantisation
-from ppexport.quantize.calibration import Calibration
-from ppexport.quantize.crops import Crop, pixel_hash
-from ppexport.quantize.ranges import CALIBRATORS
-from ppexport.quantize.recipe import GROUPS, ROUTING, Recipe
-from ppexport.search.timing import Ratio, compare_times, open_in
+from ppexport.networks.atd.groups import ROUTING
+from ppexport.networks.card import Card
+from ppexport.networks.load import card_of
+from ppexport.quantize.calibration import load_calibration
+from ppexport.quantize.crops import Crop, Source, used_pictures
+from ppexport.quantize.recipe import CALIBRATORS, GROUPS, Recipe, write_recipe
+from ppexport.search.trials import MARGIN, STATE, Search, Trial
 
 BUDGET = 0.05
 """dB of PSNR-Y that a placement may cost on the search's crops, half of what the gate allows on an evaluation set."""
-MARGIN = 1.645
-"""Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence
-it costs no more on pictures like these."""
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
-STATE = "search.json"
-FP32 = "fp32"
+FP32, FOUND, CALIBRATION, RECIPE, TABLE, PICTURE = (
+    "fp32", "artifact", "calibration.npz", "recipe.yaml", "pareto.md", "pareto.png",
+)  # fmt: skip
 RUN = Run(
     "search",
-    (STATE, FP32, "artifact", "calibration.npz", "calibration.npz.partial", "recipe.yaml", "pareto.md", "pareto.png"),
+    (STATE, FP32, FOUND, CALIBRATION, f"{CALIBRATION}.partial", RECIPE, TABLE, PICTURE),
     lambda folder: is_artifact(folder / FP32),
 )
-STATE_VERSION = 3
-"""Of what that file holds."""
+COLUMNS = ["placement", "PSNR-Y change dB", "worst crop", "time of fp32's", "MB", "equal categories", "Pareto"]
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One placement, measured."""
-
-    name: str
-    groups: tuple[str, ...]
-    calibrator: str
-    change: float
-    """Mean change of PSNR-Y against fp32, in dB."""
-    error: float
-    """Standard error of that mean, over the crops."""
-    worst: float
-    """The change of the worst crop."""
-    agreement: tuple[float, ...]
-    """Share of impure tokens of equal category, per layer."""
-    bytes: int
-    """Size of the file."""
-    time: Ratio
-    """Against fp32, on the runtime."""
-
-    @property
-    def cost(self) -> float:
-        """dB that it costs at most, with 95 % confidence: what the budget is for."""
-        return MARGIN * self.error - self.change
-
-    @property
-    def placeable(self) -> bool:
-        """Whether it may be chosen: routing stays in float."""
-        return ROUTING not in self.groups
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a search is asked for."""
-
-    runtime: str
-    threads: int
-    rounds: int
-    budget: float
-    weight_bits: Literal[7, 8] = 8
-    precision: str = "int8"
-    """ "int8", or "mixed": every placement is measured with fp16 where the calibration allows it."""
+"""Called with (what is done, steps done, steps in all)."""
 
 
 @dataclass
@@ -115,95 +62,27 @@ class Outcome:
     reason: str
 
 
-class Search:
-    """The measurements of one search, kept in *folder*."""
-
-    def __init__(
-        self, artifact: Artifact, calibration: Calibration, crops: Sequence[Crop], wish: Wish, folder: Path
-    ) -> None:
-        self.artifact, self.calibration, self.crops, self.wish, self.folder = artifact, calibration, crops, wish, folder
-        self.model = artifact_model(artifact)
-        self.architecture = find_architecture(artifact.manifest.arch)
-        # A budget decides between placements, it does not change what they cost.
-        asked = {name: value for name, value in asdict(wish).items() if name != "budget"}
-        cut = [[c.name, pixel_hash(c.hr)] for c in crops]
-        named = [STATE_VERSION, artifact.manifest.files, calibration.sha256, cut, asked]
-        self.key = sha256_text(json.dumps(named))
-        self.kept: dict[str, Any] = self._read()
-        self.reference: list[tuple[float, Inside]] = []
-
-    def _read(self) -> dict[str, Any]:
-        """The measurements of the same search so far."""
-        path = self.folder / STATE
-        if path.is_file():
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                raise InputError(f"{path} is damaged: remove it to search anew") from None
-            if isinstance(data, dict) and data.get("key") == self.key and isinstance(data.get("trials"), dict):
-                return dict(data["trials"])
-        return {}
-
-    def _pictures(self, debug: OnnxProbe) -> list[tuple[float, Inside]]:
-        """PSNR-Y and routing of every crop."""
-        found = []
-        for crop in self.crops:
-            inside = debug.run(crop_inputs(self.artifact, crop))
-            if not np.isfinite(inside.sr).all():
-                raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
-            found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
-        return found
-
-    def prepare(self) -> None:
-        """Measure fp32."""
-        if not self.reference:
-            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
-
-    def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
-        """The trial *name*, measured now unless it was before."""
-        if name not in self.kept:
-            self.prepare()
-            trial = self._measure(name, tuple(groups), calibrator)
-            self.kept[name] = asdict(trial)
-            write_text(self.folder / STATE, json.dumps({"key": self.key, "trials": self.kept}, indent=1) + "\n")
-        data = dict(self.kept[name])
-        return Trial(
-            **{**data, "groups": tuple(data["groups"]), "agreement": tuple(data["agreement"])}
-            | {"time": Ratio(**data["time"])}
-        )
-
-    def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
-        recipe = Recipe(calibrator=calibrator, weight_bits=self.wish.weight_bits)
-        model, _ = quantised(
-            self.model, Quantisation(self.wish.precision, self.architecture, self.calibration, recipe), groups
-        )
-        # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
-        rounds = self.wish.precision in BACKEND.rounded
-        with TemporaryDirectory() as scratch:
-            path = Path(scratch) / "trial.onnx"
-            onnx.save(model, path)
-            pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=rounds))
-            run, base = (open_in(self.wish.runtime, p, self.wish.threads) for p in (path, self.artifact.graph_file))
-        changes = np.array([b[0] - a[0] for a, b in zip(self.reference, pictures, strict=True)])
-        agreement = np.mean([_agreement(a[1], b[1]) for a, b in zip(self.reference, pictures, strict=True)], axis=0)
-        return Trial(
-            name,
-            groups,
-            calibrator,
-            float(changes.mean()),
-            float(changes.std(ddof=1) / np.sqrt(changes.size)),
-            float(changes.min()),
-            tuple(float(a) for a in agreement),
-            model.ByteSize(),
-            compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.wish.rounds),
-        )
+def fp32_artifact(network: nn.Module, size: tuple[int, int], out: Path) -> Artifact:
+    """The portable fp32 artifact of *network* for LR *size* (h, w) in the search's folder *out*, made unless it is
+    there."""
+    folder = out / FP32
+    if is_artifact(folder):
+        artifact = read_artifact(folder)
+        if artifact.size == size and artifact.manifest.card_sha256 == card_of(network).hash():
+            return artifact
+    export(network, backend="onnx", size=size, out=folder, force=True)
+    return read_artifact(folder)
 
 
-def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:
-    """(layers,): share of impure tokens whose category is equal."""
-    impure = slice(None) if reference.pure is None else ~reference.pure
-    equal = (reference.categories == other.categories)[:, impure]
-    return np.asarray(equal.mean(axis=1) if equal.size else np.ones(len(equal)), np.float64)
+def own_calibration(
+    artifact: Artifact, sources: Sequence[Source], crops: Sequence[Crop], warnings: list[str], out: Path,
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """The calibration file of the search's folder *out*, measured on *crops* of *sources* unless it is there."""
+    path = out / CALIBRATION
+    if not (path.is_file() and is_of(load_calibration(path), artifact, sources, crops)):
+        calibrate(artifact, sources, crops, warnings, path, lambda done, total: progress("calibration", done, total))
+    return path
 
 
 def order_of(alone: Sequence[Trial], fp32_bytes: int) -> list[Trial]:
@@ -238,42 +117,155 @@ def choose(trials: Sequence[Trial], budget: float) -> tuple[Trial, str]:
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
     """The placeable trials that no other beats in PSNR-Y, time and size at once, fastest first."""
-    placeable = [t for t in trials if t.placeable]
-
-    def beaten(t: Trial) -> bool:
-        return any(
-            o.change >= t.change and o.time.median <= t.time.median and o.bytes <= t.bytes and o is not t
-            and (o.change, o.time.median, o.bytes) != (t.change, t.time.median, t.bytes)
-            for o in placeable
-        )  # fmt: skip
-
-    return sorted((t for t in placeable if not beaten(t)), key=lambda t: t.time.median)
+    placeable = [((-t.change, t.time.median, t.bytes), t) for t in trials if t.placeable]
+    kept = [
+        trial
+        for own, trial in placeable
+        if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other, _ in placeable)
+    ]
+    return sorted(kept, key=lambda t: t.time.median)
 
 
 def run_search(search: Search, progress: Progress) -> Outcome:
     """All steps of *search*. Raises InputError where nothing is within the budget."""
     steps = len(CALIBRATORS) + len(GROUPS) + 1 + len(GROUPS) - 2
-    done = 0
+    trials: list[Trial] = []
 
     def measured(name: str, groups: Sequence[str], calibrator: str) -> Trial:
-        nonlocal done
-        progress(f"{search.artifact.manifest.name}: placements", done, steps)
-        trial = search.measure(name, groups, calibrator)
-        done += 1
-        progress(f"{search.artifact.manifest.name}: placements", done, steps)
-        return trial
+        progress(f"{search.artifact.manifest.name}: placements", len(trials), steps)
+        trials.append(search.measure(name, groups, calibrator))
+        progress(f"{search.artifact.manifest.name}: placements", len(trials), steps)
+        return trials[-1]
 
     whole = [measured(f"all, {c}", GROUPS, c) for c in CALIBRATORS]
-    best = max(whole, key=lambda t: t.change)
-    alone = [measured(f"{g} alone", (g,), best.calibrator) for g in GROUPS]
-    routing = measured(f"{ROUTING} alone", (ROUTING,), best.calibrator)
+    best = max(whole, key=lambda t: t.change).calibrator
+    alone = [measured(f"{g} alone", (g,), best) for g in GROUPS]
+    measured(f"{ROUTING} alone", (ROUTING,), best)
     size = search.model.ByteSize()
     ordered = [t.groups[0] for t in order_of(alone, size)]
-    joined = []
     for count in range(2, len(ordered)):
-        groups = tuple(g for g in GROUPS if g in ordered[:count])
-        joined.append(measured(f"{count} groups", groups, best.calibrator))
-    trials = [*whole, *alone, routing, *joined]
-    chosen, reason = choose(trials, search.wish.budget)
+        measured(f"{count} groups", [g for g in GROUPS if g in ordered[:count]], best)
+    chosen, reason = choose(trials, search.options.budget)
     search.prepare()
     return Outcome(float(np.mean([p for p, _ in search.reference])), size, trials, chosen, reason)
+
+
+def rows(outcome: Outcome) -> list[list[str]]:
+    """One row for every trial, cells as in COLUMNS; the first is fp32."""
+    best = {t.name for t in pareto(outcome.trials)}
+    found = [["fp32", "0", "0", "1", f"{outcome.fp32_bytes / 1e6:.2f}", "100.0 %", ""]]
+    for t in outcome.trials:
+        mean = sum(t.agreement) / len(t.agreement)
+        found.append(
+            [
+                t.name,
+                f"{t.change:+.4f} ± {t.error:.4f}",
+                f"{t.worst:+.3f}",
+                f"{t.time.median:.3f} ({t.time.low:.3f} to {t.time.high:.3f})",
+                f"{t.bytes / 1e6:.2f}",
+                f"{100 * mean:.1f} % (least {100 * min(t.agreement):.1f})",
+                "chosen" if t is outcome.chosen else "yes" if t.name in best else "",
+            ]
+        )
+    return found
+
+
+def summary(outcome: Outcome, search: Search, card: Card) -> str:
+    """What was measured, in a few sentences above the table."""
+    options, (height, width) = search.options, search.artifact.size
+    return (
+        f"{card.name} x{card.scale} in {options.precision}: PSNR-Y against fp32 ({outcome.fp32_psnr:.3f} dB) on "
+        f"{counted(len(search.crops), 'crop')} of {height}x{width} LR pixels (HxW) from "
+        f"{counted(len({c.source for c in search.crops}), 'picture')}, computed by ONNX Runtime; time on "
+        f"{options.runtime}, {counted(options.threads, 'thread')}, {counted(options.rounds, 'round')} in turns with "
+        f"fp32, median and bootstrap interval of 95 %. Within the budget, {options.budget:g} dB, is what costs no more "
+        f"with {MARGIN:g} standard errors on top."
+    )
+
+
+def write_outcome(out: Path, outcome: Outcome, search: Search, card: Card, sources: Sequence[Source]) -> None:
+    """Write the table, the plot and the recipe into the folder *out*."""
+    write_text(out / TABLE, markdown(outcome, summary(outcome, search, card)))
+    plot(out / PICTURE, outcome, f"{card.name}: {search.options.precision} on {search.options.runtime}")
+    weights = None if card.weights is None else card.weights.sha256
+    pictures = used_pictures(sources, search.crops)
+    write_recipe(out / RECIPE, found_recipe(outcome, search, pictures, weights))
+
+
+def markdown(outcome: Outcome, about: str) -> str:
+    """The table in Markdown, with the sentences *about* above it."""
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+    body = "\n".join(f"| {' | '.join(row)} |" for row in rows(outcome))
+    chosen = f"Chosen: {', '.join(outcome.chosen.groups)} ({outcome.chosen.calibrator}), {outcome.reason}."
+    return "\n\n".join([about, f"{head}\n{body}", chosen]) + "\n"
+
+
+def to_dict(outcome: Outcome) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "fp32_psnr_y": outcome.fp32_psnr,
+        "fp32_bytes": outcome.fp32_bytes,
+        "chosen": outcome.chosen.name,
+        "reason": outcome.reason,
+        "pareto": [t.name for t in pareto(outcome.trials)],
+        "trials": [asdict(t) for t in outcome.trials],
+    }
+
+
+def found_recipe(outcome: Outcome, search: Search, pictures: list[dict[str, str]], weights: str | None) -> Recipe:
+    """The recipe that *search* found for *weights* (their hash), what was measured, and the *pictures* that chose."""
+    chosen, options = outcome.chosen, search.options
+    return Recipe(
+        groups=chosen.groups,
+        calibrator=chosen.calibrator,
+        weight_bits=options.weight_bits,
+        weights_sha256=weights,
+        measured={
+            "psnr_y_change_db": round(chosen.change, 4),
+            "standard_error_db": round(chosen.error, 4),
+            "precision": options.precision,
+            "budget_db": options.budget,
+            "crops": len(search.crops),
+            "images": pictures,
+            "runtime": options.runtime,
+            "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
+            "reason": outcome.reason,
+            "calibration_sha256": search.calibration.sha256,
+        },
+    )
+
+
+def plot(path: Path, outcome: Outcome, title: str) -> None:
+    """Change of PSNR-Y against time and against size, the Pareto set in another colour, the choice ringed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title)
+    views: list[tuple[str, float, Callable[[Trial], float]]] = [
+        ("time, fp32 = 1", 1.0, lambda t: t.time.median),
+        ("file, MB", outcome.fp32_bytes / 1e6, lambda t: t.bytes / 1e6),
+    ]
+    placeable = [t for t in outcome.trials if t.placeable]
+    series: list[tuple[list[Trial], dict[str, Any]]] = [
+        ([t for t in outcome.trials if not t.placeable], {"marker": "x", "color": "tab:red",
+         "label": "similarity, never placed"}),
+        (pareto(outcome.trials), {"marker": "o", "color": "tab:orange", "zorder": 4, "label": "Pareto set"}),
+        ([outcome.chosen], {"marker": "o", "markersize": 15, "fillstyle": "none", "color": "tab:green",
+         "label": "chosen"}),
+    ]  # fmt: skip
+    for axes, (label, fp32, value) in zip(figure.subplots(1, 2, sharey=True), views, strict=True):
+        axes.axhline(0, color="0.8", linewidth=1)
+        axes.errorbar(
+            [value(t) for t in placeable], [t.change for t in placeable], [t.error for t in placeable],
+            fmt="o", color="tab:blue", ecolor="0.75", label="placement, ± standard error",
+        )  # fmt: skip
+        axes.plot([fp32], [0], "s", color="black", label="fp32")
+        for trials, look in series:
+            axes.plot([value(t) for t in trials], [t.change for t in trials], linestyle="none", **look)
+        at = value(outcome.chosen), outcome.chosen.change
+        axes.annotate(outcome.chosen.name, at, textcoords="offset points", xytext=(8, -14), fontsize=8)
+        axes.set_xlabel(label)
+    axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel("change of PSNR-Y, dB")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)

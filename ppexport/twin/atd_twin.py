@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from ppexport.device.mask import mirror_index, padded_size, padded_tokens
 from ppexport.device.sizes import whole_numbers
 from ppexport.errors import TwinError
-from ppexport.networks.atd.network import ATDLight, Block, PatchNorm, TransformerLayer
-from ppexport.networks.atd.pp_network import PPATDLight
+from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, TransformerLayer
+from ppexport.networks.atd.pp_atd_light import PPATDLight
 from ppexport.networks.network import Network, Trace
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
 from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
 from ppexport.twin.ort_layers import RowLayer
 from ppexport.twin.padded_heads import PaddedLayer
-from ppexport.twin.pure_pass import StaticPurePass
 from ppexport.twin.routing import check_capacity
 from ppexport.twin.shared import BlockCut, Shared
+from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import RoutedLayer, StaticTwin
 
 FLAVOURS: dict[str, type[StaticLayer]] = {

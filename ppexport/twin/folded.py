@@ -1,6 +1,6 @@
 """Constants that depend on weights alone, computed once when the twin is built.
 
-Before (networks/atd/attention.py, networks/atd/network.py)                      After
+Before (networks/atd/attention.py, networks/atd/atd_light.py)                      After
     q * 12^-0.5                       (window attention, per token)      in the q rows of wqkv
     q * exp(min(logit_scale, ln 100)) (category attention)               one number, divided by the factor above
     similarity * (1 + clamp(scale, 0, 1) * ln 64)   (n, 64)              on the normalised keys (64, 8)

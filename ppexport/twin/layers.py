@@ -1,6 +1,6 @@
 """The layers of a twin: one image, tokens (n, c), the module names of the network so that node names tell the layer.
 
-Before (networks/atd/network.py): batched tokens, boolean masks, lists whose length depends on the data.
+Before (networks/atd/atd_light.py): batched tokens, boolean masks, lists whose length depends on the data.
 After: the same sums with `routing`, `blocks`, `window_bias` and `folded` in place of the dynamic parts. How window and
 category attention lay out their heads is the flavour's: here within every window, as accelerators like it; in
 `ort_layers` inside the rows of the tokens, as a CPU kernel does.
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.networks.atd.atd_light import ConvFFN, TransformerLayer
 from ppexport.networks.atd.attention import GROUP_SIZE, CategoryAttention, DictionaryAttention, WindowAttention
-from ppexport.networks.atd.network import ConvFFN, TransformerLayer
-from ppexport.networks.atd.pp_network import PPTransformerLayer
+from ppexport.networks.atd.pp_atd_light import PPTransformerLayer
 from ppexport.twin.blocks import from_blocks, to_blocks
 from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.networks.atd.attention import GROUP_SIZE, CategoryAttention, WindowAttention
-from ppexport.networks.atd.network import TransformerLayer
 from ppexport.twin.folded import add_bias, category_scale, fold_norm, position_table, scale_queries
 from ppexport.twin.layers import StaticLayer
 from ppexport.twin.ort_routing import plan_places, plan_slots, sort_grid, sorted_places

@@ -18,7 +18,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.atd.network import TransformerLayer
+from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.twin.layers import PortableLayer
 
 WIDTH = 16

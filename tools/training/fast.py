@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.errors import UnavailableError
+from ppexport.networks.atd.atd_light import DepthwiseConv
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, group_size, mirror_slots
-from ppexport.networks.atd.network import DepthwiseConv
 
 LANES = 16
 """Floats in a vector of the kernels; also the largest head."""

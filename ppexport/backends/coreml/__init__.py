@@ -56,8 +56,7 @@ class CoreMLBackend(Backend):
     def build(self, job: BuildJob) -> Built:
         """Write `model.mlpackage`."""
         from ppexport.backends.coreml.convert import build_for_coreml
-        from ppexport.backends.onnx.layer_inputs import module_ranges
-        from ppexport.backends.onnx.quantised import origin, placement
+        from ppexport.backends.onnx.quantised import module_ranges, origin, placement
 
         wish, details = job.quantisation, {"build": job.options.model_dump()}
         ranges = {}

@@ -20,40 +20,38 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, helper
 
-from ppexport.backends.onnx.onnx_facts import Facts
-from ppexport.backends.onnx.pattern import Graph, replace
+from ppexport.backends.onnx.pattern import Graph, Replacement, rewrite
 
 
-def _only_for(graph: Graph, model: onnx.ModelProto, name: str) -> list[NodeProto]:
+def branch_where(model: onnx.ModelProto) -> None:
+    """Turn every Where of *model* that chooses between two computed tensors of one shape into a branch, in place."""
+    rewrite(model, "Where", _branch)
+
+
+def _branch(graph: Graph, where: NodeProto) -> Replacement | None:
+    condition, *sides = where.input
+    if graph.elements(condition) != 1:
+        return None
+    shapes = [graph.shape(side) for side in sides]
+    branches = [_only_for(graph, side) for side in sides]
+    if None in shapes or shapes[0] != shapes[1] or not all(branches):
+        return None
+    then, other = (
+        helper.make_graph(nodes, label, [], [graph.known[side]])
+        for label, nodes, side in zip(("then", "else"), branches, sides, strict=True)
+    )
+    name = where.name.removesuffix("Where") + "If"
+    node = helper.make_node("If", [condition], where.output, name, then_branch=then, else_branch=other)
+    return Replacement(where.output[0], [node], [*branches[0], *branches[1]])
+
+
+def _only_for(graph: Graph, name: str) -> list[NodeProto]:
     """The nodes, in their order, that compute *name* and nothing that is read elsewhere; *name* has one reader."""
     own: dict[int, NodeProto] = {}
     # Readers stand behind what they read, so one way back meets them first.
-    for node in reversed(model.graph.node):
+    for node in reversed(graph.model.graph.node):
         readers = [reader for out in node.output for reader in graph.readers[out]]
         inside = len(readers) == 1 if name in node.output else bool(readers) and all(id(r) in own for r in readers)
         if inside and not graph.outputs.intersection(node.output):
             own[id(node)] = node
     return [*reversed(own.values())]
-
-
-def branch_where(model: onnx.ModelProto) -> None:
-    """Turn every Where of *model* that chooses between two computed tensors of one shape into a branch, in place."""
-    graph, facts = Graph(model), Facts(model)
-    made: dict[str, list[NodeProto]] = {}
-    gone: list[NodeProto] = []
-    for where in model.graph.node:
-        if where.op_type != "Where" or facts.elements(where.input[0]) != 1:
-            continue
-        shapes = [facts.shape(side) for side in where.input[1:]]
-        branches = [_only_for(graph, model, side) for side in where.input[1:]]
-        if None in shapes or shapes[0] != shapes[1] or not all(branches):
-            continue
-        then, other = (
-            helper.make_graph(nodes, label, [], [facts.known[side]])
-            for label, nodes, side in zip(("then", "else"), branches, where.input[1:], strict=True)
-        )
-        name = where.name.removesuffix("Where") + "If"
-        node = helper.make_node("If", where.input[:1], where.output, name, then_branch=then, else_branch=other)
-        made[where.output[0]] = [node]
-        gone += [*branches[0], *branches[1]]
-    replace(model, made, gone)

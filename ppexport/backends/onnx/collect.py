@@ -1,49 +1,45 @@
-"""Runs crops through an fp32 artefact and records its tensors; a run that was killed goes on where it was."""
+"""Runs crops through an fp32 artifact and records its tensors; a run that was killed continues where it was.
+
+What computes makes the tensors that are recorded; what only moves numbers has the range of its source.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from torch import nn
+from onnx import TensorProto, helper
 
-from ppexport.backends.onnx.half_audit import audit, rounding_db
 from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.modules import module_of_name
+from ppexport.backends.onnx.pattern import Graph, copied
+from ppexport.backends.onnx.qdq import check_not_quantised, quantisable, sources_of
+from ppexport.backends.onnx.quantised import audit, rounding_db
 from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
-from ppexport.backends.onnx.tensors import Recorded, find_tensors, showing, sources_of
-from ppexport.device.artifact import Artifact, read_artifact
+from ppexport.backends.tensorrt.half import MOVES
+from ppexport.device.artifact import Artifact
 from ppexport.device.runner import Prepared, feeds
 from ppexport.errors import InputError
-from ppexport.exporting import export, installed_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.folders import work_beside
-from ppexport.networks.architecture import find_architecture
-from ppexport.networks.load import card_of
+from ppexport.networks.architecture import find_architecture, place_of
+from ppexport.networks.atd.groups import TOKENS
 from ppexport.quantize.calibration import PERCENTILES, About, Calibration, load_arrays, save_calibration, summarise
-from ppexport.quantize.crops import Crop, Source
+from ppexport.quantize.crops import Crop, Source, images_hash, used_pictures
 from ppexport.quantize.histogram import Histograms
-from ppexport.quantize.recipe import quantisable
 
 Progress = Callable[[int, int], None]
 PACKAGES = ("ppexport", "onnxruntime", "onnx", "numpy")
-
-
-def used_pictures(sources: Sequence[Source], crops: Sequence[Crop]) -> list[dict[str, str]]:
-    """Name and pixel hash of the pictures that *crops* were cut from, by name; of equal ones the last."""
-    used = {c.source for c in crops}
-    named = {s.sha256: {"name": s.name, "sha256": s.sha256} for s in sources if s.sha256 in used}
-    return sorted(named.values(), key=lambda picture: picture["name"])
-
-
-def images_hash(pictures: Sequence[Mapping[str, str]]) -> str:
-    """SHA-256 of the sorted pixel hashes: of the pictures, whatever their names and order."""
-    return sha256_text("\n".join(sorted(picture["sha256"] for picture in pictures)))
+CHUNK_BYTES = 512 << 20
+"""Most bytes of tensors that one copy of the file shows at a time."""
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -51,12 +47,30 @@ def check_artifact(artifact: Artifact) -> None:
     m = artifact.manifest
     if m.precision != "fp32":
         raise InputError(
-            f"{artifact.path} is quantised already ({m.precision}): calibrate the model, or its fp32 artefact"
+            f"{artifact.path} is quantised already ({m.precision}): calibrate the model, or its fp32 artifact"
         )
     if m.backend != "onnx" or m.flavour != "portable":
         raise InputError(f"{artifact.path} is {m.backend}, flavour {m.flavour}: calibrate the model, or portable ONNX")
     if len(m.capacities) > 1 or m.capacities[-1] != m.tokens or m.mask == "input":
         raise InputError(f"{artifact.path} is a capacity set or takes its mask from outside: calibrate the model")
+
+
+def find_tensors(model: onnx.ModelProto) -> dict[str, int]:
+    """{name: bytes} of the tensors of *model* to record: float32, dependent on the picture, and computed.
+
+    Raises InputError for a file that is quantised already.
+    """
+    check_not_quantised(model, "the artifact's graph")
+    graph, found = Graph(model), [port.name for port in model.graph.input]
+    dependent = set(found)
+    for node in model.graph.node:
+        # Shapes are static here, so that what reads a shape does not depend on the picture.
+        if node.op_type not in ("Shape", "Size") and dependent.intersection(node.input):
+            made = [name for name in node.output if name]
+            dependent.update(made)
+            found += [] if node.op_type in MOVES else made
+    kinds = {name: info.type.tensor_type.elem_type for name, info in graph.known.items()}
+    return {name: 4 * (graph.elements(name) or 1) for name in found if kinds.get(name) == TensorProto.FLOAT}
 
 
 def state_path(out: Path) -> Path:
@@ -79,9 +93,9 @@ class State:
 
     def save(self) -> None:
         """Put the state in place of the last one."""
-        arrays = {"key": np.array(self.key), "done": np.array(self.done), **self.histograms.to_arrays()}
+        arrays = {"key": np.array(self.key), "done": np.array(self.done), **vars(self.histograms)}
         with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
 
 
 def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
@@ -89,31 +103,26 @@ def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
     return feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
 
 
-def record(artifact: Artifact, recorded: Recorded, crops: Sequence[Crop], state: State, progress: Progress) -> None:
-    """Run the crops that *state* lacks, and save it after each."""
-    model = artifact_model(artifact)
-    shown = [(names, make_frugal_session(showing(model, names).SerializeToString(), "the calibrated graph"))
-             for names in recorded.chunks]  # fmt: skip
-    row = {name: i for i, name in enumerate(recorded.names)}
-    progress(state.done, len(crops))
-    for crop in crops[state.done :]:
-        inputs = crop_inputs(artifact, crop)
-        for names, session in shown:
-            computed = [name for name in names if name not in inputs]
-            values = {**inputs, **dict(zip(computed, session.run(computed, inputs), strict=True))}
-            for name in names:
-                state.histograms.add(row[name], values[name])
-            del values
-        state.done += 1
-        state.save()
-        progress(state.done, len(crops))
-
-
-def check_finite(recorded: Recorded, histograms: Histograms) -> None:
-    """Raise InputError naming the first tensor that held NaN or infinity: such a model cannot be calibrated."""
-    for name, count in zip(recorded.names, histograms.figures[:, 6], strict=True):
-        if count:
-            raise InputError(f"tensor {name!r} held {int(count)} numbers that are not finite: the weights are damaged")
+def _sessions(model: onnx.ModelProto, tensors: dict[str, int]) -> list[tuple[list[str], Any]]:
+    """Sessions of copies of *model* whose outputs are the *tensors*, each at most CHUNK_BYTES of them."""
+    inputs = {port.name for port in model.graph.input}
+    chunks: list[list[str]] = [[]]
+    total = 0
+    for name, size in tensors.items():
+        if name in inputs:
+            continue
+        if chunks[-1] and total + size > CHUNK_BYTES:
+            chunks.append([])
+            total = 0
+        chunks[-1].append(name)
+        total += size
+    sessions = []
+    for names in chunks:
+        copy = copied(model)
+        del copy.graph.output[:]
+        copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+        sessions.append((names, make_frugal_session(copy.SerializeToString(), "the calibrated graph")))
+    return sessions
 
 
 def calibrate(
@@ -124,53 +133,87 @@ def calibrate(
     out: Path,
     progress: Progress = lambda done, total: None,
 ) -> Calibration:
-    """Record the tensors of *artifact* on *crops* and write the calibration file *out*.
+    """Record the tensors of an artifact and write a calibration file.
 
-    `OUT.partial` holds the state of the run: the same call goes on with it. Raises InputError, also where another
-    process writes *out*.
+    `OUT.partial` holds the state of the run: the same call continues with it.
+
+    Args:
+        artifact: portable ONNX in fp32, see `check_artifact`.
+        sources: all pictures.
+        crops: what was cut from them, and is run.
+        warnings: what is noted in the file about the pictures.
+        out: the file to write.
+        progress: called with (crops run, crops in all).
+
+    Raises:
+        InputError: the artifact cannot be calibrated, or another process writes *out*.
     """
     check_artifact(artifact)
     with work_beside(out.resolve(), "calibrate"):
-        return _calibrate(artifact, sources, crops, warnings, out, progress)
+        model, m = artifact_model(artifact), artifact.manifest
+        tensors = find_tensors(model)
+        names, pictures = tuple(tensors), used_pictures(sources, crops)
+        named = [m.weights, m.options, m.size, [c.name for c in crops], images_hash(pictures), names]
+        state = State(state_path(out), sha256_text(json.dumps(named)), len(names))
+        _record(artifact, _sessions(model, tensors), names, crops, state, progress)
+        about = About(
+            name=m.name,
+            weights_sha256=m.weights["sha256"],
+            options=m.options,
+            scale=m.scale,
+            size=list(m.size),
+            crops=len(crops),
+            images=pictures,
+            images_sha256=images_hash(pictures),
+            warnings=warnings,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=_versions(),
+        )
+        ends = [t for node, _ in quantisable(model) for t in (node.input[0], node.output[0])]
+        keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
+        calibration = summarise(about, names, state.histograms, keep)
+        save_calibration(out, calibration)
+        state.path.unlink(missing_ok=True)
+        return calibration
 
 
-def _calibrate(
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        # A checkout that was never installed has no version.
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _record(
     artifact: Artifact,
-    sources: Sequence[Source],
+    sessions: list[tuple[list[str], Any]],
+    names: tuple[str, ...],
     crops: Sequence[Crop],
-    warnings: list[str],
-    out: Path,
+    state: State,
     progress: Progress,
-) -> Calibration:
-    recorded = find_tensors(artifact)
-    m = artifact.manifest
-    listed = used_pictures(sources, crops)
-    pictures = images_hash(listed)
-    named = [m.weights, m.options, m.size, [c.name for c in crops], pictures, recorded.names]
-    key = sha256_text(json.dumps(named))
-    state = State(state_path(out), key, len(recorded.names))
-    record(artifact, recorded, crops, state, progress)
-    check_finite(recorded, state.histograms)
-    about = About(
-        name=m.name,
-        weights_sha256=m.weights["sha256"],
-        options=m.options,
-        scale=m.scale,
-        size=list(m.size),
-        crops=len(crops),
-        images=listed,
-        images_sha256=pictures,
-        warnings=warnings,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=installed_versions(PACKAGES),
-    )
-    model = artifact_model(artifact)
-    ends = [t for node in quantisable(model) for t in (node.input[0], node.output[0])]
-    keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
-    calibration = summarise(about, recorded.names, state.histograms, keep)
-    save_calibration(out, calibration)
-    state.path.unlink(missing_ok=True)
-    return calibration
+) -> None:
+    """Run the crops that *state* lacks, and save it after each.
+
+    Raises InputError naming the first tensor that held NaN or infinity: such a model cannot be calibrated.
+    """
+    row = {name: i for i, name in enumerate(names)}
+    progress(state.done, len(crops))
+    for crop in crops[state.done :]:
+        inputs = crop_inputs(artifact, crop)
+        for name, value in inputs.items():
+            if name in row:
+                state.histograms.add(row[name], value)
+        for shown, session in sessions:
+            for name, value in zip(shown, session.run(shown, inputs), strict=True):
+                state.histograms.add(row[name], value)
+        state.done += 1
+        state.save()
+        progress(state.done, len(crops))
+    for name, count in zip(names, state.histograms.figures[:, 6], strict=True):
+        if count:
+            raise InputError(f"tensor {name!r} held {int(count)} numbers that are not finite: the weights are damaged")
 
 
 def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source], crops: Sequence[Crop]) -> bool:
@@ -181,31 +224,19 @@ def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source
     return measured == (m.weights["sha256"], m.options, pictures, len(crops), m.size)
 
 
-def fp32_artifact(network: nn.Module, size: tuple[int, int] | None, out: Path) -> Artifact:
-    """The portable fp32 artefact of *network* for LR *size*, its card's default if None, made in *out*."""
-    export(network, backend="onnx", size=size or card_of(network).default_size, out=out, force=True)
-    return read_artifact(out)
-
-
-# A calibration for people: how tokens grow from block to block, and what fp16 must not hold.
-
-
-TOKENS = re.compile(r"^/layers\.(\d+)/residual_group/layers\.(\d+)/output/Add_output_0$")
-
-
 def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
-    """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32."""
+    """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32, for people."""
     findings = audit(artifact_model(artifact), calibration, find_architecture(artifact.manifest.arch))
     return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 
 def block_rows(calibration: Calibration) -> list[list[str]]:
-    """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block."""
-    last: dict[int, tuple[int, str]] = {}
+    """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block, for people."""
+    found = {}
     for name in calibration.names:
-        if match := TOKENS.match(name):
-            block, layer = int(match[1]), int(match[2])
-            last[block] = max(last.get(block, (-1, "")), (layer, name))
+        if place := place_of(TOKENS, module_of_name(name)):
+            found[place] = name
+    last = {block: found[block, layer] for block, layer in sorted(found)}
     column = PERCENTILES.index(0.9999)
     return [
         [
@@ -214,5 +245,5 @@ def block_rows(calibration: Calibration) -> list[list[str]]:
             f"{calibration.percentiles[calibration.row(name), column]:.4g}",
             f"{rounding_db(calibration, name):.1f}",
         ]
-        for block, (_, name) in sorted(last.items())
+        for block, name in last.items()
     ]

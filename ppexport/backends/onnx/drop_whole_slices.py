@@ -20,33 +20,31 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ppexport.backends.onnx.onnx_facts import Facts
-from ppexport.backends.onnx.pattern import Graph, replace
+from ppexport.backends.onnx.pattern import Graph, Replacement, rewrite
 
 
-def _takes_all(graph: Graph, facts: Facts, node: NodeProto) -> bool:
+def drop_whole_slices(model: onnx.ModelProto) -> None:
+    """Remove every Slice of *model* that takes all of a tensor, in place."""
+    rewrite(model, "Slice", _dropped)
+
+
+def _dropped(graph: Graph, node: NodeProto) -> Replacement | None:
+    if node.output[0] in graph.outputs or not _takes_all(graph, node):
+        return None
+    for reader in graph.readers[node.output[0]]:
+        for i, name in enumerate(reader.input):
+            if name == node.output[0]:
+                reader.input[i] = node.input[0]
+    ends = graph.made_by(node.input[2], "Shape")
+    return Replacement(node.output[0], [], [] if ends is None else [ends])
+
+
+def _takes_all(graph: Graph, node: NodeProto) -> bool:
     """Whether the Slice *node* begins at 0, ends at the lengths of a tensor of the same shape, and skips nothing."""
     shape = graph.maker.get(node.input[2])
     starts, axes = graph.constant(node.input[1]), graph.constant(node.input[3]) if len(node.input) > 3 else None
     if shape is None or shape.op_type != "Shape" or shape.attribute or len(node.input) > 4 or starts is None:
         return False
-    lengths = facts.shape(node.input[0])
-    whole = lengths is not None and lengths == facts.shape(shape.input[0]) and len(lengths) == starts.size
+    lengths = graph.shape(node.input[0])
+    whole = lengths is not None and lengths == graph.shape(shape.input[0]) and len(lengths) == starts.size
     return whole and not np.any(starts) and (axes is None or axes.ravel().tolist() == list(range(starts.size)))
-
-
-def drop_whole_slices(model: onnx.ModelProto) -> None:
-    """Remove every Slice of *model* that takes all of a tensor, in place."""
-    graph, facts = Graph(model), Facts(model)
-    gone: list[NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type != "Slice" or node.output[0] in graph.outputs or not _takes_all(graph, facts, node):
-            continue
-        for reader in graph.readers[node.output[0]]:
-            for i, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[i] = node.input[0]
-        gone.append(node)
-        if (ends := graph.made_by(node.input[2], "Shape")) is not None:
-            gone.append(ends)
-    replace(model, {}, gone)

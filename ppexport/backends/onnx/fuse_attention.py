@@ -23,14 +23,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from ppexport.backends.onnx.pattern import Graph, attribute, replace
+from ppexport.backends.onnx.pattern import Graph, Replacement, attribute, rewrite
 from ppexport.errors import ExportError
 
 INNER, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]
 
 
 class Rows(NamedTuple):
-    """Rows that are split into heads."""
+    """The rows `name` (groups * size, heads * width), and the `nodes` that split them into heads."""
 
     name: str
     size: int
@@ -39,18 +39,51 @@ class Rows(NamedTuple):
     nodes: list[NodeProto]
 
 
-class Found(NamedTuple):
-    """Attention that is written out."""
+def fuse_attention(model: onnx.ModelProto) -> None:
+    """Fuse the attention of *model*, of opset 23, in place. Raises ExportError where none is found."""
+    if not rewrite(model, "Softmax", _fused):
+        raise ExportError("the graph holds no attention of the pattern that the flavour is made for")
 
-    softmax: NodeProto
-    q: Rows
-    k: Rows
-    v: Rows
-    bias: list[str]
-    scale: float
-    out: NodeProto
-    """The last permutation."""
-    nodes: list[NodeProto]
+
+def _fused(graph: Graph, softmax: NodeProto) -> Replacement | None:
+    last = graph.read_by(softmax, "MatMul")
+    out = None if last is None else graph.read_by(last, "Transpose")
+    if last is None or out is None or attribute(out, "perm") != INNER or graph.read_by(out, "Reshape") is None:
+        return None
+    if attribute(softmax, "axis") not in (-1, 3) or last.input[0] != softmax.output[0]:
+        return None
+    gone, logits, bias = [softmax, last], softmax.input[0], []
+    if (add := graph.made_by(logits, "Add")) is not None:
+        product = next((i for i in (0, 1) if graph.made_by(add.input[i], "MatMul")), None)
+        if product is None:
+            return None
+        logits, bias = add.input[product], [add.input[1 - product]]
+        gone.append(add)
+    matmul = graph.made_by(logits, "MatMul")
+    if matmul is None:
+        return None
+    scaled, scale, mul = _scaled(graph, matmul.input[0])
+    q, k, v = _rows(graph, scaled, INNER), _rows(graph, matmul.input[1], KEYS), _rows(graph, last.input[1], INNER)
+    if q is None or k is None or v is None or not q[1:4] == k[1:4] == v[1:4]:
+        return None
+    name = softmax.name.removesuffix("Softmax") + "Attention"
+    shape = numpy_helper.from_array(np.array([-1, q.size, q.heads * q.width]), f"{name}_shape")
+    graph.model.graph.initializer.append(shape)
+    inputs = [f"{name}_{label}" for label in "qkv"]
+    made = [
+        helper.make_node("Reshape", [rows.name, shape.name], [f"{name}_{label}"], name=f"{name}/{label}")
+        for label, rows in zip("qkv", (q, k, v), strict=True)
+    ]
+    attention = helper.make_node(
+        "Attention",
+        [*inputs, *bias],
+        [out.output[0]],
+        name=name,
+        q_num_heads=q.heads,
+        kv_num_heads=k.heads,
+        scale=scale,
+    )
+    return Replacement(out.output[0], [*made, attention], [*gone, matmul, *mul, *q.nodes, *k.nodes, *v.nodes])
 
 
 def _rows(graph: Graph, name: str, perm: list[int]) -> Rows | None:
@@ -74,61 +107,3 @@ def _scaled(graph: Graph, name: str) -> tuple[str, float, list[NodeProto]]:
             if (scale := graph.number(mul.input[i])) is not None:
                 return mul.input[1 - i], scale, [mul]
     return name, 1.0, []
-
-
-def _match(graph: Graph, softmax: NodeProto) -> Found | None:
-    """The attention around *softmax*; None where the pattern does not fit."""
-    last = graph.read_by(softmax, "MatMul")
-    out = None if last is None else graph.read_by(last, "Transpose")
-    if last is None or out is None or attribute(out, "perm") != INNER or graph.read_by(out, "Reshape") is None:
-        return None
-    if attribute(softmax, "axis") not in (-1, 3) or last.input[0] != softmax.output[0]:
-        return None
-    nodes, logits, bias = [softmax, last], softmax.input[0], []
-    if (add := graph.made_by(logits, "Add")) is not None:
-        product = next((i for i in (0, 1) if graph.made_by(add.input[i], "MatMul")), None)
-        if product is None:
-            return None
-        logits, bias = add.input[product], [add.input[1 - product]]
-        nodes.append(add)
-    matmul = graph.made_by(logits, "MatMul")
-    if matmul is None:
-        return None
-    name, scale, mul = _scaled(graph, matmul.input[0])
-    q, k, v = _rows(graph, name, INNER), _rows(graph, matmul.input[1], KEYS), _rows(graph, last.input[1], INNER)
-    if q is None or k is None or v is None or not q[1:4] == k[1:4] == v[1:4]:
-        return None
-    nodes += [matmul, *mul, *q.nodes, *k.nodes, *v.nodes]
-    return Found(softmax, q, k, v, bias, scale, out, nodes)
-
-
-def fuse_attention(model: onnx.ModelProto) -> None:
-    """Fuse the attention of *model*, of opset 23, in place. Raises ExportError where none is found."""
-    graph = Graph(model)
-    made: dict[str, list[NodeProto]] = {}
-    gone: list[NodeProto] = []
-    for softmax in model.graph.node:
-        if softmax.op_type != "Softmax" or not (found := _match(graph, softmax)):
-            continue
-        name = found.softmax.name.removesuffix("Softmax") + "Attention"
-        shape = numpy_helper.from_array(np.array([-1, found.q.size, found.q.heads * found.q.width]), f"{name}_shape")
-        model.graph.initializer.append(shape)
-        nodes, inputs = [], []
-        for label, rows in zip("qkv", (found.q, found.k, found.v), strict=True):
-            inputs.append(f"{name}_{label}")
-            nodes.append(helper.make_node("Reshape", [rows.name, shape.name], [inputs[-1]], name=f"{name}/{label}"))
-        attention = helper.make_node(
-            "Attention",
-            [*inputs, *found.bias],
-            [found.out.output[0]],
-            name=name,
-            q_num_heads=found.q.heads,
-            kv_num_heads=found.k.heads,
-            scale=found.scale,
-        )
-        nodes.append(attention)
-        made[found.out.output[0]] = nodes
-        gone += found.nodes
-    if not made:
-        raise ExportError("the graph holds no attention of the pattern that the flavour is made for")
-    replace(model, made, gone)

@@ -18,14 +18,18 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, helper
 
-from ppexport.backends.onnx.pattern import Graph, attribute, replace
+from ppexport.backends.onnx.pattern import Graph, Replacement, attribute, rewrite
 
 TINY = 1e-11
 """A lower limit of lengths that may be left out."""
 
 
-def _match(graph: Graph, div: NodeProto) -> tuple[int, list[NodeProto]] | None:
-    """The axis of the rows that *div* makes unit rows of, and the nodes that compute their length."""
+def fuse_unit_rows(model: onnx.ModelProto) -> None:
+    """Fuse every division of rows by their length in *model*, in place."""
+    rewrite(model, "Div", _fused)
+
+
+def _fused(graph: Graph, div: NodeProto) -> Replacement | None:
     limit = graph.made_by(div.input[1], "Max")
     root = None if limit is None else graph.made_by(limit.input[0], "Sqrt")
     total = None if root is None else graph.made_by(root.input[0], "ReduceSum")
@@ -35,19 +39,8 @@ def _match(graph: Graph, div: NodeProto) -> tuple[int, list[NodeProto]] | None:
     least, axis = graph.number(limit.input[1]), graph.number(total.input[1])
     if least is None or not 0 < least < TINY or graph.number(power.input[1]) != 2 or axis is None:
         return None
-    return None if attribute(total, "keepdims") == 0 else (int(axis), [limit, root, total, power])
-
-
-def fuse_unit_rows(model: onnx.ModelProto) -> None:
-    """Fuse every division of rows by their length in *model*, in place."""
-    graph = Graph(model)
-    made: dict[str, list[NodeProto]] = {}
-    gone: list[NodeProto] = []
-    for div in model.graph.node:
-        if div.op_type == "Div" and (found := _match(graph, div)):
-            axis, nodes = found
-            name = div.name.removesuffix("Div") + "LpNormalization"
-            unit = helper.make_node("LpNormalization", [div.input[0]], [div.output[0]], name=name, axis=axis, p=2)
-            made[div.output[0]] = [unit]
-            gone += nodes
-    replace(model, made, gone)
+    if attribute(total, "keepdims") == 0:
+        return None
+    name = div.name.removesuffix("Div") + "LpNormalization"
+    unit = helper.make_node("LpNormalization", [div.input[0]], [div.output[0]], name=name, axis=int(axis), p=2)
+    return Replacement(div.output[0], [unit], [limit, root, total, power])

@@ -1,14 +1,20 @@
-"""What graph passes share: who makes and who reads a tensor, and replacing a pattern by one node."""
+"""What graph passes share: who makes and reads a tensor, its type and shape, and putting nodes in a pattern's place."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper
+
+Length = int | str
+"""A plain number, or the name of a symbolic length: equal names are equal lengths."""
 
 
 def attribute(node: NodeProto, name: str) -> object:
@@ -16,16 +22,35 @@ def attribute(node: NodeProto, name: str) -> object:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
+def names_read(node: NodeProto) -> set[str]:
+    """What *node* reads, its branches included, whose own names hide no others."""
+    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {*node.input, *(name for body in bodies for inner in body.node for name in names_read(inner))}
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of *model*."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def set_nodes(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Let *model* consist of *nodes*."""
+    kept = [*nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
 class Graph:
-    """Who makes and who reads every tensor of a model."""
+    """Who makes and who reads every tensor of a model, and what shape inference knows of it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
         self.maker: dict[str, NodeProto] = {out: node for node in model.graph.node for out in node.output}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in model.graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
-            for name in names_read(node).difference(node.input):
+            for name in (*node.input, *names_read(node).difference(node.input)):
                 self.readers[name].append(node)
         self.outputs = {out.name for out in model.graph.output}
         self.values = {init.name: init for init in model.graph.initializer}
@@ -59,32 +84,63 @@ class Graph:
         value = self.constant(name)
         return float(value.item()) if value is not None and value.size == 1 else None
 
+    @cached_property
+    def known(self) -> dict[str, ValueInfoProto]:
+        """The types and shapes that shape inference finds."""
+        graph = onnx.shape_inference.infer_shapes(self.model, data_prop=True).graph
+        stored = (helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in graph.initializer)
+        return {info.name: info for info in (*stored, *graph.value_info, *graph.input, *graph.output)}
 
-def names_read(node: NodeProto) -> set[str]:
-    """What *node* reads, its branches included, whose own names hide no others."""
-    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    return {*node.input, *(name for body in bodies for inner in body.node for name in names_read(inner))}
+    def shape(self, name: str) -> list[Length] | None:
+        """The lengths of the tensor *name*, None where its rank or one of them is not known."""
+        info = self.known.get(name)
+        if info is None or not info.type.tensor_type.HasField("shape"):
+            return None
+        lengths = [_length(dim) for dim in info.type.tensor_type.shape.dim]
+        known = [length for length in lengths if length is not None]
+        return known if len(known) == len(lengths) else None
+
+    def elements(self, name: str) -> int | None:
+        """How many elements the tensor *name* has, None where that is no plain number or not known."""
+        shape = self.shape(name)
+        plain = [length for length in shape or () if isinstance(length, int)]
+        return None if shape is None or len(plain) != len(shape) else math.prod(plain)
 
 
-def replace(model: onnx.ModelProto, made: Mapping[str, list[NodeProto]], gone: Iterable[NodeProto]) -> None:
-    """Put the nodes of *made* in the place of the nodes that make their keys, and remove those of *gone*.
+def _length(dim: TensorShapeProto.Dimension) -> Length | None:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+
+
+class Replacement(NamedTuple):
+    """What a pass puts in the place of a pattern: the nodes `made` where `output` was made; those of `gone` leave."""
+
+    output: str
+    made: list[NodeProto]
+    gone: list[NodeProto]
+
+
+def rewrite(model: onnx.ModelProto, op: str, match: Callable[[Graph, NodeProto], Replacement | None]) -> int:
+    """Replace, in place, what *match* finds around the nodes of type *op*; returns how often it found something.
 
     Constants that nothing reads any more go too: ONNX Runtime would warn of each. What was noted of shapes goes where
     they may have changed.
     """
-    dropped = {out for node in gone for out in node.output}
+    graph = Graph(model)
+    found = [r for node in model.graph.node if node.op_type == op and (r := match(graph, node)) is not None]
+    made = {replacement.output: replacement.made for replacement in found}
+    dropped = {out for replacement in found for node in replacement.gone for out in node.output}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.output[0] in made:
             nodes.extend(made[node.output[0]])
         elif node.output[0] not in dropped:
             nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in names_read(node)} | {out.name for out in model.graph.output}
+    set_nodes(model, nodes)
+    read = {name for node in nodes for name in names_read(node)} | graph.outputs
     kept = [init for init in model.graph.initializer if init.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     noted = [info for info in model.graph.value_info if info.name not in made and info.name not in dropped]
     del model.graph.value_info[:]
     model.graph.value_info.extend(noted)
+    return len(found)

@@ -1,89 +1,83 @@
-"""A linear layer as product and sum, so that its product can be quantised and its bias stays in float.
+"""fp32 graph -> the same graph with explicit Q/DQ around its convolutions and linear layers.
 
-Before, w stored as (out, in):
+Before:
 
-    x -> Gemm(w, bias, transB = 1) -> y
+    x -> Gemm(w, bias) -> y                    x -> Conv(w, bias) -> y
 
-After, w stored as (in, out):
+After, Q and DQ one scale for a tensor, weights stored as int8 with a scale for every output channel:
 
-    x -> MatMul(w) -> Add(bias) -> y
+    x -> Q -> DQ -> MatMul(DQ w) -> Add(bias) -> y
+    x -> Q -> DQ -> Conv(DQ w, bias) -> y
 
-ONNX Runtime has no int8 kernel for a Gemm whose bias is float, and TensorRT reads no Gemm with a bias of int32.
+Q/DQ pairs are written by ONNX Runtime's quantiser. Zero points are 0, biases stay float, and operators are those of
+opset 17: one file for ONNX Runtime, TensorRT 10 and 11, and OpenVINO. Results stay float. With the results of
+convolutions quantised as well, all groups of x2 cost 0.37 dB; ONNX Runtime would need that to compute a convolution in
+int8 (it computes these in fp32), TensorRT and OpenVINO do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ppexport.backends.onnx.tensors import check_not_quantised, sources_of
+from ppexport.backends.onnx.modules import module_of_name
+from ppexport.backends.onnx.pattern import Graph, attribute, copied, set_nodes
+from ppexport.backends.tensorrt.half import MOVES
 from ppexport.errors import ExportError, InputError
 from ppexport.quantize.calibration import Calibration
-from ppexport.quantize.ranges import find_range
-from ppexport.quantize.recipe import Recipe, group_of, quantisable
+from ppexport.quantize.recipe import Recipe, find_range, group_of
+
+OPERATORS = ("Gemm", "MatMul", "Conv")
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-def product_name(name: str) -> str:
-    """What the product of the linear layer *name* is called."""
-    return f"{name}/product"
+def check_not_quantised(model: onnx.ModelProto, where: str) -> None:
+    """Raise InputError where *model* computes in integers or in half precision already."""
+    found = next((n.op_type for n in model.graph.node if n.op_type.startswith(QUANTISED)), None)
+    half = any(value.data_type == TensorProto.FLOAT16 for value in model.graph.initializer)
+    if found or half:
+        what = f"holds {found}" if found else "has fp16 weights"
+        raise InputError(f"{where} is quantised already ({what}): calibrate the fp32 artifact it was made from")
 
 
-def split_linear(model: onnx.ModelProto, chosen: Collection[str]) -> None:
-    """Rewrite the Gemm nodes of *model* whose names are in *chosen*. Raises ExportError for one of another form."""
-    stored = {value.name: value for value in model.graph.initializer}
-    readers: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    nodes: list[NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type != "Gemm" or node.name not in chosen:
-            nodes.append(node)
-            continue
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-        if len(node.input) != 3 or not plain:
-            raise ExportError(f"{node.name} is not the plain linear layer that int8 knows")
-        source, weight, bias = node.input
-        if attributes.get("transB", 0):
-            if readers[weight] > 1:
-                raise ExportError(f"the weights of {node.name} have a second reader")
-            turned = np.ascontiguousarray(numpy_helper.to_array(stored[weight]).T)
-            stored[weight].CopyFrom(numpy_helper.from_array(turned, weight))
-        product = f"{node.output[0]}_product"
-        nodes.append(helper.make_node("MatMul", [source, weight], [product], name=product_name(node.name)))
-        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], name=f"{node.name}/bias"))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+def quantisable(model: onnx.ModelProto) -> list[tuple[NodeProto, str]]:
+    """The convolutions and linear layers with stored weights that are in a group, and the group.
+
+    Those of the routing are included.
+    """
+    stored = {value.name for value in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in OPERATORS and node.input[1] in stored]
+    return [(node, group) for node in layers if (group := group_of(module_of_name(node.name))) is not None]
 
 
-# fp32 graph -> the same graph with explicit Q/DQ around its convolutions and linear layers.
-#
-# Before:
-#
-#     x -> Gemm(w, bias) -> y                    x -> Conv(w, bias) -> y
-#
-# After, Q and DQ one scale for a tensor, weights stored as int8 with a scale for every output channel:
-#
-#     x -> Q -> DQ -> MatMul(DQ w) -> Add(bias) -> y
-#     x -> Q -> DQ -> Conv(DQ w, bias) -> y
-#
-# Q/DQ pairs are written by ONNX Runtime's quantiser. Zero points are 0, biases stay float, and operators are those of
-# opset 17: one file for ONNX Runtime, TensorRT 10 and 11, and OpenVINO. Results stay float. With the results of
-# convolutions quantised as well, all groups of x2 cost 0.37 dB; ONNX Runtime would need that to compute a convolution
-# in
-# int8 (it computes these in fp32), TensorRT and OpenVINO do not.
+def sources_of(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """{name: the tensors whose numbers it holds}: back through what only moves numbers, to what was recorded.
+
+    Several where parts were joined, as the four kinds of window are behind shifted window attention.
+    """
+    maker = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for name in names:
+        open_ends, ends = [name], set()
+        while open_ends:
+            at = open_ends.pop()
+            node = maker.get(at)
+            if node is None or node.op_type not in MOVES or node.op_type == "Where":
+                ends.add(at)
+            else:
+                open_ends += node.input if node.op_type == "Concat" else node.input[:1]
+        found[name] = tuple(sorted(ends))
+    return found
 
 
 def find_ranges(
     model: onnx.ModelProto, chosen: Collection[str], calibration: Calibration, recipe: Recipe
 ) -> dict[str, float]:
     """{tensor: the magnitude that 127 stands for} of all activations that the nodes *chosen* quantise."""
-    wanted = [node.input[0] for node in model.graph.node if node.name in chosen]
-    sources = sources_of(model, wanted)
+    sources = sources_of(model, [node.input[0] for node in model.graph.node if node.name in chosen])
     every = dict.fromkeys(source for parts in sources.values() for source in parts)
     found = {source: find_range(calibration, source, recipe.calibrator, recipe.percentile) for source in every}
     return {name: max(found[source] for source in parts) for name, parts in sources.items()}
@@ -102,13 +96,11 @@ def write_int8(
 
     check_not_quantised(model, "the graph")
     groups = recipe.groups if groups is None else groups
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    chosen = {node.name for node in quantisable(copy) if group_of(node.name) in groups}
+    copy = copied(model)
+    chosen = {node.name for node, group in quantisable(copy) if group in groups}
     if not chosen:
         raise InputError("the recipe names no layer of this model, so that nothing would be int8: export it as fp32")
-    split_linear(copy, chosen)
-    chosen |= {product_name(name) for name in chosen}
+    chosen |= _split_linear(copy, chosen)
     quantised = [node.name for node in copy.graph.node if node.name in chosen]
     ranges = find_ranges(copy, quantised, calibration, recipe)
     data = {name: (np.float32(-limit), np.float32(limit)) for name, limit in ranges.items()}
@@ -136,23 +128,47 @@ def write_int8(
     # Inferred shapes would take more room than the weights save.
     del result.graph.value_info[:]
     result.ir_version = model.ir_version
-    check_written(result, len(quantised), recipe.weight_bits)
+    _check_written(result, len(quantised), recipe.weight_bits)
     return result
 
 
-def check_written(model: onnx.ModelProto, layers: int, bits: int) -> None:
+def _split_linear(model: onnx.ModelProto, chosen: Collection[str]) -> set[str]:
+    """Rewrite the linear layers *chosen*, so that the product can be quantised and the bias stays float.
+
+        before   x -> Gemm(w, bias, transB = 1) -> y        w stored as (out, in)
+        after    x -> MatMul(w) -> Add(bias) -> y           w stored as (in, out)
+
+    ONNX Runtime has no int8 kernel for a Gemm whose bias is float, and TensorRT reads no Gemm with a bias of int32.
+    Returns the names of the products. Raises ExportError for a Gemm of another form.
+    """
+    graph, nodes, products = Graph(model), list[NodeProto](), set()
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or node.name not in chosen:
+            nodes.append(node)
+            continue
+        plain = not attribute(node, "transA") and all(attribute(node, a) in (None, 1.0) for a in ("alpha", "beta"))
+        if len(node.input) != 3 or not plain:
+            raise ExportError(f"{node.name} is not the plain linear layer that int8 knows")
+        source, weight, bias = node.input
+        if attribute(node, "transB"):
+            if len(graph.readers[weight]) > 1:
+                raise ExportError(f"the weights of {node.name} have a second reader")
+            turned = np.ascontiguousarray(numpy_helper.to_array(graph.values[weight]).T)
+            graph.values[weight].CopyFrom(numpy_helper.from_array(turned, weight))
+        product = f"{node.output[0]}_product"
+        nodes.append(helper.make_node("MatMul", [source, weight], [product], name=f"{node.name}/product"))
+        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], name=f"{node.name}/bias"))
+        products.add(f"{node.name}/product")
+    set_nodes(model, nodes)
+    return products
+
+
+def _check_written(model: onnx.ModelProto, layers: int, bits: int) -> None:
     """Raise ExportError unless *model* holds weights of *bits* for *layers* layers, zero points 0, and opset 17."""
     stored = {value.name: value for value in model.graph.initializer}
-    weights = [
-        numpy_helper.to_array(stored[node.input[0]])
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored
-    ]
-    points = [
-        numpy_helper.to_array(stored[node.input[2]])
-        for node in model.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    ]
+    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    points = [numpy_helper.to_array(stored[node.input[2]]) for node in nodes]
+    weights = [numpy_helper.to_array(stored[node.input[0]]) for node in nodes if node.input[0] in stored]
     if len(weights) != layers or any(point.any() or point.dtype != np.int8 for point in points):
         raise ExportError(f"the quantiser wrote {len(weights)} of {layers} weights, or zero points that are not 0")
     if any(np.abs(weight.astype(np.int16)).max() > 1 << (bits - 1) for weight in weights):

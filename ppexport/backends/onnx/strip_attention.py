@@ -21,20 +21,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ppexport.backends.onnx.onnx_facts import Facts
-from ppexport.backends.onnx.pattern import Graph, attribute, replace
+from ppexport.backends.onnx.pattern import Graph, Replacement, attribute, rewrite
 from ppexport.errors import ExportError
 
 WHOLE = 1 << 23
 """Logits in bytes up to which one call is as fast: category attention of 64x64 tokens, but not their windows."""
 STRIP = 1 << 20
 """Logits in bytes of a strip; the cores that ppexport was measured on have 2 MB of L2."""
-
-
-def groups_per_strip(groups: int, each: int) -> int:
-    """The most groups with logits of *each* bytes that a strip holds; it divides *groups*, and is at least 1."""
-    most = max(1, STRIP // each)
-    return max(n for n in range(1, min(most, groups) + 1) if groups % n == 0)
 
 
 def _in_strips(model: onnx.ModelProto, attention: NodeProto, rows: list[str], shape: list[int]) -> list[NodeProto]:
@@ -62,12 +55,8 @@ def strip_attention(model: onnx.ModelProto, capacities: tuple[int, ...]) -> None
     A symbolic number of rows is one of *capacities*. Raises ExportError where Attention reads anything but rows that
     were reshaped to (groups, size, channels), something else than a Reshape reads it, or every group has its own bias.
     """
-    graph, facts = Graph(model), Facts(model)
-    made: dict[str, list[NodeProto]] = {}
-    gone: list[NodeProto] = []
-    for attention in model.graph.node:
-        if attention.op_type != "Attention":
-            continue
+
+    def stripped(graph: Graph, attention: NodeProto) -> Replacement | None:
         reshapes = [node for name in attention.input[:3] if (node := graph.made_by(name, "Reshape")) is not None]
         shape = graph.constant(reshapes[0].input[1]) if len(reshapes) == 3 else None
         if shape is None or shape.size != 3 or graph.read_by(attention, "Reshape") is None:
@@ -76,13 +65,17 @@ def strip_attention(model: onnx.ModelProto, capacities: tuple[int, ...]) -> None
         if not isinstance(heads, int):
             raise ExportError(f"{attention.name}: strips need the number of heads")
         each = 4 * heads * size * size
-        elements = facts.elements(reshapes[0].input[0])
+        elements = graph.elements(reshapes[0].input[0])
         lengths = capacities if elements is None else (elements // channels,)
         if max(lengths) // size * each <= WHOLE:
-            continue
-        if any((facts.shape(name) or [0])[0] != 1 for name in attention.input[3:]):
+            return None
+        if any((graph.shape(name) or [0])[0] != 1 for name in attention.input[3:]):
             raise ExportError(f"{attention.name}: strips need one bias for all groups, (1, heads, size, size)")
-        rows, per_strip = [node.input[0] for node in reshapes], groups_per_strip(math.gcd(*lengths) // size, each)
-        made[attention.output[0]] = _in_strips(model, attention, rows, [per_strip, size, channels])
-        gone += reshapes
-    replace(model, made, gone)
+        # The most groups that a strip holds, in equal strips.
+        groups, most = math.gcd(*lengths) // size, max(1, STRIP // each)
+        per_strip = max(n for n in range(1, min(most, groups) + 1) if groups % n == 0)
+        rows = [node.input[0] for node in reshapes]
+        made = _in_strips(model, attention, rows, [per_strip, size, channels])
+        return Replacement(attention.output[0], made, reshapes)
+
+    rewrite(model, "Attention", stripped)

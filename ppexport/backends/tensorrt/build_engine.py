@@ -44,7 +44,7 @@ from ppexport.files import sha256_file, sha256_text, write_text
 from ppexport.folders import artifact_target, new_folder, work_beside
 from ppexport.remote.address import TransferError
 from ppexport.remote.archive import AgentWork
-from ppexport.remote.job import OUTPUT, Pace, State, Telling
+from ppexport.remote.detached import OUTPUT, Pace, State, Telling
 from ppexport.remote.output import TAIL, JobOutput, parse_object
 from ppexport.remote.transport import Transport
 

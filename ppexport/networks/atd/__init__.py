@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ppexport.networks.architecture import Architecture, Macs, Routing
+from ppexport.networks.atd.groups import INT8_GROUPS
 from ppexport.networks.atd.roles import BRANCHES, branch_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ HALF = {
     f"{LAYER}.attn_atd.wv": frozenset({"Gemm"}),
     f"{LAYER}.attn_atd.Gemm": frozenset({"MatMul"}),
     **{f"{LAYER}.convffn{part}": FFN for part in ("", ".fc1", ".fc2", ".dwconv", ".dwconv.*")},
+    # In a mixed file the product of these layers is int8, and the sum with the bias is a node of its own.
+    **{f"{LAYER}.{layer}.Gemm": frozenset({"Add"}) for layer in ("wqkv", "convffn.fc1", "convffn.fc2")},
     "layers.*.conv": frozenset({"Conv"}),
     "conv_after_body": frozenset({"Conv"}),
 }
@@ -47,12 +50,13 @@ class AtdLight(Architecture):
     routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
     half = HALF
     branches = BRANCHES
+    int8_groups = INT8_GROUPS
     half_sums = (f"{LAYER}.attn_atd",)
     half_modules = HALF_MODULES
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained ATD-light."""
-        from ppexport.networks.atd.network import ATDLight
+        from ppexport.networks.atd.atd_light import ATDLight
 
         return ATDLight(scale)
 
@@ -83,7 +87,7 @@ class PPAtdLight(AtdLight):
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained PP-ATD-light."""
-        from ppexport.networks.atd.pp_network import PPATDLight
+        from ppexport.networks.atd.pp_atd_light import PPATDLight
         from ppexport.networks.card import PurePassOptions
 
         return PPATDLight(scale, PurePassOptions.model_validate(options or {}))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from ppexport.device.mask import padded_tokens
 from ppexport.networks.architecture import Macs
+from ppexport.networks.atd.atd_light import AtdConfig
 from ppexport.networks.atd.attention import group_size
-from ppexport.networks.atd.network import AtdConfig
 
 NORM_COST = 5
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ppexport.networks.atd.network import ATDLight, TransformerLayer, mirror_pad
+from ppexport.networks.atd.atd_light import ATDLight, TransformerLayer, mirror_pad
 from ppexport.networks.card import Compensation, PurePassOptions
 from ppexport.networks.pure_pass import mask_from_labels, pixel_labels, pure_mask
 

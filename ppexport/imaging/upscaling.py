@@ -1,4 +1,4 @@
-"""A picture of any size through a runner of one size: image -> tiles -> runs -> image.
+"""Puts a picture of any size through a runner of one size: image -> tiles -> runs -> image.
 
 A picture that fits in one tile is run whole. A larger one is run tile by tile: what attention mixes over the whole
 picture then ends at the tile's border, so the result differs a little from the whole-picture network's. Overlaps are
@@ -8,10 +8,11 @@ blended so that no border shows; `ppexport.imaging.tiles` says how, and gives th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,21 @@ from PIL import Image
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared, Runner
 from ppexport.errors import ImageError
-from ppexport.imaging.images import MAX_PIXELS, Picture, check_colours, check_output, read_image, write_image
-from ppexport.imaging.pipeline import overlap
-from ppexport.imaging.tiles import Blender, Grid, Pixels, cut, plan_grid
+from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_colours, check_output, read_image, write_image
+from ppexport.imaging.tiles import Blender, Grid, cut, plan_grid
 
-Origin: TypeAlias = tuple[int, int]
-"""(top, left) of a tile, LR pixels."""
+Item = TypeVar("Item")
+Ready = TypeVar("Ready")
+Done = TypeVar("Done")
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
 
 
 class TileRun(NamedTuple):
-    """One run of the artefact."""
+    """One run of the artifact."""
 
-    origin: Origin
-    """Where the tile lies."""
+    origin: tuple[int, int]
+    """(top, left) of the tile, LR pixels."""
     impure_tokens: int
     """Tokens that category attention had to mix."""
     capacity: int
@@ -50,14 +51,11 @@ class TileRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What an upscaling took."""
+    """What an upscaling took. Sizes are (H, W): of the picture before and after, and of a tile in LR pixels."""
 
     lr_size: tuple[int, int]
-    """(H, W) before."""
     sr_size: tuple[int, int]
-    """(H, W) after."""
     tile: tuple[int, int]
-    """(h, w) of a tile, LR pixels."""
     tiles: tuple[TileRun, ...]
     """One entry per tile, row by row."""
     seconds_total: float
@@ -86,26 +84,34 @@ class Report:
             return None
         worst = max(over, key=lambda run: run.impure_tokens - run.capacity)
         return (
-            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artefact has slots "
+            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artifact has slots "
             f"(at worst {worst.impure_tokens} for {worst.capacity}, at row {worst.origin[0]}, column "
-            f"{worst.origin[1]}): there the result is not the network's, use an artefact of full capacity"
+            f"{worst.origin[1]}): the result in these tiles is not the network's, use an artifact of full capacity"
         )
 
 
 class Upscaled(NamedTuple):
-    """The result of `upscale_array`."""
+    """The result of `upscale_array`: `rgb` is (H * scale, W * scale, 3)."""
 
     rgb: NDArray[np.uint8]
-    """(H * scale, W * scale, 3)."""
     report: Report
 
 
 def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None) -> Upscaled:
-    """Super-resolve *rgb* (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
+    """Super-resolve an array.
 
-    The result is floor(255 * clamp(sr, 0, 1) + 0.5). Raises InputError if the runner's tiles are too small to overlap
-    and the picture does not fit in one, ImageError if the result does not fit into memory, ArtifactError if the runner
-    returns another shape than it should or values that are not finite.
+    Args:
+        runner: an opened artifact.
+        rgb: (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
+        progress: called after every tile.
+
+    Returns:
+        floor(255 * clamp(sr, 0, 1) + 0.5), and what it took.
+
+    Raises:
+        InputError: the runner's tiles are too small to overlap and the picture does not fit in one.
+        ImageError: the result does not fit into memory.
+        ArtifactError: the runner returns another shape than it should, or values that are not finite.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
         raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
@@ -130,10 +136,10 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     """
     runs: list[TileRun] = []
 
-    def prepare(origin: Origin) -> tuple[Origin, Prepared]:
+    def prepare(origin: tuple[int, int]) -> tuple[tuple[int, int], Prepared]:
         return origin, runner.prepare(to_input(cut(rgb, origin, grid.tile)))
 
-    def run(tile: tuple[Origin, Prepared]) -> tuple[Origin, NDArray[np.float32]]:
+    def run(tile: tuple[tuple[int, int], Prepared]) -> tuple[tuple[int, int], NDArray[np.float32]]:
         origin, prepared = tile
         begin = time.perf_counter()
         sr, impure_tokens, capacity = runner.run_unchecked(prepared)
@@ -143,7 +149,7 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
             progress(len(runs), len(grid))
         return origin, sr
 
-    def finish(tile: tuple[Origin, NDArray[np.float32]]) -> None:
+    def finish(tile: tuple[tuple[int, int], NDArray[np.float32]]) -> None:
         origin, sr = tile
         # Here and not in `run`, so that the runtime does not wait for it.
         runner.check_picture(sr, f" for the tile at {origin}")
@@ -155,13 +161,51 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     return runs
 
 
+def overlap(
+    items: Iterable[Item],
+    prepare: Callable[[Item], Ready],
+    run: Callable[[Ready], Done],
+    finish: Callable[[Done], None],
+) -> None:
+    """Call finish(run(prepare(item))) for all *items*, so that the slow stage in the middle never waits for the others.
+
+        preparing thread    prepare(k + 1)
+        calling thread      run(k)
+        finishing thread    finish(k - 1)
+
+    The runtimes release Python's lock while they compute, and NumPy does for all but the smallest arrays, so that
+    threads are enough. No stage is more than one item ahead of the next one: what is held does not grow with the number
+    of items. A stage gets the items in their order, one at a time, so what only it touches needs no lock. An exception
+    of a stage or of *items* comes out as it was raised, once; if there are several, which one does not depend on the
+    clock. Whatever ends the call, KeyboardInterrupt too, both threads have then ended, after what they already had.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(1, "prepare") as preparing, ThreadPoolExecutor(1, "finish") as finishing:
+
+        def prepare_next() -> Future[Ready] | None:
+            for item in source:
+                return preparing.submit(prepare, item)
+            return None
+
+        upcoming = prepare_next()
+        last: Future[None] | None = None
+        while upcoming is not None:
+            prepared = upcoming.result()
+            upcoming = prepare_next()
+            result = run(prepared)
+            if last is not None:
+                last.result()
+            last = finishing.submit(finish, result)
+        if last is not None:
+            last.result()
+
+
 class Source(NamedTuple):
-    """A picture that was read, and may be enlarged into `target`."""
+    """A picture that was read, which took `seconds`, and may be enlarged into `target`."""
 
     picture: Picture
     target: Path
     seconds: float
-    """What reading took."""
 
 
 def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS) -> Source:
@@ -184,26 +228,20 @@ def upscale_source(runner: Runner, source: Source, progress: Progress | None = N
     sr, report = upscale_array(runner, picture.bled, progress)
     alpha = picture.alpha
     if alpha is not None:
-        height, width = sr.shape[:2]
+        height, width = report.sr_size
         alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
     write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
     return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
 
 
 def upscale_file(
-    runner: Runner,
-    source: Path,
-    target: Path,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    progress: Progress | None = None,
+    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`ppexport.imaging.alpha`);
-    a grey
-    picture stays grey; its profile, its colour chunks and its dots per inch are kept.
-    Raises ImageError for files that cannot be read or written, and what `upscale_array` raises; whatever can be
-    known about *target* is checked before the first tile is run.
+    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`imaging.alpha`); a grey
+    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises ImageError for files that
+    cannot be read or written, and what `upscale_array` raises; whatever can be known about *target* is checked before
+    the first tile is run.
     """
     return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)

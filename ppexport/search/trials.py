@@ -1,0 +1,240 @@
+"""Measures placements of int8: PSNR-Y on crops with ground truth, crop by crop against fp32, and time in turns."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ppexport.backends.backend import Inside
+from ppexport.backends.onnx import BACKEND
+from ppexport.backends.onnx.collect import crop_inputs
+from ppexport.backends.onnx.model_file import artifact_model
+from ppexport.backends.onnx.onnx_probe import OnnxProbe
+from ppexport.backends.onnx.quantised import quantised
+from ppexport.backends.onnx.run_onnxruntime import make_session
+from ppexport.backends.openvino.run_openvino import Session
+from ppexport.device.artifact import Artifact
+from ppexport.device.picture import psnr_y, to_uint8
+from ppexport.errors import InputError
+from ppexport.files import sha256_text, write_text
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.groups import ROUTING
+from ppexport.profile.statistics import median_interval
+from ppexport.quantize.bundled import Quantisation
+from ppexport.quantize.calibration import Calibration
+from ppexport.quantize.crops import Crop, pixel_hash
+from ppexport.quantize.recipe import Recipe
+
+MARGIN = 1.645
+"""Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence
+it costs no more on pictures like these."""
+STATE, STATE_VERSION = "search.json", 3
+"""The file of the measurements, and the version of what it holds."""
+RUNTIMES = ("onnxruntime", "openvino")
+PRECISIONS = ("int8", "mixed")
+Inputs = Mapping[str, NDArray[Any]]
+Run = Callable[[Inputs], NDArray[np.float32]]
+"""Inputs -> `sr`."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a search is asked for. Raises InputError for a runtime or a precision that it does not know."""
+
+    runtime: str
+    threads: int
+    rounds: int
+    budget: float
+    """dB of PSNR-Y."""
+    weight_bits: Literal[7, 8] = 8
+    precision: str = "int8"
+    """ "int8", or "mixed": every placement is measured with fp16 where the calibration allows it."""
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one graph over that of another, from rounds in which both took turns; `low` to `high` is the bootstrap
+    interval of 95 % of the median, `base_ms` the median time of the other graph."""
+
+    median: float
+    low: float
+    high: float
+    base_ms: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One placement, measured."""
+
+    name: str
+    groups: tuple[str, ...]
+    calibrator: str
+    change: float
+    """Mean change of PSNR-Y against fp32, in dB."""
+    error: float
+    """Standard error of that mean, over the crops."""
+    worst: float
+    """The change of the worst crop."""
+    agreement: tuple[float, ...]
+    """Share of impure tokens of equal category, per layer."""
+    bytes: int
+    """Size of the file."""
+    time: Ratio
+    """Against fp32, on the runtime."""
+
+    @property
+    def cost(self) -> float:
+        """dB that it costs at most, with 95 % confidence: what the budget is for."""
+        return MARGIN * self.error - self.change
+
+    @property
+    def placeable(self) -> bool:
+        """Whether it may be chosen: routing stays in float."""
+        return ROUTING not in self.groups
+
+
+class Search:
+    """The measurements of one search, kept in *folder* so that a search that was killed continues."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        calibration: Calibration,
+        crops: Sequence[Crop],
+        options: SearchOptions,
+        folder: Path,
+    ) -> None:
+        self.artifact, self.calibration, self.crops = artifact, calibration, crops
+        self.options, self.folder = options, folder
+        self.model, self.architecture = artifact_model(artifact), find_architecture(artifact.manifest.arch)
+        # A budget decides between placements, it does not change what they cost.
+        asked = {name: value for name, value in asdict(options).items() if name != "budget"}
+        cut = [[c.name, pixel_hash(c.hr)] for c in crops]
+        named = [STATE_VERSION, artifact.manifest.files, calibration.sha256, cut, asked]
+        self.key = sha256_text(json.dumps(named))
+        self.kept = self._read()
+        self.reference: list[tuple[float, Inside]] = []
+
+    def _read(self) -> dict[str, Any]:
+        """The measurements of the same search so far."""
+        path = self.folder / STATE
+        if path.is_file():
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                raise InputError(f"{path} is damaged: remove it to search anew") from None
+            if isinstance(data, dict) and data.get("key") == self.key and isinstance(data.get("trials"), dict):
+                return dict(data["trials"])
+        return {}
+
+    def _pictures(self, probe: OnnxProbe) -> list[tuple[float, Inside]]:
+        """PSNR-Y and routing of every crop."""
+        found = []
+        for crop in self.crops:
+            inside = probe.run(crop_inputs(self.artifact, crop))
+            if not np.isfinite(inside.sr).all():
+                raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
+            found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
+        return found
+
+    def prepare(self) -> None:
+        """Measure fp32."""
+        if not self.reference:
+            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
+
+    def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
+        """The trial *name*, measured now unless it was before."""
+        if name not in self.kept:
+            self.prepare()
+            self.kept[name] = asdict(self._measure(name, tuple(groups), calibrator))
+            write_text(self.folder / STATE, json.dumps({"key": self.key, "trials": self.kept}, indent=1) + "\n")
+        data = dict(self.kept[name])
+        # JSON has neither tuples nor classes.
+        lists = {key: tuple(data[key]) for key in ("groups", "agreement")}
+        return Trial(**{**data, **lists, "time": Ratio(**data["time"])})
+
+    def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
+        precision = self.options.precision
+        recipe = Recipe(calibrator=calibrator, weight_bits=self.options.weight_bits)
+        request = Quantisation(precision, self.architecture, self.calibration, recipe)
+        model, _ = quantised(self.model, request, groups)
+        # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / "trial.onnx"
+            onnx.save(model, path)
+            pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=precision in BACKEND.rounded))
+            run, base = (
+                open_in(self.options.runtime, p, self.options.threads) for p in (path, self.artifact.graph_file)
+            )
+        pairs = [*zip(self.reference, pictures, strict=True)]
+        changes = np.array([b[0] - a[0] for a, b in pairs])
+        agreement = np.mean([_agreement(a[1], b[1]) for a, b in pairs], axis=0)
+        return Trial(
+            name,
+            groups,
+            calibrator,
+            float(changes.mean()),
+            float(changes.std(ddof=1) / np.sqrt(changes.size)),
+            float(changes.min()),
+            tuple(float(a) for a in agreement),
+            model.ByteSize(),
+            compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.options.rounds),
+        )
+
+
+def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:
+    """(layers,): share of impure tokens whose category is equal."""
+    impure = slice(None) if reference.pure is None else ~reference.pure
+    equal = (reference.categories == other.categories)[:, impure]
+    return np.asarray(equal.mean(axis=1) if equal.size else np.ones(len(equal)), np.float64)
+
+
+def open_in(runtime: str, model: Path, threads: int) -> Run:
+    """The file *model* on this machine's CPU, in *runtime*: in fp32 but for what Q/DQ says.
+
+    Raises InputError for one that is not known, UnavailableError for one that is missing, ArtifactError where it
+    refuses the file.
+    """
+    if runtime == "onnxruntime":
+        session = make_session(model.read_bytes(), str(model), threads)
+        return lambda inputs: np.asarray(session.run(["sr"], dict(inputs))[0], np.float32)
+    if runtime == "openvino":
+        compiled = Session(model.read_bytes(), str(model), threads=threads)
+        return lambda inputs: np.asarray(compiled.run(dict(inputs), ["sr"])["sr"], np.float32)
+    raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
+
+
+def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Ratio:
+    """Time *run* against *base* in turns, A B B A in every round.
+
+    Each is run twice and the second run timed, as caches are then its own.
+    """
+    ratios, base_times = [], []
+
+    def timed(which: Run) -> float:
+        which(inputs)
+        begin = time.perf_counter()
+        which(inputs)
+        return time.perf_counter() - begin
+
+    timed(run)
+    for _ in range(rounds):
+        first, second, third, fourth = timed(base), timed(run), timed(run), timed(base)
+        ratios.append((second + third) / (first + fourth))
+        base_times.append((first + fourth) / 2)
+    ratio = median_interval(ratios)
+    return Ratio(ratio.middle, ratio.low, ratio.high, 1000 * float(np.median(base_times)))
