@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/ppexport demo -o demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 # Every golden case through its own export, and whatever else takes minutes.
 test-slow: $(READY)

@@ -6,9 +6,9 @@ import re
 import sys
 
 import pytest
+from conftest import exported_once
 from small_networks import SIZE, small_network
 
-import ppexport
 from ppexport import cli
 
 
@@ -16,9 +16,8 @@ from ppexport import cli
 def coreml_set(tmp_path_factory):
     """A capacity set of a small network in fp16, 128 and 256 slots. Never changed by a test."""
     pytest.importorskip("coremltools")
-    out = tmp_path_factory.mktemp("coreml") / "x2_16"
-    return ppexport.export(
-        small_network(), backend="coreml", size=SIZE, out=out, precision="fp16", capacities=[128, 256]
+    return exported_once(
+        tmp_path_factory, small_network(), backend="coreml", size=SIZE, precision="fp16", capacities=[128, 256]
     )
 
 

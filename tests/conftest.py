@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import signal
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded: idle OpenMP threads that spin slow everything else on a machine of two cores many times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 import ppexport
+from ppexport.files import sha256_text
 from ppexport.networks.atd.network import ATDLight
+from ppexport.networks.load import state_digest
 
 if TYPE_CHECKING:
     from calibrated import Calibrated
@@ -87,12 +90,29 @@ def x2() -> ATDLight:
     return copy.deepcopy(golden_network("atd_light_x2_trained", "pp_atd_light"))
 
 
+def exported_once(factory: pytest.TempPathFactory, network: ATDLight, **wish: Any) -> Path:
+    """`export` of *network*, made once in a run of the tests, by whichever worker comes first. Never changed by a test.
+
+    Artifacts are kept by what they are made from: the weights, the shape of the network and what is asked for.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made_from = state_digest(network), network.arch, repr(network.options), repr(network), repr(sorted(wish.items()))
+    folder = root / "exports" / sha256_text("\0".join(made_from))[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "artifact").is_dir():
+            ppexport.export(network, out=folder / "artifact", **wish)
+    return folder / "artifact"
+
+
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory) -> Path:
     """The bundled x2 exported for 37x53 pixels, which is no multiple of 16. Never changed by a test."""
     network = ppexport.load_network("pp_atd_light_x2")
-    out = tmp_path_factory.mktemp("shared") / "x2_37x53"
-    return ppexport.export(network, backend="onnx", size=(37, 53), out=out)
+    return exported_once(tmp_path_factory, network, backend="onnx", size=(37, 53))
 
 
 @pytest.fixture(scope="session")

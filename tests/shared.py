@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
@@ -15,6 +17,16 @@ FREE_IMAGES = ROOT / "calibration" / "images"
 
 ODD = "a b\tü 日本"
 """A name of a file or folder that people give, and that shells, configurations and encodings trip over."""
+
+EXAMPLES = {"dev": 0.2, "ci": 1, "nightly": 20}
+"""How many times as many examples a property is tried on, by $HYPOTHESIS_PROFILE; "ci" is the default."""
+
+
+def examples(count: int = 100, **more: Any) -> settings:
+    """The settings of a property that is tried on *count* examples, or what the profile makes of them."""
+    factor = EXAMPLES[os.environ.get("HYPOTHESIS_PROFILE", "ci")]
+    return settings(max_examples=max(1, round(count * factor)), deadline=None, **more)
+
 
 # Programs of tools/ import their parts as `training.…`, which works from a script's own folder only.
 if str(TOOLS) not in sys.path:

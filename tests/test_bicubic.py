@@ -6,11 +6,11 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from shared import FREE_IMAGES, evaluation_pairs
+from shared import FREE_IMAGES, evaluation_pairs, examples
 
 from ppexport.device.picture import psnr_y
 from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
@@ -101,14 +101,14 @@ def test_sides_that_are_no_multiples_are_cropped():
 
 
 @given(pixels)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_scale_one_changes_nothing(image):
     assert np.array_equal(resize_bicubic(image, 1), image)
     assert np.array_equal(enlarge_bicubic(image, 1), image)
 
 
 @given(st.integers(0, 255), st.integers(1, 5), st.integers(5, 24), st.integers(5, 24))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_one_colour_stays_one_colour(value, scale, height, width):
     image = np.full((height, width), value, np.uint8)
     assert (resize_bicubic(image, scale) == value).all()

@@ -64,6 +64,7 @@ def test_the_connection_breaks_in_the_middle(device, source, tmp_path):
     assert device.jobs() == []
 
 
+@pytest.mark.slow
 def test_the_device_is_away_for_a_while(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")
@@ -79,6 +80,7 @@ def test_the_device_is_away_for_a_while(device, source, tmp_path):
     assert device.lines("runs") == ["run"]
 
 
+@pytest.mark.slow
 def test_the_device_does_not_come_back_in_time(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")
@@ -135,6 +137,7 @@ def test_two_commands_that_follow_one_build(device, source, tmp_path):
         assert isinstance(end, Path) or "the same command starts it anew" in str(end) or "missing" in str(end), ends
 
 
+@pytest.mark.slow
 def test_clean_stops_and_removes(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")
@@ -167,6 +170,7 @@ def test_a_failed_build_shows_its_log_and_starts_again(device, source, tmp_path)
     assert len(device.lines("runs")) == 2
 
 
+@pytest.mark.slow
 def test_a_log_that_does_not_say_passed_is_a_failure(device, source, tmp_path):
     device.install_trtexec()
     device.steer("quiet")
@@ -174,6 +178,7 @@ def test_a_log_that_does_not_say_passed_is_a_failure(device, source, tmp_path):
     assert "its log does not say so" in error_of(done)
 
 
+@pytest.mark.slow
 def test_an_empty_engine_is_a_failure_and_the_same_command_builds_anew(device, source, tmp_path):
     device.install_trtexec()
     device.steer("empty")
@@ -188,6 +193,7 @@ def test_an_empty_engine_is_a_failure_and_the_same_command_builds_anew(device, s
     assert len(device.lines("runs")) == 2
 
 
+@pytest.mark.slow
 def test_a_build_without_memory_names_the_reason_and_starts_again(device, source, tmp_path):
     device.install_trtexec()
     device.steer("kill")
@@ -201,6 +207,7 @@ def test_a_build_without_memory_names_the_reason_and_starts_again(device, source
     assert len(device.lines("runs")) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_build(device, source, tmp_path):
     device.install_trtexec()
     device.steer("hold")

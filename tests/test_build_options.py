@@ -15,7 +15,7 @@ pytest_plugins = ["sshd_fixtures"]
 
 def test_choices_reach_trtexec_and_the_manifest(device, source, tmp_path):
     device.install_trtexec()
-    write_manifest(source, replace(read_artifact(source).manifest, engine={"activation_bytes": 300 << 20}))
+    write_manifest(source, replace(read_artifact(source).manifest, activation_bytes=300 << 20))
     chosen = ("--optimization-level", 2, "--tf32", "--runtime", "tensorrt")
     done = build(source, *device.arguments, "-o", tmp_path / "engine", *chosen)
     arguments = device.lines("arguments")
@@ -28,6 +28,7 @@ def test_choices_reach_trtexec_and_the_manifest(device, source, tmp_path):
     assert json.loads((tmp_path / "engine" / "layers.json").read_text())[0]["LayerType"] == "kgen"
 
 
+@pytest.mark.slow
 def test_tf32_is_off_and_the_level_left_out_by_default(device, source, tmp_path):
     device.install_trtexec()
     build(source, *device.arguments, "-o", tmp_path / "engine")

@@ -50,12 +50,14 @@ def test_a_connection_that_breaks(board, source, tmp_path):
     assert board.lines("runs") == ["run"]
 
 
+@pytest.mark.slow
 def test_a_model_that_the_parser_refuses(board, source, tmp_path):
     board.steer("refuse")
     done = build(source, *board.arguments, "-o", tmp_path / "engine", code=1)
     assert "MatMul in module layers.0.attn: no importer" in error_of(done)
 
 
+@pytest.mark.slow
 def test_a_failed_build(board, source, tmp_path):
     board.steer("fail")
     done = build(source, *board.arguments, "-o", tmp_path / "engine", code=1)
@@ -75,12 +77,6 @@ def test_a_result_that_lies(board, source, tmp_path):
     for change, message in (
         ({"engine_sha256": "0" * 64}, "not the one"),
         ({"id": "0" * 64}, "that of another request"),
-        ({"device": []}, "no usable device"),
-        ({"seconds": "1"}, "no usable seconds"),
-        ({"seconds": float("nan")}, "no usable seconds"),
-        ({"activation_bytes": "1"}, "no usable activation_bytes"),
-        ({"gpu": ["x"]}, "no usable gpu"),
-        ({"gpu": "x" * 1000}, "no usable gpu"),
     ):
         (job / "outcome.json").write_text(json.dumps({**result, **change}))
         with pytest.raises(TransferError, match=message):
@@ -91,6 +87,7 @@ def test_a_result_that_lies(board, source, tmp_path):
     assert read_artifact(out).manifest.engine["gpu"] == "Orin"
 
 
+@pytest.mark.slow
 def test_a_module_without_libraries_is_no_tensorrt(board, source, tmp_path):
     (board.modules / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')\n")
     build(source, *board.arguments, "-o", tmp_path / "engine")

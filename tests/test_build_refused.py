@@ -71,6 +71,7 @@ def test_a_disk_that_the_model_does_not_fit_on(device, small_disk, tmp_path):
     assert not [path for job in device.jobs() for path in job.iterdir() if path.name.startswith((".", "model"))]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_during_the_build(device, small_disk, source, tmp_path):
     device.install_trtexec()
     device.steer("fill")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 
 from ppexport.backends.tensorrt import trtexec
 from ppexport.remote.output import TAIL, JobOutput
@@ -88,7 +89,7 @@ def test_endless_lines_and_many_lines_take_no_memory():
     assert len(output._rest) <= 1 << 16
 
 
-@settings(deadline=None)
+@examples()
 @given(st.lists(st.binary(max_size=40)))
 def test_any_bytes_are_taken(pieces):
     fed(*pieces)

@@ -9,9 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import photo
-from hypothesis import given, settings
+from conftest import exported_once, photo
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 from torch import nn
 from typer.testing import CliRunner
 
@@ -42,19 +43,17 @@ def network():
 
 @pytest.fixture(scope="module")
 def full(network, tmp_path_factory):
-    return ppexport.export(network, backend="onnx", size=SIZE, out=tmp_path_factory.mktemp("full") / "a")
+    return exported_once(tmp_path_factory, network, backend="onnx", size=SIZE)
 
 
 @pytest.fixture(scope="module")
 def chosen(network, tmp_path_factory):
-    out = tmp_path_factory.mktemp("set") / "a"
-    return ppexport.export(network, backend="onnx", size=SIZE, out=out, capacities=capacity_set(SIZE))
+    return exported_once(tmp_path_factory, network, backend="onnx", size=SIZE, capacities=capacity_set(SIZE))
 
 
 @pytest.fixture(scope="module")
 def fed(network, tmp_path_factory):
-    out = tmp_path_factory.mktemp("fed") / "a"
-    return ppexport.export(network, backend="onnx", size=SIZE, out=out, capacities=[128, 256], mask="input")
+    return exported_once(tmp_path_factory, network, backend="onnx", size=SIZE, capacities=[128, 256], mask="input")
 
 
 def test_steps_of_a_set():
@@ -222,7 +221,7 @@ EDGES = sorted({m for k in range(N // 128 + 1) for m in (128 * k - 1, 128 * k, 1
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_the_exported_branch_is_the_networks_at_every_sufficient_capacity(branch, data):
     """Random and adversarial masks, every boundary of a group; tokens not finite among the pure ones stay there."""
     session, source = branch

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 import torch
+from conftest import exported_once
 from PIL import Image
 from torch import nn
 
@@ -40,8 +41,7 @@ HALF_FLAT = np.concatenate([NOISE[:, :, :16], np.full((1, 3, 16, 32), 0.25, np.f
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    out = tmp_path_factory.mktemp("coreai") / "set"
-    return ppexport.export(small_network(), backend="coreai", size=SIZE, out=out, capacities=[512, 1024])
+    return exported_once(tmp_path_factory, small_network(), backend="coreai", size=SIZE, capacities=[512, 1024])
 
 
 def test_a_capacity_set_is_the_twin_in_apples_runtime(exported):

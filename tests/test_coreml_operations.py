@@ -12,8 +12,9 @@ import torch.nn.functional as F
 pytest.importorskip("coremltools")
 
 from coreml_programs import evaluated, run_one, saved
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 
 from ppexport.backends.coreml.evaluator import OPERATIONS
 from ppexport.errors import ArtifactError
@@ -219,7 +220,7 @@ def test_an_exclusive_running_sum_does_not_lose_small_numbers():
     np.testing.assert_array_equal(found, np.float32([0, 1, 1e20]))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_scatters_along_an_axis(data):
     n, m, k = (data.draw(st.integers(1, 5)) for _ in range(3))
@@ -234,7 +235,7 @@ def test_scatters_along_an_axis(data):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_slices_are_numpys(data):
     shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
@@ -253,7 +254,7 @@ def test_slices_are_numpys(data):
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_gathers_are_numpys_take(data):
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
@@ -265,7 +266,7 @@ def test_gathers_are_numpys_take(data):
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_convolutions_of_every_padding(data):
     draw = data.draw

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 
 import ppexport.remote
 from ppexport.errors import InputError, printable
@@ -74,7 +75,7 @@ def test_whatever_is_accepted_is_safe(text):
     assert parse_address(str(address)) == address
 
 
-@settings(deadline=None)
+@examples()
 @given(st.text(alphabet="\x1b\x9b\x9d[]0;m\x07\\PabcX\x90\r\n\t‮é", max_size=60))
 def test_nothing_printable_reaches_the_terminal_as_an_order(text):
     clean = printable(text)

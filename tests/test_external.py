@@ -8,9 +8,10 @@ import struct
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from shared import examples
 from test_artifact import change
 from typer.testing import CliRunner
 
@@ -195,7 +196,7 @@ def tensors(model):
         yield from (*training.initialization.initializer, *training.algorithm.initializer)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.sampled_from(sorted(PLACES)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3))
 def test_what_is_let_through_names_no_file_to_protobuf_either(place, changes):
     model = empty()

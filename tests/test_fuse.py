@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import exported_once
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_models import random_network, shorten
 from typer.testing import CliRunner
@@ -256,10 +257,9 @@ def test_a_slice_goes_if_it_takes_everything(fewer, tmp_path):
 
 @pytest.fixture(scope="module")
 def ort(tmp_path_factory):
-    out = tmp_path_factory.mktemp("ort") / "a"
     network = ppexport.load_network("pp_atd_light_x2")
-    return ppexport.export(
-        network, backend="onnx", size=(40, 52), out=out, flavour="ort", capacities=[1024, 2048, 3072]
+    return exported_once(
+        tmp_path_factory, network, backend="onnx", size=(40, 52), flavour="ort", capacities=[1024, 2048, 3072]
     )
 
 

@@ -13,10 +13,11 @@ import lint_models as m
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from lint_models import model, node, value
 from onnx import TensorProto, helper
+from shared import examples
 
 from ppexport.backends.onnx.lint import lint_child, linting
 from ppexport.backends.onnx.lint.lint_child import lint_here
@@ -24,7 +25,7 @@ from ppexport.backends.onnx.lint.linting import lint_model
 from ppexport.errors import InputError
 
 MODELS = {name: proto.SerializeToString() for name, proto in m.all_models().items() if name != "quantized"}
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refused(path: Path, *words: str) -> None:

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from shared import FREE_IMAGES
+from shared import FREE_IMAGES, examples
 
 from ppexport.device.picture import luma, psnr, psnr_y, ssim, ssim_y
 
@@ -32,7 +32,7 @@ def test_luma_of_known_colours():
 
 
 @given(pixels)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_luma_stays_in_studio_range(image):
     y = luma(image)
     assert y.dtype == np.float64
@@ -74,14 +74,14 @@ def test_a_known_psnr():
 
 
 @given(pixels)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_equal_images_have_infinite_psnr(image):
     assert psnr(image, image, 255) == math.inf
     assert psnr_y(image, image, 0) == math.inf
 
 
 @given(grey, grey)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_ssim_is_symmetric_and_at_most_one(a, b):
     value = ssim(a, b, 255)
     assert value == pytest.approx(ssim(b, a, 255), abs=1e-12)
@@ -90,7 +90,7 @@ def test_ssim_is_symmetric_and_at_most_one(a, b):
 
 
 @given(grey, grey)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_psnr_is_symmetric_and_indifferent_to_the_scale_of_values(a, b):
     assert psnr(a, b, 255) == psnr(b, a, 255)
     if not np.array_equal(a, b):

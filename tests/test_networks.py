@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import golden_network, photo
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 
 from ppexport.device.picture import to_input
 from ppexport.networks.atd.attention import mirror_slots, route
@@ -79,7 +80,7 @@ def test_every_parameter_is_trained(network):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_routes_are_stable_sorted_groups_with_a_mirrored_tail(data):
     n = data.draw(st.sampled_from([256, 512]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from calibrated import SIZE, lr_of
-from conftest import photo
+from conftest import exported_once, photo
 from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
 
 import ppexport
@@ -30,12 +30,10 @@ WISHES = {
 @pytest.fixture(scope="module")
 def exported(calibrated, tmp_path_factory):
     """{name: artefact folder}."""
-    folder = tmp_path_factory.mktemp("ort")
 
     def export(name):
         wish = WISHES[name] | ({"calibration": calibrated.path} if name == "int8" else {})
-        out = folder / name
-        return ppexport.export(calibrated.network, backend="onnx", size=SIZE, out=out, format="ort", **wish)
+        return exported_once(tmp_path_factory, calibrated.network, backend="onnx", size=SIZE, format="ort", **wish)
 
     return {name: export(name) for name in WISHES}
 

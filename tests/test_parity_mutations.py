@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from conftest import exported_once
 from onnx import numpy_helper
 from small_networks import SIZE, small_network
 
@@ -75,7 +76,7 @@ def last(model):
 def whole(tmp_path_factory):
     """A network of three layers, the middle one with shifted windows, and its artifact."""
     network = small_network(layers=3)
-    return network, ppexport.export(network, backend="onnx", size=SIZE, out=tmp_path_factory.mktemp("whole") / "a")
+    return network, exported_once(tmp_path_factory, network, backend="onnx", size=SIZE)
 
 
 @pytest.fixture

@@ -242,7 +242,7 @@ def test_an_engine_has_no_other_device(tmp_path, artifact, monkeypatch):
 def test_a_flavour_is_for_its_runtime(tmp_path):
     out = ppexport.export(small_network(), backend="onnx", size=(16, 16), out=tmp_path / "ort", flavour="ort")
     assert {target.runtime for target in choose(out, "all", None, False)} == {"onnxruntime"}
-    with pytest.raises(InputError, match="flavour ort, for ONNX Runtime alone: export it with --flavour portable"):
+    with pytest.raises(InputError, match="flavour ort, which openvino does not run: export it with --flavour portable"):
         choose(out, "openvino", None, False)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ppexport.cli import app
 from ppexport.errors import InputError
+from ppexport.files import read_limited_json, read_limited_text
 from ppexport.profile import result, statistics
 from ppexport.profile.comparison import compare_interleaved
 from ppexport.profile.result import Collected, Profile, write_profile
@@ -214,6 +215,27 @@ def test_damaged_profiles_are_refused_with_one_sentence(tmp_path, change):
     done = invoke(app, ["compare", str(p.path), str(p.path)])
     assert isinstance(done.exception, InputError)
     assert str(p.path) in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b'{"a": 12}', "is larger than 8 bytes, the most that is read of a lab file"),
+        (b"[NaN]", "it is not readable JSON .NaN is not JSON"), (b"[1", "it is not readable JSON"),
+        (b"[" * 8, "it is not readable JSON"), (None, "cannot be read: No such file"),
+    ],
+)  # fmt: skip
+def test_files_from_anywhere_are_read_with_a_limit(tmp_path, data, why):
+    path = tmp_path / "x"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=f"{path}.* {why}"):
+        read_limited_json(path, 8, "a lab file")
+    path.write_bytes(b"a\xff")
+    with pytest.raises(InputError, match="x is not a lab file: it is not text in UTF-8"):
+        read_limited_text(path, 8, "a lab file")
+    path.write_bytes(b'["\xff"]')
+    assert read_limited_json(path, 8, "a lab file") == ["\ufffd"]
 
 
 def test_texts_of_a_device_cannot_move_the_cursor(tmp_path):

@@ -44,11 +44,11 @@ def test_a_whole_run(board, enlarger, tmp_path):
     assert json.loads(told.read_text())["subjects"] == found.data["subjects"]
     assert board.jobs() == []
     before = (out / "profile.json").read_bytes()
-    again = profile(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
-    assert "nothing was measured again" in again.stderr
+    said(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
     assert (out / "profile.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_names_with_spaces_tabs_and_letters_of_any_language(device_python, tmp_path, monkeypatch):
     (tmp_path / "device").mkdir()
     board = Device(tmp_path / "device", home=ODD)
@@ -86,6 +86,7 @@ def test_a_line_that_breaks_and_a_run_that_is_collected_later(board, enlarger, t
     assert board.jobs() == []
 
 
+@pytest.mark.slow
 def test_a_line_that_breaks_for_a_moment(board, enlarger, tmp_path):
     run = Profiled(board, enlarger, tmp_path / "run", LONG)
     thread, result = run.start()
@@ -104,7 +105,7 @@ def descendants(pid) -> list[int]:
     return [pid, *(p for child in children(pid) for p in descendants(child))]
 
 
-@pytest.mark.parametrize("victim", ["measuring", "all"])
+@pytest.mark.parametrize("victim", [pytest.param("measuring", marks=pytest.mark.slow), "all"])
 def test_a_killed_agent_keeps_what_it_measured(board, enlarger, tmp_path, victim):
     run = Profiled(board, enlarger, tmp_path / "run", LONG)
     thread, result = run.start()
@@ -144,6 +145,7 @@ def test_an_orphaned_measurement_ends(board, enlarger, tmp_path):
     assert isinstance(result[0], DeviceError)
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_longer_than_one_waits(board, enlarger, tmp_path):
     run = Profiled(board, enlarger, tmp_path / "run", LONG)
     with pytest.raises(StillRunning, match="the measurement continues on the device"):
@@ -166,6 +168,7 @@ def test_clean_ends_and_removes(board, enlarger, tmp_path):
     assert "no measurement" in said(enlarger, *board.arguments, "--clean")
 
 
+@pytest.mark.slow
 def test_a_full_disk(board, enlarger, tmp_path):
     options = ["-t", "tmpfs", "-o", "size=6m", "tmpfs"]
     if subprocess.run(["mount", *options, str(board.home)], capture_output=True, check=False).returncode:
@@ -214,6 +217,7 @@ onnxruntime.InferenceSession = fail
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps(board, enlarger, tmp_path):
     # A runtime that sets the time of day by an hour in the middle.
     (board.modules / "onnxruntime.py").write_text(JUMP.format(here=str(board.modules)))
@@ -308,6 +312,7 @@ def test_a_provider_that_the_device_lacks(board, enlarger, tmp_path):
     assert not (out / "latency.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_after_a_runtime_that_failed_another_python_may_be_named(board, enlarger, tmp_path):
     (board.modules / "onnxruntime.py").write_text(TOO_OLD.format(here=str(board.modules)))
     (board.modules / "sitecustomize.py").write_text(OTHER)
@@ -320,6 +325,7 @@ def test_after_a_runtime_that_failed_another_python_may_be_named(board, enlarger
     assert board.jobs() == []
 
 
+@pytest.mark.slow
 def test_a_device_that_was_changed_meanwhile(board, enlarger, tmp_path):
     run = Profiled(board, enlarger, tmp_path / "run", LONG)
     with pytest.raises(StillRunning):
@@ -352,6 +358,7 @@ def test_what_cannot_be_measured_there(enlarger, tmp_path):
     assert "cannot be reached" in refused(enlarger, *on, "--quick", code=3)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_measurement(board, enlarger, tmp_path):
     Profiled(board, enlarger, tmp_path / "run").run()
     before = (tmp_path / "run" / "images.npy").read_bytes()

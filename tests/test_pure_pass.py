@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from shared import examples
 
 from ppexport.device import mask as host
 from ppexport.device.picture import to_input
@@ -31,7 +32,7 @@ def pictures(shape):
 
 
 @given(options, shapes.flatmap(pictures))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_three_implementations_agree(chosen, rgb):
     colors, window, csmf = chosen
     labels = host.pixel_labels(rgb, colors)
@@ -57,7 +58,7 @@ def slow_labels(rgb, colors):
 
 
 @given(st.integers(2, 16), arrays(np.uint8, (16, 16, 3)))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_labels_follow_the_definition(colors, rgb):
     assert np.array_equal(host.pixel_labels(rgb, colors), slow_labels(rgb, colors))
 

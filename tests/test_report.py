@@ -32,7 +32,7 @@ from ppexport.profile.result import Profile, beginning, write_profile
 from ppexport.report import records
 from ppexport.report.figures import Plot
 from ppexport.report.material import gather
-from ppexport.report.page import board_line, render
+from ppexport.report.page import board_line, judge, render
 
 invoke = CliRunner().invoke
 EVIL = "<script>alert(1)</script>$x_{2}$ {{ 7*7 }} \"'> é"
@@ -304,6 +304,27 @@ def test_damaged_parity_runs_are_refused(tmp_path, change):
 def test_both_changes_of_quality_are_on_the_page(everything):
     assert '<th class="n">PSNR-Y change as it runs</th><th class="n">with the same routing</th>' in everything
     assert '<td class="n">+0.0010 dB</td><td class="n">+0.0020 dB</td>' in everything
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ({}, ("good", "passes: 120.5 dB, gate 90 dB")),
+        (
+            {"errors": {"psnr": 67.0}, "injected": {"psnr": None}, "flips": [0, 2], "reason": "2 near ties"},
+            ("tie", "passes: equal once the same categories are injected, gate 90 dB; as it runs 67.0 dB, categories "
+             "flipped in 1 of 1 inputs"),
+        ),
+        (
+            {"errors": {"psnr": 67.0}, "passed": False, "reason": "67.0 dB"},
+            ("bad", "FAIL: 67.0 dB, gate 90 dB; failed: coffee"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_which_figure_the_gate_judged(tmp_path, row, verdict):
+    (parity,) = gather([parity_folder(tmp_path / "p", passed=row.get("passed", True))]).parities
+    parity.rows[0].update(row)
+    assert judge(parity) == verdict
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import exported_once
 from fake_tensorrt import FakeCuda, FakeEngine, fake_module
 from tensorrt_models import random_network, shorten
 
@@ -51,8 +52,7 @@ def _own_key(tmp_path, monkeypatch):
 def source(tmp_path_factory):
     """An ONNX artefact for TensorRT, a capacity set."""
     network = shorten(random_network("pp_atd_light", 2), 1)
-    out = tmp_path_factory.mktemp("engine") / "x2"
-    return ppexport.export(network, backend="tensorrt", size=SIZE, out=out, capacities=CAPACITIES)
+    return exported_once(tmp_path_factory, network, backend="tensorrt", size=SIZE, capacities=CAPACITIES)
 
 
 OUTCOME = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import examples
 
 from ppexport.device.mask import mirror_pad
 from ppexport.device.picture import to_levels
@@ -133,7 +134,7 @@ def test_weights_rise_without_a_step() -> None:
 
 
 @given(st.integers(1, 90), st.integers(1, 90), tiles, tiles, st.integers(1, 3), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_pixel_repetition_by_tiles_is_exact(height: int, width: int, h: int, w: int, scale: int, seed: int) -> None:
     rgb = noise(height, width, seed)
     expected = rgb.repeat(scale, axis=0).repeat(scale, axis=1)

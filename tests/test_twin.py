@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import golden_network, photo
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from shared import examples
 
 import ppexport
 from ppexport.device.picture import to_input
@@ -47,7 +48,7 @@ def test_prefix_is_an_exclusive_running_sum(rows):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([256, 768, 4096, 256 * 17]), st.sampled_from([1, 2, 65]))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_counting_sort_is_a_stable_sort(seed, n, keys):
     rng = np.random.default_rng(seed)
     values = torch.from_numpy(rng.integers(0, keys, n) if seed % 2 else rng.geometric(0.3, n) % keys)
@@ -97,7 +98,7 @@ def routed(draw):
 
 
 @given(routed())
-@settings(max_examples=120, deadline=None)
+@examples(120)
 def test_router_is_the_networks_routing(drawn):
     categories, pure, capacity = drawn
     impure = (~pure).sum().int().view(1)
@@ -117,7 +118,7 @@ def shared(pure, capacity):
 
 
 @given(routed(), st.sampled_from(["value", "zero", "normed"]))
-@settings(max_examples=120, deadline=None)
+@examples(120)
 def test_category_branch_is_exact_at_every_sufficient_capacity(drawn, kind):
     categories, pure, capacity = drawn
     with torch.no_grad():
@@ -132,7 +133,7 @@ def test_category_branch_is_exact_at_every_sufficient_capacity(drawn, kind):
 
 
 @given(masks(), st.sampled_from([128, 256, 384]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_beyond_the_capacity_surplus_tokens_count_as_pure(pure, capacity):
     with torch.no_grad():
         categories = torch.randint(0, 64, (N,)).int()
@@ -204,7 +205,7 @@ def test_window_branch(size, shift):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([128, 256, 768, 4096]), st.sampled_from([1, 2, 65]))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_sorted_places_are_a_stable_sort(seed, n, keys):
     rng = np.random.default_rng(seed)
     values = torch.from_numpy(rng.integers(0, keys, n) if seed % 2 else rng.geometric(0.3, n) % keys)
@@ -231,7 +232,7 @@ def row_branch(z, categories, rest, common, shift):
 
 
 @given(routed(), st.sampled_from(["value", "zero", "normed"]), st.sampled_from([0, 8]))
-@settings(max_examples=120, deadline=None)
+@examples(120)
 def test_category_branch_on_rows_is_exact_at_every_sufficient_capacity(drawn, kind, shift):
     categories, pure, capacity = drawn
     with torch.no_grad():
@@ -244,7 +245,7 @@ def test_category_branch_on_rows_is_exact_at_every_sufficient_capacity(drawn, ki
 
 
 @given(masks(), st.sampled_from([128, 256, 384]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_beyond_the_capacity_the_last_impure_tokens_count_as_pure_on_rows(pure, capacity):
     with torch.no_grad():
         categories = torch.randint(0, 64, (N,)).int()

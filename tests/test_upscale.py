@@ -12,9 +12,10 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from shared import examples
 
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.picture import to_input, to_levels
@@ -189,7 +190,7 @@ def one_after_the_other(runner: Runner, rgb: Pixels) -> tuple[np.ndarray, list[t
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_the_result_is_bit_for_bit_that_of_one_tile_after_the_other(
     size: tuple[int, int], tile: tuple[int, int], scale: int, floats: bool, seed: int
 ) -> None:

@@ -21,18 +21,6 @@ NAME = re.compile(r"([a-z0-9_]+)(?::([A-Za-z0-9_.]{1,40}))?")
 
 
 @dataclass(frozen=True)
-class LayerTimes:
-    """How a runtime tells the time of its operations."""
-
-    module: str
-    """Has `layer_times(target, artifact, images) -> list[Operation]`; imported when it is asked."""
-    method: str
-    """For people."""
-    estimates: bool = False
-    """Whether the times are shares of a run, of 1."""
-
-
-@dataclass(frozen=True)
 class Runtime:
     """What runs the artifacts of a backend, as `--runtime` names it; one `RUNTIME` in a `backends/*/run*.py` each."""
 
@@ -51,8 +39,9 @@ class Runtime:
     """Its spelling of a device, of which some machine may have one. Raises InputError for what none can have."""
     flavours: tuple[str, ...] = ()
     """The flavours that it runs; () is all."""
-    times: LayerTimes | None = None
-    """None for a runtime that does not tell."""
+    times: str = ""
+    """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
+    runtime that does not tell the time of its operations."""
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether it runs the artifact of *manifest*."""

@@ -36,15 +36,12 @@ from ppexport.backends.onnx.modules import module_of_name
 from ppexport.device.artifact import read_artifact
 from ppexport.device.job import Job
 from ppexport.device.launch import ask
-from ppexport.device.target import LayerTimes, Target, runtimes
+from ppexport.device.target import Target, runtimes
 from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.architecture import Architecture, architectures, find_architecture
 from ppexport.profile.result import Profile, follow_up, read_result
 
-FORMAT = "ppexport-layers"
 COUNTER = re.compile(r"_\d+$")
-
-
 MOVES = frozenset(
     (
         "Gather", "GatherElements", "ScatterElements", "Scatter", "ScatterND", "CumSum", "ArgMax", "TopK", "Where",
@@ -54,6 +51,14 @@ MOVES = frozenset(
     )
 )  # fmt: skip
 """Kinds of operation that move tokens or count them."""
+LONGER = (
+    "recording the time of every operation takes time itself, and operations that ran side by side count in full, so "
+    "compare shares and not milliseconds"
+)
+SHORTER = (
+    "the profiler runs on its own and times operations alone, not checks, mask and copies around them, nor what slowed "
+    "the measured queries down"
+)
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,17 @@ def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
 
     Raises UnavailableError for a runtime that reports no times, else as the runner does.
     """
-    module = import_module(_source_of(target).module)
-    found: list[Operation] = module.layer_times(target, read_artifact(Path(target.artifact)), images)
+    source = _source_of(target)
+    found: list[Operation] = source.layer_times(target, read_artifact(Path(target.artifact)), images)
     return found
 
 
-def _source_of(target: Target) -> LayerTimes:
-    source = runtimes()[target.runtime].times
-    if source is None:
+def _source_of(target: Target) -> Any:
+    """The module that reads what the target's runtime tells: it has `layer_times` and METHOD."""
+    name = runtimes()[target.runtime].times
+    if not name:
         raise UnavailableError(f"{target.runtime} does not report the time of its layers: leave --layers out")
-    return source
+    return import_module(name)
 
 
 def branches() -> list[str]:
@@ -118,10 +124,10 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
             answer = json.loads(ask("ppexport.profile.by_layer:print_layers", only))
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]
         else:
-            operations = import_module(source.module).read_profile(exported)
-        if source.estimates:
+            operations = source.read_profile(exported)
+        if getattr(source, "ESTIMATES", False):
             operations = [replace(op, ms=op.ms * subject["summary"]["p50_ms"]) for op in operations]
-        return layers_result(operations, source.method, find_architecture(subject["arch"]))
+        return layers_result(operations, source.METHOD, find_architecture(subject["arch"]))
 
     return follow_up("layers", job, result, measure)
 
@@ -209,19 +215,13 @@ def why_sum_differs(data: dict[str, Any]) -> str | None:
     total = data["total_ms"]
     if not isinstance(p50, (int, float)) or p50 <= 0 or abs(total - p50) <= p50 / 3:
         return None
-    why = (
-        "recording the time of every operation takes time itself, and operations that ran side by side count in full, "
-        "so compare shares and not milliseconds"
-        if total > p50
-        else "the profiler runs on its own and times operations alone, not checks, mask and copies around them, nor "
-        "what slowed the measured queries down"
-    )
+    why = LONGER if total > p50 else SHORTER
     return f"All operations take {total:.1f} ms, the measured p50 is {p50:.1f} ms: {why}."
 
 
 def read_layers(path: Path) -> dict[str, Any]:
     """A checked `layers.json`. Raises InputError."""
-    data = read_result(path, FORMAT, 1)
+    data = read_result(path, "ppexport-layers", 1)
     tables = [data.get(name) for name in ("branches", "blocks", "modules", "kinds", "found")]
     valid = all(isinstance(table, dict) and _numbers(table) for table in tables) and isinstance(data.get("cells"), dict)
     valid = valid and all(isinstance(row, dict) and _numbers(row) for row in data["cells"].values())

@@ -23,7 +23,7 @@ SPREAD = 0.10
 DRIFT = 0.05
 """Change of the median between the first and the last tenth of a run."""
 WAITED = 3.0
-"""A query of more than so many medians that used no more processor time than usual did not run, it waited."""
+"""A query that took this factor of the median, but no more processor time than usual, did not run: it waited."""
 SET, SLEPT = 0.5, 0.5
 """Seconds that the time of day, or the clock that counts sleep, may move against the monotonic one."""
 WARMER = 10.0
@@ -72,10 +72,8 @@ def _load_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
     names = ("t", "busy", "own", "stolen")
     rows = [row for row in zip(*(sensors.get(n, ()) for n in names), strict=False) if None not in row]
     table = np.asarray(rows, np.float64).reshape(-1, 4)
-    if len(table) < 2:
-        return
     step = np.diff(table, axis=0)
-    # Across an interruption the clock of the run stands still while the machine's counters go on, and a process that
+    # Across an interruption the clock of the run stands still while the machine's counters move, and a process that
     # takes over counts its own time from zero. No core is busy for longer than the interval, but for a tick's rounding.
     possible = step[:, 1] <= cores * (step[:, 0] / 1e9 + TICK)
     step = step[(step[:, 0] > 0) & (step[:, 2] >= 0) & possible]
@@ -120,12 +118,10 @@ class Clocks:
         if self._slept > SLEPT:
             yield mark("slept", f"the machine slept for {self._slept:.1f} s during the run")
         if self._jump > SET + self._slept:
-            yield mark(
-                "time set", f"the time of day jumped by {self._jump:.1f} s; durations come from the monotonic clock"
-            )
+            yield mark("time set", f"the time of day jumped by {self._jump:.1f} s; durations use the monotonic clock")
         if self._processes > 1:
-            times = self._processes - 1
-            yield mark("resumed", f"the run was interrupted {counted(times, 'time')} and went on in another process")
+            times = counted(self._processes - 1, "time")
+            yield mark("resumed", f"the run was interrupted {times} and continued in another process")
 
 
 def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
@@ -133,18 +129,15 @@ def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
     ns, cpu, image = (columns[key].astype(np.float64) for key in ("ns", "cpu_ns", "image"))
     waited = (ns > WAITED * np.median(ns)) & (cpu < 1.5 * np.median(cpu))
     if waited.any():
-        longest = ns[waited].max() / 1e9
-        yield mark(
-            "waited", f"{name}: {counted(waited.sum(), 'query')} held up without computing, up to {longest:.1f} s"
-        )
+        held, longest = counted(waited.sum(), "query"), ns[waited].max() / 1e9
+        yield mark("waited", f"{name}: {held} held up without computing, up to {longest:.1f} s")
     relative = ns.copy()
     for number in np.unique(image):
         relative[image == number] /= np.median(ns[image == number])
     low, high = np.percentile(relative, (25, 75))
     if high - low > SPREAD:
-        yield mark(
-            "noise", f"{name}: the quartiles of the latency are {100 * (high - low):.0f} % apart on the same image"
-        )
+        apart = f"{100 * (high - low):.0f} % apart on the same image"
+        yield mark("noise", f"{name}: the quartiles of the latency are {apart}")
     tenth = len(ns) // 10
     if tenth >= 8:
         change = float(np.median(relative[-tenth:]) / np.median(relative[:tenth]) - 1)
@@ -152,6 +145,5 @@ def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
             yield mark("drift", f"{name}: the median of the last tenth is {100 * change:+.0f} % from that of the first")
     over = int(np.count_nonzero(columns["impure"] > columns["capacity"]))
     if over:
-        yield mark(
-            "capacity", f"{name}: more impure tokens than slots in {counted(over, 'query')}, whose pictures are wrong"
-        )
+        queries = counted(over, "query")
+        yield mark("capacity", f"{name}: more impure tokens than slots in {queries}, whose pictures are wrong")

@@ -65,8 +65,8 @@ class Collected:
         """Raises InputError for a journal that is damaged or not complete."""
         self.header: dict[str, Any] = {}
         self.columns: list[dict[str, array[int]]] = []
-        self.load: dict[int, int] = {}
-        self.first: dict[int, int] = {}
+        self.once: dict[str, dict[int, int]] = {"load": {}, "first": {}}
+        """Nanoseconds of what every subject did once."""
         self.warm: dict[int, tuple[int, bool]] = {}
         self.readings: list[dict[str, Any]] = []
         self._reading, self._every = 0, 1
@@ -90,25 +90,22 @@ class Collected:
         if not self.columns:
             if kind != "header" or record[1].get("format") != JOURNAL:
                 raise InputError(f"{path} is not a journal of latencies")
-            self.header = record[1]
-            subjects = self.header.get("subjects")
+            self.header, subjects = record[1], record[1].get("subjects")
             if not isinstance(subjects, list) or not subjects:
                 raise InputError(f"{path}: its header names no subjects")
             self.columns = [{name: array("q") for name in COLUMNS} for _ in subjects]
         elif kind == "q":
-            if not 0 <= record[1] < len(self.columns) or record[4] < 1:
-                raise InputError(f"{path}: a query of subject {record[1]} that took {record[4]} ns")
-            _, subject, image, t, ns, cpu, host, capacity, impure = record
-            for name, value in zip(COLUMNS, (image, t, ns, cpu, host, capacity, impure), strict=True):
+            subject, values = record[1], dict(zip(COLUMNS, record[2:], strict=True))
+            if not 0 <= subject < len(self.columns) or values["ns"] < 1:
+                raise InputError(f"{path}: a query of subject {subject} that took {values['ns']} ns")
+            for name, value in values.items():
                 self.columns[subject][name].append(value)
         elif kind == "c":
             self._read(record[1], record[2])
         elif kind == "begin":
             self.clocks.begin()
-        elif kind == "load":
-            self.load[record[1]] = record[2]
-        elif kind == "first":
-            self.first[record[1]] = record[2]
+        elif kind in self.once:
+            self.once[kind][record[1]] = record[2]
         elif kind == "warm":
             self.warm[record[1]] = (record[2], bool(record[3]))
         elif kind == "end":
@@ -129,13 +126,9 @@ class Collected:
 
     def sensors(self) -> dict[str, list[float | None]]:
         """The readings as columns; what one reading lacks is None."""
-        names = dict.fromkeys(name for reading in self.readings for name in reading)
-        kept = [n for n in names if n not in ("wall", "boot")]
-        return {n: [_number(reading.get(n)) for reading in self.readings] for n in kept}
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        names = dict.fromkeys(name for reading in self.readings for name in reading if name not in ("wall", "boot"))
+        columns = {name: [reading.get(name) for reading in self.readings] for name in names}
+        return {name: [v if type(v) in (int, float) else None for v in column] for name, column in columns.items()}
 
 
 def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] | None]) -> Path:
@@ -177,8 +170,7 @@ def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None])
         subjects.append(
             {
                 **facts,
-                "load_ms": found.load.get(index, 0) / 1e6,
-                "first_ms": found.first.get(index, 0) / 1e6,
+                **{f"{name}_ms": times.get(index, 0) / 1e6 for name, times in found.once.items()},
                 "warm_up": {"queries": warm, "settled": settled},
                 "memory": None if spent is None else {"before": spent[0], "peak": spent[1]},
                 "summary": measured,

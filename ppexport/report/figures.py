@@ -58,11 +58,9 @@ class Plot:
         for axes in self.figure.axes:
             axes.tick_params(colors=TEXT, labelsize=9)
             for spine in axes.spines.values():
-                spine.set_color(TEXT)
-                spine.set_alpha(0.4)
+                spine.set(color=TEXT, alpha=0.4)
             for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
-                label.set_color(TEXT)
-                label.set_fontsize(9)
+                label.set(color=TEXT, fontsize=9)
             legend = axes.get_legend()
             if legend is not None:
                 legend.get_frame().set_alpha(0)
@@ -143,9 +141,8 @@ def layer_bars(layers: Sequence[dict[str, Any]]) -> str:
             label = branch if row == 0 else None
             plot.axes.barh(row, share, left=left, color=COLORS[index % len(COLORS)], label=label, height=0.65)
             if share > 6:
-                plot.axes.text(
-                    left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color="white"
-                )
+                style: Any = {"ha": "center", "va": "center", "fontsize": 8, "color": "white"}
+                plot.axes.text(left + share / 2, row, f"{share:.0f}", **style)
             left += share
     plot.axes.set_yticks(range(len(layers)), [_short(d["subject"]["name"], 26) for d in layers])
     plot.axes.invert_yaxis()

@@ -32,8 +32,7 @@ from ppexport.report.material import Parity
 NUMERICS, LATENCY = "numerics.yaml", "latency.yaml"
 HEADERS = {
     NUMERICS: "# Written by `ppexport evaluate ... --record SET` and `ppexport report ... --record`; PSNR in dB.\n",
-    LATENCY: "# Written by `ppexport report DIR --record`; milliseconds of one query, see ppexport/profile/result.py."
-    "\n",
+    LATENCY: "# Written by `ppexport report DIR --record`; ms of one query, see ppexport/profile/result.py.\n",
 }
 MAX_BYTES = 1 << 24
 EVALUATION, PARITY = "evaluation", "parity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +25,6 @@ MOST = 6
 """Inputs that are shown: those with ground truth first, then the worst."""
 
 
-@dataclass(frozen=True)
-class Slide:
-    """One input of a parity run."""
-
-    name: str
-    before: str
-    """data: address of the bicubic enlargement."""
-    after: str
-    """Of what the artifact made."""
-    mask: str | None
-    """Of the pure pixels over the input; None where they are not known."""
-    error: str
-    """Of the error against the twin."""
-    largest: float
-    """The largest error, peak 1."""
-    pure: float | None
-    """Share of pure pixels."""
-    verdict: str
-
-
 def _address(rgb: NDArray[np.uint8]) -> str:
     """The picture (H, W, 3) as a data: address, enlarged in whole steps until it can be seen."""
     factor = max(1, -(-SHOWN // max(rgb.shape[:2])))
@@ -53,8 +33,13 @@ def _address(rgb: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def slides(parity: Parity) -> list[Slide]:
-    """The pictures of a run, fewer where its columns are not kept. Raises InputError for damaged ones."""
+def slides(parity: Parity) -> list[dict[str, Any]]:
+    """The pictures of a run, fewer where its columns are not kept. Raises InputError for damaged ones.
+
+    Returns for every input its name and verdict; data: addresses of "before" (bicubic enlargement), "after" (what the
+    artifact made), "mask" (pure pixels over the input, None where they are not known) and "error" against the
+    reference; the largest error, of peak 1; and the share of pure pixels, or None.
+    """
     pair, folder = parity.judged, parity.folder
     names = (pair["reference"], pair["other"])
     files = [folder / "inputs.npz", *(folder / f"{name}.npz" for name in names)]
@@ -66,7 +51,7 @@ def slides(parity: Parity) -> list[Slide]:
     reference, other = load_column(files[1]), load_column(files[2])
     rows = [row for row in parity.rows if all(row["name"] in column for column in (inputs, reference, other))]
     rows.sort(key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")))
-    found: list[Slide] = []
+    found: list[dict[str, Any]] = []
     for row in rows:
         name = row["name"]
         lr, first, second = to_uint8(inputs[name].lr), reference[name], other[name]
@@ -77,15 +62,13 @@ def slides(parity: Parity) -> list[Slide]:
         largest = float(difference.max())
         pure = None if first.pure is None or first.pure.size != padded[0] * padded[1] else first.pure.reshape(padded)
         found.append(
-            Slide(
-                name,
-                before=_address(enlarge_bicubic(lr, second.sr.shape[2] // h)),
-                after=_address(to_uint8(second.sr)),
-                mask=None if pure is None else _address(mask_overlay(lr, pure)),
-                error=_address(np.asarray(heat(difference, max(largest, 1e-12)))),
-                largest=largest,
-                pure=None if pure is None else float(pure.mean()),
-                verdict="pass" if row["passed"] else "FAIL",
-            )
-        )
+            {
+                "name": name, "verdict": "pass" if row["passed"] else "FAIL", "largest": largest,
+                "before": _address(enlarge_bicubic(lr, second.sr.shape[2] // h)),
+                "after": _address(to_uint8(second.sr)),
+                "error": _address(np.asarray(heat(difference, max(largest, 1e-12)))),
+                "mask": None if pure is None else _address(mask_overlay(lr, pure)),
+                "pure": None if pure is None else float(pure.mean()),
+            }
+        )  # fmt: skip
     return found

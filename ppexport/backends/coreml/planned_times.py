@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
     from ppexport.device.target import Target
 
+METHOD = "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)"
+ESTIMATES = True
+"""The times are shares of a run, of 1."""
+
 
 def layer_times(target: Target, artifact: Artifact, images: Any) -> list[Operation]:
     """The operations that Core ML plans for *artifact*, with shares of 1 as their times; no image is run.

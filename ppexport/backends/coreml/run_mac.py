@@ -17,7 +17,7 @@ import numpy as np
 from ppexport.device.artifact import Artifact, capacity_function
 from ppexport.device.picture import to_input, to_uint8
 from ppexport.device.runner import Prepared, Result, Runner, feeds
-from ppexport.device.target import LayerTimes, Runtime
+from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE", "all": "ALL"}
@@ -160,9 +160,5 @@ RUNTIME = Runtime(
     "ALL",
     lambda artifact, target: CoreMLMacRunner(artifact, target.device),
     lambda: ["ALL"] if sys.platform == "darwin" else [],
-    times=LayerTimes(
-        "ppexport.backends.coreml.planned_times",
-        "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)",
-        estimates=True,
-    ),
+    times="ppexport.backends.coreml.planned_times",
 )

@@ -11,7 +11,7 @@ from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
 from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
-from ppexport.device.target import LayerTimes, Runtime, Target
+from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 CPU = "CPU"
@@ -155,8 +155,5 @@ RUNTIME = Runtime(
     open_target,
     installed_providers,
     find_provider,
-    times=LayerTimes(
-        "ppexport.backends.onnx.ort_trace",
-        "ONNX Runtime's trace: median of every node over 12 runs; tracing adds to the time",
-    ),
+    times="ppexport.backends.onnx.ort_trace",
 )

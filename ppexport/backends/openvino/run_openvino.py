@@ -17,7 +17,7 @@ import numpy as np
 
 from ppexport.backends.onnx.run_external import refuse_external
 from ppexport.device.runner import Flushed, check_threads
-from ppexport.device.target import LayerTimes, Runtime, Target
+from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 if TYPE_CHECKING:
@@ -152,8 +152,5 @@ RUNTIME = Runtime(
     lambda: ["CPU"] if find_spec("openvino") is not None else [],
     # It refuses what is written for ONNX Runtime's kernels.
     flavours=("portable", "tensorrt"),
-    times=LayerTimes(
-        "ppexport.backends.openvino.counters",
-        "OpenVINO's counters: median of every operation over 12 runs; counting adds to the time",
-    ),
+    times="ppexport.backends.openvino.counters",
 )

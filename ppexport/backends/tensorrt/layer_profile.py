@@ -20,6 +20,7 @@ from ppexport.backends.backend import Operation
 from ppexport.errors import InputError, UnavailableError, printable
 from ppexport.files import read_limited_json
 
+METHOD = "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)"
 MAX_BYTES = 1 << 26
 PATH = re.compile(r"/[A-Za-z_][\w./]*")
 

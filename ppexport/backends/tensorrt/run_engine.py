@@ -15,7 +15,7 @@ from ppexport.backends.tensorrt.run_facts import Machine, check_machine, check_t
 from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
 from ppexport.device.runner import Prepared, Result, Runner, feeds
-from ppexport.device.target import LayerTimes, Runtime, Target
+from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
 
 if TYPE_CHECKING:
@@ -244,8 +244,5 @@ RUNTIME = Runtime(
     open_target,
     installed_gpu,
     find_gpu,
-    times=LayerTimes(
-        "ppexport.backends.tensorrt.layer_profile",
-        "trtexec's exported profile: median of every layer (parsed as documented, untested on hardware)",
-    ),
+    times="ppexport.backends.tensorrt.layer_profile",
 )
