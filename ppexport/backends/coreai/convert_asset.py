@@ -106,7 +106,7 @@ def make_program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precis
                 with torch.no_grad():
                     program = torch.export.export(front, tuple(inputs.values()))
                     program = program.run_decompositions(get_decomp_table())
-                converter.add_exportedmake_program(
+                converter.add_exported_program(
                     program,
                     input_names=list(inputs),
                     output_names=list(front.outputs),
