@@ -39,6 +39,7 @@ def calibrate(
     from ppexport.backends.onnx.collect import calibrate as run_calibrate
     from ppexport.device.artifact import MANIFEST, read_artifact
     from ppexport.exporting import export, return_large_blocks
+    from ppexport.networks.architecture import find_architecture
     from ppexport.networks.load import card_of
     from ppexport.quantize.crops import cut_crops, read_sources, warnings_about
 
@@ -64,7 +65,9 @@ def calibrate(
             console.print(f"warning: {warning}")
         with continues_from(state_path(out)), progress_bar("crops") as progress:
             result = run_calibrate(artifact, sources, cut, warnings, out, progress)
-        audited, blocks = audit_rows(artifact, result), block_rows(result)
+        routing = find_architecture(artifact.manifest.arch).routing
+        tokens = "" if routing is None else routing.tokens
+        audited, blocks = audit_rows(artifact, result), block_rows(result, tokens)
     console.print(table("tokens after every block", ["block", "largest", "99.99 %", "dB kept by fp16"], blocks))
     console.print(table("kept in fp32 by the audit", ["node", "reason"], audited, numbers=2))
     about = result.about

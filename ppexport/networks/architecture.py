@@ -103,7 +103,11 @@ class Architecture(ABC):
     routing: Routing | None = None
     """None for a network that computes the same for every image."""
     int8_groups: Mapping[str, str] = {}
-    """{name: role}: the groups of layers that a recipe can put into int8."""
+    """{name: role}: the convolutions and linear layers that int8 is for, in groups that a recipe names."""
+    int8_routing: str = ""
+    """The group that chooses the categories: it is measured, to show what its flips cost, and never placed."""
+    int8_costly: tuple[str, ...] = ()
+    """Groups that are not int8 without a recipe."""
     half: Mapping[str, frozenset[str]] = {}
     """{role: kinds of ONNX operators} that a half-precision file computes in fp16; everything else stays fp32."""
     half_sums: tuple[str, ...] = ()

@@ -24,15 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ppexport.errors import InputError
 from ppexport.files import write_text
-from ppexport.networks.architecture import place_of
-from ppexport.networks.atd.groups import COSTLY, INT8_GROUPS, ROUTING
+from ppexport.networks.architecture import architectures, place_of
 from ppexport.networks.card import first_error
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.histogram import HALF
 
-GROUPS = tuple(name for name in INT8_GROUPS if name != ROUTING)
+KNOWN = architectures().values()
+ROUTING = frozenset(known.int8_routing for known in KNOWN)
+"""The groups that choose categories, which are measured and never placed."""
+GROUPS = tuple(dict.fromkeys(name for known in KNOWN for name in known.int8_groups if name not in ROUTING))
 """The groups that may be placed."""
-DEFAULT_GROUPS = tuple(name for name in GROUPS if name not in COSTLY)
+DEFAULT_GROUPS = tuple(name for name in GROUPS if all(name not in known.int8_costly for known in KNOWN))
 """Without a recipe."""
 CALIBRATORS = ("max", "entropy", "percentile")
 PERCENTILE = 99.99
@@ -46,14 +48,15 @@ HEADER = "# Written by `ppexport quantize-search`; read by `ppexport export --re
 
 def group_of(module: str | None) -> str | None:
     """The group of the layer *module*, a dotted path; None where it is in none."""
-    return next((name for name, role in INT8_GROUPS.items() if place_of(role, module) is not None), None)
+    roles = ((name, role) for known in KNOWN for name, role in known.int8_groups.items())
+    return next((name for name, role in roles if place_of(role, module) is not None), None)
 
 
 def check_groups(names: Iterable[str]) -> tuple[str, ...]:
     """*names* in the order of GROUPS. Raises InputError for one that is not known or is never quantised."""
     chosen = set(names)
-    if ROUTING in chosen:
-        raise InputError(f"{ROUTING} chooses the categories and stays in float: leave it out")
+    if chosen & ROUTING:
+        raise InputError(f"{min(chosen & ROUTING)} chooses the categories and stays in float: leave it out")
     unknown = sorted(chosen - set(GROUPS))
     if unknown:
         raise InputError(f"{unknown[0]!r} is no group of layers; there are {', '.join(GROUPS)}")

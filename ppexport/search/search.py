@@ -26,7 +26,6 @@ from ppexport.errors import InputError, counted
 from ppexport.exporting import export
 from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_artifact
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.card import Card
 from ppexport.networks.load import card_of
 from ppexport.quantize.calibration import load_calibration
@@ -140,7 +139,8 @@ def run_search(search: Search, progress: Progress) -> Outcome:
     whole = [measured(f"all, {c}", GROUPS, c) for c in CALIBRATORS]
     best = max(whole, key=lambda t: t.change).calibrator
     alone = [measured(f"{g} alone", (g,), best) for g in GROUPS]
-    measured(f"{ROUTING} alone", (ROUTING,), best)
+    if routing := search.architecture.int8_routing:
+        measured(f"{routing} alone", (routing,), best)
     size = search.model.ByteSize()
     ordered = [t.groups[0] for t in order_of(alone, size)]
     for count in range(2, len(ordered)):

@@ -27,12 +27,11 @@ from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.profile.statistics import median_interval
 from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.crops import Crop, pixel_hash
-from ppexport.quantize.recipe import Recipe
+from ppexport.quantize.recipe import ROUTING, Recipe
 
 MARGIN = 1.645
 """Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence
@@ -104,7 +103,7 @@ class Trial:
     @property
     def placeable(self) -> bool:
         """Whether it may be chosen: routing stays in float."""
-        return ROUTING not in self.groups
+        return not ROUTING & set(self.groups)
 
 
 class Search:

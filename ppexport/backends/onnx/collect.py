@@ -31,7 +31,6 @@ from ppexport.errors import InputError
 from ppexport.files import atomic_path, sha256_text
 from ppexport.folders import work_beside
 from ppexport.networks.architecture import find_architecture, place_of
-from ppexport.networks.atd.groups import TOKENS
 from ppexport.quantize.calibration import PERCENTILES, About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.crops import Crop, Source, images_hash, used_pictures
 from ppexport.quantize.histogram import Histograms
@@ -230,11 +229,14 @@ def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
     return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
 
 
-def block_rows(calibration: Calibration) -> list[list[str]]:
-    """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block, for people."""
+def block_rows(calibration: Calibration, tokens: str) -> list[list[str]]:
+    """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block, for people.
+
+    *tokens* is the role of what hands them on.
+    """
     found = {}
     for name in calibration.names:
-        if place := place_of(TOKENS, module_of_name(name)):
+        if place := place_of(tokens, module_of_name(name)):
             found[place] = name
     last = {block: found[block, layer] for block, layer in sorted(found)}
     column = PERCENTILES.index(0.9999)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ppexport.networks.architecture import Architecture, Macs, Routing
-from ppexport.networks.atd.groups import INT8_GROUPS
+from ppexport.networks.atd.groups import COSTLY, INT8_GROUPS, ROUTING
 from ppexport.networks.atd.roles import BRANCHES, branch_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class AtdLight(Architecture):
     half = HALF
     branches = BRANCHES
     int8_groups = INT8_GROUPS
+    int8_routing = ROUTING
+    int8_costly = COSTLY
     half_sums = (f"{LAYER}.attn_atd",)
     half_modules = HALF_MODULES
 

@@ -24,5 +24,3 @@ ROUTING = "similarity"
 COSTLY = ("body_conv",)
 """Not int8 without a recipe. The convolution behind all blocks reads the largest tokens: of x2 it alone costs 0.126 dB
 (standard error 0.022), no other group more than 0.001."""
-TOKENS = f"{_LAYER}.output"
-"""What hands on the tokens of a layer; the numbers are those of its block and of the layer."""
