@@ -56,7 +56,7 @@ class CardError(PpexportError):
 
 
 class ArtifactError(PpexportError):
-    """An artefact folder whose manifest or files cannot be used."""
+    """An artifact folder whose manifest or files cannot be used."""
 
 
 class ImageError(PpexportError):

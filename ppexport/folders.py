@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes into: artefacts, put in place whole or not at all, and runs.
+"""Folders that one process at a time writes into: artifacts, put in place whole or not at all, and runs.
 
 Whoever writes into a folder holds it first (`flock`), before it decides anything, and a process that ends, however it
 does, holds nothing any more. Without `fcntl` (Windows) nothing is held. Standard library only.
@@ -28,7 +28,7 @@ MAX_TRIES = 100
 MAX_JSON = 1 << 26
 """Bytes of a file that is read to see whose it is; a report is about 50 kB."""
 NEW, OLD = "artifact", "old"
-"""In the hidden folder of an export: the artefact that is being made, and the one that it replaces."""
+"""In the hidden folder of an export: the artifact that is being made, and the one that it replaces."""
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _lock(handle: int, folder: Path, doing: str) -> bool:
 def work_beside(out: Path, purpose: str) -> Iterator[Path]:
     """A hidden empty folder beside *out*, which this process alone has; removed at the end.
 
-    What a process left in it that was killed is removed first, but for an artefact that was on its way out of *out*:
+    What a process left in it that was killed is removed first, but for an artifact that was on its way out of *out*:
     that goes back. Raises InputError where another process works at the same *out*.
     """
     work = out.with_name(f".{out.name}.{purpose}")
@@ -118,7 +118,7 @@ def _empty(folder: Path) -> None:
 
 
 def check_target(out: Path) -> Manifest | None:
-    """The manifest of the artefact in *out*, None where that is new or empty.
+    """The manifest of the artifact in *out*, None where that is new or empty.
 
     Raises InputError for anything else that is there, and where *out* cannot be written.
     """
@@ -129,7 +129,7 @@ def check_target(out: Path) -> Manifest | None:
         try:
             manifest = parse_manifest((out / MANIFEST).read_text(encoding="utf-8"), str(out / MANIFEST))
         except (OSError, UnicodeDecodeError, ArtifactError):
-            raise InputError(f"{out} is not empty and holds no artefact: name another folder") from None
+            raise InputError(f"{out} is not empty and holds no artifact: name another folder") from None
         foreign = sorted({p.name for p in out.iterdir()} - {MANIFEST, *manifest.files})
         if foreign:
             raise InputError(f"{out} holds {foreign[0]}, which no export wrote: move it away or name another folder")
@@ -141,7 +141,7 @@ def check_target(out: Path) -> Manifest | None:
 def check_same(
     out: Path, backend: str, name: str, arch: str, scale: int, weights: str, size: list[int], way_out: str
 ) -> None:
-    """Raise InputError, which ends with *way_out*, where *out* holds an artefact of another model, size or backend.
+    """Raise InputError, which ends with *way_out*, where *out* holds an artifact of another model, size or backend.
 
     *weights* is the hash of the model's weights.
     """
@@ -156,11 +156,11 @@ def check_same(
     }
     for what, other in differs.items():
         if other:
-            raise InputError(f"{out} holds an artefact of {what}: {way_out}")
+            raise InputError(f"{out} holds an artifact of {what}: {way_out}")
 
 
 def replace_folder(new: Path, out: Path, old: Path) -> None:
-    """Put the finished folder *new* in the place of *out*; an older artefact there becomes *old* until *new* is in
+    """Put the finished folder *new* in the place of *out*; an older artifact there becomes *old* until *new* is in
     place."""
     if not out.exists():
         os.rename(new, out)
@@ -190,14 +190,14 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def artifact_target(out: str | Path) -> Path:
-    """The absolute path of the artefact folder *out*. Raises InputError where none can be made."""
+    """The absolute path of the artifact folder *out*. Raises InputError where none can be made."""
     if not isinstance(out, (str, os.PathLike)):
-        raise InputError(f"the artefact folder is a path, not {out!r}")
+        raise InputError(f"the artifact folder is a path, not {out!r}")
     path = Path(os.path.abspath(out))
     if path.parent.is_dir():
         check_writable(path)
     if path == Path.cwd():
-        raise InputError("the artefact folder cannot be the current folder: name a new one")
+        raise InputError("the artifact folder cannot be the current folder: name a new one")
     check_target(path)
     return path
 
@@ -214,7 +214,7 @@ def is_json_of(path: Path, kind: str) -> bool:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether the folder *path* holds an artefact's manifest."""
+    """Whether the folder *path* holds an artifact's manifest."""
     return is_json_of(path / MANIFEST, FORMAT)
 
 

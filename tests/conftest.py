@@ -1,4 +1,4 @@
-"""Networks, golden cases and exported artefacts that many tests share."""
+"""Networks, golden cases and exported artifacts that many tests share."""
 
 from __future__ import annotations
 

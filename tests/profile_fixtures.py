@@ -16,7 +16,7 @@ def device_python(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def enlarger(tmp_path) -> Path:
-    """An artefact that takes next to no time."""
+    """An artifact that takes next to no time."""
     return write_enlarger(tmp_path / "enlarger")
 
 

@@ -1,4 +1,4 @@
-"""What tests of `ppexport build` share: artefacts to build from, and the command."""
+"""What tests of `ppexport build` share: artifacts to build from, and the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_BYTES = 200_000
 
 
 def write_source(folder: Path, size: int = MODEL_BYTES) -> Path:
-    """An ONNX artefact as far as a build looks at it: a manifest and *size* bytes. A capacity set of two."""
+    """An ONNX artifact as far as a build looks at it: a manifest and *size* bytes. A capacity set of two."""
     folder.mkdir()
     # Random bytes do not shrink on their way.
     model = onnx.ModelProto(ir_version=8, producer_name=os.urandom(size // 2 - 3).hex()).SerializeToString()

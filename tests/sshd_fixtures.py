@@ -24,5 +24,5 @@ def device(tmp_path, monkeypatch):
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """An ONNX artefact to build from."""
+    """An ONNX artifact to build from."""
     return write_source(tmp_path / "x2_64")

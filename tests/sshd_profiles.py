@@ -1,4 +1,4 @@
-"""What tests of `ppexport profile --on` share: a small artefact, a Python for the device, and the command."""
+"""What tests of `ppexport profile --on` share: a small artifact, a Python for the device, and the command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = Plan("quick", 16, 2.0, warm_windows=2, sensor_seconds=0.05)
 
 
 def write_enlarger(folder: Path, opset: int = 17) -> Path:
-    """An artefact that ONNX Runtime runs in some milliseconds: x2 by repetition, whatever its manifest says.
+    """An artifact that ONNX Runtime runs in some milliseconds: x2 by repetition, whatever its manifest says.
 
     An atd_light, which has no mask. Its only work is a long chain of sines, so that a run has hundreds of queries.
     """

@@ -1,4 +1,4 @@
-"""Exporting, the artefact folder, and opening it."""
+"""Exporting, the artifact folder, and opening it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_links_and_wrecks_are_refused(copy, tmp_path):
     (copy / MANIFEST).write_text("{")
     with pytest.raises(ArtifactError, match="not JSON"):
         ppexport.open_artifact(copy)
-    with pytest.raises(ArtifactError, match="not an artefact"):
+    with pytest.raises(ArtifactError, match="not an artifact"):
         ppexport.open_artifact(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_foreign_folders_are_not_overwritten(x2, tmp_path):
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-def test_a_failed_export_leaves_the_old_artefact(copy, monkeypatch, x2):
+def test_a_failed_export_leaves_the_old_artifact(copy, monkeypatch, x2):
     before = read_artifact(copy)
 
     def broken(*args):
@@ -200,11 +200,11 @@ def test_a_failed_export_leaves_the_old_artefact(copy, monkeypatch, x2):
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_export_replaces_an_older_artefact_and_keeps_graphs_on_request(copy, tmp_path):
+def test_export_replaces_an_older_artifact_and_keeps_graphs_on_request(copy, tmp_path):
     network = golden_network("atd_light_x4_random", "atd_light")
-    with pytest.raises(InputError, match="holds an artefact of the model pp_atd_light_x2 x2: say --force"):
+    with pytest.raises(InputError, match="holds an artifact of the model pp_atd_light_x2 x2: say --force"):
         ppexport.export(network, backend="onnx", size=(16, 16), out=copy)
-    with pytest.raises(InputError, match="holds an artefact of size 37x53: say --force"):
+    with pytest.raises(InputError, match="holds an artifact of size 37x53: say --force"):
         ppexport.export(ppexport.load_network("pp_atd_light_x2"), backend="onnx", size=(16, 16), out=copy)
     assert read_artifact(copy).manifest.size == [37, 53]
     ppexport.export(network, backend="onnx", size=(16, 16), out=copy, keep=tmp_path / "graphs", force=True)

@@ -88,6 +88,6 @@ def test_the_target_is_checked_before_anything_is_sent(device, source, tmp_path)
     out = tmp_path / "full"
     out.mkdir()
     (out / "file").touch()
-    assert "holds no artefact" in error_of(build(source, *device.arguments, "-o", out, code=2))
-    assert "not an artefact" in error_of(build(tmp_path / "none", *device.arguments, code=2))
+    assert "holds no artifact" in error_of(build(source, *device.arguments, "-o", out, code=2))
+    assert "not an artifact" in error_of(build(tmp_path / "none", *device.arguments, code=2))
     assert device.jobs() == []

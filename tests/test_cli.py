@@ -169,7 +169,7 @@ def test_export_upscale_and_lint(tmp_path, picture):
     fails("upscale", out, tmp_path / "absent.png", result, message="does not exist")
     fails("upscale", out, picture, result, "--max-pixels", 100, message="--max-pixels")
     fails("upscale", out, out / "manifest.json", result, message="manifest.json")
-    fails("upscale", tmp_path, picture, result, message="not an artefact")
+    fails("upscale", tmp_path, picture, result, message="not an artifact")
     fails("evaluate", out, "--hr", tmp_path, "--scale", "4", message="scale 2, not 4")
 
 
@@ -212,7 +212,7 @@ def test_lint_fails_on_what_boards_refuse(tmp_path):
         (["export", "pp_atd_light_x2", "-o", "/nonexistent/a"], "is not a folder"),
         (["export", "--arch", "pp_atd_light", "-o", "x"], "scale"),
         (["export", "pp_atd_light_x2", "--checkpoint", "absent.pth", "-o", "x"], "absent.pth"),
-        (["parity", "absent"], "not an artefact"),
+        (["parity", "absent"], "not an artifact"),
         (["parity", "absent", "--against", "a", "-o", "b"], "--against"),
         (["evaluate", "pp_atd_light_x2", "--hr", "absent"], "absent is not a folder"),
         (["models", "--json", "/nonexistent/models.json"], "cannot be written"),
@@ -305,15 +305,15 @@ def test_paths_are_printed_as_they_are_and_devices_stay(tmp_path, picture):
 
 def test_upscale_says_what_was_named_in_place_of_an_artifact(artifact, picture, tmp_path):
     out = tmp_path / "sr.png"
-    model = "is not an artefact but a model: make an artefact with `ppexport export pp_atd_light_x2 -o"
+    model = "is not an artifact but a model: make an artifact with `ppexport export pp_atd_light_x2 -o"
     fails("upscale", "pp_atd_light_x2", picture, out, message=re.escape(model))
     folder = tmp_path / "own"
     folder.mkdir()
-    fails("upscale", folder, picture, out, message=r"own is not an artefact: manifest\.json is missing")
+    fails("upscale", folder, picture, out, message=r"own is not an artifact: manifest\.json is missing")
     (folder / "card.yaml").touch()
-    fails("upscale", folder, picture, out, message="own is not an artefact but a model")
-    fails("upscale", tmp_path / "nope", picture, out, message="nope is not an artefact: there is nothing of this name")
-    named = f"model.onnx is not an artefact but a file: name the folder, {re.escape(str(artifact))}"
+    fails("upscale", folder, picture, out, message="own is not an artifact but a model")
+    fails("upscale", tmp_path / "nope", picture, out, message="nope is not an artifact: there is nothing of this name")
+    named = f"model.onnx is not an artifact but a file: name the folder, {re.escape(str(artifact))}"
     fails("upscale", artifact / "model.onnx", picture, out, message=named)
     fails("upscale", picture, picture, out, message="but a file: name the folder that `ppexport export` made")
     assert not out.exists()

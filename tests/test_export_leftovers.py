@@ -1,4 +1,4 @@
-"""What an export leaves behind beside its artefact: nothing, in no folder, also where it fails half way."""
+"""What an export leaves behind beside its artifact: nothing, in no folder, also where it fails half way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Folders for the artefact, the temporary files and the working directory, all empty."""
+    """Folders for the artifact, the temporary files and the working directory, all empty."""
     made = {name: tmp_path / name for name in ("out", "temporary", "current")}
     for folder in made.values():
         folder.mkdir()

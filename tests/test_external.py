@@ -243,7 +243,7 @@ def test_a_model_in_onnxruntimes_own_format_can_name_no_file(tmp_path):
 
 @pytest.fixture
 def spy(artifact, tmp_path, monkeypatch):
-    """An artefact whose first initializer lies in a file below the current folder."""
+    """An artifact whose first initializer lies in a file below the current folder."""
     folder = shutil.copytree(artifact, tmp_path / "spy")
     model = onnx.load(folder / "model.onnx")
     tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))

@@ -93,7 +93,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x2"]
 
 
-def test_an_artefact_that_was_on_its_way_out_comes_back(artifact, tmp_path):
+def test_an_artifact_that_was_on_its_way_out_comes_back(artifact, tmp_path):
     """Of an export that was killed between its two renamings."""
     out = tmp_path / "x2"
     shutil.copytree(artifact, tmp_path / ".x2.export" / OLD)
@@ -277,7 +277,7 @@ def test_a_file_that_is_too_large_is_not_read_to_see_whose_it_is(tmp_path):
 
 @pytest.mark.parametrize("out", [None, 5])
 def test_an_artifact_folder_that_is_no_path(out):
-    with pytest.raises(InputError, match="the artefact folder is a path, not"):
+    with pytest.raises(InputError, match="the artifact folder is a path, not"):
         artifact_target(out)
 
 
@@ -294,5 +294,5 @@ def test_other_weights_of_a_model_are_not_replaced_without_force(tmp_path):
     manifest = read_artifact(out).manifest
     same = (out, "onnx", manifest.name, manifest.arch, manifest.scale)
     check_same(*same, manifest.weights["sha256"], manifest.size, "way out")
-    with pytest.raises(InputError, match=r"holds an artefact of other weights of pp_atd_light_x2: way out"):
+    with pytest.raises(InputError, match=r"holds an artifact of other weights of pp_atd_light_x2: way out"):
         check_same(*same, "1" * 64, manifest.size, "way out")

@@ -60,7 +60,7 @@ def manifest_of(card):
     return describe(job, Built(["model.onnx"]), find_backend("onnx"), {"model.onnx": "0" * 64})
 
 
-def test_an_artefact_carries_the_gates_of_its_card():
+def test_an_artifact_carries_the_gates_of_its_card():
     bundled = read_card(bundled_cards()["pp_atd_light_x2"])
     gates = make_card(**FIELDS, gates={"fp16": {"psnr": 60}, "twin": {"psnr": 120}}).gates
     card = bundled.model_copy(update={"gates": gates})

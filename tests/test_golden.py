@@ -1,4 +1,4 @@
-"""The authors' outputs against network, masks, twin and artefact."""
+"""The authors' outputs against network, masks, twin and artifact."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_twin_is_the_authors(case, arch):
 
 
 def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
-    """Every golden case of *size* through one artefact."""
+    """Every golden case of *size* through one artifact."""
     network = golden_network(name, arch)
     path = ppexport.export(network, backend="onnx", size=size, out=folder)
     source = ArtifactColumn(ppexport.open_artifact(path))

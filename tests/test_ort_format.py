@@ -1,4 +1,4 @@
-"""Artefacts in ONNX Runtime's own format, for ONNX Runtime Mobile."""
+"""Artifacts in ONNX Runtime's own format, for ONNX Runtime Mobile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXPORTS = {
 
 @pytest.fixture(scope="module")
 def exported(calibrated, tmp_path_factory):
-    """{name: artefact folder}."""
+    """{name: artifact folder}."""
 
     def export(name):
         wish = EXPORTS[name] | ({"calibration": calibrated.path} if name == "int8" else {})
@@ -108,7 +108,7 @@ def test_a_graph_that_onnx_runtime_cannot_convert(tmp_path):
         ort_format.convert(tmp_path / "model.onnx")
 
 
-def test_the_graph_belongs_to_the_artefact(exported, tmp_path):
+def test_the_graph_belongs_to_the_artifact(exported, tmp_path):
     artifact = read_artifact(exported["fp32"])
     assert onnx.load(artifact.graph_file).opset_import[0].version == 17
     manifest = artifact.manifest

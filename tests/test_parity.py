@@ -384,7 +384,7 @@ def tamper(artifact, folder, name, change):
 
 
 def rewritten(folder, model):
-    """The artefact *folder* with *model* in it and a manifest that agrees, opened."""
+    """The artifact *folder* with *model* in it and a manifest that agrees, opened."""
     onnx.save(model, folder / "model.onnx")
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {"model.onnx": sha256_file(folder / "model.onnx")}
@@ -440,7 +440,7 @@ def test_an_artifact_whose_routing_collapses_fails_although_injection_saves_it(t
 
 @pytest.fixture(scope="module")
 def small_half(tmp_path_factory):
-    """A network of two layers, its artefact in fp16 and what a parity run on a workstation left, on one input."""
+    """A network of two layers, its artifact in fp16 and what a parity run on a workstation left, on one input."""
     root, network = tmp_path_factory.mktemp("half"), small_network(layers=2)
     folder = ppexport.export(network, backend="tensorrt", precision="fp16", size=SIZE, out=root / "a")
     runner = ppexport.open_artifact(folder)

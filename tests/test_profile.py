@@ -48,7 +48,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def small(calibrated):
-    """An artefact of two layers."""
+    """An artifact of two layers."""
     return calibrated.artifact.path
 
 

@@ -43,7 +43,7 @@ def other(header, **more):
 
 
 LIES = {
-    "another artefact": (lambda h: [other(h, subjects=[{**h["subjects"][0], "artifact": "x"}])], "another measurement"),
+    "another artifact": (lambda h: [other(h, subjects=[{**h["subjects"][0], "artifact": "x"}])], "another measurement"),
     "two subjects": (lambda h: [other(h, subjects=h["subjects"] * 2)], "another measurement"),
     "no subjects": (lambda h: [other(h, subjects="many")], "another format"),
     "no identity": (lambda h: [other(h, identity="x")], "another measurement"),

@@ -75,7 +75,7 @@ def test_fp32_builds(trt, tmp_path, arch, scale):
     assert "/layers.0/residual_group/layers.1/attn_win/" in names
 
 
-def test_fp16_builds_with_fused_attention_and_becomes_an_artefact(trt, tmp_path):
+def test_fp16_builds_with_fused_attention_and_becomes_an_artifact(trt, tmp_path):
     result = built(shorten(random_network("pp_atd_light", 4)), tmp_path, (32, 32), "fp16")
     assert result["attention_fused"] is True
     with pytest.raises(UnavailableError, match="no NVIDIA GPU"):

@@ -1,4 +1,4 @@
-"""Engine artefacts: manifest, trust, foreign machines, and the runner on stand-ins for TensorRT and CUDA."""
+"""Engine artifacts: manifest, trust, foreign machines, and the runner on stand-ins for TensorRT and CUDA."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _own_key(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """An ONNX artefact for TensorRT, a capacity set."""
+    """An ONNX artifact for TensorRT, a capacity set."""
     network = shorten(random_network("pp_atd_light", 2), 1)
     exported = exported_once(tmp_path_factory, network, backend="tensorrt", size=SIZE, capacities=CAPACITIES)
     return Path(shutil.copytree(exported, tmp_path_factory.mktemp("engine") / "x2"))
@@ -65,7 +65,7 @@ OUTCOME = {
 
 @pytest.fixture
 def build(source, tmp_path):
-    """Makes an engine artefact of what the builder leaves on an Orin."""
+    """Makes an engine artifact of what the builder leaves on an Orin."""
 
     def make(out="engine", log="{}", layers='{"Layers": [{"Name": "a"}]}', source=source, **changes):
         folder = tmp_path / "build"
@@ -100,7 +100,7 @@ def edit(folder, **changes):
     write_manifest(folder, replace(manifest, engine={**manifest.engine, **changes}))
 
 
-# The artefact.
+# The artifact.
 
 
 def test_the_manifest_tells_what_the_engine_depends_on(engine, source):

@@ -108,7 +108,7 @@ def test_the_linter_has_nothing_against_it(kept):
     assert [f for f in findings if Runtime.TENSORRT in f.runtimes and f.severity is not Severity.NOTE] == []
 
 
-def test_the_artefact_says_what_it_is(kept):
+def test_the_artifact_says_what_it_is(kept):
     manifest = ppexport.open_artifact(kept[0]).artifact.manifest
     assert (manifest.backend, manifest.precision, manifest.flavour) == ("onnx", "fp16", "tensorrt")
     assert manifest.engine["activation_bytes"] > 2**20

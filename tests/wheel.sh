@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it into a fresh environment without torch and onnx, and there upscales a
-# photograph and compares with a saved parity run, with an artefact and a run that the full environment makes.
+# photograph and compares with a saved parity run, with an artifact and a run that the full environment makes.
 #   tests/wheel.sh PYTHON_WITH_EXPORT
 set -euo pipefail
 cd "$(dirname "$0")/.."

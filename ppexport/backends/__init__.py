@@ -1,1 +1,1 @@
-"""One folder per edge runtime: a builder (twin -> artefact) and a runner (artefact -> callable)."""
+"""One folder per edge runtime: a builder (twin -> artifact) and a runner (artifact -> callable)."""

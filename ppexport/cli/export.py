@@ -1,4 +1,4 @@
-"""`ppexport export`: network -> artefact folder."""
+"""`ppexport export`: network -> artifact folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTES = {
 
 def export(
     model: Model = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="artefact folder to make")] = Path("artifact"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="artifact folder to make")] = Path("artifact"),
     backend: Annotated[
         str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` tells their options")
     ] = "onnx",
@@ -99,7 +99,7 @@ def export(
     ] = None,
     keep: Annotated[Path | None, typer.Option(help="onnx, tensorrt: folder for the intermediate graphs")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="replace an artefact of another model, size or backend as well")
+        bool, typer.Option("--force", help="replace an artifact of another model, size or backend as well")
     ] = False,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
@@ -110,7 +110,7 @@ def export(
     compensation: Compensation = None,
     json: Json = None,
 ) -> None:
-    """Export a network for one LR size into an artefact folder.
+    """Export a network for one LR size into an artifact folder.
 
     `--capacity set` stores the weights once and lets the runner choose the slots of category attention for every
     image: exact, and faster the more of the image is pure.

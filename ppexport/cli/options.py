@@ -23,7 +23,7 @@ def threads_here(value: int | None) -> int | None:
 
 
 Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
-ArtifactFolder = Annotated[Path, typer.Argument(help="an artefact folder, as `export` makes it")]
+ArtifactFolder = Annotated[Path, typer.Argument(help="an artifact folder, as `export` makes it")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="weights in place of the model's: .safetensors, .pth, .pt, .ckpt or .bin")
 ]

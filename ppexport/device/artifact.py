@@ -122,7 +122,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked artefact folder."""
+    """A checked artifact folder."""
 
     path: Path
     manifest: Manifest
@@ -159,7 +159,7 @@ class Artifact:
         """The bytes of *file*, one of the manifest's, read once and compared with their hash.
 
         A runtime gets these bytes and never the path, so that nothing can be exchanged between the two. Raises
-        ArtifactError for a file that was changed since the artefact was opened.
+        ArtifactError for a file that was changed since the artifact was opened.
         """
         try:
             content = file.read_bytes()
@@ -228,7 +228,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ArtifactError(f"{where} is not the manifest of a ppexport artefact")
+        raise ArtifactError(f"{where} is not the manifest of a ppexport artifact")
     if data.get("version") not in READABLE:
         raise ArtifactError(f"{where} has version {data.get('version')!r}; this ppexport reads {VERSION}: export again")
     if data["version"] < VERSION:
@@ -285,30 +285,30 @@ def sha256_path(path: Path) -> str:
 
 
 def _what_it_is(path: Path) -> str:
-    """What *path*, which holds no manifest, is in place of an artefact, and what to do: the end of an error."""
+    """What *path*, which holds no manifest, is in place of an artifact, and what to do: the end of an error."""
     models = find_spec("ppexport.models")
     bundled = [Path(place, path.name) for place in (models and models.submodule_search_locations) or ()]
     folders = (path, *(bundled if path.parts == (path.name,) and not path.exists() else ()))
     if any((folder / "card.yaml").is_file() for folder in folders):
-        return f" but a model: make an artefact with `ppexport export {path} -o {path.name}_64`, and use that"
+        return f" but a model: make an artifact with `ppexport export {path} -o {path.name}_64`, and use that"
     if path.is_file():
         holder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else " that `ppexport export` made"
         return f" but a file: name the folder{holder}"
     if not path.exists():
-        return ": there is nothing of this name; `ppexport export` makes artefacts"
+        return ": there is nothing of this name; `ppexport export` makes artifacts"
     return f": {MANIFEST} is missing or is not a small plain file"
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Open the artefact folder *path* and check every file against its hash. Raises ArtifactError."""
+    """Open the artifact folder *path* and check every file against its hash. Raises ArtifactError."""
     path = Path(path)
     source = path / MANIFEST
     try:
         if source.is_symlink() or not source.is_file() or source.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path} is not an artefact{_what_it_is(path)}")
+            raise ArtifactError(f"{path} is not an artifact{_what_it_is(path)}")
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ArtifactError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None
+        raise ArtifactError(f"{path} is not an artifact: it has no readable {MANIFEST}") from None
     manifest = parse_manifest(text, str(source))
     for name, expected in manifest.files.items():
         file = path / name

@@ -1,4 +1,4 @@
-"""Which runtime an artefact is timed in, and how it is opened there."""
+"""Which runtime an artifact is timed in, and how it is opened there."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def runtimes() -> dict[str, Runtime]:
 
 @dataclass(frozen=True)
 class Target:
-    """An artefact in a runtime."""
+    """An artifact in a runtime."""
 
     artifact: str
-    """Path of the artefact folder."""
+    """Path of the artifact folder."""
     runtime: str
     device: str
     threads: int | None = None
@@ -90,9 +90,9 @@ class Target:
 
 
 def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
-    """The targets that `--runtime` *wanted* means for the artefact *path*: None its own, "all", or a list.
+    """The targets that `--runtime` *wanted* means for the artifact *path*: None its own, "all", or a list.
 
-    Raises ArtifactError for a damaged artefact, InputError for a runtime that is not known or runs no such artefact.
+    Raises ArtifactError for a damaged artifact, InputError for a runtime that is not known or runs no such artifact.
     """
     manifest, known = read_artifact(path).manifest, runtimes()
     own = [runtime for runtime in known.values() if runtime.backend == manifest.backend]
@@ -139,7 +139,7 @@ def open_target(target: Target) -> Runner:
 
 
 def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
-    """What a result says of *target*: the artefact, its hash and size, the runtime. Its version is the machine's."""
+    """What a result says of *target*: the artifact, its hash and size, the runtime. Its version is the machine's."""
     m = artifact.manifest
     folder = [f for f in artifact.path.rglob("*") if f.is_file()]
     # A folder's name may hold bytes that are no text, and a result is text.

@@ -1,1 +1,1 @@
-"""Proof that network, twin and artefact compute the same picture."""
+"""Proof that network, twin and artifact compute the same picture."""

@@ -1,1 +1,1 @@
-"""Latency: how long an artefact takes on a machine, measured so that it can be repeated and compared."""
+"""Latency: how long an artifact takes on a machine, measured so that it can be repeated and compared."""

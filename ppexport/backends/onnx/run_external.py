@@ -68,7 +68,7 @@ def graph_bytes(artifact: Artifact) -> bytes:
 
 
 def check_graphs(artifact: Artifact) -> None:
-    """Raise ArtifactError where a file of an ONNX artefact that a runtime may open names another file."""
+    """Raise ArtifactError where a file of an ONNX artifact that a runtime may open names another file."""
     if not is_ort_format(artifact.read(artifact.model_file)):
         refuse_external(artifact.read(artifact.model_file), str(artifact.model_file))
     graph_bytes(artifact)

@@ -81,11 +81,11 @@ def make_frugal_session(model: bytes, where: str) -> Session:
     return load(model, where, enable_cpu_mem_arena=False, enable_mem_pattern=False)
 
 
-# Runs an ONNX artefact with ONNX Runtime.
+# Runs an ONNX artifact with ONNX Runtime.
 
 
 class OnnxRunner(Runner):
-    """An ONNX artefact in ONNX Runtime, on its CPU provider unless another is named."""
+    """An ONNX artifact in ONNX Runtime, on its CPU provider unless another is named."""
 
     def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
         super().__init__(artifact)

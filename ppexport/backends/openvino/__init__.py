@@ -1,1 +1,1 @@
-"""OpenVINO: runs ONNX artefacts, which need no conversion."""
+"""OpenVINO: runs ONNX artifacts, which need no conversion."""

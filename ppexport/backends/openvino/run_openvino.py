@@ -115,11 +115,11 @@ class Session:
         return {name: np.array(self.request.get_tensor(name).data) for name in outputs}
 
 
-# Runs an ONNX artefact with OpenVINO.
+# Runs an ONNX artifact with OpenVINO.
 
 
 class OpenVinoRunner(Runner):
-    """An ONNX artefact in OpenVINO."""
+    """An ONNX artifact in OpenVINO."""
 
     def __init__(
         self, artifact: Artifact, device: str = "CPU", threads: int | None = None, *, counters: bool = False
