@@ -11,10 +11,10 @@ import warnings
 import numpy as np
 import onnx
 import pytest
-from conftest import golden_network, photo
+from conftest import GOLDEN, golden_network, photo
 
 import ppexport
-from ppexport.device.artifact import MANIFEST, read_artifact
+from ppexport.device.artifact import MANIFEST, parse_manifest, read_artifact
 from ppexport.device.picture import to_input
 from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.files import sha256_file
@@ -322,3 +322,48 @@ def test_options_of_another_backend_are_refused(wish, message, x2, tmp_path):
     with pytest.raises(InputError, match=message):
         ppexport.export(x2, size=(16, 16), out=tmp_path / "a", **wish)
     assert not list(tmp_path.iterdir())
+
+
+MANIFESTS = sorted((GOLDEN / "manifests").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_manifests_of_older_versions_are_read(path):
+    stored = json.loads(path.read_text())
+    manifest = parse_manifest(path.read_text(), path.name)
+    drawer = stored.get("engine", {})
+    assert manifest.engine == {}
+    assert manifest.activation_bytes == drawer.get("activation_bytes", 0)
+    assert manifest.quantisation == drawer.get("quantisation", {})
+    assert manifest.build == {key: drawer[key] for key in ("target", "interface") if key in drawer}
+    assert manifest.multiple == 16
+    for name in ("files", "weights", "size", "capacities", "tokens", "precision", "options"):
+        assert getattr(manifest, name) == stored[name]
+    assert parse_manifest(manifest.to_json(), "again") == manifest
+
+
+def test_the_stored_manifests_use_every_part_of_the_drawer():
+    drawers = [json.loads(path.read_text()).get("engine", {}) for path in MANIFESTS]
+    assert {"activation_bytes", "quantisation", "target", "interface"} <= {key for drawer in drawers for key in drawer}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": 1}, "field 'surprise' is not one of a manifest"),
+        (
+            {"options": {"colors": "8", "window": 8, "csmf": True, "compensation": "value"}},
+            "option 'colors' .* not int",
+        ),
+        ({"options": {"colors": 8, "window": 8, "csmf": 1, "compensation": "value"}}, "option 'csmf' .* not bool"),
+        ({"options": {"colors": 40, "window": 8, "csmf": True, "compensation": "value"}}, "2 to 16 colours, not 40"),
+        ({"tokens": 512}, "pads to 256 tokens, not 512"),
+        ({"mask": "sometimes"}, "mask 'sometimes' is not one of"),
+        ({"capacities": []}, "a network with a mask has capacities"),
+    ],
+)
+def test_a_manifest_that_says_too_much_or_the_wrong_thing_is_refused(changes, message):
+    stored = parse_manifest((GOLDEN / "manifests" / "v4_onnx.json").read_text(), "m")
+    data = {**json.loads(stored.to_json()), **changes}
+    with pytest.raises(ArtifactError, match=message):
+        parse_manifest(json.dumps(data), "m")
