@@ -101,8 +101,9 @@ def test_debugging_shows_messages_and_the_traceback_of_an_expected_error(artifac
 
 
 def test_models():
-    cards = json.loads(run("models", "--json", "-").stdout)
-    assert {"pp_atd_light_x2"} <= {card["name"] for card in cards}
+    listed = json.loads(run("models", "--json", "-").stdout)
+    assert "pp_atd_light_x2" in {card["name"] for card in listed["models"]}
+    assert "pp_atd_light" in {architecture["name"] for architecture in listed["architectures"]}
     assert "pp_atd_light_x2" in run("models").stdout
 
 
