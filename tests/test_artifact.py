@@ -353,7 +353,7 @@ def test_the_stored_manifests_use_every_part_of_the_drawer():
         ({"surprise": 1}, "field 'surprise' is not one of a manifest"),
         (
             {"options": {"colors": "8", "window": 8, "csmf": True, "compensation": "value"}},
-            "option 'colors' .* not int",
+            "option 'colors' .*not int",
         ),
         ({"options": {"colors": 8, "window": 8, "csmf": 1, "compensation": "value"}}, "option 'csmf' .* not bool"),
         ({"options": {"colors": 40, "window": 8, "csmf": True, "compensation": "value"}}, "2 to 16 colours, not 40"),
