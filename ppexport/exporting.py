@@ -6,6 +6,7 @@ import ctypes
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,9 +72,8 @@ def make_request(
         host = "input" in architecture.masks and made_by.prefers_host_mask(own, len(chosen) > 1)
         mask = "input" if host else architecture.masks[0]
     check_choice(f"mask of {architecture.name}", mask, architecture.masks)
-    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
     request = Request(
-        card, architecture, made_by, size, out, precision, chosen, mask, own, quantisation, force
+        card, architecture, made_by, size, out, precision, chosen, mask, own, None, force
     )  # fmt: skip
     if not force:
         check_replaceable(request)
@@ -81,6 +81,10 @@ def make_request(
     if keep is not None and out in (keep.resolve(), *keep.resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artifact folder")
     made_by.check(request)
+    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
+    if quantisation is not None:
+        request = replace(request, quantisation=quantisation)
+        made_by.check(request)
     for module in made_by.modules:
         require(module, made_by.extra)
     return request

@@ -141,7 +141,7 @@ def test_a_set_lints_without_being_told_its_axis(chosen):
         ({"capacities": [100, 256]}, "multiples of 128"),
         ({"capacities": [256, 128]}, "ascending"),
         ({"capacities": [128, 512]}, "from 128 to 256"),
-        ({"mask": "nowhere"}, "mask is one of graph, input"),
+        ({"mask": "nowhere"}, "mask of pp_atd_light is one of graph, input"),
     ],
 )
 def test_impossible_sets(wish, message, network, tmp_path):
@@ -153,13 +153,13 @@ def test_impossible_sets(wish, message, network, tmp_path):
 @pytest.mark.parametrize("text", ["half", "1,,2", "-128", "128;256", ""])
 def test_capacities_on_the_command_line(text):
     with pytest.raises(InputError, match="a capacity is full, set"):
-        parse_capacities(text, SIZE)
+        parse_capacities(text, SIZE, 32)
 
 
 def test_named_capacities():
-    assert parse_capacities("full", SIZE) is None
-    assert parse_capacities("set", SIZE) == capacity_set(SIZE)
-    assert parse_capacities("128,1024", SIZE) == [128, 1024]
+    assert parse_capacities("full", SIZE, 32) is None
+    assert parse_capacities("set", SIZE, 32) == capacity_set(SIZE)
+    assert parse_capacities("128,1024", SIZE, 32) == [128, 1024]
 
 
 class Branch(nn.Module):

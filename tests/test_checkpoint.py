@@ -105,7 +105,7 @@ def make_refused(tmp_path):
     (tmp_path / "red\x1b[31m.pth").write_bytes(b"hello")
     save = r"save the tensors alone where it was made, with torch\.save\(network\.state_dict\(\), FILE\)"
     return {
-        "whole.pth": rf"objects of ppexport\.networks\.atd\.network\.ATDLight .*{save}",
+        "whole.pth": rf"objects of ppexport\.networks\.atd\.atd_light\.ATDLight .*{save}",
         "args.pth": rf"objects of argparse\.Namespace .*{save}",
         "script.pt": rf"a TorchScript archive.*{save}",
         "protocol2.pth": rf"objects of argparse\.Namespace .*{save}",

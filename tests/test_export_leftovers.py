@@ -63,7 +63,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(kind, folders, monkeypatch
     backend = KINDS[kind]["backend"]
     where = {"coreml": "coreml.convert", "coreai": "coreai.convert_asset"}.get(backend, "onnx.export_onnx")
 
-    def fail(*arguments):
+    def fail(*arguments, **more):
         raise ExportError("this failed half way")
 
     monkeypatch.setattr(f"ppexport.backends.{where}.self_check", fail)

@@ -121,7 +121,7 @@ def test_pure_pixels_save_category_attention():
     dense = count_macs(4, (180, 320))
     tokens = 192 * 320
     none = count_macs(4, (180, 320), impure=0, colors=8)
-    assert none.category == 0
-    assert none.mask == 3 * 8 * tokens
-    assert 0.2145 <= dense.category / dense.published <= 0.217
-    assert count_macs(4, (180, 320), impure=1).category == 24 * (128 * 128 * 48 * 2 + 48 * 48)
+    assert none.branches["category"] == 0
+    assert none.branches["mask"] == 3 * 8 * tokens
+    assert 0.2145 <= dense.branches["category"] / dense.published <= 0.217
+    assert count_macs(4, (180, 320), impure=1).branches["category"] == 24 * (128 * 128 * 48 * 2 + 48 * 48)

@@ -21,6 +21,7 @@ from ppexport.backends.tensorrt.half import write_half
 from ppexport.cli import app
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
+from ppexport.networks.architecture import find_architecture
 
 SIZE = (16, 32)
 LAYER = "/layers.0/residual_group/layers.0"
@@ -35,6 +36,9 @@ def kept(tmp_path_factory):
         network, backend="tensorrt", precision="fp16", size=SIZE, out=folder / "a", keep=folder / "graphs"
     )
     return artifact, folder / "graphs"
+
+
+ATD = find_architecture("pp_atd_light")
 
 
 def types_of(model):
@@ -111,7 +115,7 @@ def test_the_linter_has_nothing_against_it(kept):
 def test_the_artifact_says_what_it_is(kept):
     manifest = ppexport.open_artifact(kept[0]).artifact.manifest
     assert (manifest.backend, manifest.precision, manifest.flavour) == ("onnx", "fp16", "tensorrt")
-    assert manifest.engine["activation_bytes"] > 2**20
+    assert manifest.activation_bytes > 2**20
 
 
 def test_parity_judges_fp16_by_its_own_gate(kept, tmp_path):
@@ -141,14 +145,14 @@ def small(weight=1.0):
 
 def test_only_moved_numbers_follow_into_half():
     # x is an input of the graph, which stays fp32, and is cast inside.
-    half = write_half(small())
+    half = write_half(small(), ATD)
     onnx.checker.check_model(half, full_check=True)
     assert [node.op_type for node in half.graph.node] == ["Cast", "Gemm", "Reshape", "Cast", "Softmax"]
 
 
 def test_weights_beyond_fp16_are_an_error():
     with pytest.raises(ExportError, match=r"a\.w holds numbers above 65504"):
-        write_half(small(weight=1e5))
+        write_half(small(weight=1e5), ATD)
 
 
 def test_numbers_beyond_fp16_are_refused(tmp_path):
@@ -164,15 +168,15 @@ def test_a_foreign_graph_is_an_error():
     for node in model.graph.node:
         node.name = ""
     with pytest.raises(ExportError, match="no node that the fp16 pass knows"):
-        write_half(model)
+        write_half(model, ATD)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "onnx", "--precision", "half"], "precision is one of fp32, fp16, int8, mixed"),
-        (["--backend", "tensorrt", "--flavour", "ort"], "flavours are for --backend onnx"),
-        (["--backend", "tensorrt", "--precision", "w8"], "precision is one of fp32, fp16"),
+        (["--backend", "onnx", "--precision", "half"], "precision of --backend onnx is one of fp32, fp16, int8, mixed"),
+        (["--backend", "tensorrt", "--flavour", "ort"], "flavour is an option of --backend onnx, not of tensorrt"),
+        (["--backend", "tensorrt", "--precision", "w8"], "precision of --backend tensorrt is one of fp32, fp16"),
     ],
 )
 def test_impossible_wishes(options, message, tmp_path, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from shared import examples
 import ppexport
 from ppexport.device.picture import to_input
 from ppexport.errors import TwinError
-from ppexport.networks.atd.atd_light import attention as reference
+from ppexport.networks.atd import attention as reference
 from ppexport.networks.atd.attention import route
 from ppexport.networks.network import Trace
 from ppexport.twin.blocks import PositionIndex, from_blocks, kinds_of, to_blocks

@@ -40,13 +40,13 @@ class OnnxBackend(Backend):
 
     def options(self) -> type[BaseModel]:
         """Flavour, file format, and where to keep the graphs."""
-        from ppexport.backends.onnx.export_onnx import OnnxOptions
+        from ppexport.backends.onnx.onnx_options import OnnxOptions
 
         return OnnxOptions
 
     def check(self, request: Request) -> None:
         """Refuse flavours and formats for which there is no such precision."""
-        from ppexport.backends.onnx.export_onnx import check_request
+        from ppexport.backends.onnx.onnx_options import check_request
 
         check_request(request)
 

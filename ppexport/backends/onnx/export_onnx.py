@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import torch
 from onnx import version_converter
-from pydantic import Field
 from torch import nn
 
-from ppexport.backends.backend import BuildJob, Built, Request, Step
+from ppexport.backends.backend import BuildJob, Built, Step
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
@@ -32,11 +30,10 @@ from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_ver
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
-from ppexport.backends.options import OnnxGraphOptions
 from ppexport.backends.self_check import example_inputs
 from ppexport.backends.self_check import self_check as check_with_twin
 from ppexport.device.artifact import model_facts
-from ppexport.errors import ExportError, InputError, first_line
+from ppexport.errors import ExportError, first_line
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
@@ -52,32 +49,6 @@ VERSIONS = tuple(rule.name for rule in (ir_version, opset_version, operator_vers
 INPUT, MASK, SLOTS = "lr", "mask", "slots"
 OUTPUTS = ("sr", "impure_tokens")
 SELF_CHECK_DB = 90.0
-
-
-class OnnxOptions(OnnxGraphOptions):
-    """Options of `--backend onnx`."""
-
-    flavour: Literal["portable", "ort"] = Field(
-        default="portable",
-        description="portable is for every runtime; ort is faster on a CPU, for ONNX Runtime 1.23 or newer",
-    )
-    format: Literal["onnx", "ort"] = Field(
-        default="onnx", description="ort also writes model.ort, which ONNX Runtime Mobile reads"
-    )
-
-
-def check_request(request: Request) -> None:
-    """Raise InputError for flavours and formats that this precision is not written in."""
-    options, precision = request.options, request.precision
-    if options.flavour not in request.architecture.flavours:
-        raise InputError(f"{request.architecture.name} has no flavour {options.flavour}: leave the flavour out")
-    if precision != "fp32" and options.flavour == "ort":
-        raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
-    if options.format == "ort" and precision not in ort_format.PRECISIONS:
-        raise InputError(
-            f"--format ort is for --precision {' or '.join(ort_format.PRECISIONS)}: in its own format ONNX Runtime "
-            "writes fp16 back to fp32"
-        )
 
 
 @dataclass(frozen=True)

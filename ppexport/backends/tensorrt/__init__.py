@@ -31,7 +31,7 @@ class TensorRTBackend(Backend):
 
     def options(self) -> type[BaseModel]:
         """Padded heads, and where to keep the graphs."""
-        from ppexport.backends.tensorrt.export_tensorrt import TensorRTOptions
+        from ppexport.backends.tensorrt.tensorrt_options import TensorRTOptions
 
         return TensorRTOptions
 

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from pydantic import Field
 
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
 from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
 from ppexport.backends.onnx.model_file import read_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
-from ppexport.backends.options import OnnxGraphOptions
 from ppexport.backends.tensorrt.half import write_half
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
@@ -56,12 +54,6 @@ def half_check(single: Path, half: Path, twin: StaticTwin, shape: Shape) -> None
     decibel, same = against_fp32(single, half, twin, shape)
     if decibel < HALF_DB or not same:
         raise ExportError(f"in fp16 the graph differs from fp32 ({decibel:.1f} dB): export this model as fp32")
-
-
-class TensorRTOptions(OnnxGraphOptions):
-    """Options of `--backend tensorrt`."""
-
-    pad_heads: bool = Field(default=True, description="attention heads of 16 channels in place of 12")
 
 
 def build_for_tensorrt(job: BuildJob) -> Built:
