@@ -73,9 +73,8 @@ def parity(
         runs = {} if units is None else backend.unit_runs(runner, list(names))
         if find_spec("torch") is None:
             raise UnavailableError(
-                "the network and its twin are computed by torch, which is not installed: pip install "
-                "'ppexport[export]', or compare with a run that was saved on a machine with torch: ppexport parity "
-                "ARTIFACT --against RUN"
+                "torch is not installed, and the network and its twin need it: pip install 'ppexport[export]', or "
+                "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
             )
     with progress_bars() as progress:
         if against is not None:
