@@ -229,16 +229,19 @@ class DetachedWork(ABC, Generic[T]):
         output, state = self._follow(timeout)
         self.running = False
         if state.kind == "absent":
-            raise DeviceError(
-                f"another command has collected or removed this {self.noun} on {self.transport.name}: the same command "
-                "starts it anew"
-            )
+            raise self._taken()
         for line in output.notices:
             self.telling.notice(f"{self.transport.name}: {line}")
         if not state.succeeded:
             raise self._failure(output, state)
         self.telling.stage("collecting")
-        made = self._collect()
+        try:
+            made = self._collect()
+        except DeviceError as error:
+            # Also while files were copied the folder may go.
+            if isinstance(error, ConnectionLost) or self.job.state().kind != "absent":
+                raise
+            raise self._taken() from None
         try:
             self.job.remove()
         except DeviceError as error:
@@ -246,6 +249,12 @@ class DetachedWork(ABC, Generic[T]):
                 f"everything was collected, but its folder on the device is left, see --clean: {error}"
             )  # fmt: skip
         return made
+
+    def _taken(self) -> DeviceError:
+        return DeviceError(
+            f"another command has collected or removed this {self.noun} on {self.transport.name}: the same command "
+            "starts it anew"
+        )
 
     def _follow(self, timeout: float | None) -> tuple[JobOutput, State]:
         self.telling.stage(self.doing)
