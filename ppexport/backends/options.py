@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -79,6 +79,3 @@ def parse_pairs(texts: list[str]) -> dict[str, str]:
             raise InputError(f"-O {key} is given twice")
         found[key] = value.strip()
     return found
-
-
-Flavour = Literal["portable", "ort"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,6 @@ class Routing:
     """Its ArgMax labels pixels, and its comparison tells pure ones; "" without Pure-Pass."""
     group: int = 128
     """Capacities are multiples of this many slots."""
-
-    def roles(self) -> list[str]:
-        """All patterns."""
-        return [getattr(self, field.name) for field in fields(self) if field.name != "group"]
 
 
 NORMS = "norms"
