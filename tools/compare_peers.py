@@ -33,8 +33,9 @@ from ppexport.device.picture import psnr, to_uint8
 from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, PpexportError
 from ppexport.files import write_text
+from ppexport.imaging.images import read_levels
 from ppexport.parity.inputs import photo_folder
-from ppexport.profile.query_crops import crop, read_rgb
+from ppexport.profile.query_crops import crop
 from ppexport.profile.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def busy_photo(size: tuple[int, int], window: int) -> Pixels:
 
     They lie on a lattice with the window's period, so each window of both grids holds exactly one pair.
     """
-    rgb = crop(read_rgb(photo_folder() / PHOTO), size, (0.5, 0.5))
+    rgb = crop(read_levels(photo_folder() / PHOTO), size, (0.5, 0.5))
     for i, colour in enumerate(SPECKS):
         rgb[window // 2 - 1 :: window, window // 2 + i :: window] = colour
     return rgb

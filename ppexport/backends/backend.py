@@ -199,7 +199,7 @@ class Backend(ABC):
     extra: str
     """The pip extra that installs what `build` needs."""
     modules: tuple[str, ...]
-    """What `build` imports, so that a missing one is told before torch is loaded."""
+    """What `build` imports, so that a missing one is an error before torch is loaded."""
     precisions: Mapping[str, Gate]
     """{precision: the gate that its artifacts must meet in parity}."""
     calibrated: frozenset[str] = frozenset()

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.device.mask import mask_from_labels, padded_tokens, pixel_labels
-from ppexport.device.picture import to_uint8
-from ppexport.imaging.images import read_image
+from ppexport.imaging.images import read_levels
 from ppexport.networks.architecture import Macs, find_architecture
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Network
@@ -91,14 +90,6 @@ def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None
 def parameters(network: Network) -> int:
     """Number of trained parameters."""
     return sum(p.numel() for p in network.parameters())
-
-
-def read_levels(path: Path) -> NDArray[np.uint8]:
-    """A picture as the network's mask sees it: uint8 (H, W, 3), finer levels rounded."""
-    rgb = read_image(path).bled
-    if rgb.dtype == np.uint8:
-        return np.asarray(rgb, np.uint8)
-    return to_uint8(rgb.transpose(2, 0, 1))
 
 
 def share(path: Path, options: dict[str, Any]) -> Share:

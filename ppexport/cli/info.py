@@ -82,8 +82,9 @@ def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, js
     """Parameters, multiply-adds and, for a picture, its pure share and saving."""
     import numpy as np
 
-    from ppexport.cli.cost import cost, default_size, options_of, parameters, read_levels
+    from ppexport.cli.cost import cost, default_size, options_of, parameters
     from ppexport.device.mask import pure_mask
+    from ppexport.imaging.images import read_levels
     from ppexport.networks.load import card_of
 
     options, pure = options_of(network), None

@@ -43,7 +43,7 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="load a TensorRT engine that this user did not build: engines hold code")
 ]
 Timeout = Annotated[
-    float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting for a device; what runs there goes on")
+    float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting for a device; what runs on it continues")
 ]
 Identity = Annotated[Path | None, typer.Option(metavar="FILE", help="private key for ssh")]
 SshConfig = Annotated[Path | None, typer.Option(metavar="FILE", help="ssh configuration in place of yours")]

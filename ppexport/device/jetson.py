@@ -27,7 +27,7 @@ JETPACK = {
     "34.1.0": "5.0", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2",
     "35.5.0": "5.1.3", "35.6.0": "5.1.4", "36.2.0": "6.0 preview", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
 }  # fmt: skip
-"""L4T -> JetPack; what is not listed is told as L4T alone."""
+"""L4T -> JetPack; for what is not listed the L4T version alone is shown."""
 
 
 class PowerMode(NamedTuple):

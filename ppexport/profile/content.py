@@ -42,9 +42,9 @@ from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared
 from ppexport.device.target import Target, open_target
 from ppexport.errors import InputError, counted
-from ppexport.imaging.images import pictures_in
+from ppexport.imaging.images import pictures_in, read_levels
 from ppexport.imaging.upscaling import upscale_array
-from ppexport.profile.query_crops import crops_of, read_rgb, save_crops, share_of
+from ppexport.profile.query_crops import crops_of, save_crops, share_of
 from ppexport.profile.result import Profile, follow_up
 from ppexport.profile.statistics import PERCENTILES, RESAMPLES, interval_of, percentile
 
@@ -176,7 +176,7 @@ def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
     """Upscale the frames in *folder*, by name. Raises PpexportError, among them for frames of different sizes."""
     files = pictures_in(folder)
     runner, clock = open_target(target), Clock()
-    first = read_rgb(files[0])
+    first = read_levels(files[0])
     for _ in range(WARM):
         upscale_array(runner, first)
     ns: list[int] = []
@@ -185,7 +185,7 @@ def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
     tiles = 0
     while True:
         for path in files:
-            rgb = read_rgb(path)
+            rgb = read_levels(path)
             if rgb.shape != first.shape:
                 raise InputError(
                     f"{path} is {rgb.shape[1]} pixels wide and {rgb.shape[0]} high, {files[0].name} has another size"

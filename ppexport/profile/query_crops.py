@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from ppexport.device.artifact import Manifest
 from ppexport.device.mask import mirror_pad, pure_mask
-from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
-from ppexport.imaging.images import pictures_in, read_image
+from ppexport.imaging.images import pictures_in, read_levels
 from ppexport.parity.inputs import PHOTOS, photo_folder
 
 LEAST = 8
@@ -43,14 +42,6 @@ class Crop:
         return {"name": self.name, "sha256": digest, "pure_share": self.pure_share}
 
 
-def read_rgb(path: Path) -> Pixels:
-    """The picture *path* as uint8 (H, W, 3). Raises ImageError for a file that cannot be read."""
-    rgb = read_image(path).bled
-    if rgb.dtype != np.uint8:
-        rgb = to_levels(rgb)
-    return np.ascontiguousarray(rgb)
-
-
 def crop(photo: Pixels, size: tuple[int, int], place: tuple[float, float]) -> Pixels:
     """A window of *size* at *place*, mirrored where the photograph is too small."""
     photo = mirror_pad(photo, max(photo.shape[0], size[0]), max(photo.shape[1], size[1])).astype(np.uint8)
@@ -75,7 +66,7 @@ def crops_of(manifest: Manifest, folder: Path | None = None, places: int = 2) ->
     count = places if folder is None else max(1, min(len(PLACES), -(-LEAST // len(files))))
     found = []
     for path in files:
-        photo = read_rgb(path)
+        photo = read_levels(path)
         for number, place in enumerate(PLACES[:count]):
             rgb = crop(photo, size, place)
             found.append(Crop(f"{path.stem}-{number}" if count > 1 else path.stem, rgb, share_of(manifest, rgb)))

@@ -1,4 +1,4 @@
-"""The portable layer with heads of 16 channels in place of 12, for runtimes whose fused attention wants multiples of 8.
+"""The portable layer with heads of 16 channels in place of 12, for runtimes whose fused attention needs multiples of 8.
 
 Before (layers.py): q, k, v (groups, 4, area, 12) from wqkv (144, 48), output projections (48, 48).
 

@@ -58,12 +58,12 @@ class CoreMLBackend(Backend):
         from ppexport.backends.coreml.convert import build_for_coreml
         from ppexport.backends.onnx.quantised import module_ranges, origin, placement
 
-        wish, details = job.quantisation, {"build": job.options.model_dump()}
+        quantised, details = job.quantisation, {"build": job.options.model_dump()}
         ranges = {}
-        if wish is not None:
+        if quantised is not None:
             job.step("finding the ranges")
-            ranges = module_ranges(job.network, wish.calibration, wish.recipe)
-            details["quantisation"] = {**origin(wish), "int8": {**placement(wish), "layers": len(ranges)}}
+            ranges = module_ranges(job.network, quantised.calibration, quantised.recipe)
+            details["quantisation"] = {**origin(quantised), "int8": {**placement(quantised), "layers": len(ranges)}}
         return Built([build_for_coreml(job, ranges)], details=details)
 
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
