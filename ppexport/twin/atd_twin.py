@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ppexport.device.artifact import whole_numbers
 from ppexport.device.mask import mirror_index, padded_size, padded_tokens
-from ppexport.device.sizes import whole_numbers
 from ppexport.errors import TwinError
 from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, TransformerLayer
 from ppexport.networks.atd.pp_atd_light import PPATDLight
