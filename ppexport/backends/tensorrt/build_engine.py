@@ -106,8 +106,8 @@ class EngineRequest:
 
 def _check_outcome(outcome: Mapping[str, Any], engine: Path) -> None:
     """Raise TransferError unless *outcome*, which comes from a device, can be kept and is of the file *engine*."""
-    texts = {name: (str, type(None)) for name in MACHINE}
-    kinds = {**texts, "seconds": (int, float), "activation_bytes": (int, type(None)), "device": (dict,)}
+    kinds: dict[str, tuple[type, ...]] = {name: (str, type(None)) for name in MACHINE}
+    kinds.update(seconds=(int, float), activation_bytes=(int, type(None)), device=(dict,))
     for name, kind in kinds.items():
         value = outcome.get(name)
         long = isinstance(value, str) and len(value) > MAX_TEXT
