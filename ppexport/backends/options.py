@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
 from ppexport.backends.backend import Backend, backends
 from ppexport.errors import InputError
@@ -25,20 +24,20 @@ class OnnxGraphOptions(NoOptions):
     keep: Path | None = Field(default=None, description="folder for the intermediate graphs")
 
 
-def _choices(field: FieldInfo) -> list[str]:
-    """The texts that an option takes; none for an option of another type."""
-    return [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
-
-
 def describe_options(backend: Backend) -> dict[str, str]:
     """{name: what it takes, its default and what it is for}."""
     found = {}
     for name, field in backend.options().model_fields.items():
-        kind = " or ".join(_choices(field)) or ("yes or no" if field.annotation is bool else "PATH")
-        shown = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
-        default = "" if shown is None else f" [default: {shown}]"
+        choices = get_args(field.annotation)
+        what = " or ".join(map(str, choices)) if choices and isinstance(choices[0], str) else ""
+        kind = what or ("yes or no" if field.annotation is bool else "PATH")
+        default = "" if field.default is None else f" [default: {_shown(field.default)}]"
         found[name] = f"{kind}{default}: {field.description}"
     return found
+
+
+def _shown(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
@@ -61,9 +60,10 @@ def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
         return model.model_validate(dict(given))
     except ValidationError as error:
         problem = error.errors()[0]
-        name = str(problem["loc"][0])
-        choices = _choices(model.model_fields[name])
-        takes = f"one of {', '.join(choices)}" if choices else problem["msg"]
+        name = str(problem["loc"][0]) if problem["loc"] else "option"
+        field = model.model_fields.get(name)
+        choices = get_args(field.annotation) if field is not None else ()
+        takes = f"one of {', '.join(map(str, choices))}" if choices and isinstance(choices[0], str) else problem["msg"]
         raise InputError(f"{name} of --backend {backend.name} is {takes}, not {problem['input']!r}") from None
 
 

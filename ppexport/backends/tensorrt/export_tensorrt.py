@@ -1,7 +1,7 @@
 """Twin -> model.onnx for TensorRT, with the precision written into it; `run_builder` makes the engine from it.
 
 The file suits TensorRT 10.3 (JetPack 6): opset 17, no CumSum, no Gelu, no Attention; the linter enforces it, since
-newer parsers would take more. Types are strong, as TensorRT 11 and TensorRT-RTX need them.
+newer parsers would take more. Types are strong, as TensorRT 11 and TensorRT-RTX want them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
-from ppexport.backends.onnx.graph_view import Origin, TensorType, build_view
+from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
 from ppexport.backends.onnx.model_file import read_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.tensorrt.half import write_half
@@ -69,10 +69,11 @@ def build_for_tensorrt(job: BuildJob) -> Built:
     elif job.precision == "fp32":
         build(twin, job.card, job.folder, shape, keep, job.step)
     else:
-        build_rewritten(
-            twin, job.card, job.folder, shape, keep, job.step, job.precision,
-            lambda model: write_half(model, job.architecture), half_check,
-        )  # fmt: skip
+
+        def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+            return write_half(model, job.architecture)
+
+        build_rewritten(twin, job.card, job.folder, shape, keep, job.step, job.precision, rewrite, half_check)
     return Built([MODEL], twin.flavour, {**details, "activation_bytes": activation_bytes(job.folder / MODEL, shape)})
 
 
@@ -87,16 +88,17 @@ def activation_bytes(path: Path, shape: Shape) -> int:
     last = {name: number for number, node in enumerate(nodes) for name in node.proto.input}
     live = peak = 0
     for number, node in enumerate(nodes):
-        live += sum(_bytes(view.type_of(name)) for name in node.proto.output)
+        live += sum(_bytes(view, name) for name in node.proto.output)
         peak = max(peak, live)
         ended = {name for name in node.proto.input if last[name] == number and name not in view.constants}
         ended |= {name for name in node.proto.output if name not in last}
-        live -= sum(_bytes(view.type_of(name)) for name in ended if view.origin_of(name) is Origin.DATA)
+        live -= sum(_bytes(view, name) for name in ended if view.origin_of(name) is Origin.DATA)
     return peak
 
 
-def _bytes(kind: TensorType) -> int:
+def _bytes(view: GraphView, name: str) -> int:
     """Size of a tensor; what is not known counts nothing."""
-    if kind.element is None or kind.shape is None or not kind.static:
+    element, shape = view.type_of(name)
+    if element is None or shape is None or not view.type_of(name).static:
         return 0
-    return BYTES.get(kind.element, 4) * math.prod(int(dim) for dim in kind.shape if dim is not None)
+    return BYTES.get(element, 4) * math.prod(int(dim) for dim in shape if dim is not None)
