@@ -15,7 +15,7 @@ from ppexport.backends.coreml import planned_times
 from ppexport.backends.coreml.run_mac import planned
 from ppexport.backends.onnx import ort_trace
 from ppexport.backends.openvino import counters
-from ppexport.backends.tensorrt import layer_profile
+from ppexport.backends.tensorrt import trtexec
 from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
@@ -122,15 +122,16 @@ DOCUMENTED = [
 
 def test_the_profile_of_trtexec_as_documented(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(DOCUMENTED))
-    first, foreign, copy = layer_profile.read_profile(tmp_path / "p.json")
+    first, foreign, copy = trtexec.read_profile(tmp_path / "p.json")
     assert (first.ms, first.kind) == (0.09, "Softmax")
     assert foreign.kind == "fused subgraph"
     assert copy.kind == "copy"
     modules = [span.module for span in spans_of_atd([first, foreign, copy])]
     assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
     for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
+        (tmp_path / "p.json").write_text(json.dumps(bad))
         with pytest.raises(InputError):
-            layer_profile.parse_profile(bad)
+            trtexec.read_profile(tmp_path / "p.json")
 
 
 def test_the_plan_of_core_ml_as_documented():
