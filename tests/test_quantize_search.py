@@ -24,6 +24,7 @@ from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.card import find_card
+from ppexport.profile.statistics import Interval
 from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
@@ -42,13 +43,13 @@ from ppexport.search.search import (
     run_search,
     to_dict,
 )
-from ppexport.search.trials import Ratio, Search, SearchOptions, Trial, compare_times, open_in
+from ppexport.search.trials import Search, SearchOptions, Trial, compare_times, open_in
 
 SIZE = (16, 32)
 
 
 def trial(name="t", change=-0.01, time=0.9, size=3_000_000, groups=("qkv",), spread=0.01, error=0.001) -> Trial:
-    ratio = Ratio(time, time - spread, time + spread, 10.0)
+    ratio = Interval(time - spread, time, time + spread)
     return Trial(name, groups, "max", change, error, change - 0.01, (1.0, 0.9), size, ratio)
 
 
@@ -62,7 +63,7 @@ trials = st.lists(
 @given(trials)
 def test_nothing_in_the_pareto_set_is_beaten_and_all_else_is(every):
     def figures(t):
-        return (-t.change, t.time.median, t.bytes)
+        return (-t.change, t.time.middle, t.bytes)
 
     def beats(a, b):
         return figures(a) != figures(b) and all(x <= y for x, y in zip(figures(a), figures(b), strict=True))
@@ -227,11 +228,13 @@ def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):
     with pytest.raises(InputError, match=r"search\.json is damaged"):
         search_in(tmp_path)
     with pytest.raises(InputError, match="a runtime is one of onnxruntime, openvino"):
-        open_in("tensorrt", tmp_path / "none.onnx", 1)
+        SearchOptions("tensorrt", 2, 3, 0.05)
+    with pytest.raises(InputError, match="a precision is one of int8, mixed"):
+        SearchOptions("openvino", 2, 3, 0.05, precision="fp16")
 
 
 def test_times_are_compared_in_turns():
     order = []
     ratio = compare_times(lambda i: order.append("a"), lambda i: order.append("b"), {}, 3)
     assert "".join(order[2:]) == "bbaaaabb" * 3
-    assert ratio.low <= ratio.median <= ratio.high
+    assert ratio.low <= ratio.middle <= ratio.high

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from shared import FREE_IMAGES, ROOT, TOOLS
 from training.data import EVALUATION_SETS, Pair, PatchSampler, center_crop, find_images, load_pair, split_holdout
 from training.fast import category_slots, speed_up
-from training.loop import Schedule, StepClock, Trainer
-from training.state import Ema, Position, RunState, build, rewind_log, start_from, write_weights
+from training.loop import Schedule, StepClock
+from training.state import Ema, build, rewind_log, start_from, write_weights
 
 from ppexport.errors import CheckpointError, InputError
 from ppexport.imaging.bicubic import resize_bicubic
@@ -168,26 +168,6 @@ def test_the_program_says_why_it_refuses(photos, tmp_path):
     folder.mkdir()
     shutil.copy(photos / "a.png", folder)
     assert "looks like the test set Set5" in train(tmp_path / "run", folder, "--steps", "1", code=2)
-
-
-def test_a_teacher_adds_the_distance_to_its_output():
-    class Times(torch.nn.Module):
-        def __init__(self, factor):
-            super().__init__()
-            self.factor = torch.nn.Parameter(torch.tensor(float(factor)))
-
-        def forward(self, x):
-            return self.factor * x
-
-    network, x = Times(2), torch.ones(1, 3, 4, 4)
-    state = RunState(
-        {}, network, Ema(network, 0.9), torch.optim.SGD(network.parameters()), torch.Generator(), Position()
-    )
-    rest = {"schedule": None, "sampler": None, "validation": [], "files": None, "clip": 1.0}
-    alone = Trainer(state=state, say=print, **rest)
-    taught = Trainer(state=state, say=print, teacher=Times(5), teacher_weight=0.5, **rest)
-    assert alone.loss(x, 3 * x).item() == pytest.approx(1.0)
-    assert taught.loss(x, 3 * x).item() == pytest.approx(1.0 + 0.5 * 3)
 
 
 def test_averaged_weights_follow_the_network():

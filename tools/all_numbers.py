@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ablation import BEGIN
+from ablation import PLACE
 from rich.console import Console
 
 from ppexport.cli.console import fail
@@ -38,12 +38,11 @@ def bundled_with_weights() -> list[tuple[Card, Path]]:
 def has_ablation(folder: Path) -> bool:
     """Whether the model in *folder* has a README with a place for the ablation's tables."""
     readme = folder / "README.md"
-    return readme.is_file() and BEGIN in readme.read_text(encoding="utf-8")
+    return readme.is_file() and f"<!-- {PLACE} -->" in readme.read_text(encoding="utf-8")
 
 
 def held_out_arguments(images: Path) -> list[str]:
-    """PurePassOptions for the pictures that training held out; none where *images* lacks a folder that was trained
-    on."""
+    """Options for the pictures that training held out; none where *images* lacks a folder that was trained on."""
     folders = [images / name for name in TRAINED_ON]
     if not all(folder.is_dir() for folder in folders):
         return []
