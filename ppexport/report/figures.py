@@ -21,7 +21,7 @@ TEXT = "#010203"
 COLORS = ("#3b82c4", "#d9822b", "#3f9f5f", "#b05fb0", "#c0504d", "#7f8c8d", "#8a7f2b", "#4aa3a3", "#999999")
 SIZE = (4.8, 3.0)
 """Inches: legible on a phone, where it is shown a little smaller."""
-LOOK = {
+LOOK: Any = {
     # Names in files are texts, never formulas; and the same page comes out of the same files.
     **{"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "ppexport"},
     **{"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none"},

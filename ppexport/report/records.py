@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from ppexport.backends.backend import find_backend
 from ppexport.device.artifact import Manifest
 from ppexport.errors import InputError, present
 from ppexport.files import read_limited_text, write_text
@@ -89,7 +90,7 @@ def _key_of(facts: Mapping[str, Any], precision: str | None = None) -> str:
 
 def half_in_single(m: Manifest) -> bool:
     """Whether the artifact's half precision is computed in fp32, as ONNX Runtime's CPU kernels do."""
-    return m.backend == "onnx" and m.precision in ("fp16", "mixed")
+    return m.precision in find_backend(m.backend).rounded
 
 
 def artifact_key(m: Manifest) -> str:

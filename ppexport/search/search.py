@@ -33,8 +33,6 @@ from ppexport.quantize.crops import Crop, Source, used_pictures
 from ppexport.quantize.recipe import CALIBRATORS, GROUPS, Recipe, write_recipe
 from ppexport.search.trials import MARGIN, STATE, Search, Trial
 
-BUDGET = 0.05
-"""dB of PSNR-Y that a placement may cost on the search's crops, half of what the gate allows on an evaluation set."""
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
 FP32, FOUND, CALIBRATION, RECIPE, TABLE, PICTURE = (
@@ -145,7 +143,6 @@ def run_search(search: Search, progress: Progress) -> Outcome:
     for count in range(2, len(ordered)):
         measured(f"{count} groups", [g for g in GROUPS if g in ordered[:count]], best)
     chosen, reason = choose(trials, search.options.budget)
-    search.prepare()
     return Outcome(float(np.mean([p for p, _ in search.reference])), size, trials, chosen, reason)
 
 
@@ -180,8 +177,7 @@ def write_outcome(out: Path, outcome: Outcome, search: Search, card: Card, sourc
     write_text(out / TABLE, markdown(outcome, summary(outcome, search, card)))
     plot(out / PICTURE, outcome, f"{card.name}: {search.options.precision} on {search.options.runtime}")
     weights = None if card.weights is None else card.weights.sha256
-    recipe = found_recipe(outcome, search, used_pictures(sources, search.crops), weights)
-    write_recipe(out / RECIPE, recipe)
+    write_recipe(out / RECIPE, found_recipe(outcome, search, used_pictures(sources, search.crops), weights))
 
 
 def markdown(outcome: Outcome, about: str) -> str:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ppexport.backends.backend import Inside
 from ppexport.backends.onnx import BACKEND
@@ -55,6 +57,9 @@ def _in_openvino(model: Path, threads: int) -> Run:
 
 
 RUNTIMES = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+"""What opens a model's file on this machine's CPU with a number of threads: in fp32 but for what Q/DQ says.
+
+Raises UnavailableError where the runtime is not installed, ArtifactError where it refuses the file."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,7 @@ class Search:
     """The measurements of one search, kept in *folder* so that a search that was killed continues."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        calibration: Calibration,
-        crops: Sequence[Crop],
-        options: SearchOptions,
-        folder: Path,
+        self, artifact: Artifact, calibration: Calibration, crops: Sequence[Crop], options: SearchOptions, folder: Path
     ) -> None:
         self.artifact, self.calibration, self.crops = artifact, calibration, crops
         self.options, self.folder = options, folder
@@ -127,7 +127,6 @@ class Search:
         named = [STATE_VERSION, artifact.manifest.files, calibration.sha256, cut, asked]
         self.key = sha256_text(json.dumps(named))
         self.kept = self._read()
-        self.reference: list[tuple[float, Inside]] = []
 
     def _read(self) -> dict[str, Any]:
         """The measurements of the same search so far."""
@@ -151,21 +150,17 @@ class Search:
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
         return found
 
-    def prepare(self) -> None:
-        """Measure fp32."""
-        if not self.reference:
-            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
+    @cached_property
+    def reference(self) -> list[tuple[float, Inside]]:
+        """PSNR-Y and routing of every crop in fp32."""
+        return self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
         if name not in self.kept:
-            self.prepare()
             self.kept[name] = asdict(self._measure(name, tuple(groups), calibrator))
             write_text(self.folder / STATE, json.dumps({"key": self.key, "trials": self.kept}, indent=1) + "\n")
-        data = dict(self.kept[name])
-        # JSON has neither tuples nor classes.
-        lists = {key: tuple(data[key]) for key in ("groups", "agreement")}
-        return Trial(**{**data, **lists, "time": Interval(**data["time"])})
+        return TypeAdapter(Trial).validate_python(self.kept[name])
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         precision = self.options.precision
@@ -178,7 +173,7 @@ class Search:
             onnx.save(model, path)
             pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=precision in BACKEND.rounded))
             files = path, self.artifact.graph_file
-            run, base = (open_in(self.options.runtime, file, self.options.threads) for file in files)
+            run, base = (RUNTIMES[self.options.runtime](file, self.options.threads) for file in files)
         pairs = [*zip(self.reference, pictures, strict=True)]
         changes = np.array([b[0] - a[0] for a, b in pairs])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in pairs], axis=0)
@@ -194,16 +189,6 @@ def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:
     impure = slice(None) if reference.pure is None else ~reference.pure
     equal = (reference.categories == other.categories)[:, impure]
     return np.asarray(equal.mean(axis=1) if equal.size else np.ones(len(equal)), np.float64)
-
-
-def open_in(runtime: str, model: Path, threads: int) -> Run:
-    """The file *model* on this machine's CPU, in *runtime*: in fp32 but for what Q/DQ says.
-
-    Raises:
-        UnavailableError: The runtime is not installed.
-        ArtifactError: The runtime refuses the file.
-    """
-    return RUNTIMES[runtime](model, threads)
 
 
 def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Interval:

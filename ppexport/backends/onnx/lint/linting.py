@@ -52,6 +52,8 @@ class Runtime(str, Enum):
     OPENVINO = "openvino"
 
 
+COMPILERS = (Runtime.TENSORRT, Runtime.COREML)
+"""Those that fix every shape and type when they build."""
 OLDEST = {
     Runtime.ONNXRUNTIME: "ONNX Runtime 1.15",
     Runtime.TENSORRT: "TensorRT 10.3",  # JetPack 6

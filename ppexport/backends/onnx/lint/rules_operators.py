@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ppexport.backends.onnx.graph_view import RANDOM_OPERATORS, GraphView, Node, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
 from ppexport.errors import counted
 
 PORTABLE_OPSET, PORTABLE_IR = 17, 8
@@ -100,7 +100,7 @@ def foreign_domain(graph: GraphView) -> Iterator[Finding]:
     """
     for (domain, op), nodes in _grouped(graph, standard=False):
         built_in = domain.startswith("com.microsoft") or domain == "ai.onnx.ml"
-        runtimes = (Runtime.TENSORRT, Runtime.COREML) if built_in else ()
+        runtimes = COMPILERS if built_in else ()
         yield found(f"{op} of {domain}, {_where(nodes)}, is no standard operator", nodes[0], runtimes=runtimes)
 
 
@@ -178,7 +178,7 @@ RULES: tuple[Rule, ...] = (
         SORTING,
         _sorting,
         "counting sort: one-hot, running count, exclusive prefix, one scatter; ReduceMax or ArgMax for the best",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
     # TensorRT 10.3 lacks Unique and Compress and waits for the host in NonZero and NonMaxSuppression; Core ML runs them
     # on the CPU.
@@ -187,7 +187,7 @@ RULES: tuple[Rule, ...] = (
         DATA_DEPENDENT,
         "the size of {op}'s result depends on the data, so no shape after it is static",
         "mask with Where instead of boolean indexing, or gather a fixed number of slots",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
     # TensorRT 10.3 runs them with restrictions and does not fuse across them; they leave Core ML's Neural Engine.
     forbid(
@@ -195,7 +195,7 @@ RULES: tuple[Rule, ...] = (
         CONTROL_FLOW,
         "{op} is control flow inside the graph",
         "unroll loops of fixed length; replace branches by Where, or export one file per branch",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
     # TensorRT 10.3 has no operator for them ("not supported" in its operator list), Core ML no such type.
     forbid(
@@ -203,7 +203,7 @@ RULES: tuple[Rule, ...] = (
         SEQUENCES,
         "{op} works on sequences or optional values, not on tensors",
         "use Concat, Split or Slice on tensors; in PyTorch: no lists of tensors whose length the data tells",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
     # TensorRT before 10.8 launches a kernel per element; from 10.8 on there are open reports of wrong results when a
     # model sums along several axes.

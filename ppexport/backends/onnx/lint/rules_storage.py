@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from ppexport.backends.onnx.graph_view import GraphView, Node, Origin, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Severity, found, rule
 from ppexport.backends.onnx.model_file import iter_tensors
 from ppexport.backends.onnx.stored_constants import Constant
 
@@ -104,7 +104,7 @@ def external_data(graph: GraphView) -> Iterator[Finding]:
         yield found(f"{tensor} is kept in {location!r}, which {reason}; it was not opened", tensor=tensor)
 
 
-@rule("sparse-constant", "store the tensor dense", Runtime.TENSORRT, Runtime.COREML)
+@rule("sparse-constant", "store the tensor dense", *COMPILERS)
 def sparse_constant(graph: GraphView) -> Iterator[Finding]:
     """No sparse initializers and Constant nodes with a sparse value, which TensorRT's parser lacks."""
     for constant in graph.constants.values():

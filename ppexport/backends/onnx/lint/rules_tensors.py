@@ -8,7 +8,7 @@ from typing import Any
 from onnx import TensorProto
 
 from ppexport.backends.onnx.graph_view import GraphView, Origin, TensorType, element_name, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
 from ppexport.backends.onnx.lint.rules_operators import CONTROL_FLOW, DATA_DEPENDENT
 
 MAX_RANK = 5
@@ -44,15 +44,11 @@ def rank(graph: GraphView) -> Iterator[Finding]:
         both = count > TENSORRT_MAX_RANK
         limit = f"TensorRT takes {TENSORRT_MAX_RANK}, Core ML {MAX_RANK}" if both else f"Core ML takes {MAX_RANK}"
         made = f" makes {kind.text()}," if "node" in place else ""
-        runtimes = (Runtime.TENSORRT, Runtime.COREML) if both else ()
+        runtimes = COMPILERS if both else ()
         yield found(f"{what}{made} of rank {count}; {limit}", **place, runtimes=runtimes)
 
 
-@rule(
-    "unknown-rank",
-    "replace the operator, or give its shape input a constant length",
-    *(Runtime.TENSORRT, Runtime.COREML),
-)
+@rule("unknown-rank", "replace the operator, or give its shape input a constant length", *COMPILERS)
 def unknown_rank(graph: GraphView) -> Iterator[Finding]:
     """No tensor of unknown rank: TensorRT and Core ML fix every rank when they build.
 
@@ -73,7 +69,7 @@ def unknown_rank(graph: GraphView) -> Iterator[Finding]:
     "dynamic-shape",
     "export without dynamic_axes or dynamic_shapes, one file per size; an axis that is meant to be symbolic is "
     "checked at a length with --length AXIS=N, symbols={AXIS: N} in Python",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def dynamic_shape(graph: GraphView) -> Iterator[Finding]:
     """No input or output with symbolic or unknown dimensions.
@@ -95,7 +91,7 @@ def dynamic_shape(graph: GraphView) -> Iterator[Finding]:
 @rule(
     "data-dependent-shape",
     "compute the shape from Python ints and x.shape, never from a tensor's values (.item(), .sum(), len(...))",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def data_dependent_shape(graph: GraphView) -> Iterator[Finding]:
     """No shape that is computed from data, such as that of a Reshape whose second input comes from the image.
@@ -122,11 +118,7 @@ def data_dependent_shape(graph: GraphView) -> Iterator[Finding]:
             yield found(f"the shape of what {node.op} makes is not fixed, though its inputs' shapes are", node)
 
 
-@rule(
-    "tensor-type",
-    "cast in PyTorch before exporting: float32 or float16 for numbers, int32 for indices",
-    *(Runtime.TENSORRT, Runtime.COREML),
-)
+@rule("tensor-type", "cast in PyTorch before exporting: float32 or float16 for numbers, int32 for indices", *COMPILERS)
 def tensor_type(graph: GraphView) -> Iterator[Finding]:
     """No strings, complex numbers, 16-bit and unsigned integers, bfloat16, 8- and 4-bit floats, sequences.
 
@@ -140,7 +132,7 @@ def tensor_type(graph: GraphView) -> Iterator[Finding]:
 @rule(
     "float64",
     "use float32 in PyTorch: .float(), dtype=torch.float32, and no NumPy scalars in tensor arithmetic",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def float64(graph: GraphView) -> Iterator[Finding]:
     """No float64 tensors, which TensorRT narrows and Core ML lacks. A single number is harmless and only noted."""
