@@ -91,35 +91,35 @@ def entries_so_far(run):
     return found
 
 
-SIX_STEPS = ("--steps", "6", "--save-every", "2", "--lr", "1e-3", "--warmup", "2", "--ema", "0.5")
+TEN_STEPS = ("--steps", "10", "--save-every", "2", "--lr", "1e-3", "--warmup", "2", "--ema", "0.5")
 
 
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
-    """A run of six steps that nothing disturbed, saved every two."""
+    """A run of ten steps that nothing disturbed, saved every two."""
     run = tmp_path_factory.mktemp("finished")
-    return run, train(run, photos, *SIX_STEPS)
+    return run, train(run, photos, *TEN_STEPS)
 
 
 def test_the_loss_falls_and_everything_is_written(finished):
     run, output = finished
     losses = [entry["loss"] for entry in entries(run, "train")]
-    assert len(losses) == 6
+    assert len(losses) == 10
     assert np.mean(losses[-3:]) < 0.7 * losses[0]
     before, after = (entry["psnr_y"] for entry in entries(run, "validation"))
     assert after > before + 1
-    assert "finished after 6 steps" in output
+    assert "finished after 10 steps" in output
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     weights = load_file(run / "weights.safetensors")
     assert weights.keys() == build("pp_atd_light", 2).state_dict().keys()
 
 
 def test_a_killed_run_ends_with_the_same_weights(finished, photos, tmp_path):
-    process = start(tmp_path, photos, *SIX_STEPS)
-    wait_for_step(tmp_path, 3, process)
+    process = start(tmp_path, photos, *TEN_STEPS)
+    wait_for_step(tmp_path, 5, process)
     process.kill()
     process.communicate()
-    assert "continuing after step" in train(tmp_path, photos, *SIX_STEPS)
+    assert "continuing after step" in train(tmp_path, photos, *TEN_STEPS)
     undisturbed = finished[0]
     ours, theirs = (load_file(run / "weights.safetensors") for run in (tmp_path, undisturbed))
     assert ours.keys() == theirs.keys()
