@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 
 from ppexport.backends.backend import Inside
 from ppexport.backends.onnx import BACKEND
-from ppexport.backends.onnx.collect import crop_inputs
 from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
@@ -144,7 +143,7 @@ class Search:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
-            inside = probe.run(crop_inputs(self.artifact, crop))
+            inside = probe.run({"lr": crop.lr})
             if not np.isfinite(inside.sr).all():
                 raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
@@ -178,7 +177,7 @@ class Search:
         changes = np.array([b[0] - a[0] for a, b in pairs])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in pairs], axis=0)
         mean, error, worst = changes.mean(), changes.std(ddof=1) / np.sqrt(changes.size), changes.min()
-        time_of_fp32s = compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.options.rounds)
+        time_of_fp32s = compare_times(run, base, {"lr": self.crops[0].lr}, self.options.rounds)
         shares = tuple(float(share) for share in agreement)
         figures = float(mean), float(error), float(worst)
         return Trial(name, groups, calibrator, *figures, shares, model.ByteSize(), time_of_fp32s)
