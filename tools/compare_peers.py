@@ -35,7 +35,7 @@ from ppexport.errors import ExportError, InputError, PpexportError
 from ppexport.files import write_text
 from ppexport.imaging.images import read_levels
 from ppexport.parity.inputs import photo_folder
-from ppexport.profile.query_crops import crop
+from ppexport.profile.latency_run import crop
 from ppexport.profile.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
