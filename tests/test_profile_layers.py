@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import exported_once, photo
-from small_networks import small_network
+from small_networks import SIZE, small_network
 
 from ppexport.backends.backend import Operation
 from ppexport.backends.coreml import planned_times
@@ -162,9 +162,9 @@ def test_the_plan_of_core_ml_as_documented():
 def test_a_real_artifact_is_mapped_almost_whole(tmp_path_factory, tmp_path, runtime):
     if find_spec(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
-    artifact = exported_once(tmp_path_factory, small_network(layers=2), backend="onnx", size=(37, 53))
+    artifact = exported_once(tmp_path_factory, small_network(), backend="onnx", size=SIZE)
     (target,) = choose(artifact, runtime, 1, False)
-    np.save(tmp_path / "images.npy", np.stack([photo(37, 53)] * 2))
+    np.save(tmp_path / "images.npy", np.stack([photo(*SIZE)] * 2))
     job = Job((target,), tmp_path / "images.npy", PLANS["quick"], tmp_path / "journal", {})
     operations = [Operation(**row) for row in measure_layers(job)]
     data = {**beginning("layers", {"name": "x"}, {}), **layers_result(operations, runtime, ATD)}
