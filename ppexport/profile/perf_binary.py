@@ -36,12 +36,14 @@ INSIDE = (
     "bits, tiling. Which picture a query had is not told"
 )
 MAX_RESULT, MAX_SENSORS = 1 << 27, 1 << 26
-LINE = re.compile(r"[^,\n]{0,200},([0-9.]{1,20}(?:e[+-]?[0-9]{1,3})?),([0-9]{1,18}),-?[0-9]{1,6},[0-9]{1,12}")
-FIGURES = {
-    "load": re.compile(r"^Session creation time cost: ?([0-9.e+-]{1,20}) s", re.MULTILINE),
-    "first": re.compile(r"^First inference time cost: ?([0-9.e+-]{1,20}) ms", re.MULTILINE),
-}
 SECOND = 1_000_000_000
+NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,3})?)"
+LINE = re.compile(rf"[^,\n]{{0,200}},{NUMBER},([0-9]{{1,18}}),-?[0-9]{{1,6}},[0-9]{{1,12}}")
+FIGURES = {
+    "load": (re.compile(rf"^Session creation time cost: ?{NUMBER} s", re.MULTILINE), SECOND),
+    "first": (re.compile(rf"^First inference time cost: ?{NUMBER} ms", re.MULTILINE), SECOND // 1000),
+}
+"""What the program prints of its start, and how many ns its unit has."""
 WINDOW = 8
 RUN = r"""
 mask=$1 seconds=$2 queries=$3 provider=$4 threads=$5 model=$6
@@ -94,7 +96,7 @@ def read_result(text: str) -> tuple[list[int], int]:
             if "," in line:
                 raise TransferError(f"the result file of the benchmark program has a line that is none: {line[:80]!r}")
             continue
-        seconds = _number(found[1])
+        seconds = float(found[1])
         if not 0 < seconds < 1e6:
             raise TransferError(f"the benchmark program tells of a query that took {found[1]} s")
         ns.append(max(1, round(seconds * SECOND)))
@@ -102,14 +104,6 @@ def read_result(text: str) -> tuple[list[int], int]:
     if not ns:
         raise TransferError("the benchmark program ended well, but its result file holds no query")
     return ns, peak
-
-
-def _number(text: str) -> float:
-    """The number that *text* is, NaN where it is none, such as 1.2.3."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def read_sensors(text: str) -> Iterator[tuple[int, dict[str, float]]]:
@@ -128,9 +122,10 @@ def read_sensors(text: str) -> Iterator[tuple[int, dict[str, float]]]:
 
 def figure(name: str, output: str) -> int:
     """Nanoseconds of loading or the first query, as the program prints them; 0 where it does not."""
-    found = FIGURES[name].search(output)
-    value = _number(found[1]) if found else 0.0
-    return round(value * (SECOND if name == "load" else 1e6)) if 0 <= value < 1e9 else 0
+    pattern, unit = FIGURES[name]
+    found = pattern.search(output)
+    value = float(found[1]) if found else 0.0
+    return round(value * unit) if value < 1e9 else 0
 
 
 def settled(ns: Sequence[int]) -> bool:
