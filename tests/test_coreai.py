@@ -203,7 +203,7 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
     column = TwinColumn(twin, [512, 1024])
     gate = Gate(psnr=90.0)
-    pair = compare_columns(("twin", "asset"), items[:1], *columns_of(column, again, items[0]), gate, 2)
+    pair = compare_columns(("twin", "asset"), items[:1], *columns_of(column, again, items[0]), gate)
 
     def bad():
         return find_bad_module(pair, twin, column, again, items[:1], columns_of(column, again, items[0]))

@@ -430,19 +430,19 @@ def test_of_an_fp16_engine_photographs_are_judged():
     engine = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
     rows = {}
     for precision in ("fp32", "fp16"):
-        pair = compare_pictures(("twin", "e"), inputs, reference, engine, BACKEND.precisions[precision], 2)
+        pair = compare_pictures(("twin", "e"), inputs, reference, engine, BACKEND.precisions[precision])
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
     # Where nothing is routed no flip can excuse a picture.
     unrouted = {name: replace(sample, categories=None) for name, sample in reference.items()}
-    pair = compare_pictures(("twin", "e"), inputs, unrouted, engine, BACKEND.precisions["fp16"], 2)
+    pair = compare_pictures(("twin", "e"), inputs, unrouted, engine, BACKEND.precisions["fp16"])
     assert not any(row.passed for row in pair.rows)
     # An input whose flips passed where they could be examined may be twice as far off as there, and no more.
     for precision, decibel, passes in (
         ("fp16", 45.9, True), ("fp16", 46.1, False), ("fp32", 45.9, True), ("fp32", 46.1, False),
     ):  # fmt: skip
         gate, flipped = BACKEND.precisions[precision], {"photo": decibel, "noise": 90.0}
-        pair = compare_pictures(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
+        pair = compare_pictures(("twin", "e"), inputs[:1], reference, engine, gate, flipped)
         assert pair.rows[0].passed == passes
         assert pair.rows[0].reason.startswith("40.0 dB")
 

@@ -72,8 +72,10 @@ class Evaluation:
         return {"scale": self.scale, "mean": asdict(self.mean), "images": [asdict(s) for s in self.scores]}
 
 
-def _marked(paths: list[Path], mark: str) -> list[Path]:
-    return [p for p in paths if p.stem.upper().endswith(mark)] or paths
+def _marked(folder: Path, mark: str) -> list[Path]:
+    """The pictures of *folder* whose names end in *mark*; all if none does."""
+    paths = pictures_in(folder)
+    return [path for path in paths if path.stem.upper().endswith(mark)] or paths
 
 
 def _by_name(paths: list[Path], mark: re.Pattern[str]) -> dict[str, Path]:
@@ -93,10 +95,10 @@ def find_pairs(hr: Path, lr: Path | None, scale: int) -> list[Pair]:
     names end in _HR or _LR, only these are taken, so that both may share a folder.
     Raises InputError naming the first HR picture without a partner, or two of one name.
     """
-    high = _by_name(_marked(pictures_in(hr), "_HR"), HR_MARK)
+    high = _by_name(_marked(hr, "_HR"), HR_MARK)
     if lr is None:
         return [Pair(name, path, None) for name, path in high.items()]
-    files = _marked(pictures_in(lr), "_LR")
+    files = _marked(lr, "_LR")
     exact = {path.stem: path for path in files}
     mark = re.compile(rf"(_SRF_{scale})?_LR$|x{scale}$", re.IGNORECASE)
     low = _by_name([path for path in files if path.stem not in high], mark)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ppexport.backends.backend import ChosenFrom
 from ppexport.device.artifact import Artifact, smallest_capacity
@@ -48,10 +46,8 @@ def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
     return load_network(m.name, **m.options)
 
 
-class _TorchColumn(ABC):
+class _TorchColumn(Source):
     """What PyTorch computes: pictures, categories, gaps and masks."""
-
-    injects = True
 
     @abstractmethod
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
@@ -62,16 +58,12 @@ class _TorchColumn(ABC):
         sample, trace = self._run(item, wide(categories))
         if not trace.categories:
             return sample
-        return replace(sample, categories=narrow(_rows(trace.categories)), gaps=_rows(trace.gaps))
+        chosen, gaps = (torch.stack([row.reshape(-1) for row in rows]) for rows in (trace.categories, trace.gaps))
+        return replace(sample, categories=narrow(chosen.numpy()), gaps=gaps.numpy())
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer."""
         return [t.reshape(-1, t.shape[-1]).numpy() for t in self._run(item, wide(categories))[1].tokens]
-
-
-def _rows(recorded: list[Tensor]) -> NDArray[Any]:
-    """(layers, n) of what every layer recorded."""
-    return torch.stack([row.reshape(-1) for row in recorded]).numpy()
 
 
 class NetworkColumn(_TorchColumn):
@@ -171,12 +163,12 @@ def find_bad_module(
     inputs: list[ParityInput],
     columns: tuple[Column, Column],
 ) -> str:
-    """The first module whose result is off.
+    """The first module whose result is off in a *pair* that failed.
 
     Args:
-        pair: that failed.
+        pair: what came of comparing the *columns*.
         twin: it knows the paths of the network's layers.
-        reference, other: what computed the *columns* of the pair.
+        reference, other: what computed the *columns*.
         inputs: that were compared.
         columns: of *reference* and *other*.
 
@@ -189,7 +181,7 @@ def find_bad_module(
         return routing.mask
     item = next(item for item in inputs if item.name == pair.worst.name)
     # What fails only as it runs has no bad layer with the same categories.
-    as_it_runs = pair.fails_only_as_it_runs
+    as_it_runs = pair.failed_tasks[:1] == ["task"] and all(row.passed for row in pair.rows)
     own = columns[0 if as_it_runs or other.injects else 1][item.name].categories
     results = reference.layers(item, own), other.layers(item, own if other.injects and not as_it_runs else None)
     return first_bad_layer(list(twin.routed_layers()), *results, pair.gate.psnr)
