@@ -120,10 +120,10 @@ def show(report: ParityReport, console: Console) -> None:
             place = "" if at is None else f", most at row {at[0]}, column {at[1]} of the result"
             console.print(f"worst input: {worst.name}{place}; first bad layer: {layer}")
     for unit, plan in report.units.items():
-        told = plan.get("failed") or plan.get("unknown")
+        reason = plan.get("failed") or plan.get("unknown")
         placed = ", ".join(f"{count} on {device}" for device, count in plan.get("operations", {}).items())
         crossings = plan.get("crossings", "unknown")
-        console.print(f"compute unit {unit}: {told or f'{placed}; crossings: {crossings}'}")
+        console.print(f"compute unit {unit}: {reason or f'{placed}; crossings: {crossings}'}")
     if report.over_capacity:
         console.print(
             f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"

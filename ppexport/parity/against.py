@@ -18,7 +18,7 @@ from ppexport.errors import InputError
 from ppexport.files import read_limited_json
 from ppexport.folders import MAX_JSON, run_folder
 from ppexport.parity.columns import ArtifactColumn, load_column, load_inputs
-from ppexport.parity.compare import Means, compare_columns, compare_pictures
+from ppexport.parity.compare import compare_columns, compare_pictures
 from ppexport.parity.run import (
     FORMAT,
     INPUTS,
@@ -103,15 +103,15 @@ def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityRepor
         inputs, reference = load_inputs(folder / INPUTS, artifact.size), load_column(folder / f"{TWIN_COLUMN}.npz")
         expected = (1, 3, *(side * artifact.scale for side in artifact.size))
         for item in inputs:
-            if item.name not in reference or reference[item.name].sr.shape != expected:
+            sample = reference.samples.get(item.name)
+            if sample is None or sample.sr.shape != expected:
                 raise InputError(f"{folder / TWIN_COLUMN}.npz has no picture {expected} for input {item.name!r}")
-        with closing(ArtifactColumn(runner)) as source:
-            column = compute(source, inputs, progress)
-            names = (TWIN_COLUMN, source.name)
-            if source.probe is None:
-                pair = compare_pictures(names, inputs, reference, column, gate, flipped)
+        with closing(ArtifactColumn(runner)) as column:
+            compute(column, inputs, progress)
+            if column.probe is None:
+                pair = compare_pictures(reference, column, inputs, gate, flipped)
             else:
-                pair = compare_columns(names, inputs, reference, column, gate, Means(source.sample))
+                pair = compare_columns(reference, column, inputs, gate)
         report = ParityReport(artifact.manifest, folder, [pair], continued=True)
-        keep(report, inputs, {TWIN_COLUMN: reference, source.name: column})
+        keep(report, inputs, [reference, column])
     return report

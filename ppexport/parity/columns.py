@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,7 +30,7 @@ Layers = list[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Sample:
-    """What one implementation computed for one input. What is None it does not tell, or has no routing for."""
+    """What one implementation computed for one input. A field that is not reported, or not routed, is None."""
 
     sr: NDArray[np.float32]
     """(1, 3, h * scale, w * scale)."""
@@ -49,10 +48,6 @@ class Sample:
     """Slots that category attention ran with; None for the network, which needs none."""
 
 
-Column = dict[str, Sample]
-"""{name of an input: what was computed for it}."""
-
-
 def narrow(categories: NDArray[Any]) -> Categories | None:
     """*categories* (layers, n) in the smallest type that holds them; None where there are no layers."""
     return categories.astype(np.min_scalar_type(int(categories.max()))) if categories.size else None
@@ -68,23 +63,49 @@ def host_labels(manifest: Manifest, item: ParityInput) -> NDArray[Any]:
     return pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
 
 
-class Source(ABC):
-    """What computes a column."""
+@dataclass(frozen=True)
+class ChosenAgain:
+    """What the reference would have chosen from the numbers that the other one chose from."""
 
-    name: str
-    injects = True
+    categories: Categories
+    """(layers, n)."""
+    gaps: NDArray[np.float32]
+    """(layers, n): lead of the best similarity over the second best."""
+    tokens_db: float
+    """Power of the reference's tokens over that of their error, in the worst layer."""
+    dictionary_db: float
+    """The same of the dictionaries."""
+
+
+class Column:
+    """What one implementation computed for all inputs. A column that was only loaded has samples, but no methods."""
+
+    injects = False
     """Whether it can compute with other categories than its own."""
 
-    @abstractmethod
-    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
-        """The entry for *item*, with *categories* injected if given."""
+    def __init__(self, name: str, samples: dict[str, Sample] | None = None) -> None:
+        self.name = name
+        self.samples: dict[str, Sample] = samples or {}
+        """{name of an input: what was computed for it}."""
 
-    @abstractmethod
+    def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
+        """Compute the entry for *item*, with *categories* injected if given."""
+        raise NotImplementedError
+
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer, in the order in which they run."""
+        raise NotImplementedError
+
+    def chosen_from(self, item: ParityInput, categories: Categories) -> list[ChosenFrom]:
+        """What every layer chose from, with injected *categories*, or its own where nothing can be injected."""
+        raise NotImplementedError
+
+    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain | None:
+        """What this one chooses from the numbers of the *other*, with the same *categories* in both, if it can."""
+        return None
 
 
-class ArtifactColumn(Source):
+class ArtifactColumn(Column):
     """An artifact: its picture and, where a probe opens it, its routing."""
 
     def __init__(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> None:
@@ -93,10 +114,9 @@ class ArtifactColumn(Source):
         backend = find_backend(self.manifest.backend)
         self.probe: Probe | None = backend.probe(runner, twin, folder)
         self.injects = self.probe is not None and self.probe.injects
-        self.name = f"{self.manifest.backend}-{self.manifest.precision}"
-        if self.probe is None and self.manifest.precision in backend.rounded:
-            # Only the weights are of that precision.
-            self.name += "-weights"
+        # Without a probe only the weights of some files are of that precision.
+        weights = "-weights" if self.probe is None and self.manifest.precision in backend.rounded else ""
+        super().__init__(f"{self.manifest.backend}-{self.manifest.precision}{weights}")
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
         """The column's entry for *item*; with injected *categories*, which need a probe, the picture is the probe's."""
@@ -156,7 +176,7 @@ def save_entries(path: Path, entries: Mapping[str, Sample | ParityInput]) -> Non
         if value is not None and field != "name"
     }
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _load_entries(path: Path) -> dict[str, dict[str, NDArray[Any]]]:
@@ -170,7 +190,7 @@ def _load_entries(path: Path) -> dict[str, dict[str, NDArray[Any]]]:
 
 def load_column(path: Path) -> Column:
     """Read a column that `save_entries` wrote. Raises InputError."""
-    column: Column = {}
+    samples: dict[str, Sample] = {}
     for name, found in _load_entries(path).items():
         shapes = {field.name: found[field.name].shape for field in fields(Sample) if field.name in found}
         numbers = {field: shapes[field] for field in ("impure", "capacity") if field in shapes}
@@ -179,8 +199,9 @@ def load_column(path: Path) -> Column:
         whole = picture is not None and picture.dtype == np.float32 and picture.ndim == 4
         if not whole or "impure" not in numbers or any(numbers.values()) or len(tokens) > 1:
             raise InputError(f"{path}: {name!r} does not hold what a column holds: {shapes}")
-        column[name] = Sample(**{field: int(found[field]) if field in numbers else found[field] for field in shapes})
-    return column
+        values: dict[str, Any] = {field: int(found[field]) if field in numbers else found[field] for field in shapes}
+        samples[name] = Sample(**values)
+    return Column(path.stem, samples)
 
 
 def load_inputs(path: Path, size: tuple[int, int]) -> list[ParityInput]:

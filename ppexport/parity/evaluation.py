@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.picture import psnr_y, ssim_y, to_input, to_uint8
+from ppexport.device.picture import TAPS, psnr_y, ssim_y, to_input, to_uint8
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
@@ -26,8 +26,6 @@ from ppexport.imaging.upscaling import upscale_array
 
 HR_MARK = re.compile(r"(_SRF_\d+)?_HR$", re.IGNORECASE)
 """What is left off the name of an HR picture: img_001_SRF_2_HR.png belongs to img_001_SRF_2_LR.png."""
-LEAST = 11
-"""SSIM needs this many pixels a side."""
 
 Pixels = NDArray[np.uint8]
 Upscaler = Callable[[Pixels], Pixels]
@@ -118,8 +116,8 @@ def _pixels(path: Path) -> Pixels:
 
 def _score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     whole = _pixels(pair.hr)
-    if min(whole.shape[:2]) // scale * scale - 2 * scale < LEAST:
-        raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
+    if min(whole.shape[:2]) // scale * scale - 2 * scale < TAPS:
+        raise InputError(f"{pair.hr} is too small to evaluate: {TAPS} pixels must remain without the border")
     hr = crop_to_multiple(whole, scale)
     lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:

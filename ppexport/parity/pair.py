@@ -1,4 +1,4 @@
-"""What came of comparing two columns of a parity run: figures of every input, and what follows from all of them.
+"""The result of comparing two columns of a parity run: figures of every input, and a verdict over all of them.
 
 Every figure of quality is measured as the artifact runs. Where flips were examined, it is also measured with the same
 routing, by injecting the reference's categories, and stands under a name of its own, `..._same_routing`.
@@ -55,7 +55,7 @@ def measure(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Error
 
 @dataclass
 class Comparison:
-    """One input of one pair. What is None was not measured, or a column does not tell it."""
+    """One input of one pair. A field is None where it was not measured, or where a column does not report it."""
 
     name: str
     errors: Errors
@@ -75,12 +75,12 @@ class Comparison:
     agreement: list[float] | None = None
     """Share of equal categories among the impure tokens of every layer."""
     tokens_db: float | None = None
-    """This and the next are `ChosenAgain`'s, where flips made it necessary to look."""
+    """This and the next are `ChosenAgain`'s, where flips had to be examined."""
     dictionary_db: float | None = None
     surest: float | None = None
     """The lead in the reference's own numbers of the surest flip that no earlier flip explains."""
     injected: Errors | None = None
-    """Errors with the same categories in both, where flips made that necessary."""
+    """Errors with the same categories in both, where flips had to be examined."""
     task: Two | None = None
     """PSNR-Y against ground truth, as both run."""
     task_same_routing: Two | None = None
@@ -120,7 +120,7 @@ class Pair:
     first_bad_layer: str = ""
 
     def _changes(self, field: str) -> list[tuple[Comparison, float]]:
-        """Every row with a ground truth and how much *field* changes there; none where one of them does not tell."""
+        """Every row with a ground truth, and the change of *field* in it; empty where one of them is not known."""
         found = []
         for row in self.rows:
             if getattr(row, field.removesuffix("_same_routing")) is None:
@@ -145,7 +145,7 @@ class Pair:
         """The fields of a row whose mean change of PSNR-Y is beyond the gate.
 
         Half precision must meet the gate both as it runs and with the same routing, int8 as it runs. In fp32 only near
-        ties flip, and those are judged with the same routing, unless no category is told.
+        ties flip, and those are judged with the same routing, unless the categories are not known.
         """
         fields = ["task", "task_same_routing"]
         if self.gate.flips_count:
@@ -163,10 +163,10 @@ class Pair:
 
     @property
     def agreement(self) -> list[float] | None:
-        """Share of equal categories in every layer, over the impure tokens of all inputs; None where none is told."""
-        told = [(row.flips, row.impure) for row in self.rows if row.flips is not None and row.impure]
-        total = sum(impure for _, impure in told)
-        return [1 - sum(layer) / total for layer in zip(*(flips for flips, _ in told), strict=True)] or None
+        """Share of equal categories in every layer, over the impure tokens of all inputs; None if not known."""
+        known = [(row.flips, row.impure) for row in self.rows if row.flips is not None and row.impure]
+        total = sum(impure for _, impure in known)
+        return [1 - sum(layer) / total for layer in zip(*(flips for flips, _ in known), strict=True)] or None
 
     @property
     def worst(self) -> Comparison:

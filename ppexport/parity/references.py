@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,7 @@ from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, read_card
 from ppexport.networks.load import card_of, load_network
 from ppexport.networks.network import Network, Trace
-from ppexport.parity.columns import Categories, Column, Layers, Sample, Source, narrow, wide
-from ppexport.parity.compare import ChosenAgain
+from ppexport.parity.columns import Categories, ChosenAgain, Column, Layers, Sample, narrow, wide
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.pair import Pair
 from ppexport.twin.twin import StaticTwin, layer_inputs
@@ -46,12 +44,14 @@ def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
     return load_network(m.name, **m.options)
 
 
-class _TorchColumn(Source):
+class _TorchColumn(Column):
     """What PyTorch computes: pictures, categories, gaps and masks."""
 
-    @abstractmethod
+    injects = True
+
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
         """The entry for *item* without what was routed, which the trace holds."""
+        raise NotImplementedError
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
         """The column's entry for *item*."""
@@ -69,9 +69,8 @@ class _TorchColumn(Source):
 class NetworkColumn(_TorchColumn):
     """The PyTorch reference network."""
 
-    name = "network"
-
     def __init__(self, network: Network) -> None:
+        super().__init__("network")
         self.network = network
 
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
@@ -89,9 +88,8 @@ class NetworkColumn(_TorchColumn):
 class TwinColumn(_TorchColumn):
     """The static twin in PyTorch, with the smallest of *capacities* that holds an image's impure tokens."""
 
-    name = "twin"
-
     def __init__(self, twin: StaticTwin, capacities: Sequence[int]) -> None:
+        super().__init__("twin")
         self.twin, self.capacities = twin, tuple(capacities)
 
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
@@ -110,9 +108,9 @@ class TwinColumn(_TorchColumn):
         used = capacity if trace.categories else None
         return Sample(sr.numpy(), int(impure), pure=pure, labels=labels, capacity=used), trace
 
-    def choose_again(self, item: ParityInput, categories: Categories, given: Sequence[ChosenFrom]) -> ChosenAgain:
-        """What the twin chooses from what another one was *given*, with the same *categories* injected into both."""
-        return choose_again(self.twin, recorded(self.twin, item.lr, categories), given)
+    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain:
+        """What the twin chooses from the numbers of the *other*, with the same *categories* in both."""
+        return choose_again(self.twin, item.lr, categories, other.chosen_from(item, categories))
 
 
 def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: Categories) -> list[ChosenFrom]:
@@ -122,14 +120,15 @@ def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: Categories) 
     return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
 
 
-def choose_again(twin: StaticTwin, own: Sequence[ChosenFrom], other: Sequence[ChosenFrom]) -> ChosenAgain:
-    """What *twin* chooses from the *other* one's numbers, and how far those are from its *own*."""
-    trace = Trace()
+def choose_again(
+    twin: StaticTwin, lr: NDArray[np.float32], categories: Categories, other: Sequence[ChosenFrom]
+) -> ChosenAgain:
+    """What *twin* chooses from the *other* one's numbers, and how far those are from its own; the arguments are
+    `recorded`'s, with the same *categories* in both."""
+    own, trace = recorded(twin, lr, categories), Trace()
     with torch.no_grad():
         for layer, mine, given in zip(twin.routed_layers().values(), own, other, strict=True):
             dictionary = mine.dictionary if given.dictionary is None else given.dictionary
-            if dictionary is None:
-                raise InputError("a layer has no dictionary, neither in the twin nor in the artifact")
             tokens, dictionary = (np.array(numbers, np.float32) for numbers in (given.tokens, dictionary))
             similarity = layer.similarity(torch.from_numpy(tokens), torch.from_numpy(dictionary))
             trace.choose(similarity, similarity.argmax(dim=1))
@@ -155,22 +154,14 @@ def decibel(reference: Sequence[NDArray[np.float32]], other: Sequence[NDArray[np
     return worst
 
 
-def find_bad_module(
-    pair: Pair,
-    twin: StaticTwin,
-    reference: Source,
-    other: Source,
-    inputs: list[ParityInput],
-    columns: tuple[Column, Column],
-) -> str:
+def find_bad_module(pair: Pair, twin: StaticTwin, reference: Column, other: Column, inputs: list[ParityInput]) -> str:
     """The first module whose result is off in a *pair* that failed.
 
     Args:
-        pair: what came of comparing the *columns*.
+        pair: what came of comparing *reference* and *other*.
         twin: it knows the paths of the network's layers.
-        reference, other: what computed the *columns*.
+        reference, other: columns that can be computed again.
         inputs: that were compared.
-        columns: of *reference* and *other*.
 
     Returns:
         The module of the Pure-Pass mask where a label or a mask pixel differs; else the first layer that is off on the
@@ -182,7 +173,7 @@ def find_bad_module(
     item = next(item for item in inputs if item.name == pair.worst.name)
     # What fails only as it runs has no bad layer with the same categories.
     as_it_runs = pair.failed_tasks[:1] == ["task"] and all(row.passed for row in pair.rows)
-    own = columns[0 if as_it_runs or other.injects else 1][item.name].categories
+    own = (reference if as_it_runs or other.injects else other).samples[item.name].categories
     results = reference.layers(item, own), other.layers(item, own if other.injects and not as_it_runs else None)
     return first_bad_layer(list(twin.routed_layers()), *results, pair.gate.psnr)
 

@@ -38,16 +38,8 @@ from ppexport.errors import InputError, PpexportError
 from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.networks.architecture import find_architecture
-from ppexport.parity.columns import (
-    ArtifactColumn,
-    Categories,
-    Column,
-    Sample,
-    Source,
-    host_labels,
-    save_entries,
-)
-from ppexport.parity.compare import ChosenAgain, Means, compare_columns, compare_pictures
+from ppexport.parity.columns import ArtifactColumn, Column, Sample, host_labels, save_entries
+from ppexport.parity.compare import compare_columns, compare_pictures
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.pair import Pair
 
@@ -183,27 +175,26 @@ class ParityReport:
         }
 
 
-def compute(source: Source, inputs: list[ParityInput], progress: Progress) -> Column:
-    """All entries of one column."""
-    column: Column = {}
+def compute(column: Column, inputs: list[ParityInput], progress: Progress) -> None:
+    """Compute all entries of one column."""
     for done, item in enumerate(inputs):
-        progress(source.name, done, len(inputs))
-        column[item.name] = source.sample(item)
-    progress(source.name, len(inputs), len(inputs))
-    return column
+        progress(column.name, done, len(inputs))
+        column.samples[item.name] = column.sample(item)
+    progress(column.name, len(inputs), len(inputs))
 
 
-def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
+def keep(report: ParityReport, inputs: list[ParityInput], columns: Sequence[Column]) -> None:
     """Write the report, its columns and the error map into the run's folder."""
-    for name, column in columns.items():
-        if not (report.continued and name == TWIN_COLUMN):
-            save_entries(report.folder / f"{name}.npz", column)
+    for column in columns:
+        if not (report.continued and column.name == TWIN_COLUMN):
+            save_entries(report.folder / f"{column.name}.npz", column.samples)
     # Before the picture: the report proves that the folder is ours.
     write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
     last = report.pairs[-1]
     worst = last.worst.name
     lr = next(item for item in inputs if item.name == worst).lr
-    save_error_map(report.error_map, lr, *(columns[name][worst].sr for name in (last.reference, last.other)))
+    pictures = {column.name: column.samples[worst].sr for column in columns}
+    save_error_map(report.error_map, lr, pictures[last.reference], pictures[last.other])
 
 
 def run_parity(
@@ -222,7 +213,7 @@ def run_parity(
         InputError: *folder* holds anything but a parity run, another process writes into it, or the model's card
             loosens a gate.
     """
-    # torch, which a device lacks that fills in its column.
+    # These need torch, which a machine lacks that only fills in its column.
     from ppexport.parity.references import NetworkColumn, TwinColumn, find_bad_module
     from ppexport.twin.twin import make_twin
 
@@ -236,65 +227,59 @@ def run_parity(
         static = make_twin(network, runner.size, slots, manifest.flavour)
         original, twin = NetworkColumn(network), TwinColumn(static, manifest.capacities)
         with closing(ArtifactColumn(runner, static, folder / UNFINISHED)) as shipped:
-            columns = {source.name: compute(source, inputs, progress) for source in (original, twin, shipped)}
+            columns: list[Column] = [original, twin, shipped]
+            for column in columns:
+                compute(column, inputs, progress)
 
-            def look(item: ParityInput, categories: Categories) -> ChosenAgain:
-                return twin.choose_again(item, categories, shipped.chosen_from(item, categories))
-
-            def pair_of(reference: Source, other: Source, judged: list[ParityInput], gate: Gate, means: Means) -> Pair:
-                both = (columns[reference.name], columns[other.name])
-                pair = compare_columns((reference.name, other.name), judged, *both, gate, means)
+            def pair_of(reference: Column, other: Column, judged: list[ParityInput], gate: Gate) -> Pair:
+                pair = compare_columns(reference, other, judged, gate)
                 if not pair.passed:
-                    pair.first_bad_layer = find_bad_module(pair, static, reference, other, judged, both)
+                    pair.first_bad_layer = find_bad_module(pair, static, reference, other, judged)
                 return pair
 
-            fitting = [item for item in inputs if columns[original.name][item.name].impure <= (slots or math.inf)]
-            pairs = [pair_of(original, twin, fitting, twin_gate, Means(twin.sample))]
+            fitting = [item for item in inputs if original.samples[item.name].impure <= (slots or math.inf)]
+            pairs = [pair_of(original, twin, fitting, twin_gate)]
             if shipped.probe is None:
-                both = (columns[twin.name], columns[shipped.name])
-                pairs.append(compare_pictures((twin.name, shipped.name), inputs, *both, gate))
+                pairs.append(compare_pictures(twin, shipped, inputs, gate))
             else:
-                means = Means(shipped.sample, look=look) if shipped.injects else Means(follow=twin.sample, look=look)
-                pairs.append(pair_of(twin, shipped, inputs, gate, means))
+                pairs.append(pair_of(twin, shipped, inputs, gate))
         report = ParityReport(
             manifest,
             folder,
             pairs,
-            host_mask_differs=_compare_host_mask(manifest, inputs, columns[original.name]),
+            host_mask_differs=[item.name for item in inputs if _host_mask_differs(manifest, item, original)],
             over_capacity=[item.name for item in inputs if item not in fitting],
         )
         for unit, run in (units or {}).items():
-            name = f"{shipped.name}-{unit}"
             # A unit that fails fails the run, not the rest.
             try:
-                columns[name], report.units[unit] = unit_column(runner, run, inputs)
+                column, report.units[unit] = unit_column(f"{shipped.name}-{unit}", runner, run, inputs)
             except PpexportError as error:
                 report.units[unit] = {"failed": str(error)}
                 continue
-            pairs.append(compare_pictures((twin.name, name), inputs, columns[twin.name], columns[name], gate))
+            columns.append(column)
+            pairs.append(compare_pictures(twin, column, inputs, gate))
         keep(report, inputs, columns)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return report
 
 
-def _compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
-    """Names of the inputs for which the NumPy mask of devices differs from the reference's."""
-    options, differs = manifest.options, []
-    for item in inputs:
-        expected = reference[item.name].pure
-        if expected is None:
-            continue
-        mask = mask_from_labels(host_labels(manifest, item), options["window"], options["csmf"])
-        if not np.array_equal(mask.ravel(), expected):
-            differs.append(item.name)
-    return differs
+def _host_mask_differs(manifest: Manifest, item: ParityInput, reference: Column) -> bool:
+    """Whether the NumPy mask of devices differs from the reference's."""
+    expected, options = reference.samples[item.name].pure, manifest.options
+    if expected is None:
+        return False
+    mask = mask_from_labels(host_labels(manifest, item), options["window"], options["csmf"])
+    return not np.array_equal(mask.ravel(), expected)
 
 
-def unit_column(runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]) -> tuple[Column, dict[str, Any]]:
-    """The column of the artifact of *runner* where *run* computes it, and where its operations ran."""
+def unit_column(
+    name: str, runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]
+) -> tuple[Column, dict[str, Any]]:
+    """The column *name* of the artifact of *runner* where *run* computes it, and where its operations ran."""
     prepared = [runner.prepare(item.lr) for item in inputs]
     outputs, plan = run([feeds(runner.artifact.manifest, given) for given in prepared])
-    column = {
+    samples = {
         item.name: Sample(
             sr=found["sr"].astype(np.float32),
             impure=int(found["impure_tokens"].reshape(-1)[0]),
@@ -302,7 +287,7 @@ def unit_column(runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]) -> 
         )
         for item, given, found in zip(inputs, prepared, outputs, strict=True)
     }
-    return column, plan
+    return Column(name, samples), plan
 
 
 def heat(error: NDArray[np.float64], largest: float) -> Image.Image:
