@@ -23,7 +23,7 @@ from small_networks import ROUTING, SIZE, small_network
 from test_upscale import artifact as make_artifact
 
 import ppexport
-from ppexport.backends.backend import Gate
+from ppexport.backends.backend import ChosenFrom, Gate
 from ppexport.backends.onnx import onnx_probe
 from ppexport.cli.parity import show
 from ppexport.device.artifact import MANIFEST
@@ -38,7 +38,7 @@ from ppexport.parity.columns import ArtifactColumn, ChosenAgain, Column, Sample,
 from ppexport.parity.compare import compare_columns, compare_pictures
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.pair import measure
-from ppexport.parity.references import TwinColumn, choose_again, first_bad_layer, recorded, reference_network
+from ppexport.parity.references import TwinColumn, choose_again, first_bad_layer, reference_network
 from ppexport.twin.twin import make_twin
 
 N = 256
@@ -591,13 +591,11 @@ def test_foreign_graphs_cannot_be_looked_into(artifact, tmp_path):
         onnx_probe.OnnxProbe(tmp_path / "nameless.onnx", ROUTING)
 
 
-def test_what_a_twin_chose_from_is_recorded_as_the_command_line_runs_it():
+def test_a_twin_chooses_again_as_the_command_line_runs_it():
     # Outside of tests gradients are on, and the dictionary that a block starts with is a parameter.
     twin, lr = make_twin(small_network(), SIZE), np.full((1, 3, *SIZE), 0.5, np.float32)
-    categories = np.zeros((1, 256), np.uint8)
+    given = ChosenFrom(np.zeros((256, 48), np.float32), None)
     with torch.enable_grad():
-        (found,) = recorded(twin, lr, categories)
-        seen = choose_again(twin, lr, categories, [found])
-    assert (found.tokens.shape[0], found.dictionary.shape[0]) == (256, 64)
-    assert seen.categories.shape == (1, 256)
-    assert (seen.tokens_db, seen.dictionary_db) == (np.inf, np.inf)
+        seen = choose_again(twin, lr, np.zeros((1, 256), np.uint8), [given])
+    assert seen.categories.shape == seen.gaps.shape == (1, 256)
+    assert (seen.tokens_db, seen.dictionary_db) == (0, np.inf)

@@ -158,15 +158,6 @@ class ArtifactColumn(Column):
         return feeds(self.manifest, self.runner.prepare(item.lr))
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file, never unpickled. Raises InputError."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {key: data[key] for key in data.files}
-    except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
-        raise InputError(f"{path} is not a readable parity file: {first_line(error)}") from None
-
-
 def save_entries(path: Path, entries: Mapping[str, Sample | ParityInput]) -> None:
     """Write {name of an input: its entry} to an .npz file, atomically: every field that is not None by itself."""
     arrays = {
@@ -180,11 +171,15 @@ def save_entries(path: Path, entries: Mapping[str, Sample | ParityInput]) -> Non
 
 
 def _load_entries(path: Path) -> dict[str, dict[str, NDArray[Any]]]:
-    """The fields of what `save_entries` wrote. Raises InputError."""
+    """The fields of what `save_entries` wrote, never unpickled. Raises InputError."""
     found: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in load_arrays(path).items():
-        name, _, field = key.rpartition(".")
-        found.setdefault(name, {})[field] = array
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            for key in data.files:
+                name, _, field = key.rpartition(".")
+                found.setdefault(name, {})[field] = data[key]
+    except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
+        raise InputError(f"{path} is not a readable parity file: {first_line(error)}") from None
     return found
 
 

@@ -113,30 +113,32 @@ class TwinColumn(_TorchColumn):
         return choose_again(self.twin, item.lr, categories, other.chosen_from(item, categories))
 
 
-def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: Categories) -> list[ChosenFrom]:
-    """What every layer of *twin* chooses from, for *lr* (1, 3, h, w) and injected *categories* (layers, n)."""
-    with layer_inputs(twin) as found, torch.no_grad():
-        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)))
-    return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
-
-
 def choose_again(
     twin: StaticTwin, lr: NDArray[np.float32], categories: Categories, other: Sequence[ChosenFrom]
 ) -> ChosenAgain:
-    """What *twin* chooses from the *other* one's numbers, and how far those are from its own; the arguments are
-    `recorded`'s, with the same *categories* in both."""
-    own, trace = recorded(twin, lr, categories), Trace()
+    """What *twin* chooses from another one's numbers, and how far those are from its own.
+
+    Args:
+        twin: the reference.
+        lr: (1, 3, h, w), of which the other one computed its numbers.
+        categories: (layers, n), injected into both.
+        other: what every layer of the other one chose from.
+    """
+    trace = Trace()
     with torch.no_grad():
-        for layer, mine, given in zip(twin.routed_layers().values(), own, other, strict=True):
-            dictionary = mine.dictionary if given.dictionary is None else given.dictionary
-            tokens, dictionary = (np.array(numbers, np.float32) for numbers in (given.tokens, dictionary))
-            similarity = layer.similarity(torch.from_numpy(tokens), torch.from_numpy(dictionary))
+        with layer_inputs(twin) as found:
+            twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)))
+        own = [(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
+        for layer, (_, first), given in zip(twin.routed_layers().values(), own, other, strict=True):
+            dictionary = first if given.dictionary is None else given.dictionary
+            copies = (torch.from_numpy(np.array(numbers, np.float32)) for numbers in (given.tokens, dictionary))
+            similarity = layer.similarity(*copies)
             trace.choose(similarity, similarity.argmax(dim=1))
     return ChosenAgain(
         torch.stack(trace.categories).numpy(),
         torch.stack(trace.gaps).numpy(),
-        decibel([a.tokens for a in own], [b.tokens for b in other]),
-        decibel([a.dictionary for a in own if a.dictionary is not None], [b.dictionary for b in other]),
+        decibel([tokens for tokens, _ in own], [given.tokens for given in other]),
+        decibel([dictionary for _, dictionary in own], [given.dictionary for given in other]),
     )
 
 
