@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
 from ppexport.device.artifact import Manifest, sha256_path, write_manifest
+from ppexport.device.machine import versions
 from ppexport.device.mask import padded_tokens
 from ppexport.device.sizes import check_capacities, check_size
 from ppexport.errors import InputError, present, require
@@ -196,10 +196,7 @@ def export_request(network: nn.Module, request: Request, step: Callable[[str], N
         if not request.force:
             check_replaceable(request)
         step("building the twin")
-        job = BuildJob(
-            check_network(network), request.card, request.architecture, request.size, request.precision,
-            request.capacities, request.mask, request.options, request.quantisation, folder, step,
-        )  # fmt: skip
+        job = BuildJob(**vars(request), network=check_network(network), folder=folder, step=step)
         built = request.backend.build(job)
         files = {name: sha256_path(folder / name) for name in built.files}
         write_manifest(folder, describe(job, built, request.backend, files))
@@ -234,18 +231,9 @@ def describe(job: BuildJob, built: Built, backend: Backend, files: dict[str, str
     )
 
 
-def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of *packages* that are installed."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def package_versions() -> dict[str, str]:
     """Versions of what an export depends on."""
-    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
+    return {"python": platform.python_version(), **versions(PACKAGES)}
 
 
 def return_large_blocks() -> None:

@@ -75,14 +75,15 @@ another category, is reported."""
 
 
 @dataclass(frozen=True)
-class BuildJob:
-    """What a backend builds, already checked."""
+class Request:
+    """What an export is asked for, checked as far as that is possible without the network."""
 
-    network: Network
     card: Card
     architecture: Architecture
+    backend: Backend
     size: tuple[int, int]
     """(h, w) of the LR image, before padding."""
+    out: Path
     precision: str
     capacities: tuple[int, ...]
     """Slots of category attention, ascending; several are a capacity set. () for a network without routing."""
@@ -91,7 +92,15 @@ class BuildJob:
     options: Any
     """An instance of the backend's options model."""
     quantisation: Quantisation | None
-    """What a calibration is needed for, None where nothing is."""
+    """Calibration and recipe; None where nothing needs them."""
+    force: bool
+
+
+@dataclass(frozen=True)
+class BuildJob(Request):
+    """What a backend builds."""
+
+    network: Network
     folder: Path
     """Where the files go."""
     step: Step
@@ -265,23 +274,6 @@ class Backend(ABC):
             UnavailableError: they are on another kind of machine.
         """
         raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What an export is asked for, checked as far as that is possible without the network."""
-
-    card: Card
-    architecture: Architecture
-    backend: Backend
-    size: tuple[int, int]
-    out: Path
-    precision: str
-    capacities: tuple[int, ...]
-    mask: str
-    options: Any
-    quantisation: Quantisation | None
-    force: bool
 
 
 @cache

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ppexport.backends.backend import Inside
 from ppexport.backends.onnx import BACKEND
-from ppexport.backends.onnx.collect import crop_inputs
 from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
@@ -144,7 +143,7 @@ class Search:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
-            inside = probe.run(crop_inputs(self.artifact, crop))
+            inside = probe.run({"lr": crop.lr})
             if not np.isfinite(inside.sr).all():
                 raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
@@ -169,8 +168,10 @@ class Search:
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         precision = self.options.precision
         recipe = Recipe(calibrator=calibrator, weight_bits=self.options.weight_bits)
+        # Not checked, since the routing is measured too.
+        recipe = recipe.model_copy(update={"groups": groups})
         request = Quantisation(precision, self.architecture, self.calibration, recipe)
-        model, _ = quantised(self.model, request, groups)
+        model, _ = quantised(self.model, request)
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
@@ -191,7 +192,7 @@ class Search:
             float(changes.min()),
             tuple(float(a) for a in agreement),
             model.ByteSize(),
-            compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.options.rounds),
+            compare_times(run, base, {"lr": self.crops[0].lr}, self.options.rounds),
         )
 
 

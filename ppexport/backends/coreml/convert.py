@@ -169,12 +169,9 @@ def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     self_check(
         compute,
         twin,
-        job.capacities,
-        least=min(least, PICTURE_DB) if images else least,
+        job,
         kind="package",
-        precision=job.precision,
-        backend="coreml",
-        mask=job.mask == "input",
+        least=min(least, PICTURE_DB) if images else least,
         clipped=images,
     )
 
