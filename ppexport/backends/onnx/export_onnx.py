@@ -117,11 +117,13 @@ def fuse(model: onnx.ModelProto, capacities: tuple[int, ...]) -> onnx.ModelProto
 
 
 def finish(model: onnx.ModelProto, path: Path, name: str, facts: Mapping[str, str]) -> None:
-    """Name *model*, set *facts* as its metadata, check it and write it to *path*. Raises ExportError."""
+    """Name *model*, add *facts* to its metadata, check it and write it to *path*. Raises ExportError."""
     model.graph.name, model.producer_name = name, "ppexport"
-    del model.metadata_props[:]
+    # A graph in another precision is made from one that was finished.
+    present = {entry.key for entry in model.metadata_props}
     for key, value in facts.items():
-        model.metadata_props.add(key=key, value=value)
+        if key not in present:
+            model.metadata_props.add(key=key, value=value)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
