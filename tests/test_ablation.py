@@ -45,7 +45,7 @@ import ppexport
 from ppexport.device.mask import pure_mask
 from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.atd.atd_light import PPATDLight
 from ppexport.networks.card import PurePassOptions, bundled_cards, read_card
 from ppexport.parity.evaluation import evaluate, find_pairs, network_upscaler
 

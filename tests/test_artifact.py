@@ -15,7 +15,6 @@ import pytest
 from conftest import GOLDEN, golden_network, photo
 
 import ppexport
-from ppexport.backends.backend import find_backend
 from ppexport.device.artifact import MANIFEST, parse_manifest, read_artifact
 from ppexport.device.picture import to_input
 from ppexport.errors import ArtifactError, ExportError, InputError
@@ -254,8 +253,7 @@ def test_the_self_check_notices_every_output(artifact, tmp_path):
 
     twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
     job = SimpleNamespace(
-        capacities=(twin.capacity,), mask="graph", precision="fp32", backend=find_backend("onnx"),
-        architecture=find_architecture("pp_atd_light"),
+        capacities=(twin.capacity,), mask="graph", precision="fp32", architecture=find_architecture("pp_atd_light"),
     )  # fmt: skip
     check_graph(artifact / "model.onnx", twin, job)
     lying = onnx.load(artifact / "model.onnx")

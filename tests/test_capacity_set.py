@@ -27,11 +27,11 @@ from ppexport.errors import InputError
 from ppexport.imaging.upscaling import upscale_array
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import run_parity
+from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.layers import StaticCategoryAttention
+from ppexport.twin.layers import Shared, StaticCategoryAttention
 from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer
 from ppexport.twin.routing import plan_slots
-from ppexport.twin.shared import BlockCut, Shared
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]
@@ -199,7 +199,7 @@ class RowBranch(Branch):
         shared.cuts = {8: cut}
         RowLayer.prepare(shared, capacity, impure, 64)
         q, k, v = (x.index_select(0, cut.order) for x in torch.split(qkv, 48, dim=1))
-        return self.branch((q, k, v), categories, v, cut, shared).index_select(0, cut.place)
+        return self.branch((q, k, v), categories, v, cut, shared.rows).index_select(0, cut.place)
 
 
 @pytest.fixture(scope="module", params=[Branch, RowBranch])

@@ -54,7 +54,7 @@ from ppexport.device.measure import Query
 from ppexport.device.picture import psnr, to_input
 from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, UnavailableError
-from ppexport.networks.atd.cost import count_macs
+from ppexport.networks.architecture import find_architecture
 
 MODEL = "pp_atd_light_x2"
 LR = np.zeros((1, 3, 16, 16), np.float32)
@@ -258,7 +258,7 @@ def test_every_program_is_what_its_key_says(lineup):
     ]
     assert made["openvino-portable"].target.runtime == "openvino"
     assert [key for key, peer in made.items() if peer.lr is lineup.busy] == [f"{f}-auto-busy" for f in FLAVOURS]
-    assert made["bound"].part == pytest.approx(2 * count_macs(2, (64, 64)).pure / FLOP)
+    assert made["bound"].part == pytest.approx(2 * find_architecture("atd_light").cost(2, (64, 64)).pure / FLOP)
     assert {arch for arch, _, _ in lineup.made} == {"atd_light", "pp_atd_light"}
 
 

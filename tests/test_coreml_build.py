@@ -18,7 +18,6 @@ from small_networks import ROUTING, SIZE, beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.backend import BuildJob
-from ppexport.backends.coreml import BACKEND
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml.apple import CoreMLOptions
 from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
@@ -50,8 +49,8 @@ def weight_bytes(path):
 def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask="graph", step=print, **options):
     network = network or small_network()
     return BuildJob(
-        card_of(network), find_architecture(network.arch), BACKEND, size, folder, precision, tuple(capacities), mask,
-        CoreMLOptions(**options), None, False, network, folder, step,
+        card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
+        CoreMLOptions(**options), None, network, folder, step,
     )  # fmt: skip
 
 

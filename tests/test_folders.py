@@ -285,7 +285,7 @@ def test_an_artifact_folder_that_is_no_path(out):
 def test_a_calibration_that_would_be_a_folder(out):
     done = CliRunner().invoke(app, ["calibrate", "pp_atd_light_x2", "--images", ".", "-o", out])
     assert isinstance(done.exception, InputError)
-    assert "is not a plain file" in str(done.exception)
+    assert "is a folder" in str(done.exception)
 
 
 def test_other_weights_of_a_model_are_not_replaced_without_force(tmp_path):

@@ -19,7 +19,6 @@ from ppexport.backends.tensorrt import layer_profile
 from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.roles import BRANCHES
 from ppexport.profile.by_layer import collect, layers_result, read_layers, spans_of, summed
 from ppexport.profile.result import beginning
 
@@ -165,7 +164,7 @@ def test_a_real_artifact_is_mapped_almost_whole(artifact, tmp_path, runtime):
     total = data["total_ms"]
     assert data["found"].get("name", 0) > 0.75 * total
     assert data["found"].get("unknown", 0) == 0
-    assert set(data["branches"]) >= set(BRANCHES)
+    assert set(data["branches"]) >= set(ATD.branches)
     assert set(data["blocks"]) == {"0", "1", "2", "3", "head and tail"}
     assert sum(data["branches"].values()) == pytest.approx(total)
     (tmp_path / "layers.json").write_text(json.dumps(data))

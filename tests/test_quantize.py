@@ -31,7 +31,6 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.load import card_of
 from ppexport.parity.references import choose_again, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
@@ -112,7 +111,7 @@ def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
 
 
 def test_nothing_routed_is_quantised(small):
-    assert {group for _, group in quantisable(small.model)} == {*GROUPS, ROUTING}
+    assert {group for _, group in quantisable(small.model)} == {*GROUPS, "similarity"}
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
         assert group_of(module_of_name(name.removesuffix("/product"))) in GROUPS

@@ -22,7 +22,6 @@ from ppexport.backends.onnx.quantised import quantised
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.card import find_card
 from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
@@ -77,7 +76,7 @@ def test_nothing_in_the_pareto_set_is_beaten_and_all_else_is(every):
 def test_the_fastest_within_the_budget_is_chosen_if_it_is_surely_faster():
     fast, small = trial("fast", -0.04, 0.8), trial("small", -0.04, 0.95, 1_000_000, spread=0.2)
     slow, costly = trial("slow", -0.01, 1.3, 2_000_000), trial("costly", -0.2, 0.5)
-    routing = trial("routing", 0.0, 0.1, 10, (ROUTING,))
+    routing = trial("routing", 0.0, 0.1, 10, ("similarity",))
     assert choose([fast, small, slow, costly, routing], 0.05) == (fast, "the fastest within the budget")
     chosen, reason = choose([small, slow, costly, routing], 0.05)
     assert chosen is small
@@ -139,7 +138,7 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
     assert seen[-1][0] == len(outcome.trials)
     assert seen[-1][0] == seen[-1][1]
     names = [t.name for t in outcome.trials]
-    assert f"{ROUTING} alone" in names
+    assert "similarity alone" in names
     assert {f"{g} alone" for g in GROUPS} <= set(names)
     assert outcome.chosen.placeable
     assert all(len(t.agreement) == 2 and 0 <= min(t.agreement) <= 1 for t in outcome.trials)

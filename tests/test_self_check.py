@@ -13,12 +13,12 @@ import ppexport
 from ppexport.backends.self_check import example, self_check
 from ppexport.errors import ExportError
 
-WHAT = {"least": 60.0, "kind": "graph"}
+WHAT = {"least": 60.0, "kind": "graph", "backend": "coreml"}
 
 
 def job(*capacities, mask="graph"):
     """What `self_check` asks a job."""
-    return SimpleNamespace(capacities=capacities, mask=mask, precision="fp16", backend=SimpleNamespace(name="coreml"))
+    return SimpleNamespace(capacities=capacities, mask=mask, precision="fp16")
 
 
 @pytest.fixture(scope="module")

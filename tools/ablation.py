@@ -21,13 +21,12 @@ from training.data import find_images, split_holdout
 from training.fast import speed_up
 
 from ppexport.cli.console import fail, giga, percent, progress_bar
-from ppexport.cli.cost import Cost, default_size
+from ppexport.cli.info import Cost, default_size
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_file, sha256_text, write_text
-from ppexport.networks.atd.atd_light import ATDLight
-from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.card import PurePassOptions
 from ppexport.networks.load import card_of, load_network
 from ppexport.parity.evaluation import Pair, evaluate, find_pairs, network_upscaler
@@ -173,7 +172,8 @@ def cost_at(scale: int, pure: float, options: PurePassOptions | None) -> Cost:
     tokens = padded_tokens(size)
     impure = round(tokens * (1 - pure))
     colors = 0 if options is None else options.colors
-    return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)
+    macs = find_architecture("atd_light").cost
+    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure)
 
 
 class Store:

@@ -22,7 +22,7 @@ from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, Pixels, load, open_ca
 from places import insert
 
 from ppexport.cli.console import check_json, decibel, emit_json, fail, people, percent, progress_bar, table
-from ppexport.cli.cost import cost
+from ppexport.cli.info import cost
 from ppexport.cli.options import parse_size
 from ppexport.device.job import Job
 from ppexport.device.launch import memory_of

@@ -29,10 +29,10 @@ from ppexport.device.target import Target, open_target
 from ppexport.errors import ExportError, InputError, UnavailableError, first_line
 from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd import attention
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.attention import Routes
-from ppexport.networks.atd.cost import count_macs
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
 from ppexport.profile.statistics import Interval, median_interval
@@ -326,7 +326,7 @@ class Lineup:
         o = self.card.options.model_dump()  # type: ignore[union-attr]
         self.mask, no_mask = (pure_mask(rgb, o["colors"], o["window"], o["csmf"]) for rgb in pictures)
         self.shares = float(self.mask.mean()), float(no_mask.mean())
-        self.flop = 2 * count_macs(self.card.scale, size).pure
+        self.flop = 2 * find_architecture("atd_light").cost(self.card.scale, size).pure
         """Of the dense network: convolutions, linear layers and matmuls; norms, softmax and GELU are left out."""
 
     def _exported(self, kind: str, dense: bool, make: Callable[[ATDLight, Path], object]) -> Path:

@@ -76,14 +76,12 @@ another category, is reported."""
 
 @dataclass(frozen=True)
 class Request:
-    """What an export is asked for, checked as far as that is possible without the network."""
+    """What a backend is to build, checked as far as that is possible without the network."""
 
     card: Card
     architecture: Architecture
-    backend: Backend
     size: tuple[int, int]
     """(h, w) of the LR image, before padding."""
-    out: Path
     precision: str
     capacities: tuple[int, ...]
     """Slots of category attention, ascending; several are a capacity set. () for a network without routing."""
@@ -92,23 +90,22 @@ class Request:
     options: Any
     """An instance of the backend's options model."""
     quantisation: Quantisation | None
-    """Calibration and recipe; None where nothing needs them."""
-    force: bool
-
-
-@dataclass(frozen=True)
-class BuildJob(Request):
-    """What a backend builds."""
-
-    network: Network
-    folder: Path
-    """Where the files go."""
-    step: Step
+    """What a calibration is needed for, None where nothing is."""
 
     @property
     def is_set(self) -> bool:
         """Whether the number of slots is chosen with every image."""
         return len(self.capacities) > 1
+
+
+@dataclass(frozen=True)
+class BuildJob(Request):
+    """A request with the network that it is for."""
+
+    network: Network
+    folder: Path
+    """Where the files go."""
+    step: Step
 
     def twin(self, capacity: int | None = None, flavour: str = "portable") -> StaticTwin:
         """The twin with *capacity* slots, the largest capacity if left out."""

@@ -72,6 +72,7 @@ def self_check(
     twin: StaticTwin,
     job: BuildJob,
     *,
+    backend: str,
     kind: str,
     least: float,
     lr: Tensor | None = None,
@@ -84,6 +85,7 @@ def self_check(
         compute: runs the model file.
         twin: of the largest capacity.
         job: what the file was built for. A capacity set is checked at the smallest capacity that holds the example.
+        backend: that the file is for.
         kind: what the file is called in messages, such as "package".
         least: dB that the picture must reach, with a peak of 1.
         lr: the image; `example` if left out.
@@ -107,7 +109,7 @@ def self_check(
         if len(job.capacities) > 1:
             inputs["slots"] = np.zeros((1, capacity), np.int32)
         sr, found = compute(inputs, categories)
-        check_finite(sr, kind, job.precision, job.backend.name)
+        check_finite(sr, kind, job.precision, backend)
         decibel = psnr(reference, sr.astype(np.float32), 1.0)
         if not decibel >= least or found != impure:
             slots = f" with {capacity} slots" if capacity else ""

@@ -155,6 +155,7 @@ def _check_asset(path: Path, twin: StaticTwin, job: BuildJob) -> None:
             compute,
             twin,
             job,
+            backend="coreai",
             kind="asset",
             least=LEAST_DB[job.precision],
             lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),

@@ -170,6 +170,7 @@ def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
         compute,
         twin,
         job,
+        backend="coreml",
         kind="package",
         least=min(least, PICTURE_DB) if images else least,
         clipped=images,

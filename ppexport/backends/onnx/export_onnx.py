@@ -135,5 +135,10 @@ def check_graph(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     """Raise ExportError unless ONNX Runtime computes the twin's picture from the fp32 file *path* to within 90 dB."""
     probe = OnnxProbe(path, job.architecture.routing)
     self_check(
-        lambda inputs, categories: probe.run(inputs, categories)[:2], twin, job, kind="graph", least=SELF_CHECK_DB
+        lambda inputs, categories: probe.run(inputs, categories)[:2],
+        twin,
+        job,
+        backend="onnx",
+        kind="graph",
+        least=SELF_CHECK_DB,
     )
