@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
-from ppexport.device.artifact import Manifest, sha256_path, write_manifest
+from ppexport.device.artifact import Manifest, check_capacities, check_size, sha256_path, write_manifest
 from ppexport.device.machine import versions
 from ppexport.device.mask import padded_tokens
-from ppexport.device.sizes import check_capacities, check_size
 from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
 from ppexport.networks.architecture import Architecture, find_architecture

@@ -14,14 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ppexport.profile.run import prepare_remote
 from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.target import choose
+from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.remote import archive
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 BOARDS = (
     ("3.8", "numpy==1.17.4", "onnxruntime==1.10.0"),

@@ -22,7 +22,7 @@ from ppexport.errors import PpexportError
 from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.remote import RemoteProfile, Settings
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 SIZE = (32, 48)
 SINES = 24

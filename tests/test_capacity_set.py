@@ -19,10 +19,9 @@ import ppexport
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.cli import app
 from ppexport.cli.options import parse_capacities
-from ppexport.device.artifact import read_artifact
+from ppexport.device.artifact import capacity_set, read_artifact
 from ppexport.device.picture import psnr, to_input, to_uint8
 from ppexport.device.runner import Result, Runner
-from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
 from ppexport.imaging.upscaling import upscale_array
 from ppexport.parity.inputs import parity_inputs

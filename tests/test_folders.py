@@ -40,8 +40,7 @@ from ppexport.parity.inputs import parity_inputs
 from ppexport.profile import latency_run
 from ppexport.profile.latency_run import prepare
 from ppexport.remote.detached import Job, remove_jobs
-from ppexport.remote.opening import LocalTransport
-from ppexport.remote.transport import check_names
+from ppexport.remote.transport import LocalTransport, check_names
 from ppexport.search import search
 
 RUNS = {"parity": parity_run.RUN, "profile": latency_run.RUN, "search": search.RUN, "demo": demo.RUN}

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 import ppexport
 from ppexport.backends.onnx.export_onnx import quiet_exporter
 from ppexport.backends.onnx.run_onnxruntime import make_session
-from ppexport.device.artifact import GROUP
+from ppexport.device.artifact import GROUP, capacity_set
 from ppexport.device.journal import Journal, Past
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.device.measure import Loop, Plan, Query, Subject
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Flushed
-from ppexport.device.sizes import capacity_set
 from ppexport.device.target import Target, open_target
 from ppexport.errors import ExportError, InputError, UnavailableError, first_line
 from ppexport.exporting import export, package_versions

@@ -63,8 +63,7 @@ def build(
     from ppexport.device.artifact import read_artifact
     from ppexport.folders import artifact_target, check_same
     from ppexport.remote.detached import remove_jobs
-    from ppexport.remote.opening import open_device
-    from ppexport.remote.ssh import SshOptions
+    from ppexport.remote.ssh import SshOptions, open_device
 
     source = read_source(artifact)
     request = EngineRequest(source, workspace, tf32, optimization_level, None if runtime is None else runtime.value)

@@ -12,7 +12,7 @@ import typer
 
 from ppexport.cli.console import continues_from, duration, emit_json, people, progress_bar, stages, table
 from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
-from ppexport.cli.profile_remote import There, clean_there, measure_there, parse_cores
+from ppexport.cli.profile_remote import There, clean_there, measure_there
 from ppexport.device.runner import check_threads
 from ppexport.errors import InputError, counted, require
 
@@ -100,6 +100,7 @@ def profile(
     A device behind ssh needs sh, Python 3.8 with NumPy, and the runtime, but not ppexport. A measurement on a device
     outlives this command: the same command again waits for it and collects it.
     """
+    from ppexport.device.machine import core_list
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
     from ppexport.imaging.images import pictures_in
@@ -114,7 +115,7 @@ def profile(
     own = cores or device_python or perf_binary
     if devices is not None and (on != "local" or own or lock_clocks or power_mode is not None):
         raise InputError("with --devices the file says where and how: leave --on and a device's options out")
-    chosen = parse_cores(cores)
+    chosen = () if cores is None else core_list(cores)
     mode = int(power_mode) if power_mode is not None and re.fullmatch("[0-9]{1,3}", power_mode) else power_mode
     settings = Settings(device_python, mode, lock_clocks, chosen)
     there = There(on, SshOptions(identity, ssh_config, accept_new_host_key), settings, timeout, perf_binary)

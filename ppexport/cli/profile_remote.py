@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppexport.cli.devices import following, taken_up_later
-from ppexport.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,16 +33,6 @@ class There:
     """Measures in place of our agent."""
 
 
-def parse_cores(text: str | None) -> tuple[int, ...]:
-    """ "0,2,6-7" -> (0, 2, 6, 7); none are all. Raises InputError."""
-    from ppexport.device.machine import core_list
-
-    try:
-        return () if text is None else tuple(core_list(text))
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
 @contextmanager
 def work_there(
     there: There, targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None, telling: Telling
@@ -53,7 +42,7 @@ def work_there(
     from ppexport.profile.latency_run import RUN, prepare_remote
     from ppexport.profile.perf_binary import PerfBinary
     from ppexport.profile.remote import RemoteProfile
-    from ppexport.remote.opening import open_device
+    from ppexport.remote.ssh import open_device
 
     request = prepare_remote(targets, plan, folder, images, there.address, there.settings)
     with run_folder(folder, RUN), open_device(there.address, there.options) as device:
@@ -78,7 +67,7 @@ def clean_there(there: There, artifact: Path) -> list[str]:
     from ppexport.device.artifact import read_artifact
     from ppexport.profile.remote import job_prefix
     from ppexport.remote.detached import remove_jobs
-    from ppexport.remote.opening import open_device
+    from ppexport.remote.ssh import open_device
 
     whole = read_artifact(artifact)
     with open_device(there.address, there.options) as device:

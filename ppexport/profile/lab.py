@@ -99,12 +99,13 @@ class Device(BaseModel):
     @classmethod
     def _cores(cls, value: str | None) -> str | None:
         if value is not None:
-            core_list(value)
+            with _as_value_error():
+                core_list(value)
         return value
 
     def settings(self) -> Settings:
         """How the device is to be set."""
-        cores = () if self.cores is None else tuple(core_list(self.cores))
+        cores = () if self.cores is None else core_list(self.cores)
         return Settings(self.python, self.power_mode, self.clocks == "locked", cores)
 
     def missing(self, sensors: Iterable[str]) -> list[str]:

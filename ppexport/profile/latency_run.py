@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ppexport.device.artifact import read_artifact
 from ppexport.device.jetson import BEFORE, CLOCKS
-from ppexport.device.job import CROPS, IMAGES, JOURNAL, Job, header_of, wanted_of
+from ppexport.device.job import CROPS, IMAGES, JOURNAL, Job, complete_header, wanted_of
 from ppexport.device.journal import JournalError, read_header
 from ppexport.device.launch import Progress, known_part, memory_of, run
 from ppexport.device.measure import PLANS, Plan
@@ -67,7 +67,8 @@ def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | 
     """
     crops = _crops(targets, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header_of(targets, crops, plan, "local"))
+    header = complete_header(wanted_of(targets, crops, plan, "local"))
+    job = Job(tuple(targets), folder / IMAGES, plan, folder / JOURNAL, header)
     if known_part(job) is None:
         save_crops(job.images, crops)
     return job

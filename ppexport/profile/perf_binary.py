@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ppexport.device.job import IMAGES
 from ppexport.device.journal import FORMAT, VERSION
-from ppexport.device.machine import affinity_mask
 from ppexport.device.picture import to_input
 from ppexport.device.sensors import thermal
 from ppexport.errors import InputError, printable
@@ -202,7 +201,8 @@ class PerfBinary(ProfileWork):
         model = artifact.model_file
         files: dict[str, Path | bytes] = {model.name: artifact.read(model), PROGRAM: self.program}
         self._send({**files, **{f"set-{i}.pb": tensor("lr", to_input(rgb)) for i, rgb in enumerate(pictures)}})
-        mask = affinity_mask(settings.cores) if settings.cores else "-"
+        # The hexadecimal mask that `taskset` of Android takes: cores 4 to 7 are f0.
+        mask = f"{sum(1 << core for core in settings.cores):x}" if settings.cores else "-"
         seconds = str(max(1, math.ceil(plan["seconds"])))
         threads = str(self.target.threads or 0)
         provider = self.target.device.lower()

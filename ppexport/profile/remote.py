@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Request:
         """What the device is sent."""
         return {
             "wanted": self.wanted,
-            "targets": [target.to_dict() for target in self.targets],
+            "targets": [asdict(target) for target in self.targets],
             "power_mode": self.settings.power_mode,
             "lock_clocks": self.settings.lock_clocks,
             "cores": list(self.settings.cores),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppexport.backends.backend import BuildJob, Built
+from ppexport.backends.backend import BuildJob, Built, model_facts
 from ppexport.backends.onnx.export_onnx import check_graph, finish, fuse, simplified
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import Runtime, Severity
@@ -20,7 +20,6 @@ from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import described, quantised
 from ppexport.backends.self_check import check_finite, example_inputs
 from ppexport.backends.tensorrt.half import write_half
-from ppexport.device.artifact import model_facts
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError, first_line
 from ppexport.twin.twin import StaticTwin

@@ -340,8 +340,8 @@ def build(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             "machine": platform.machine(),
             "system": platform.platform(),
             "python": platform.python_version(),
-            "board": read_text("/", "proc", "device-tree", "model"),
-            "l4t": (read_text("/", "etc", "nv_tegra_release") or "").partition("\n")[0] or None,
+            "board": read_text(Path("/proc/device-tree/model")),
+            "l4t": (read_text(Path("/etc/nv_tegra_release")) or "").partition("\n")[0] or None,
             "memory_bytes": memory_bytes("MemTotal"),
         },
     }
