@@ -521,7 +521,7 @@ def test_a_saved_run_must_be_the_artifacts(small_half, tmp_path, changes, messag
 
 def test_without_onnx_pictures_and_counts_are_compared(small_half, tmp_path, monkeypatch):
     folder = shutil.copytree(small_half[2], tmp_path / "run")
-    monkeypatch.setattr(onnx_probe, "find_spec", lambda name: None)
+    monkeypatch.setattr("ppexport.backends.onnx.find_spec", lambda name: None)
     pair = run_against(small_half[1], folder, quiet).pairs[0]
     # The runtime on a CPU computes fp16 in fp32, and the column of the workstation stays.
     assert pair.other == "onnx-fp16-weights"
