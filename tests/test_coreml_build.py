@@ -49,8 +49,8 @@ def weight_bytes(path):
 def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask="graph", step=print, **options):
     network = network or small_network()
     return BuildJob(
-        network, card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
-        CoreMLOptions(**options), None, folder, step,
+        card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
+        CoreMLOptions(**options), None, network, folder, step,
     )  # fmt: skip
 
 

@@ -87,10 +87,9 @@ another category, is reported."""
 
 
 @dataclass(frozen=True)
-class BuildJob:
-    """What a backend builds, already checked."""
+class Request:
+    """What a backend is to build, checked as far as that is possible without the network."""
 
-    network: Network
     card: Card
     architecture: Architecture
     size: tuple[int, int]
@@ -104,14 +103,21 @@ class BuildJob:
     """An instance of the backend's options model."""
     quantisation: Quantisation | None
     """What a calibration is needed for, None where nothing is."""
-    folder: Path
-    """Where the files go."""
-    step: Step
 
     @property
     def is_set(self) -> bool:
         """Whether the number of slots is chosen with every image."""
         return len(self.capacities) > 1
+
+
+@dataclass(frozen=True)
+class BuildJob(Request):
+    """A request with the network that it is for."""
+
+    network: Network
+    folder: Path
+    """Where the files go."""
+    step: Step
 
     def twin(self, capacity: int | None = None, flavour: str = "portable") -> StaticTwin:
         """The twin with *capacity* slots, the largest capacity if left out."""
@@ -277,23 +283,6 @@ class Backend(ABC):
             UnavailableError: they are on another kind of machine.
         """
         raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What an export is asked for, checked as far as that is possible without the network."""
-
-    card: Card
-    architecture: Architecture
-    backend: Backend
-    size: tuple[int, int]
-    out: Path
-    precision: str
-    capacities: tuple[int, ...]
-    mask: str
-    options: Any
-    quantisation: Quantisation | None
-    force: bool
 
 
 @cache
