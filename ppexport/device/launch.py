@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -44,8 +44,8 @@ from ppexport.errors import (
 )
 from ppexport.files import naming, system_sentence
 
-POLL = 0.5
-"""Seconds between two looks at the journal. A look costs the measuring machine next to nothing."""
+QUERIES = re.compile(rb"queries (\d+)\n")
+"""A line of a measuring process, after every reading of the sensors."""
 Progress = Callable[[int, int], object]
 """Receives (queries so far, queries at least)."""
 
@@ -136,8 +136,11 @@ def run(job: Job, progress: Progress) -> bool:
         return False
     wanted = job.plan.queries * len(job.targets)
     try:
-        with _measuring("measure", job, subprocess.DEVNULL) as child:
-            _follow(child, job.journal, lambda count: progress(count, max(wanted, count)))
+        with _measuring("measure", job, subprocess.PIPE) as child:
+            for line in present(child.stdout, "the output of the measuring process"):
+                match = QUERIES.fullmatch(line)
+                if match is not None:
+                    progress(int(match[1]), max(wanted, int(match[1])))
     except PpexportError:
         if past is None:
             _forget_if_empty(job)
@@ -164,24 +167,6 @@ def _forget_if_empty(job: Job) -> None:
         journal.close()
 
 
-def _follow(child: subprocess.Popen[bytes], journal: Path, tell: Callable[[int], object]) -> None:
-    """Count the queries in *journal* until *child* has ended."""
-    offset, count = 0, 0
-    while True:
-        ended = child.poll() is not None
-        if journal.exists():
-            with journal.open("rb") as stream:
-                stream.seek(offset)
-                block = stream.read()
-            whole = block.rfind(b"\n") + 1
-            offset += whole
-            count += sum(line.startswith(b'["q"') for line in block[:whole].splitlines())
-            tell(count)
-        if ended:
-            return
-        time.sleep(POLL)
-
-
 def ask(action: str, job: Job) -> str:
     """What a measuring process prints for *action*. Raises PpexportError as that process does."""
     with _measuring(action, job, subprocess.PIPE) as child:
@@ -196,23 +181,6 @@ def memory_of(job: Job) -> tuple[int, int]:
 
 
 # The job of the archive: a whole run on a device.
-
-
-EVENT_SECONDS = 2.0
-"""Between two events of progress."""
-
-
-def _progress() -> Progress:
-    """Prints how many queries are done, now and then."""
-    following = 0.0
-
-    def tell(done: int, wanted: int) -> None:
-        nonlocal following
-        if time.monotonic() >= following:
-            following = time.monotonic() + EVENT_SECONDS
-            event("progress", phase="queries", step=done, steps=wanted)
-
-    return tell
 
 
 def _end_once(number: int, frame: Any) -> None:
@@ -258,7 +226,7 @@ def run_request(request: dict[str, Any], folder: Path) -> dict[str, Any]:
                 "the run that was begun on this device is of other versions or another system: remove it with --clean, "
                 "and name another folder for the next"
             ) from None
-        run(job, _progress())
+        run(job, lambda done, wanted: event("progress", phase="queries", step=done, steps=wanted))
         return {"memory": [memory_of(replace(job, targets=(target,))) for target in targets]}
 
 
@@ -283,9 +251,15 @@ def measure(job: Job) -> None:
         if not past.complete:
             with naming(job.journal), board_sensors() as board:
                 sensors = [system_reading, *board, _end_with(os.getppid())]
-                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors).run(past)
+                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors, _tell).run(past)
     finally:
         journal.close()
+
+
+def _tell(queries: int) -> None:
+    # A process that was killed reads it no more.
+    with suppress(OSError):
+        print("queries", queries, flush=True)
 
 
 def _end_with(parent: int) -> Sensor:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ppexport.device.journal import Journal, Past
 from ppexport.device.machine import Clock, peak_memory
@@ -114,16 +114,19 @@ class Loop:
         plan: Plan,
         journal: Journal,
         sensors: Sequence[Sensor] = (),
+        progress: Callable[[int], object] = lambda queries: None,
         clock: Clock | None = None,
     ) -> None:
-        """*images* is how many images the queries cycle over."""
+        """*images* is how many images the queries cycle over; *progress* receives the queries that are done."""
         self.subjects, self.images, self.plan, self.journal = subjects, images, plan, journal
-        self.sensors, self.clock = sensors, clock or Clock()
+        self.sensors, self.progress, self.clock = sensors, progress, clock or Clock()
+        self.queries = [0] * len(subjects)
         self._zero = 0
         self._next_reading = 0
 
     def run(self, past: Past) -> None:
         """Measure what *past* lacks, and end the journal."""
+        self.queries = list(past.queries)
         reading = self.clock.reading()
         # t continues where the last process ended, so that an interruption takes no time.
         self._zero = self.clock.now() - past.end
@@ -141,7 +144,7 @@ class Loop:
                 self.journal.write("first", index, first)
         for index in range(len(self.subjects)):
             self._warm_up(index)
-        self._measure(past)
+        self._measure(past.ns)
         self._read_sensors()
         self.journal.write("end", {"t": self.clock.now() - self._zero, "memory": peak_memory()})
         self.journal.sync()
@@ -151,6 +154,7 @@ class Loop:
         clocks = {"own": self.clock.cpu() / SECOND, "wall": moment["wall"], "boot": moment["boot"]}
         self.journal.write("c", moment["now"] - self._zero, {**reading, **clocks})
         self.journal.sync()
+        self.progress(sum(self.queries))
         self._next_reading = moment["now"] + int(self.plan.sensor_seconds * SECOND)
 
     def _warm_up(self, index: int) -> None:
@@ -171,13 +175,12 @@ class Loop:
             previous = middle
         self.journal.write("warm", index, count, done)
 
-    def _measure(self, past: Past) -> None:
-        queries, ns = list(past.queries), list(past.ns)
-        turn = max(queries)
-        while any(count < self.plan.queries or spent < self.plan.seconds * SECOND for count, spent in zip(queries, ns)):
+    def _measure(self, ns: list[int]) -> None:
+        """Query in turns; *ns* is how long every subject was measured before."""
+        spent, turn = list(ns), max(self.queries)
+        while min(self.queries) < self.plan.queries or min(spent) < self.plan.seconds * SECOND:
             for index in self._order(turn):
-                ns[index] += self._query(index, turn % self.images)
-                queries[index] += 1
+                spent[index] += self._query(index, turn % self.images)
             turn += 1
 
     def _order(self, turn: int) -> list[int]:
@@ -200,6 +203,7 @@ class Loop:
         taken = self.clock.now() - begin
         cpu = self.clock.cpu() - cpu
         self.journal.write("q", index, image, begin - self._zero, taken, cpu, *found)
+        self.queries[index] += 1
         if begin + taken >= self._next_reading:
             self._read_sensors()
         return taken
