@@ -46,6 +46,18 @@ be seen (`--against`, without torch); more where the saved run has measured more
 that no earlier flip explains, the surest led by 2.1e-4 for the bundled x2 at 32x32, by 1.5e-3 for x4 at 64x64."""
 
 
+def model_facts(twin: StaticTwin, card: Card, capacities: Sequence[int]) -> dict[str, str]:
+    """The metadata that every model file has, by which a runner recognises it as the one in the manifest."""
+    return {
+        "ppexport.name": card.name,
+        "ppexport.arch": card.arch,
+        "ppexport.scale": str(twin.scale),
+        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
+        "ppexport.capacities": ",".join(map(str, capacities)),
+        "ppexport.card_sha256": card.hash(),
+    }
+
+
 @dataclass(frozen=True)
 class Gate:
     """What a pair of parity must meet on every input."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppexport.cli.console import check_json
+from ppexport.device.artifact import capacity_set
 from ppexport.device.runner import check_threads
-from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name, model_facts
+from ppexport.device.artifact import function_name
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
@@ -154,13 +154,11 @@ def _check_asset(path: Path, twin: StaticTwin, job: BuildJob) -> None:
         self_check(
             compute,
             twin,
-            job.capacities,
-            least=LEAST_DB[job.precision],
-            kind="asset",
-            precision=job.precision,
+            job,
             backend="coreai",
+            kind="asset",
+            least=LEAST_DB[job.precision],
             lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
-            mask=job.mask == "input",
             full=False,
         )
     finally:
