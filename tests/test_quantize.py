@@ -210,7 +210,7 @@ def int8_file(small, bits, path):
 @pytest.mark.parametrize("bits", [8, 7])
 def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     pytest.importorskip("openvino")
-    from ppexport.search.trials import open_in
+    from ppexport.search.trials import RUNTIMES
 
     lr, path = coffee(), tmp_path / "int8.onnx"
     session = int8_file(small, bits, path)
@@ -219,7 +219,7 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     assert psnr(fp32, picture, 1.0) > 35
     if bits == 8 and saturates_here():
         with pytest.raises(UnavailableError, match="saturate on this machine"):
-            open_in("openvino", path, 2)
+            RUNTIMES["openvino"](path, 2)
     else:
         # Values that lie on the border between two int8 steps fall either way on the next processor, so no figure in
         # dB holds everywhere. What does: the runtimes differ by no more than one of them does when its own input
@@ -227,7 +227,7 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
         signs = np.random.default_rng(0).choice([-1e-6, 1e-6], (5, *lr.shape)).astype(np.float32)
         moved = min(psnr(picture, session.run(["sr"], {"lr": lr + sign})[0], 1.0) for sign in signs)
         assert moved > psnr(fp32, picture, 1.0)
-        assert psnr(picture, open_in("openvino", path, 2)({"lr": lr}), 1.0) >= moved
+        assert psnr(picture, RUNTIMES["openvino"](path, 2)({"lr": lr}), 1.0) >= moved
 
 
 def saturates_here() -> bool:

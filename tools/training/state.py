@@ -39,11 +39,6 @@ def build(arch: str, scale: int) -> ATDLight:
         raise InputError(str(error)) from None
 
 
-def load_weights(network: ATDLight, path: Path) -> None:
-    """Load the checkpoint at *path* whole. Raises CheckpointError when it belongs to another network or scale."""
-    load_state(network, read_state(path), str(path))
-
-
 def start_from(network: ATDLight, path: Path) -> bool:
     """Load *path* into *network*, leaving its last convolution alone when the checkpoint is of another scale.
 

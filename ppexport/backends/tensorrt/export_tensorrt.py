@@ -14,7 +14,7 @@ import onnx
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.build_onnx import MODEL, build_graph
 from ppexport.backends.onnx.export_onnx import SLOTS
-from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
+from ppexport.backends.onnx.graph_view import GraphView, Origin
 from ppexport.backends.onnx.model_file import read_model
 
 BYTES: dict[int, int] = {onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1}
@@ -37,7 +37,7 @@ def activation_bytes(path: Path, slots: int) -> int:
     which runs branches side by side, takes two to three times as much (24 MB where this says 10, TensorRT-RTX 1.7 at
     32x32); where not even this fits, nothing will.
     """
-    view = build_view(read_model(path), {SLOTS: slots} if slots else {})
+    view = GraphView(read_model(path), {SLOTS: slots} if slots else {})
     nodes = [node for node in view.nodes if view.origin_of(node.proto.output[0]) is Origin.DATA]
     last = {name: number for number, node in enumerate(nodes) for name in node.proto.input}
     live = peak = 0
