@@ -12,7 +12,7 @@ from shared import examples
 from ppexport.backends.tensorrt import trtexec
 from ppexport.remote.output import TAIL, JobOutput
 
-REQUEST = {"tf32": False, "slots": None, "workspace_mb": None, "optimization_level": None}
+REQUEST = {"tf32": False, "slots": [], "workspace_mb": None, "optimization_level": None}
 LOG = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b26] # trtexec --onnx=model.onnx
 [01/10/2024-21:52:50] [I] === Device Information ===
 [01/10/2024-21:52:50] [I] Available Devices:
@@ -34,7 +34,7 @@ def test_every_choice_is_a_flag():
 
 
 def test_a_capacity_set_is_a_profile_for_every_length():
-    chosen = {"slots": {"name": "slots", "lengths": [128, 256]}, "workspace_mb": 512, "optimization_level": 4}
+    chosen = {"slots": [128, 256], "workspace_mb": 512, "optimization_level": 4}
     arguments = trtexec.arguments({**REQUEST, **chosen, "tf32": True})
     assert "--noTF32" not in arguments
     assert arguments[-10:] == [

@@ -9,9 +9,8 @@ from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.job import complete_header
 from ppexport.device.target import choose
-from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.received import memory_from, receive
-from ppexport.profile.remote import Settings
+from ppexport.profile.remote import Settings, prepare_remote
 from ppexport.profile.result import Profile, write_profile
 from ppexport.remote.address import TransferError
 
@@ -35,7 +34,7 @@ def arrive(request_made, folder, *lines, torn=b"") -> int:
     source = folder / "sent.jsonl"
     whole = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     source.write_bytes(b"".join(line + b"\n" for line in whole) + torn)
-    return receive(source, request_made.wanted, request_made.digest, folder / "latency.jsonl")
+    return sum(receive(source, request_made.wanted, request_made.digest, folder / "latency.jsonl").queries)
 
 
 def other(header, **more):

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-import torch
 from calibrated import SIZE, crops_and_sources, lr_of
 from conftest import photo
 from onnx import TensorProto, numpy_helper
@@ -32,7 +31,7 @@ from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
-from ppexport.parity.references import choose_again, recorded
+from ppexport.parity.references import choose_again
 from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
@@ -186,18 +185,15 @@ def test_choices_of_an_fp16_file_are_those_of_its_own_numbers(small, tmp_path):
     lr = coffee()
     debug = OnnxProbe(tmp_path / "model.onnx", ROLES, rounds=True)
     forced = OnnxProbe(small.artifact.model_file, ROLES).run({"lr": lr}).categories.astype(np.uint8)
-    with torch.enable_grad():
-        # As on the command line.
-        own = recorded(twin, lr, forced)
     given = debug.chosen_from({"lr": lr}, forced)
     assert [g.dictionary is None for g in given] == [True, False]
-    seen = choose_again(twin, own, given)
+    seen = choose_again(twin, lr, forced, given)
     assert 60 < seen.tokens_db < 120
     assert 40 < seen.dictionary_db < 120
     differs = seen.categories != debug.run({"lr": lr}, forced).categories
     assert not differs.any() or seen.gaps[differs].max() < NEAR_TIE
     moved = [given[0], given[1]._replace(dictionary=np.roll(given[1].dictionary, 1, axis=0))]
-    assert (choose_again(twin, own, moved).categories[1] != forced[1]).mean() > 0.5
+    assert (choose_again(twin, lr, forced, moved).categories[1] != forced[1]).mean() > 0.5
 
 
 def int8_file(small, bits, path):

@@ -36,7 +36,7 @@ from ppexport.networks.atd.attention import Routes
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
 from ppexport.parity.inputs import photo_folder
-from ppexport.profile.query_crops import crop
+from ppexport.profile.latency_run import crop
 from ppexport.profile.statistics import Interval, median_interval
 
 FLAVOURS = ("portable", "ort")

@@ -21,7 +21,7 @@ from ppexport.device.measure import INSIDE, Plan
 from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
-    from ppexport.profile.query_crops import Crop
+    from ppexport.profile.latency_run import Crop
 
 
 IMAGES = "images.npy"

@@ -7,6 +7,7 @@ runtime's. An expected failure is one sentence on standard error and its exit co
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -315,7 +316,10 @@ def main() -> int:
     module, _, name = sys.argv[1].rpartition(":")
     try:
         work = getattr(import_module(module or "ppexport.device.launch"), name)
-        work(job_from(sys.stdin.read()))
+        answer = work(job_from(sys.stdin.read()))
+        # Of what is asked of a measuring process by its name; the others print for themselves.
+        if answer is not None:
+            print(json.dumps(answer))
     except PpexportError as error:
         print(error, file=sys.stderr)
         return error.exit_code

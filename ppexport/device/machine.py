@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -13,12 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Callable
 
-from ppexport.errors import InputError
-
 MAX_TEXT = 4096
 SECONDS = 30.0
 """Time that a program of the system may take."""
-MAX_CORES = 64
 ENVIRONMENT = ("OMP_", "KMP_", "OPENBLAS_", "MKL_", "GOMP_", "ORT_", "OV_")
 """Prefixes of the environment variables that change how fast a runtime is."""
 
@@ -83,20 +79,6 @@ def cpu_name(root: str) -> str:
     if "cpu family" in cpu and "model" in cpu:
         name += f" (family {cpu['cpu family']}, model {cpu['model']})"
     return name
-
-
-def core_list(text: str) -> tuple[int, ...]:
-    """The cores that "4-7" or "0,2,6-7" names, ascending. Raises InputError."""
-    cores: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part.strip())
-        if match is None:
-            raise InputError(f"cores are such as 4-7 or 0,2,6-7, not {text!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= MAX_CORES:
-            raise InputError(f"cores count up from 0 to {MAX_CORES - 1}, which {part!r} does not")
-        cores.update(range(first, last + 1))
-    return tuple(sorted(cores))
 
 
 def _kilobytes(path: Path, field: str) -> int | None:

@@ -29,49 +29,48 @@ SET, SLEPT = 0.5, 0.5
 WARMER = 10.0
 """Kelvin."""
 
-Columns = Mapping[str, NDArray[np.int64]]
-Sensors = Mapping[str, Sequence[float | None]]
+Mark = dict[str, str]
 
 
-def mark(kind: str, text: str) -> dict[str, str]:
+def mark(kind: str, text: str) -> Mark:
     """One mark."""
     return {"kind": kind, "text": text}
 
 
-def _known(values: Sequence[float | None]) -> NDArray[np.float64]:
-    return np.asarray([v for v in values if v is not None], np.float64)
+def sensor_marks(sensors: Mapping[str, Sequence[float | None]], cores: int) -> Iterator[Mark]:
+    """The marks of the *sensors*' readings on a machine with this number of usable *cores*."""
 
+    def known(kind: str) -> dict[str, NDArray[np.float64]]:
+        """{name: readings} of the sensors of this kind that have shown something."""
+        named = {name: values for name, values in sensors.items() if name.partition(".")[0] == kind}
+        arrays = {name: np.asarray([v for v in values if v is not None], np.float64) for name, values in named.items()}
+        return {name: values for name, values in arrays.items() if len(values)}
 
-def sensor_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
-    """What the sensors tell."""
-    clocks = {n: _known(v) for n, v in sensors.items() if n.startswith("mhz.")}
-    moved = [v for v in clocks.values() if len(v) > 1 and v.max() - v.min() > CLOCK_CHANGE * v.max()]
+    clocks, heat = known("mhz"), known("celsius")
+    moved = [v for v in clocks.values() if v.max() - v.min() > CLOCK_CHANGE * v.max()]
     if moved:
         low, high = min(v.min() for v in moved), max(v.max() for v in moved)
         yield mark("clock", f"clocks changed during the run, from {low:.0f} to {high:.0f} MHz")
-    throttled = [_known(v) for n, v in sensors.items() if n.startswith("throttled.")]
-    times = sum(float(v[-1] - v[0]) for v in throttled if len(v) > 1)
+    times = sum(float(v[-1] - v[0]) for v in known("throttled").values())
     if times > 0:
         yield mark("throttled", f"cores were throttled {counted(times, 'time')} for their heat")
-    status = max(_known(sensors.get("throttling", ())), default=0)
+    status = max((v.max() for v in known("throttling").values()), default=0)
     if status > 0:
         yield mark("throttled", f"the phone reported thermal status {status:.0f} of 6: it was throttled")
-    heat = {n: _known(v) for n, v in sensors.items() if n.startswith("celsius.")}
-    risen = {n: float(v.max() - v[0]) for n, v in heat.items() if len(v)}
+    risen = {name: float(v.max() - v[0]) for name, v in heat.items()}
     if risen and max(risen.values()) > WARMER:
         zone = max(risen, key=lambda n: risen[n])
         yield mark("heat", f"{zone.partition('.')[2]} rose by {risen[zone]:.0f} K to {heat[zone].max():.0f} °C")
-    if not clocks or not heat:
-        hidden = " and ".join(name for name, seen in (("clocks", clocks), ("temperatures", heat)) if not seen)
-        yield mark("blind", f"this machine shows no {hidden}: throttling would not be seen")
+    hidden = [what for what, seen in (("clocks", clocks), ("temperatures", heat)) if not seen]
+    if hidden:
+        yield mark("blind", f"this machine shows no {' and no '.join(hidden)}: throttling would not be seen")
     yield from _load_marks(sensors, cores)
 
 
-def _load_marks(sensors: Sensors, cores: int) -> Iterator[dict[str, str]]:
+def _load_marks(sensors: Mapping[str, Sequence[float | None]], cores: int) -> Iterator[Mark]:
     """What others did on the machine, of readings that have all of t, busy, own and stolen."""
-    names = ("t", "busy", "own", "stolen")
-    rows = [row for row in zip(*(sensors.get(n, ()) for n in names), strict=False) if None not in row]
-    table = np.asarray(rows, np.float64).reshape(-1, 4)
+    rows = zip(*(sensors.get(name, ()) for name in ("t", "busy", "own", "stolen")), strict=False)
+    table = np.asarray([row for row in rows if None not in row], np.float64).reshape(-1, 4)
     step = np.diff(table, axis=0)
     # Across an interruption the clock of the run stands still while the machine's counters move, and a process that
     # takes over counts its own time from zero. No core is busy for longer than the interval, but for a tick's rounding.
@@ -103,17 +102,19 @@ class Clocks:
 
     def take(self, t: int, reading: Mapping[str, Any]) -> None:
         """The next *reading* {"wall", "boot"}, made at *t*; a clock that is missing or None tells nothing."""
-        now, last = {"t": t, "wall": reading.get("wall"), "boot": reading.get("boot")}, self._last
-        self._last = now
+        now = {"t": t, "wall": reading.get("wall"), "boot": reading.get("boot")}
+        last, self._last = self._last, now
         if last is None:
             return
-        step = t - last["t"]
-        if last["wall"] is not None and now["wall"] is not None:
-            self._jump = max(self._jump, abs(now["wall"] - last["wall"] - step) / 1e9)
-        if last["boot"] is not None and now["boot"] is not None:
-            self._slept += max(0.0, (now["boot"] - last["boot"] - step) / 1e9)
+        moved = {
+            name: (now[name] - last[name] - (t - last["t"])) / 1e9
+            for name in ("wall", "boot")
+            if now[name] is not None and last[name] is not None
+        }
+        self._jump = max(self._jump, abs(moved.get("wall", 0.0)))
+        self._slept += max(0.0, moved.get("boot", 0.0))
 
-    def marks(self) -> Iterator[dict[str, str]]:
+    def marks(self) -> Iterator[Mark]:
         """What they tell."""
         if self._slept > SLEPT:
             yield mark("slept", f"the machine slept for {self._slept:.1f} s during the run")
@@ -124,8 +125,8 @@ class Clocks:
             yield mark("resumed", f"the run was interrupted {times} and continued in another process")
 
 
-def sample_marks(name: str, columns: Columns) -> Iterator[dict[str, str]]:
-    """What the samples of the subject *name* tell."""
+def sample_marks(name: str, columns: Mapping[str, NDArray[np.int64]]) -> Iterator[Mark]:
+    """The marks of the samples of the subject *name*."""
     ns, cpu, image = (columns[key].astype(np.float64) for key in ("ns", "cpu_ns", "image"))
     waited = (ns > WAITED * np.median(ns)) & (cpu < 1.5 * np.median(cpu))
     if waited.any():

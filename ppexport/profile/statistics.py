@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,21 +39,25 @@ class Interval:
         ends = sorted((self.low * factor + offset, self.high * factor + offset))
         return Interval(ends[0], self.middle * factor + offset, ends[1])
 
-    def to_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
+
+def interval_of(middle: float, found: Sequence[float] | Times) -> Interval:
+    """*middle* with the 95 % interval of its resamples *found*."""
+    low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+    return Interval(float(low), middle, float(high))
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The median of *values*, such as ratios of rounds in which two took turns, which do not resemble their neighbours;
-    the same for the same *seed*."""
+    """The median of *values* that do not resemble their neighbours, such as ratios of rounds in which two took turns.
+
+    The same *seed* gives the same interval.
+    """
     sample = np.asarray(values, np.float64)
     chosen = np.random.default_rng(seed).integers(0, len(sample), (MEDIANS, len(sample)))
     return interval_of(float(np.median(sample)), np.median(sample[chosen], axis=1))
 
 
 def percentile(ms: Times, percent: float) -> float:
-    """The smallest latency that *percent* of all queries do not exceed: one that was measured."""
+    """The smallest latency that *percent* (0 to 100) of all queries do not exceed: one that was measured."""
     # As np.percentile with method="inverted_cdf", in a tenth of the time, which a bootstrap spends a thousand times.
     place = max(0, math.ceil(len(ms) * percent / 100) - 1)
     return float(np.partition(ms, place)[place])
@@ -79,12 +83,6 @@ def _resampled(count: int, images: int, seed: int, figure: Callable[[NDArray[np.
     return np.asarray([figure(at) for at in places], np.float64)
 
 
-def interval_of(middle: float, found: Sequence[float] | Times) -> Interval:
-    """*middle* with the interval of its resamples *found*."""
-    low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
-    return Interval(float(low), middle, float(high))
-
-
 def _percentiles(ms: Times, percent: float, images: int, seed: int) -> Times:
     """The percentile of every resample of *ms*."""
     some = _thinned(ms, images)
@@ -92,13 +90,9 @@ def _percentiles(ms: Times, percent: float, images: int, seed: int) -> Times:
 
 
 def percentile_interval(ms: Times, percent: float, images: int, seed: int = 0) -> Interval:
-    """A percentile of latencies with its interval.
+    """A percentile (0 to 100) of the latencies *ms* (queries,), in the order of measurement, with its interval.
 
-    Args:
-        ms: Latencies (queries,) in the order of measurement.
-        percent: Which percentile, 0 to 100.
-        images: How many images the queries cycled over; blocks are whole cycles.
-        seed: Of the resamples: the same seed gives the same interval.
+    *images* is how many images the queries cycled over. The same *seed* gives the same interval.
     """
     return interval_of(percentile(ms, percent), _percentiles(ms, percent, images, seed))
 
@@ -124,8 +118,7 @@ def _droop(t: NDArray[np.int64], ms: Times) -> dict[str, float] | None:
     """Medians of the first and last minute of a sustained run; None for one that lasted less than two."""
     if not len(t) or t[-1] - t[0] < 2 * MINUTE:
         return None
-    first, last = ms[t < t[0] + MINUTE], ms[t >= t[-1] - MINUTE]
-    before, after = float(np.median(first)), float(np.median(last))
+    before, after = float(np.median(ms[t < t[0] + MINUTE])), float(np.median(ms[t >= t[-1] - MINUTE]))
     return {"first_minute_ms": before, "last_minute_ms": after, "ratio": after / before}
 
 
@@ -133,16 +126,19 @@ def summary(
     columns: Mapping[str, NDArray[np.int64]], images: int, megapixels: float, *, sustained: bool
 ) -> dict[str, Any]:
     """What is reported of one subject: its samples' *columns*, its output in *megapixels*."""
-    t, ns, host_ns = (columns[name] for name in ("t_ns", "ns", "host_ns"))
+    ns = columns["ns"]
     ms = ns / 1e6
-    found: dict[str, Any] = {"count": len(ms), "seconds": float(ns.sum() / 1e9)}
-    found |= {f"{name}_ms": percentile(ms, percent) for name, percent in PERCENTILES.items()}
-    found |= {"min_ms": float(ms.min()), "max_ms": float(ms.max()), "mean_ms": float(ms.mean())}
-    for name in ("p50", "p90"):
-        interval = percentile_interval(ms, PERCENTILES[name], images)
-        found[f"{name}_interval_ms"] = [interval.low, interval.high]
-    found["p90_ms_per_megapixel"] = found["p90_ms"] / megapixels
-    found["p50_ms_per_megapixel"] = found["p50_ms"] / megapixels
-    found["host_p50_ms"] = percentile(host_ns / 1e6, 50)
-    found["droop"] = _droop(t, ms) if sustained else None
-    return found
+    figures = {f"{name}_ms": percentile(ms, percent) for name, percent in PERCENTILES.items()}
+    intervals = {name: percentile_interval(ms, PERCENTILES[name], images) for name in ("p50", "p90")}
+    return {
+        "count": len(ms),
+        "seconds": float(ns.sum() / 1e9),
+        **figures,
+        "min_ms": float(ms.min()),
+        "max_ms": float(ms.max()),
+        "mean_ms": float(ms.mean()),
+        **{f"{name}_interval_ms": [interval.low, interval.high] for name, interval in intervals.items()},
+        **{f"{name}_ms_per_megapixel": figures[f"{name}_ms"] / megapixels for name in ("p90", "p50")},
+        "host_p50_ms": percentile(columns["host_ns"] / 1e6, 50),
+        "droop": _droop(columns["t_ns"], ms) if sustained else None,
+    }
