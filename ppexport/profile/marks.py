@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,42 +88,27 @@ def _load_marks(sensors: Mapping[str, Sequence[float | None]], cores: int) -> It
         yield mark("stolen", f"other virtual machines took {100 * stolen:.1f} % of the processor")
 
 
-class Clocks:
-    """What the clocks of a run did, reading by reading, in numbers that do not grow with it. All in ns."""
+def clock_marks(processes: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Mark]:
+    """The marks of the clocks in the readings that each of the run's *processes* made.
 
-    def __init__(self) -> None:
-        self._processes = 0
-        self._jump, self._slept = 0.0, 0.0
-        self._last: Mapping[str, Any] | None = None
-
-    def begin(self) -> None:
-        """Another process measures from here on, whose clocks are not compared with those before."""
-        self._processes += 1
-        self._last = None
-
-    def take(self, t: int, reading: Mapping[str, Any]) -> None:
-        """The next *reading* {"wall", "boot"}, made at *t*; a clock that is missing or None tells nothing."""
-        now = {"t": t, "wall": reading.get("wall"), "boot": reading.get("boot")}
-        last, self._last = self._last, now
-        if last is None:
-            return
-        moved = {
-            name: (now[name] - last[name] - (t - last["t"])) / 1e9
-            for name in ("wall", "boot")
-            if now[name] is not None and last[name] is not None
-        }
-        self._jump = max(self._jump, abs(moved.get("wall", 0.0)))
-        self._slept += max(0.0, moved.get("boot", 0.0))
-
-    def marks(self) -> Iterator[Mark]:
-        """What they tell."""
-        if self._slept > SLEPT:
-            yield mark("slept", f"the machine slept for {self._slept:.1f} s during the run")
-        if self._jump > SET + self._slept:
-            yield mark("time set", f"the time of day jumped by {self._jump:.1f} s; durations use the monotonic clock")
-        if self._processes > 1:
-            times = counted(self._processes - 1, "time")
-            yield mark("resumed", f"the run was interrupted {times} and continued in another process")
+    A reading is {"t", "wall", "boot"} in ns; a clock that is missing or None tells nothing. The clocks of different
+    processes are not compared.
+    """
+    jump = slept = 0.0
+    for readings in processes:
+        for last, now in itertools.pairwise(readings):
+            step = now["t"] - last["t"]
+            if last.get("wall") is not None and now.get("wall") is not None:
+                jump = max(jump, abs(now["wall"] - last["wall"] - step) / 1e9)
+            if last.get("boot") is not None and now.get("boot") is not None:
+                slept += max(0.0, (now["boot"] - last["boot"] - step) / 1e9)
+    if slept > SLEPT:
+        yield mark("slept", f"the machine slept for {slept:.1f} s during the run")
+    if jump > SET + slept:
+        yield mark("time set", f"the time of day jumped by {jump:.1f} s; durations use the monotonic clock")
+    if len(processes) > 1:
+        times = counted(len(processes) - 1, "time")
+        yield mark("resumed", f"the run was interrupted {times} and continued in another process")
 
 
 def sample_marks(name: str, columns: Mapping[str, NDArray[np.int64]]) -> Iterator[Mark]:
