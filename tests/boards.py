@@ -20,7 +20,7 @@ from ppexport.device.target import choose
 from ppexport.profile.remote import RemoteProfile, Settings, prepare_remote
 from ppexport.remote import archive
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 BOARDS = (
     ("3.8", "numpy==1.17.4", "onnxruntime==1.10.0"),

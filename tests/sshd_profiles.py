@@ -21,7 +21,7 @@ from ppexport.device.target import choose
 from ppexport.errors import PpexportError
 from ppexport.profile.remote import RemoteProfile, Settings, prepare_remote
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 SIZE = (32, 48)
 SINES = 24

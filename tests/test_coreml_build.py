@@ -29,8 +29,8 @@ from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.placement import Reason, place_package
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.coreml.specification import decode, encode, path_of_scope
+from ppexport.device.artifact import capacity_set
 from ppexport.device.picture import psnr
-from ppexport.device.sizes import capacity_set
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
@@ -49,8 +49,8 @@ def weight_bytes(path):
 def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask="graph", step=print, **options):
     network = network or small_network()
     return BuildJob(
-        network, card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
-        CoreMLOptions(**options), None, folder, step,
+        card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
+        CoreMLOptions(**options), None, network, folder, step,
     )  # fmt: skip
 
 

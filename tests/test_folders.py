@@ -40,8 +40,7 @@ from ppexport.parity.inputs import parity_inputs
 from ppexport.profile import latency_run
 from ppexport.profile.latency_run import prepare
 from ppexport.remote.detached import Job, remove_jobs
-from ppexport.remote.opening import LocalTransport
-from ppexport.remote.transport import check_names
+from ppexport.remote.transport import LocalTransport, check_names
 from ppexport.search import search
 
 RUNS = {"parity": parity_run.RUN, "profile": latency_run.RUN, "search": search.RUN, "demo": demo.RUN}
@@ -285,7 +284,7 @@ def test_an_artifact_folder_that_is_no_path(out):
 def test_a_calibration_that_would_be_a_folder(out):
     done = CliRunner().invoke(app, ["calibrate", "pp_atd_light_x2", "--images", ".", "-o", out])
     assert isinstance(done.exception, InputError)
-    assert "is not a plain file" in str(done.exception)
+    assert "is a folder" in str(done.exception)
 
 
 def test_other_weights_of_a_model_are_not_replaced_without_force(tmp_path):

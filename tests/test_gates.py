@@ -11,7 +11,7 @@ import pytest
 from ppexport.backends.backend import FP16_GATE, FP32_GATE, Built, Gate, backends, find_backend
 from ppexport.device.artifact import parse_manifest
 from ppexport.errors import CardError, InputError
-from ppexport.exporting import describe, make_request
+from ppexport.exporting import describe, export
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, make_card, read_card
 from ppexport.parity.gates import TWIN, TWIN_GATE, artifact_gate, tighten, twin_gate
@@ -31,7 +31,7 @@ def test_a_card_with_a_gate_for_a_precision_that_no_backend_has_is_refused(tmp_p
     card = read_card(bundled_cards()["pp_atd_light_x2"])
     card = card.model_copy(update={"gates": make_card(**FIELDS, gates={"fp64": {"psnr": 60}}).gates})
     with pytest.raises(InputError, match="a gate of the card of pp_atd_light_x2 is one of .*fp32.*twin.*not 'fp64'"):
-        make_request(card, backend="onnx", size=(16, 16), out=tmp_path / "a")
+        export((card, tmp_path / "none.pth"), backend="onnx", size=(16, 16), out=tmp_path / "a")
 
 
 def test_gates_are_tightened_limit_by_limit():

@@ -21,7 +21,7 @@ from ppexport.errors import InputError
 from ppexport.profile.lab import Lab, read_lab
 from ppexport.profile.remote import Settings, parse_cores
 from ppexport.profile.result import Profile
-from ppexport.remote import opening as devices
+from ppexport.remote import ssh as devices
 from ppexport.remote.ssh import SshOptions
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]

@@ -114,7 +114,7 @@ def test_a_mode_that_cannot_be_put_back(jetson, enlarger, tmp_path):
     wait_until(lambda: run.queries())
     jetson.steer("strict")
     run.run()
-    assert any("power mode 2 (MODE_2) was not put back: `nvpmodel -m 2` needs root" in line for line in run.lines)
+    assert any("power mode 2 (MODE_2) was not restored: `nvpmodel -m 2` needs root" in line for line in run.lines)
 
 
 def agents(run) -> list[int]:

@@ -16,13 +16,12 @@ from ppexport.backends.coreml import planned_times
 from ppexport.backends.coreml.run_mac import planned
 from ppexport.backends.onnx import ort_trace
 from ppexport.backends.openvino import counters
-from ppexport.backends.tensorrt import layer_profile
+from ppexport.backends.tensorrt import trtexec
 from ppexport.device.job import Job
 from ppexport.device.measure import PLANS
 from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.roles import BRANCHES
 from ppexport.profile.by_layer import layers_result, measure_layers, read_layers, spans_of, summed
 from ppexport.profile.result import beginning
 
@@ -126,15 +125,16 @@ DOCUMENTED = [
 
 def test_the_profile_of_trtexec_as_documented(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(DOCUMENTED))
-    first, foreign, copy = layer_profile.read_profile(tmp_path / "p.json")
+    first, foreign, copy = trtexec.read_profile(tmp_path / "p.json")
     assert (first.ms, first.kind) == (0.09, "Softmax")
     assert foreign.kind == "fused subgraph"
     assert copy.kind == "copy"
     modules = [span.module for span in spans_of_atd([first, foreign, copy])]
     assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
     for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
+        (tmp_path / "p.json").write_text(json.dumps(bad))
         with pytest.raises(InputError):
-            layer_profile.parse_profile(bad)
+            trtexec.read_profile(tmp_path / "p.json")
 
 
 def test_the_plan_of_core_ml_as_documented():
@@ -171,7 +171,7 @@ def test_a_real_artifact_is_mapped_almost_whole(tmp_path_factory, tmp_path, runt
     total = data["total_ms"]
     assert data["found"].get("name", 0) > 0.75 * total
     assert data["found"].get("unknown", 0) == 0
-    assert set(data["branches"]) >= set(BRANCHES)
+    assert set(data["branches"]) >= set(ATD.branches)
     assert set(data["blocks"]) == {"0", "head and tail"}
     assert sum(data["branches"].values()) == pytest.approx(total)
     (tmp_path / "layers.json").write_text(json.dumps(data))

@@ -26,7 +26,7 @@ from ppexport.profile.remote import RemoteProfile, Settings, prepare_remote
 from ppexport.profile.result import Profile
 from ppexport.remote.address import TransferError
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 pytest_plugins = ["adb_fixtures", "profile_fixtures"]
 # Plays onnxruntime_perf_test: 20 runs for a duration, as many as asked for otherwise.

@@ -32,7 +32,6 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.load import card_of
 from ppexport.parity.references import choose_again, recorded
 from ppexport.quantize.bundled import Quantisation, check_calibration
@@ -114,7 +113,7 @@ def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
 
 
 def test_nothing_routed_is_quantised(small):
-    assert {group for _, group in quantisable(small.model)} == {*GROUPS, ROUTING}
+    assert {group for _, group in quantisable(small.model)} == {*GROUPS, "similarity"}
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
         assert group_of(module_of_name(name.removesuffix("/product"))) in GROUPS
@@ -218,7 +217,7 @@ def int8_file(small, bits, path):
 @pytest.mark.parametrize("bits", [8, 7])
 def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     pytest.importorskip("openvino")
-    from ppexport.search.trials import open_in
+    from ppexport.search.trials import RUNTIMES
 
     lr, path = coffee(), tmp_path / "int8.onnx"
     session = int8_file(small, bits, path)
@@ -227,7 +226,7 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
     assert psnr(fp32, picture, 1.0) > 35
     if bits == 8 and saturates_here():
         with pytest.raises(UnavailableError, match="saturate on this machine"):
-            open_in("openvino", path, 2)
+            RUNTIMES["openvino"](path, 2)
     else:
         # Values that lie on the border between two int8 steps fall either way on the next processor, so no figure in
         # dB holds everywhere. What does: the runtimes differ by no more than one of them does when its own input
@@ -235,7 +234,7 @@ def test_one_int8_file_for_three_runtimes(small, tmp_path, bits):
         signs = np.random.default_rng(0).choice([-1e-6, 1e-6], (5, *lr.shape)).astype(np.float32)
         moved = min(psnr(picture, session.run(["sr"], {"lr": lr + sign})[0], 1.0) for sign in signs)
         assert moved > psnr(fp32, picture, 1.0)
-        assert psnr(picture, open_in("openvino", path, 2)({"lr": lr}), 1.0) >= moved
+        assert psnr(picture, RUNTIMES["openvino"](path, 2)({"lr": lr}), 1.0) >= moved
 
 
 def saturates_here() -> bool:

@@ -179,7 +179,7 @@ def test_a_foreign_graph_is_an_error():
         (["--backend", "tensorrt", "--precision", "w8"], "precision of --backend tensorrt is one of fp32, fp16"),
     ],
 )
-def test_impossible_wishes(options, message, tmp_path, capsys, monkeypatch):
+def test_impossible_requests(options, message, tmp_path, capsys, monkeypatch):
     from ppexport import cli
 
     monkeypatch.setattr("sys.argv", ["ppexport", "export", "pp_atd_light_x2", "-o", str(tmp_path / "a"), *options])

@@ -9,8 +9,8 @@ import torch.nn.utils.prune
 from conftest import photo
 
 import ppexport
+from ppexport.device.artifact import capacity_set, check_capacities, check_size
 from ppexport.device.picture import to_input
-from ppexport.device.sizes import capacity_set, check_capacities, check_size
 from ppexport.errors import InputError
 from ppexport.networks.load import card_of
 

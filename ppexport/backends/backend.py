@@ -46,6 +46,18 @@ be seen (`--against`, without torch); more where the saved run has measured more
 that no earlier flip explains, the surest led by 2.1e-4 for the bundled x2 at 32x32, by 1.5e-3 for x4 at 64x64."""
 
 
+def model_facts(twin: StaticTwin, card: Card, capacities: Sequence[int]) -> dict[str, str]:
+    """The metadata that every model file has, by which a runner recognises it as the one in the manifest."""
+    return {
+        "ppexport.name": card.name,
+        "ppexport.arch": card.arch,
+        "ppexport.scale": str(twin.scale),
+        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
+        "ppexport.capacities": ",".join(map(str, capacities)),
+        "ppexport.card_sha256": card.hash(),
+    }
+
+
 @dataclass(frozen=True)
 class Gate:
     """What a pair of parity must meet on every input."""
@@ -75,10 +87,9 @@ another category, is reported."""
 
 
 @dataclass(frozen=True)
-class BuildJob:
-    """What a backend builds, already checked."""
+class Request:
+    """What a backend is to build, checked as far as that is possible without the network."""
 
-    network: Network
     card: Card
     architecture: Architecture
     size: tuple[int, int]
@@ -92,14 +103,21 @@ class BuildJob:
     """An instance of the backend's options model."""
     quantisation: Quantisation | None
     """What a calibration is needed for, None where nothing is."""
-    folder: Path
-    """Where the files go."""
-    step: Step
 
     @property
     def is_set(self) -> bool:
         """Whether the number of slots is chosen with every image."""
         return len(self.capacities) > 1
+
+
+@dataclass(frozen=True)
+class BuildJob(Request):
+    """A request with the network that it is for."""
+
+    network: Network
+    folder: Path
+    """Where the files go."""
+    step: Step
 
     def twin(self, capacity: int | None = None, flavour: str = "portable") -> StaticTwin:
         """The twin with *capacity* slots, the largest capacity if left out."""
@@ -265,23 +283,6 @@ class Backend(ABC):
             UnavailableError: they are on another kind of machine.
         """
         raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What an export is asked for, checked as far as that is possible without the network."""
-
-    card: Card
-    architecture: Architecture
-    backend: Backend
-    size: tuple[int, int]
-    out: Path
-    precision: str
-    capacities: tuple[int, ...]
-    mask: str
-    options: Any
-    quantisation: Quantisation | None
-    force: bool
 
 
 @cache

@@ -78,7 +78,7 @@ class RemoteRun:
         from ppexport.profile.latency_run import RUN, plan_of
         from ppexport.profile.perf_binary import PerfBinary
         from ppexport.profile.remote import RemoteProfile, prepare_remote
-        from ppexport.remote.opening import open_device
+        from ppexport.remote.ssh import open_device
 
         threads = self.threads or len(self.settings.cores) or None
         targets = choose(self.artifact, self.runtime, threads, self.trust)
@@ -100,7 +100,7 @@ class RemoteRun:
         from ppexport.device.artifact import read_artifact
         from ppexport.profile.remote import job_prefix
         from ppexport.remote.detached import remove_jobs
-        from ppexport.remote.opening import open_device
+        from ppexport.remote.ssh import open_device
 
         whole = read_artifact(self.artifact)
         with open_device(self.address, self.options) as device:

@@ -24,6 +24,8 @@ class Trace:
     """Per layer (b, n): how far the best similarity is above the second best."""
     tokens: list[Tensor] = field(default_factory=list)
     """Per layer (b, n, c): the layer's output."""
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per layer of a twin: the tokens (n, c) and the dictionary (t, c) that it reads."""
 
     def choose(self, similarity: Tensor, own: Tensor) -> None:
         """Record the categories *own* and their gap in *similarity* (..., n, t)."""

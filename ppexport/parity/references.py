@@ -25,7 +25,7 @@ from ppexport.parity.columns import Categories, Column, Layers, Sample, Source, 
 from ppexport.parity.compare import ChosenAgain
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.pair import Pair
-from ppexport.twin.twin import StaticTwin, layer_inputs
+from ppexport.twin.twin import StaticTwin
 
 
 def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
@@ -125,9 +125,10 @@ class TwinColumn(_TorchColumn):
 
 def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: Categories) -> list[ChosenFrom]:
     """What every layer of *twin* chooses from, for *lr* (1, 3, h, w) and injected *categories* (layers, n)."""
-    with layer_inputs(twin) as found, torch.no_grad():
-        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)))
-    return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
+    trace = Trace()
+    with torch.no_grad():
+        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)), trace=trace)
+    return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in trace.inputs]
 
 
 def choose_again(twin: StaticTwin, own: Sequence[ChosenFrom], other: Sequence[ChosenFrom]) -> ChosenAgain:

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from ppexport.device.job import Job
 from ppexport.device.journal import FORMAT as JOURNAL
-from ppexport.device.journal import JournalError, lines_of
+from ppexport.device.journal import lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
@@ -72,8 +72,6 @@ class Collected:
             with path.open("rb") as stream:
                 for record in lines_of(stream, str(path)):
                     self._take(record, path)
-        except JournalError as error:
-            raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
         if not self.complete or any(not len(c["ns"]) for c in self.columns):

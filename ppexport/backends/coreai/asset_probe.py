@@ -32,7 +32,7 @@ from ppexport.files import atomic_path, is_plain_name, sha256_text
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
-from ppexport.twin.twin import StaticTwin, layer_inputs
+from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays, Runner
@@ -54,9 +54,8 @@ class OpenFront(Front):
         (layers, n, c); with Pure-Pass the mask (n,) and the labels (n,) that it comes from.
         """
         trace = Trace()
-        with layer_inputs(self.twin) as found:
-            sr, impure = self.twin(lr, mask, trace=trace)
-        given = (torch.stack([pair[i] for pair in found]) for i in (0, 1))
+        sr, impure = self.twin(lr, mask, trace=trace)
+        given = (torch.stack([pair[i] for pair in trace.inputs]) for i in (0, 1))
         inside = (torch.stack(trace.categories), *given, torch.stack(trace.tokens))
         if self.twin.pure_pass is None:
             return sr, impure, *inside

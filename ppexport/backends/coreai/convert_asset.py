@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name, model_facts
+from ppexport.device.artifact import function_name
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin

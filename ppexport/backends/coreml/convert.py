@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreml import specification
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.mil_program import convert, coremltools, quiet_converter, trace
@@ -26,7 +26,7 @@ from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.precision import compute_precision, computes_half, quantising_pass
 from ppexport.backends.coreml.specification import ModulePaths
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name, model_facts
+from ppexport.device.artifact import function_name
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:

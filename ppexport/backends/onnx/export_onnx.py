@@ -18,7 +18,7 @@ import torch
 from onnx import version_converter
 from torch import nn
 
-from ppexport.backends.backend import BuildJob, Built, Step
+from ppexport.backends.backend import BuildJob, Built, Step, model_facts
 from ppexport.backends.onnx import ort_format
 from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
@@ -32,7 +32,6 @@ from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
 from ppexport.backends.self_check import example_inputs
 from ppexport.backends.self_check import self_check as check_with_twin
-from ppexport.device.artifact import model_facts
 from ppexport.errors import ExportError, first_line
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import Card

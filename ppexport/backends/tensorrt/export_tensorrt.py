@@ -15,7 +15,7 @@ import torch
 
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.export_onnx import MODEL, SLOTS, Shape, build, build_rewritten, graph_inputs
-from ppexport.backends.onnx.graph_view import GraphView, Origin, build_view
+from ppexport.backends.onnx.graph_view import GraphView, Origin
 from ppexport.backends.onnx.model_file import read_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.tensorrt.half import write_half
@@ -83,7 +83,7 @@ def activation_bytes(path: Path, shape: Shape) -> int:
     Estimated from shapes, in the order of the nodes. TensorRT, which runs branches side by side, takes two to three
     times as much (24 MB where this says 10, TensorRT-RTX 1.7 at 32x32); where not even this fits, nothing will.
     """
-    view = build_view(read_model(path), {SLOTS: shape.capacities[-1]} if shape.is_set else {})
+    view = GraphView(read_model(path), {SLOTS: shape.capacities[-1]} if shape.is_set else {})
     nodes = [node for node in view.nodes if view.origin_of(node.proto.output[0]) is Origin.DATA]
     last = {name: number for number, node in enumerate(nodes) for name in node.proto.input}
     live = peak = 0
