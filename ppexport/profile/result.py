@@ -43,8 +43,7 @@ from ppexport.device.journal import lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
-from ppexport.profile.marks import clock_marks, mark, sample_marks, sensor_marks
-from ppexport.profile.statistics import summary
+from ppexport.profile.statistics import clock_marks, mark, sample_marks, sensor_marks, summary
 from ppexport.remote.output import cleaned
 
 FORMAT = "ppexport-profile"
