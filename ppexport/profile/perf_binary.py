@@ -94,7 +94,7 @@ def read_result(text: str) -> tuple[list[int], int]:
         found = LINE.fullmatch(line)
         if found is None:
             if "," in line:
-                raise TransferError(f"the result file of the benchmark program has a line that is no result: {line[:80]!r}")
+                raise TransferError(f"the benchmark program's result file has a line that is no result: {line[:80]!r}")
             continue
         seconds = float(found[1])
         if not 0 < seconds < 1e6:
