@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
 from ppexport.device.artifact import Manifest, check_capacities, check_size, sha256_path, write_manifest
+from ppexport.device.machine import versions
 from ppexport.device.mask import padded_tokens
 from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
@@ -202,11 +202,7 @@ def describe(job: BuildJob, built: Built, backend: Backend, files: dict[str, str
 
 def package_versions() -> dict[str, str]:
     """Versions of what an export depends on, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    return {"python": platform.python_version(), **versions(PACKAGES)}
 
 
 def return_large_blocks() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from ppexport.device.artifact import MANIFEST, parse_manifest, read_artifact
 from ppexport.device.picture import to_input
 from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.files import sha256_file
+from ppexport.networks.architecture import find_architecture
 
 
 def test_the_folder_holds_one_model_and_its_manifest(artifact):
@@ -247,11 +249,13 @@ def test_a_large_size_stays_small(tmp_path):
 def test_the_self_check_notices_every_output(artifact, tmp_path):
     from onnx import numpy_helper
 
-    from ppexport.backends.onnx.export_onnx import Shape, self_check
+    from ppexport.backends.onnx.export_onnx import check_graph
 
     twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
-    shape = Shape((twin.capacity,), "graph")
-    self_check(artifact / "model.onnx", twin, shape)
+    job = SimpleNamespace(
+        capacities=(twin.capacity,), mask="graph", precision="fp32", architecture=find_architecture("pp_atd_light"),
+    )  # fmt: skip
+    check_graph(artifact / "model.onnx", twin, job)
     lying = onnx.load(artifact / "model.onnx")
     for node in lying.graph.node:
         node.output[:] = ["true_count" if name == "impure_tokens" else name for name in node.output]
@@ -261,13 +265,13 @@ def test_the_self_check_notices_every_output(artifact, tmp_path):
     lying.graph.node.append(onnx.helper.make_node("Identity", ["zero"], ["impure_tokens"], name="lie"))
     onnx.save(lying, tmp_path / "lying.onnx")
     with pytest.raises(ExportError, match="differs from the twin"):
-        self_check(tmp_path / "lying.onnx", twin, shape)
+        check_graph(tmp_path / "lying.onnx", twin, job)
     damaged = onnx.load(artifact / "model.onnx")
     (bias,) = (i for i in damaged.graph.initializer if i.name == "norm.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), "norm.bias"))
     onnx.save(damaged, tmp_path / "damaged.onnx")
     with pytest.raises(ExportError, match="differs from the twin"):
-        self_check(tmp_path / "damaged.onnx", twin, shape)
+        check_graph(tmp_path / "damaged.onnx", twin, job)
 
 
 @pytest.mark.parametrize("fields", [{"size": [48, 50]}, {"scale": 4}, {"capacities": [128]}, {"card_sha256": "0" * 64}])

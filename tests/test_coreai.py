@@ -31,6 +31,7 @@ from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.compare import compare_columns
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.references import TwinColumn, find_bad_module
+from ppexport.parity.run import compute
 
 pytest_plugins = ["apple_fixtures"]
 SIZE = (32, 32)
@@ -165,11 +166,6 @@ def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):
     fails("parity", exported, "--units", "cpu", message="--units is for artifacts whose runtime offers compute units")
 
 
-def columns_of(*sources_and_item):
-    *sources, item = sources_and_item
-    return tuple({item.name: source.sample(item)} for source in sources)
-
-
 def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     runner, twin = ppexport.open_artifact(exported), ppexport.make_twin(small_network(), size=SIZE)
     items = [ParityInput("noise", NOISE), ParityInput("half_flat", HALF_FLAT)]
@@ -202,11 +198,12 @@ def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.sample(items[0]).categories, expected.categories)
     assert ended == ["model.aimodel", "open.aimodel", "model.aimodel"]
     column = TwinColumn(twin, [512, 1024])
-    gate = Gate(psnr=90.0)
-    pair = compare_columns(("twin", "asset"), items[:1], *columns_of(column, again, items[0]), gate, 2)
+    for each in (column, again):
+        compute(each, items[:1], lambda *_: None)
+    pair = compare_columns(column, again, items[:1], Gate(psnr=90.0))
 
     def bad():
-        return find_bad_module(pair, twin, column, again, items[:1], columns_of(column, again, items[0]))
+        return find_bad_module(pair, twin, column, again, items[:1])
 
     assert bad() == "after the last layer"
     # A twin that computes otherwise is found with the asset's categories in both, which only tells its own.

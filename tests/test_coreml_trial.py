@@ -110,11 +110,11 @@ def test_pictures_of_a_set_are_told_by_its_functions():
 def test_a_unit_has_a_column_of_its_own(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     inputs = parity_inputs(SIZE, 2)[:4]
-    column, plan = unit_column(runner, unit_run(runner.artifact.model_file, "ne", ON_A_MAC), inputs)
+    column, plan = unit_column("ne", runner, unit_run(runner.artifact.model_file, "ne", ON_A_MAC), inputs)
     for item in inputs:
         expected = runner(item.lr)
-        np.testing.assert_array_equal(column[item.name].sr, expected.sr)
-        assert (column[item.name].impure, column[item.name].capacity) == expected[1:]
+        np.testing.assert_array_equal(column.samples[item.name].sr, expected.sr)
+        assert (column.samples[item.name].impure, column.samples[item.name].capacity) == expected[1:]
     operations = read_package(runner.artifact.model_file).functions["capacity_256"].operations
     linear = sum(op.type == "linear" for op in operations)
     assert plan["operations"]["MLNeuralEngineComputeDevice"] == linear > 0

@@ -219,7 +219,7 @@ def test_own_folders_are_taken_again(artifact, tmp_path):
     parity, profile, found, shown, graphs = (tmp_path / name for name in ("p", "l", "s", "d", "g"))
     for folder in (parity, profile, found, shown, graphs):
         folder.mkdir()
-    parity_run.save_inputs(parity / "inputs.npz", parity_inputs((16, 16), 2)[:1])
+    parity_run.save_entries(parity / "inputs.npz", {"a": parity_inputs((16, 16), 2)[0]})
     np.save(profile / "images.npy", np.zeros((8, 4, 4, 3), np.uint8))
     shutil.copytree(artifact, found / "fp32")
     (found / "search.json").write_text("{}")

@@ -178,7 +178,7 @@ def test_a_calibration_of_other_pictures_is_not_taken_for_this_one(search_in, tm
 def test_a_trial_says_what_its_file_does(search_in, tmp_path):
     search = search_in(tmp_path)
     found = search.measure("one", ["qkv"], "max")
-    model = write_int8(search.model, search.calibration, Recipe(calibrator="max"), ["qkv"])
+    model = write_int8(search.model, search.calibration, Recipe(calibrator="max", groups=("qkv",)))
     assert found.bytes == model.ByteSize()
     onnx.save(model, tmp_path / "int8.onnx")
     run = RUNTIMES["onnxruntime"](tmp_path / "int8.onnx", 1)

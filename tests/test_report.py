@@ -24,7 +24,7 @@ from ppexport.device.picture import to_input
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import models_folder
-from ppexport.parity.columns import Sample, save_column, save_inputs
+from ppexport.parity.columns import Sample, save_entries
 from ppexport.parity.inputs import ParityInput
 from ppexport.profile import statistics
 from ppexport.profile.by_layer import layers_result, why_sum_differs
@@ -63,11 +63,11 @@ def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision
     folder.mkdir(parents=True)
     lr = to_input(photo(16, 24))
     sr = lr.repeat(2, axis=2).repeat(2, axis=3)
-    save_inputs(folder / "inputs.npz", [ParityInput(name, lr)])
+    save_entries(folder / "inputs.npz", {name: ParityInput(name, lr)})
     pure = np.zeros(16 * 32, np.bool_)
     pure[:100] = True
-    save_column(folder / "twin.npz", {name: Sample(sr=sr, impure=412, pure=pure)})
-    save_column(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
+    save_entries(folder / "twin.npz", {name: Sample(sr=sr, impure=412, pure=pure)})
+    save_entries(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
     row = {
         "name": name, "errors": {"psnr": 120.5, "max_abs": 1e-6, "p999": 1e-6, "ssim": 1.0}, "passed": passed,
         "reason": "", "flips": [0, 0], "task": [30.0, 30.001], "task_same_routing": [30.0, 30.002],

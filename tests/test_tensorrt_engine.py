@@ -420,7 +420,7 @@ def test_parity_compares_the_picture_of_an_engine(engine, orin, tmp_path):
 
 
 def test_of_an_fp16_engine_photographs_are_judged():
-    from ppexport.parity.columns import Sample
+    from ppexport.parity.columns import Column, Sample
     from ppexport.parity.compare import compare_pictures
     from ppexport.parity.inputs import ParityInput
 
@@ -428,24 +428,25 @@ def test_of_an_fp16_engine_photographs_are_judged():
     inputs = [ParityInput("photo", lr, hr), ParityInput("noise", lr, None), ParityInput("flat", lr, None)]
     picture = np.random.default_rng(3).random((1, 3, 32, 64), np.float32)
     categories = np.zeros((1, 9), np.uint8)
-    reference = {item.name: Sample(picture, 9, categories, capacity=128) for item in inputs}
+    reference = Column("twin", {item.name: Sample(picture, 9, categories, capacity=128) for item in inputs})
     # Far off: 40 dB. The count of impure tokens of the last is wrong.
-    engine = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
+    found = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
+    engine = Column("e", found)
     rows = {}
     for precision in ("fp32", "fp16"):
-        pair = compare_pictures(("twin", "e"), inputs, reference, engine, BACKEND.precisions[precision], 2)
+        pair = compare_pictures(reference, engine, inputs, BACKEND.precisions[precision])
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
     # Where nothing is routed no flip can excuse a picture.
-    unrouted = {name: replace(sample, categories=None) for name, sample in reference.items()}
-    pair = compare_pictures(("twin", "e"), inputs, unrouted, engine, BACKEND.precisions["fp16"], 2)
+    unrouted = {name: replace(sample, categories=None) for name, sample in reference.samples.items()}
+    pair = compare_pictures(Column("twin", unrouted), engine, inputs, BACKEND.precisions["fp16"])
     assert not any(row.passed for row in pair.rows)
     # An input whose flips passed where they could be examined may be twice as far off as there, and no more.
     for precision, decibel, passes in (
         ("fp16", 45.9, True), ("fp16", 46.1, False), ("fp32", 45.9, True), ("fp32", 46.1, False),
     ):  # fmt: skip
         gate, flipped = BACKEND.precisions[precision], {"photo": decibel, "noise": 90.0}
-        pair = compare_pictures(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
+        pair = compare_pictures(reference, engine, inputs[:1], gate, flipped)
         assert pair.rows[0].passed == passes
         assert pair.rows[0].reason.startswith("40.0 dB")
 

@@ -79,7 +79,7 @@ def _record(line: bytes, where: str) -> list[Any]:
     numbers = [value for value in record[1:] if type(value) is int]
     if tuple(map(type, record[1:])) != kinds or any(not least <= n < 1 << 62 for n in numbers):
         raise JournalError(f"{where} is not a valid record of the kind {record[0]!r}")
-    return record
+    return list(record)
 
 
 def _refuse(constant: str) -> float:

@@ -139,6 +139,7 @@ def spans_of(operations: Sequence[Operation], architecture: Architecture) -> lis
     before: list[str | None] = list(accumulate(named, _latest))
     after: list[str | None] = list(accumulate(reversed(named), _latest))[::-1]
     spans = []
+    module: str | None
     for operation, own, left, right in zip(operations, named, before, after, strict=True):
         if own is not None:
             module, found = own, "name"

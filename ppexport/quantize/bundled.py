@@ -15,8 +15,6 @@ from ppexport.quantize.recipe import Recipe, read_recipe
 
 BUNDLED, DEFAULT, GIVEN, FOREIGN = "bundled", "default", "given", "given, found for other weights"
 """Where a recipe comes from, as the manifest says it."""
-CALIBRATED = ("fp16", "int8", "mixed")
-"""Precisions that a calibration is needed for; mixed is int8 by the recipe, and fp16 where the audit allows it."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def slides(parity: Parity) -> list[dict[str, Any]]:
     h, w = parity.data["size"]
     padded = padded_size(h), padded_size(w)
     inputs = {item.name: item for item in load_inputs(kept[0], (h, w))}
-    reference, other = load_column(kept[1]), load_column(kept[2])
+    reference, other = load_column(kept[1]).samples, load_column(kept[2]).samples
     rows = [row for row in parity.rows if all(row["name"] in column for column in (inputs, reference, other))]
     rows.sort(key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")))
     found: list[dict[str, Any]] = []

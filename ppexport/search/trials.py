@@ -164,8 +164,10 @@ class Search:
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         precision = self.options.precision
         recipe = Recipe(calibrator=calibrator, weight_bits=self.options.weight_bits)
+        # Not checked, since the routing is measured too.
+        recipe = recipe.model_copy(update={"groups": groups})
         request = Quantisation(precision, self.architecture, self.calibration, recipe)
-        model, _ = quantised(self.model, request, groups)
+        model, _ = quantised(self.model, request)
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"

@@ -154,13 +154,11 @@ def _check_asset(path: Path, twin: StaticTwin, job: BuildJob) -> None:
         self_check(
             compute,
             twin,
-            job.capacities,
-            least=LEAST_DB[job.precision],
-            kind="asset",
-            precision=job.precision,
+            job,
             backend="coreai",
+            kind="asset",
+            least=LEAST_DB[job.precision],
             lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
-            mask=job.mask == "input",
             full=False,
         )
     finally:

@@ -169,12 +169,10 @@ def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     self_check(
         compute,
         twin,
-        job.capacities,
-        least=min(least, PICTURE_DB) if images else least,
-        kind="package",
-        precision=job.precision,
+        job,
         backend="coreml",
-        mask=job.mask == "input",
+        kind="package",
+        least=min(least, PICTURE_DB) if images else least,
         clipped=images,
     )
 
