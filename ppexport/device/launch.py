@@ -182,17 +182,17 @@ def _follow(child: subprocess.Popen[bytes], journal: Path, tell: Callable[[int],
         time.sleep(POLL)
 
 
-def ask(action: str, job: Job) -> str:
-    """What a measuring process prints for *action*. Raises PpexportError as that process does."""
+def ask(action: str, job: Job) -> Any:
+    """What *action* returns in a measuring process. Raises PpexportError as that process does."""
     with _measuring(action, job, subprocess.PIPE) as child:
         answer = present(child.stdout, "the output of the measuring process").read()
-    return answer.decode()
+    return json.loads(answer.decode())
 
 
 def memory_of(job: Job) -> tuple[int, int]:
     """Peak bytes of a process that opens the only target of *job* and runs it once: before opening it, and in all."""
-    before, peak = ask("memory", job).split()
-    return int(before), int(peak)
+    before, peak = ask("memory", job)
+    return before, peak
 
 
 # The job of the archive: a whole run on a device.
@@ -302,24 +302,24 @@ def _end_with(parent: int) -> Sensor:
     return look
 
 
-def memory(job: Job) -> None:
-    """Load the only target, run once, and print this process's peak in bytes before and after."""
+def memory(job: Job) -> tuple[int, int]:
+    """Load the only target and run it once; returns this process's peak in bytes before and after."""
     (subject,) = _subjects_of(job)
     before = peak_memory()
     subject.load()
     subject.query(0)
-    print(before or 0, peak_memory() or 0)
+    return before or 0, peak_memory() or 0
 
 
 def main() -> int:
-    """Do what the first argument says: "measure", "memory" or MODULE:FUNCTION; returns the exit code."""
+    """Do what the first argument says, "measure", "memory" or MODULE:FUNCTION, and print what it returns as JSON.
+
+    Returns the exit code.
+    """
     module, _, name = sys.argv[1].rpartition(":")
     try:
         work = getattr(import_module(module or "ppexport.device.launch"), name)
-        answer = work(job_from(sys.stdin.read()))
-        # Of what is asked of a measuring process by its name; the others print for themselves.
-        if answer is not None:
-            print(json.dumps(answer))
+        print(json.dumps(work(job_from(sys.stdin.read()))))
     except PpexportError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -18,7 +18,6 @@ and after them in the order of execution.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +108,7 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
         source = source_of(only.targets[0])
         if exported is None:
-            answer = json.loads(ask("ppexport.profile.by_layer:measure_layers", only))
+            answer = ask("ppexport.profile.by_layer:measure_layers", only)
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]
         else:
             operations = source.read_profile(exported)

@@ -24,7 +24,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -80,7 +79,7 @@ def profile_routing(job: Job, result: Profile, folder: Path | None) -> list[dict
         place.unlink(missing_ok=True)
         save_crops(place, crops)
         try:
-            found = json.loads(ask("ppexport.profile.content:measure_routing", replace(only, images=place)))
+            found = ask("ppexport.profile.content:measure_routing", replace(only, images=place))
         finally:
             place.unlink(missing_ok=True)
         shares = [{"name": c.name, "pure_share": c.pure_share} for c in crops]
@@ -95,7 +94,7 @@ def profile_frames(job: Job, result: Profile, folder: Path) -> list[dict[str, An
 
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
         asked = replace(only, images=folder.resolve())
-        return answers(json.loads(ask("ppexport.profile.content:measure_frames", asked)))
+        return answers(ask("ppexport.profile.content:measure_frames", asked))
 
     return follow_up("frames", job, result, measure)
 
