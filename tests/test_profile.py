@@ -82,13 +82,13 @@ def test_a_killed_run_goes_on_with_the_same_command(small, tmp_path):
     targets = choose(small, None, 1, False)
     plan = Plan("quick", 30, 2.0, warm_windows=2)
     job = prepare(targets, plan, tmp_path / "run", None)
-    child = launch._start("measure", job, tmp_path / "errors", subprocess.DEVNULL)
     end = time.monotonic() + 120
-    while not job.journal.exists() or job.journal.read_bytes().count(b'["q"') < 3:
-        assert time.monotonic() < end, (tmp_path / "errors").read_text()
-        time.sleep(0.05)
-    child.kill()
-    child.wait()
+    killed = pytest.raises(UnavailableError, match="ended by signal 9: what it measured is kept")
+    with killed, launch._measuring("measure", job, subprocess.DEVNULL) as child:
+        while not job.journal.exists() or job.journal.read_bytes().count(b'["q"') < 3:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        child.kill()
     kept = [line for line in job.journal.read_bytes().splitlines() if line.startswith(b'["q"')]
     p = measure(prepare(targets, plan, tmp_path / "run", None), quiet, quiet)
     assert p.subjects[0]["summary"]["count"] >= 30

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ppexport.networks.architecture import Architecture
     from ppexport.networks.card import Card
     from ppexport.networks.network import Network
-    from ppexport.quantize.bundled import Quantisation
+    from ppexport.quantize.recipe import Quantisation
     from ppexport.twin.twin import StaticTwin
 
 Step = Callable[[str], None]

@@ -51,27 +51,26 @@ def run_limited(
     *limit* is in bytes, *timeout* in seconds. Returns (exit code, standard error). Raises TransferError for more
     output than *limit*, TimeIsUp, and OSError where the program cannot be started.
     """
-    logging.getLogger("ppexport").debug("running %s", list(command))
-    # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
-    child = subprocess.Popen(
-        list(command),
+    logging.getLogger("ppexport").debug("running %s", command)
+    deadline = time.monotonic() + timeout
+    with subprocess.Popen(
+        command,
         stdin=source or subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
         start_new_session=True,
-    )
-    try:
-        return _collect(child, sink, limit, time.monotonic() + timeout)
-    finally:
-        if child.poll() is None:
+    ) as child:
+        try:
+            messages = _collect(child, sink, limit, deadline)
+            return child.wait(max(0.0, deadline - time.monotonic())), messages
+        except subprocess.TimeoutExpired:
+            raise TimeIsUp(f"{command[0]} did not end in time") from None
+        finally:
             child.kill()
-            child.wait()
-        for stream in (child.stdout, child.stderr):
-            if stream is not None:
-                stream.close()
 
 
-def _collect(child: subprocess.Popen[bytes], sink: Sink, limit: int, deadline: float) -> tuple[int, bytes]:
+def _collect(child: subprocess.Popen[bytes], sink: Sink, limit: int, deadline: float) -> bytes:
     streams = present(child.stdout, "the output of a process"), present(child.stderr, "the errors of a process")
     messages, received = b"", 0
     with selectors.DefaultSelector() as selector:
@@ -94,16 +93,9 @@ def _collect(child: subprocess.Popen[bytes], sink: Sink, limit: int, deadline: f
                     if received > limit:
                         raise TransferError(f"the device sent more than {limit} bytes where no more belong")
                     sink(block)
-            _check_time(child, deadline)
-    while child.poll() is None:
-        _check_time(child, deadline)
-        time.sleep(0.01)
-    return child.returncode, messages
-
-
-def _check_time(child: subprocess.Popen[bytes], deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise TimeIsUp(f"{child.args[0]!r} did not end in time")  # type: ignore[index]
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(child.args, 0)
+    return messages
 
 
 class Reply(NamedTuple):
