@@ -17,10 +17,9 @@ from conftest import golden_network
 from small_networks import ROUTING, SIZE, beyond_half, shortened, small_network
 
 import ppexport
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, find_backend
 from ppexport.backends.coreml import run_mac as device
 from ppexport.backends.coreml.convert import MODEL, build_for_coreml, check_package
-from ppexport.backends.coreml.coreml_options import CoreMLOptions
 from ppexport.backends.coreml.evaluated import PackageProbe, Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools, path_of_scope
@@ -49,7 +48,7 @@ def make_job(folder, precision, capacities=(256,), network=None, size=SIZE, mask
     network = network or small_network()
     return BuildJob(
         card_of(network), find_architecture(network.arch), size, precision, tuple(capacities), mask,
-        CoreMLOptions(**options), None, network, folder, step,
+        find_backend("coreml").options()(**options), None, network, folder, step,
     )  # fmt: skip
 
 

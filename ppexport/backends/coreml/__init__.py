@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -50,7 +50,19 @@ class CoreMLBackend(Backend):
 
     def options(self) -> type[BaseModel]:
         """Deployment target and interface."""
-        from ppexport.backends.coreml.coreml_options import CoreMLOptions
+        from pydantic import Field
+
+        from ppexport.backends.options import NoOptions
+
+        class CoreMLOptions(NoOptions):
+            """Options of `--backend coreml`."""
+
+            target: Literal["iOS16", "iOS17", "iOS18"] = Field(
+                default="iOS18", description="deployment target; each also stands for the macOS of its year"
+            )
+            interface: Literal["tensor", "image"] = Field(
+                default="tensor", description="image takes and gives an app's pictures, of 8 bits"
+            )
 
         return CoreMLOptions
 
