@@ -19,7 +19,7 @@ from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
 from ppexport.networks.architecture import Architecture, find_architecture
 from ppexport.networks.card import Card
-from ppexport.quantize.bundled import Quantisation, calibration_for, check_calibration, recipe_for
+from ppexport.quantize.recipe import Quantisation, calibration_for, check_calibration, recipe_for
 
 if TYPE_CHECKING:
     from torch import nn

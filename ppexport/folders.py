@@ -32,10 +32,15 @@ NEW, OLD = "artifact", "old"
 
 @contextmanager
 def held(folder: Path, doing: str, *, parents: bool = False) -> Iterator[None]:
-    """*folder*, made if there is none, for this process alone while the block runs.
+    """*folder* for this process alone while the block runs; one that this call made is removed if it is then empty.
 
-    *doing* says what another process does that holds it. A folder that this call made is removed at the end if it is
-    empty. Raises InputError where another process holds it, or where there can be no such folder.
+    Args:
+        folder: is made if there is none.
+        doing: what another process that holds the folder is doing, for the error, such as "writes into".
+        parents: whether the folders above it are made as well.
+
+    Raises:
+        InputError: another process holds the folder, or it cannot be made or locked.
     """
     made = handle = None
     tries = 0
@@ -142,7 +147,7 @@ def check_same(
 ) -> None:
     """Raise InputError, which ends with *way_out*, where *out* holds an artifact of another model, size or backend.
 
-    *weights* is the hash of the model's weights.
+    *weights* is the SHA-256 of the model's weights.
     """
     old = check_target(out)
     if old is None:

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN, golden_network, photo
+from small_networks import SIZE as SMALL
+from small_networks import small_network
 
 import ppexport
 from ppexport.device.artifact import MANIFEST, parse_manifest, read_artifact
@@ -246,12 +248,14 @@ def test_a_large_size_stays_small(tmp_path):
     assert kilobytes * 1024 < 3e9
 
 
-def test_the_self_check_notices_every_output(artifact, tmp_path):
+def test_the_self_check_notices_every_output(tmp_path):
     from onnx import numpy_helper
 
     from ppexport.backends.onnx.export_onnx import check_graph
 
-    twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
+    network = small_network()
+    artifact = ppexport.export(network, backend="onnx", size=SMALL, out=tmp_path / "artifact")
+    twin = ppexport.make_twin(network, size=SMALL)
     job = SimpleNamespace(
         capacities=(twin.capacity,), mask="graph", precision="fp32", architecture=find_architecture("pp_atd_light"),
     )  # fmt: skip

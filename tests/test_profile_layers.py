@@ -12,7 +12,7 @@ from conftest import exported_once, photo
 from small_networks import SIZE, small_network
 
 from ppexport.backends.backend import Operation
-from ppexport.backends.coreml import planned_times
+from ppexport.backends.coreml import trial
 from ppexport.backends.coreml.run_mac import planned
 from ppexport.backends.onnx import ort_trace
 from ppexport.backends.openvino import counters
@@ -152,10 +152,10 @@ def test_the_plan_of_core_ml_as_documented():
     operations = planned(plan, None)
     assert operations == planned(plan, "main")
     assert [op.device for op in operations] == ["", "", ""]
-    found = planned_times.operations_of(operations)
+    found = trial.operations_of(operations)
     assert [(o.ms, o.module) for o in found] == [(0.75, "layers.1.attn_win"), (0.25, "")]
     with pytest.raises(InputError, match="estimates no operation"):
-        planned_times.operations_of(operations[2:])
+        trial.operations_of(operations[2:])
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -169,8 +169,8 @@ def test_what_a_benchmark_program_cannot_time(phone, program, enlarger, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("m,0.03,1,2,0\nm,nonsense,1,2,1\n", "a line that is none"),
-        ("m,0.0.3,1,2,0\n", "a line that is none"),
+        ("m,0.03,1,2,0\nm,nonsense,1,2,1\n", "a line that is no result"),
+        ("m,0.0.3,1,2,0\n", "a line that is no result"),
         ("m,1e99,1,2,0\n", "took 1e99 s"),
         ("m,0,1,2,0\n", "took 0 s"),
         ("\nMin Latency: 1 s\n", "no query"),

@@ -32,13 +32,14 @@ from ppexport.errors import InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.parity.references import choose_again
-from ppexport.quantize.bundled import Quantisation, check_calibration
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.histogram import COLUMNS, sampled
 from ppexport.quantize.recipe import (
     CALIBRATORS,
     GROUPS,
+    Quantisation,
     Recipe,
+    check_calibration,
     find_range,
     group_of,
     read_recipe,

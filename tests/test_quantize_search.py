@@ -24,10 +24,9 @@ from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.networks.card import find_card
 from ppexport.profile.statistics import Interval
-from ppexport.quantize.bundled import Quantisation, recipe_for
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
-from ppexport.quantize.recipe import GROUPS, Recipe, read_recipe, write_recipe
+from ppexport.quantize.recipe import GROUPS, Quantisation, Recipe, read_recipe, recipe_for, write_recipe
 from ppexport.search import search as steps
 from ppexport.search.search import (
     COLUMNS,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ppexport.networks.architecture import Architecture
     from ppexport.networks.card import Card
     from ppexport.networks.network import Network
-    from ppexport.quantize.bundled import Quantisation
+    from ppexport.quantize.recipe import Quantisation
     from ppexport.twin.twin import StaticTwin
 
 Step = Callable[[str], None]
@@ -165,7 +165,7 @@ class Probe(ABC):
     """An artifact, opened for looking into: run with its routing recorded or, where it can be, injected."""
 
     injects = True
-    """Whether categories can be injected; else an artifact only tells its own."""
+    """Whether categories can be injected; else an artifact only shows its own."""
     gives_picture = True
     """Whether the picture of `run` is the artifact's. If not, it is that of a copy which was cut open, and the shipped
     file is run for the picture as well."""
@@ -203,7 +203,7 @@ class Operation:
     ms: float
     """Median milliseconds of the runs; where a runtime only estimates, its share of a run, of 1."""
     names: tuple[str, ...] = ()
-    """What it was fused from, which tells where it comes from, in place of its own name."""
+    """The names of what it was fused from, which say where it comes from, in place of its own name."""
     module: str | None = None
     """Where it comes from, in a format that says so itself."""
 
@@ -266,7 +266,7 @@ class Backend(ABC):
         """A runner for *artifact* on this machine, in the backend's usual runtime."""
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
-        """The artifact of *runner*, opened for looking into; None where it does not tell what happens inside.
+        """The artifact of *runner*, opened for looking into; None where it does not show what happens inside.
 
         Args:
             runner: an open runner of the artifact.

@@ -63,12 +63,12 @@ def lint(
 def _lint_package(path: Path, json: str | None) -> None:
     """Print where the operations of a package may run; this is information, so it never fails."""
     from ppexport.backends.coreml.package import read_package
-    from ppexport.backends.coreml.placement import place_package
+    from ppexport.backends.coreml.placement import place
 
     package = read_package(path)
     # A package keeps its functions in no order: by capacity.
     names = sorted(package.functions, key=lambda name: (len(name), name))
-    reports = [place_package(package, name) for name in names]
+    reports = [place(package.functions[name]) for name in names]
     emit_json(json, {"package": str(path), "functions": [report.to_dict() for report in reports]})
     console = people(json)
     for report in reports:

@@ -114,10 +114,11 @@ def profile(
     check_threads(threads, here=local)
     console = people(json)
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
-    options = SshOptions(identity, ssh_config, accept_new_host_key)
     run = RemoteRun(
-        artifact, runtime, threads, trust, quick, sustained, folder, images, on, options, settings, perf_binary, timeout
-    )
+        artifact=artifact, runtime=runtime, threads=threads, trust=trust, quick=quick, sustained=sustained,
+        folder=folder, images=images, address=on, options=SshOptions(identity, ssh_config, accept_new_host_key),
+        settings=settings, perf_binary=perf_binary, timeout=timeout,
+    )  # fmt: skip
     if devices is not None:
         _profile_lab(devices, run, clean, json, console)
         return

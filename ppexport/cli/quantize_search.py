@@ -61,9 +61,9 @@ def quantize_search(
     from ppexport.exporting import return_large_blocks
     from ppexport.folders import run_folder
     from ppexport.networks.load import card_of
-    from ppexport.quantize.bundled import check_calibration
     from ppexport.quantize.calibration import load_calibration
     from ppexport.quantize.crops import LEAST_CROPS, cut_crops, read_sources, warnings_about
+    from ppexport.quantize.recipe import check_calibration
     from ppexport.search import search as steps
     from ppexport.search.trials import Search, SearchOptions
 

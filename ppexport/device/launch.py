@@ -280,24 +280,24 @@ def _end_with(parent: int) -> Sensor:
     return look
 
 
-def memory(job: Job) -> list[int]:
+def memory(job: Job) -> tuple[int, int]:
     """Load the only target and run it once; returns this process's peak in bytes before and after."""
     (subject,) = _subjects_of(job)
     before = peak_memory()
     subject.load()
     subject.query(0)
-    return [before or 0, peak_memory() or 0]
+    return before or 0, peak_memory() or 0
 
 
 def main() -> int:
-    """Call the function that the first argument names, of this module or MODULE:FUNCTION; returns the exit code."""
+    """Do what the first argument says, "measure", "memory" or MODULE:FUNCTION, and print what it returns as JSON.
+
+    Returns the exit code.
+    """
     module, _, name = sys.argv[1].rpartition(":")
     try:
         work = getattr(import_module(module or "ppexport.device.launch"), name)
-        answer = work(job_from(sys.stdin.read()))
-        # `measure` returns nothing.
-        if answer is not None:
-            print(json.dumps(answer))
+        print(json.dumps(work(job_from(sys.stdin.read()))))
     except PpexportError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -56,10 +56,13 @@ class Network(nn.Module):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Super-resolve *x*.
+        """Super-resolve *x* (b, 3, h, w).
 
-        *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
-        (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
+        Args:
+            x: images in [0, 1].
+            mask: (b, H', W') bool over the padded image, True = pure, in place of the computed one.
+            categories: (layers, b, n), in place of the routing of every layer.
+            trace: records what each layer chose and computed.
         """
         raise NotImplementedError
 

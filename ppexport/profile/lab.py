@@ -127,13 +127,11 @@ class Lab(BaseModel):
 
 def read_lab(path: Path) -> Lab:
     """The lab that the YAML file *path* describes, its paths absolute. Raises InputError, naming device and field."""
-    text = read_limited_text(path, MAX_BYTES, "a lab file")
     try:
-        data = yaml.safe_load(text)
+        data = yaml.safe_load(read_limited_text(path, MAX_BYTES, "a lab file"))
+        return Lab.model_validate(data, context=path.parent)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Lab.model_validate(data, context=path.parent)
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error, data)}") from None
 

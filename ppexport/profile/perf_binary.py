@@ -2,7 +2,7 @@
 
 The program runs with every choice as an explicit flag, on the same pictures, and its result file becomes a journal. It
 keeps its samples in memory until it ends, so a run that is killed has measured nothing; and it takes the pictures at
-random and does not tell which. Flags and the result file, `model,seconds,peak bytes,CPU %,number` a line, are those of
+random and does not say which. Flags and the result file, `model,seconds,peak bytes,CPU %,number` a line, are those of
 onnxruntime/test/perftest (README.md and performance_runner.cc). Untested on hardware.
 """
 
@@ -33,7 +33,7 @@ from ppexport.remote.transport import Transport
 PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"
 INSIDE = (
     "onnxruntime_perf_test: the run of the session, from a tensor in host memory on; not checks, conversion from 8 "
-    "bits, tiling. Which picture a query had is not told"
+    "bits, tiling. Which picture a query had is not known"
 )
 MAX_RESULT, MAX_SENSORS = 1 << 27, 1 << 26
 SECOND = 1_000_000_000
@@ -94,11 +94,11 @@ def read_result(text: str) -> tuple[list[int], int]:
         found = LINE.fullmatch(line)
         if found is None:
             if "," in line:
-                raise TransferError(f"the result file of the benchmark program has a line that is none: {line[:80]!r}")
+                raise TransferError(f"the benchmark program's result file has a line that is no result: {line[:80]!r}")
             continue
         seconds = float(found[1])
         if not 0 < seconds < 1e6:
-            raise TransferError(f"the benchmark program tells of a query that took {found[1]} s")
+            raise TransferError(f"the benchmark program reports a query that took {found[1]} s")
         ns.append(max(1, round(seconds * SECOND)))
         peak = max(peak, int(found[2]))
     if not ns:

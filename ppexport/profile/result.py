@@ -43,8 +43,7 @@ from ppexport.device.journal import lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
-from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
-from ppexport.profile.statistics import summary
+from ppexport.profile.statistics import clock_marks, mark, sample_marks, sensor_marks, summary
 from ppexport.remote.output import cleaned
 
 FORMAT = "ppexport-profile"
@@ -53,8 +52,6 @@ PROFILE = "profile.json"
 COLUMNS = ("image", "t_ns", "ns", "cpu_ns", "host_ns", "capacity", "impure")
 MAX_BYTES = 1 << 29
 """A million samples are about 60 MB."""
-READINGS = 20_000
-"""Sensor readings that are kept: all of five hours of one a second, of a longer run every second, fourth, ..."""
 
 
 class Collected:
@@ -67,9 +64,8 @@ class Collected:
         self.once: dict[str, dict[int, int]] = {"load": {}, "first": {}}
         """Nanoseconds of what every subject did once."""
         self.warm: dict[int, tuple[int, bool]] = {}
-        self.readings: list[dict[str, Any]] = []
-        self._reading, self._every = 0, 1
-        self.clocks = Clocks()
+        self.processes: list[list[dict[str, Any]]] = []
+        """The readings that each process made."""
         self.complete = False
         try:
             with path.open("rb") as stream:
@@ -98,9 +94,11 @@ class Collected:
             for name, value in values.items():
                 self.columns[subject][name].append(value)
         elif kind == "c":
-            self._read(record[1], record[2])
+            if not self.processes:
+                raise InputError(f"{path}: a reading before the run began")
+            self.processes[-1].append({"t": record[1], **record[2]})
         elif kind == "begin":
-            self.clocks.begin()
+            self.processes.append([])
         elif kind in self.once:
             self.once[kind][record[1]] = record[2]
         elif kind == "warm":
@@ -108,19 +106,11 @@ class Collected:
         elif kind == "end":
             self.complete = True
 
-    def _read(self, t: int, reading: dict[str, Any]) -> None:
-        self.clocks.take(t, reading)
-        if self._reading % self._every == 0:
-            self.readings.append({"t": t, **reading})
-        self._reading += 1
-        if len(self.readings) > READINGS:
-            del self.readings[1::2]
-            self._every *= 2
-
     def sensors(self) -> dict[str, list[float | None]]:
         """The readings as columns; what one reading lacks is None."""
-        names = dict.fromkeys(name for reading in self.readings for name in reading if name not in ("wall", "boot"))
-        columns = {name: [reading.get(name) for reading in self.readings] for name in names}
+        readings = [reading for made in self.processes for reading in made]
+        names = dict.fromkeys(name for reading in readings for name in reading if name not in ("wall", "boot"))
+        columns = {name: [reading.get(name) for reading in readings] for name in names}
         return {name: [v if type(v) in (int, float) else None for v in column] for name, column in columns.items()}
 
 
@@ -156,7 +146,7 @@ def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None])
     header, sensors = found.header, found.sensors()
     machine, several = header["machine"], len(header["subjects"]) > 1
     sustained = header["plan"]["name"] == "sustained"
-    marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *found.clocks.marks()]
+    marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *clock_marks(found.processes)]
     subjects = []
     for index, (facts, spent) in enumerate(zip(header["subjects"], memory, strict=True)):
         columns = {name: np.frombuffer(values, np.int64) for name, values in found.columns[index].items()}

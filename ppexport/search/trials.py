@@ -29,10 +29,9 @@ from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.networks.architecture import find_architecture
 from ppexport.profile.statistics import Interval, median_interval
-from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.crops import Crop, pixel_hash
-from ppexport.quantize.recipe import ROUTING, Recipe
+from ppexport.quantize.recipe import ROUTING, Quantisation, Recipe
 
 MARGIN = 1.645
 """Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence

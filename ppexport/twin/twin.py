@@ -72,11 +72,18 @@ class StaticTwin(nn.Module):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """*lr* (1, 3, h, w) -> sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32.
+        """Super-resolve *lr*.
 
-        Above the capacity, impure_tokens says that the picture is not the network's; of a network without routing it
-        is 0. *mask* (1, 1, H', W') of 1 (pure) and 0 replaces the computed one; the length of *slots* (1, C), whatever
-        it holds, the capacity; *categories* (layers, n) int32 the routing of every layer. *trace* records every layer.
+        Args:
+            lr: (1, 3, h, w) in [0, 1].
+            mask: (1, 1, H', W') of 1 (pure) and 0, in place of the computed one.
+            slots: (1, C): its length, whatever it holds, is used in place of the capacity.
+            categories: (layers, n) int32, in place of the routing of every layer.
+            trace: records what every layer chose and computed.
+
+        Returns:
+            sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32: 0 for a network without
+            routing; where it exceeds the capacity, the picture is not the network's.
         """
         raise NotImplementedError
 
@@ -93,7 +100,7 @@ def make_twin(
         flavour: "portable"; "ort", arranged for ONNX Runtime's CPU kernels; "tensorrt", with padded heads.
 
     Raises:
-        TwinError: the rewrite cannot express this network, size, capacity or flavour.
+        TwinError: the rewrite cannot express this size, capacity or flavour.
         InputError: `networks.load.check_network` refuses the network.
     """
     network = check_network(network)

@@ -6,16 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ppexport.backends.backend import (
-    FP16_GATE,
-    FP32_GATE,
-    INT8_GATE,
-    Backend,
-    BuildJob,
-    Built,
-    Probe,
-    Request,
-)
+from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, Backend, BuildJob, Built, Probe, Request
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
 

@@ -22,9 +22,8 @@ from ppexport.backends.self_check import example_inputs
 from ppexport.backends.tensorrt.half import LARGEST, computes_half, split_sum, write_half
 from ppexport.errors import ExportError
 from ppexport.networks.architecture import Architecture
-from ppexport.quantize.bundled import Quantisation
 from ppexport.quantize.calibration import Calibration
-from ppexport.quantize.recipe import Recipe
+from ppexport.quantize.recipe import Quantisation, Recipe
 from ppexport.twin.twin import make_twin
 
 MARGIN = 8.0

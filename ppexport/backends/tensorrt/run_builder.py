@@ -89,7 +89,7 @@ class Log:
         outer = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]
-            """Called by TensorRT, from several threads."""
+            """Called by TensorRT from several threads, which append to lists and print whole lines only."""
 
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
