@@ -58,7 +58,7 @@ class Session:
         keep: Collection[str] = (),
         replace: Mapping[str, NDArray[Any]] | None = None,
     ) -> Arrays:
-        """Outputs by name, and the results named in *keep*; *replace* is as in `Evaluator.run`.
+        """Outputs by name, and the results named in *keep*.
 
         Args:
             inputs: as the ONNX graph takes them. `lr` is float32 (1, 3, h, w) in [0, 1], and so is `sr`, also where the
