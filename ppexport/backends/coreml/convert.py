@@ -189,7 +189,6 @@ def build_for_coreml(job: BuildJob, ranges: Mapping[str, float] | None = None) -
 
     Raises:
         ExportError: a stage or the comparison with the twin failed.
-        UnavailableError: coremltools is not installed.
     """
     twin, target = job.twin(), job.folder / MODEL
     with TemporaryDirectory(dir=job.folder) as scratch:

@@ -58,10 +58,17 @@ class Session:
         keep: Collection[str] = (),
         replace: Mapping[str, NDArray[Any]] | None = None,
     ) -> Arrays:
-        """Outputs for *inputs* as the ONNX graph takes them, and the results named in *keep*.
+        """Outputs by name, and the results named in *keep*.
 
-        `lr` and `sr` are float32 in [0, 1], also where the package takes pictures, which have 8 bits; `slots` (1, C)
-        of a capacity set chooses the function for C slots. Raises ArtifactError for a foreign package without them.
+        Args:
+            inputs: as the ONNX graph takes them. `lr` is float32 (1, 3, h, w) in [0, 1], and so is `sr`, also where the
+                package takes pictures of 8 bits. The length of `slots` (1, C) chooses the function of a capacity set.
+            keep: names of inner results.
+            replace: results that stand in for what an operation computed.
+
+        Raises:
+            ArtifactError: the package is damaged or computes no `sr` and `impure_tokens`.
+            InputError: the package has no such function, inputs or results.
         """
         fed = dict(inputs)
         slots = fed.pop("slots", None)

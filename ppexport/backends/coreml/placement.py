@@ -116,7 +116,7 @@ def _count_crossings(steps: list[Operation], leaving: set[str]) -> int:
 
 
 def place(function: Function) -> PlacementReport:
-    """Where the operations of *function* may run."""
+    """Where the operations of *function* may run. Raises ArtifactError for operations that wait for each other."""
     kinds = {p.name: p.type.element.name for p in function.inputs if p.type is not None}
     constant: set[str] = set()
     steps: list[Operation] = []
