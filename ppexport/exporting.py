@@ -143,9 +143,9 @@ def export(
     keep = getattr(own, "keep", None)
     if keep is not None and out in (keep.resolve(), *keep.resolve().parents):
         raise InputError("the intermediate graphs cannot be kept inside the artifact folder")
-    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
-    request = Request(card, architecture, size, precision, chosen, mask, own, quantisation)
+    request = Request(card, architecture, size, precision, chosen, mask, own)
     made_by.check(request)
+    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
     for module in made_by.modules:
         require(module, made_by.extra)
     if weights is not None:
@@ -158,7 +158,7 @@ def export(
         if not force:
             check_replaceable(out, made_by, card, size)
         step("building the twin")
-        job = BuildJob(**vars(request), network=loaded, folder=folder, step=step)
+        job = BuildJob(**vars(request), quantisation=quantisation, network=loaded, folder=folder, step=step)
         built = made_by.build(job)
         files = {name: sha256_path(folder / name) for name in built.files}
         write_manifest(folder, describe(job, built, made_by, files))

@@ -101,8 +101,6 @@ class Request:
     """"graph", "input" or "none", as in the manifest."""
     options: Any
     """An instance of the backend's options model."""
-    quantisation: Quantisation | None
-    """What a calibration is needed for, None where nothing is."""
 
     @property
     def is_set(self) -> bool:
@@ -114,6 +112,8 @@ class Request:
 class BuildJob(Request):
     """A request with the network that it is for."""
 
+    quantisation: Quantisation | None
+    """What a calibration is needed for, None where nothing is."""
     network: Network
     folder: Path
     """Where the files go."""

@@ -68,15 +68,12 @@ class CoreMLBackend(Backend):
 
     def check(self, request: Request) -> None:
         """Refuse what the deployment target has no operations for, and a NumPy that the converter cannot use."""
-        target, quantisation = request.options.target, request.quantisation
+        target = request.options.target
         # MIL quantises activations from iOS 17 on, and packages of several functions exist from iOS 18 on.
         if request.precision == "w8a8" and target == "iOS16":
             raise InputError("w8a8 quantises activations, which needs iOS17 or iOS18")
         if len(request.capacities) > 1 and target != "iOS18":
             raise InputError("a capacity set is a package of several functions, which needs iOS18")
-        if quantisation is not None and quantisation.recipe.weight_bits != 8:
-            bits = quantisation.recipe.weight_bits
-            raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {bits}")
         require("coremltools", self.extra)
         if tuple(map(int, re.findall(r"\d+", np.__version__)[:2])) >= FIRST_NUMPY_TOO_NEW:
             raise UnavailableError(
@@ -92,6 +89,9 @@ class CoreMLBackend(Backend):
         quantised, details = job.quantisation, {"build": job.options.model_dump()}
         ranges = {}
         if quantised is not None:
+            if quantised.recipe.weight_bits != 8:
+                bits = quantised.recipe.weight_bits
+                raise InputError(f"w8a8 of --backend coreml has weights of 8 bits, the recipe says {bits}")
             job.step("finding the ranges")
             ranges = module_ranges(job.network, quantised.calibration, quantised.recipe)
             details["quantisation"] = {**origin(quantised), "int8": {**placement(quantised), "layers": len(ranges)}}
