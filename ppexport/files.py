@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.errors import InputError
+
+RUN_MODULE = (
+    "import runpy, sys; sys.path[:1] == [''] and sys.path.pop(0); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a *module* of this package as a program.
+
+    Unlike `python -m` it does not look for modules in the current folder, which may hold anybody's numpy.py.
+    """
+    return [sys.executable, "-c", RUN_MODULE, module, *arguments]
 
 
 def _new_temporary(target: Path) -> Path:

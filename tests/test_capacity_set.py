@@ -159,6 +159,11 @@ def test_capacities_on_the_command_line(text):
         parse_capacities(text, SIZE, 32)
 
 
+def test_a_backend_without_sets_refuses_them():
+    with pytest.raises(InputError, match="this backend makes no capacity sets: leave --capacity out"):
+        parse_capacities("set", SIZE, 1)
+
+
 def test_named_capacities():
     assert parse_capacities("full", SIZE, 32) is None
     assert parse_capacities("set", SIZE, 32) == capacity_set(SIZE)

@@ -18,7 +18,7 @@ from ppexport.errors import InputError, printable
 from ppexport.remote.address import SshAddress, TransferError, parse_address
 from ppexport.remote.output import parse_object
 from ppexport.remote.ssh import SshOptions, SshTransport, open_device
-from ppexport.remote.transport import TimeIsUp, fact_lines, run_limited
+from ppexport.remote.transport import NotStarted, TimeIsUp, fact_lines, run_limited
 
 ADDRESSES = {
     "ssh://orin": SshAddress("orin"),
@@ -114,7 +114,7 @@ def test_processes():
         run("sleep", "60", timeout=0.2)
     with pytest.raises(TimeIsUp):
         run("sh", "-c", "exec >&- 2>&-; exec sleep 60", timeout=0.2)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotStarted, match="no-such-program cannot be started: No such file"):
         run("no-such-program")
     # Whoever holds the pipes open in the background does not hold up the caller.
     begin = time.monotonic()

@@ -83,6 +83,7 @@ def test_cores():
     ("text", "message"),
     [
         ("devices: [", "is not readable YAML"),
+        ("a: 2021-99-99", "is not readable YAML"),
         ("just text", "valid dictionary"),
         ("devices: []", "devices: List should have at least 1 item"),
         ("devices: [{name: a}]", "device a: address: Field required"),

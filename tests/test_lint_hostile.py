@@ -232,7 +232,7 @@ def test_a_child_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_child_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linting, "CHILD", ("-c", "import os; os.abort()"))
+    monkeypatch.setattr(linting, "CHILD", (sys.executable, "-c", "import os; os.abort()"))
     with pytest.raises(InputError, match=r"ended the process that reads it \(exit code -6\): it is damaged or made"):
         lint_model(m.saved(m.plain(), tmp_path))
 

@@ -354,7 +354,8 @@ def test_hostile_columns(tmp_path):
     np.savez(tmp_path / "p.npz", **{"a.sr": np.array([{"x": 1}], dtype=object)})
     (tmp_path / "t.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:50])
     np.savez(tmp_path / "e.npz", **{"../a.lr": np.zeros((1, 3, 16, 16), np.float32)})
-    for name in ("p.npz", "t.npz", "absent.npz"):
+    np.savez(tmp_path / "i.npz", **{"a.sr": np.zeros((1, 3, 8, 8), np.float32), "a.impure": np.array("many")})
+    for name in ("p.npz", "t.npz", "i.npz", "absent.npz"):
         with pytest.raises(InputError, match=name):
             load_column(tmp_path / name)
     with pytest.raises(InputError, match="e.npz"):

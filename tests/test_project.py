@@ -12,6 +12,8 @@ import pytest
 import yaml
 from shared import ROOT, TOOLS
 
+from ppexport.files import module_command
+
 TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 
 
@@ -69,3 +71,14 @@ def test_long_files_are_refused(tmp_path):
     assert subprocess.run([*command, str(short)], check=False).returncode == 0
     done = subprocess.run([*command, str(short), str(long)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"{long} has 401 lines, and 400 at most\n")
+
+
+def test_programs_of_ours_take_no_modules_from_the_current_folder(tmp_path):
+    for name in ("json", "numpy", "onnx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger ran')")
+    done = subprocess.run(
+        module_command("ppexport.backends.onnx.simplify", "absent.onnx", "out.onnx"),
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "a stranger ran" not in done.stderr
+    assert "absent.onnx" in done.stderr

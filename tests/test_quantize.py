@@ -392,7 +392,17 @@ def test_recipes_come_back_and_bad_ones_are_refused(tmp_path):
     recipe = Recipe(groups=("ffn_in", "qkv"), calibrator="entropy", measured={"crops": 3})
     write_recipe(tmp_path / "r.yaml", recipe)
     assert read_recipe(tmp_path / "r.yaml").groups == ("qkv", "ffn_in")
-    for text in ("groups: [similarity]", "groups: [x]", "calibrator: best", "percentile: 40", "]", "nonsense: 1", "3"):
+    for text in (
+        "groups: [similarity]",
+        "groups: [x]",
+        "calibrator: best",
+        "percentile: 40",
+        "]",
+        "nonsense: 1",
+        "3",
+        "[" * 5000,
+        "a: 2021-99-99",
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(InputError, match=r"bad\.yaml is not a"):
             read_recipe(tmp_path / "bad.yaml")

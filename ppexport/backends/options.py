@@ -61,7 +61,9 @@ def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else "option"
         choices = _choices(model.model_fields.get(name))
-        takes = f"one of {', '.join(choices)}" if choices else problem["msg"]
+        field = model.model_fields.get(name)
+        yes_or_no = field is not None and field.annotation is bool
+        takes = f"one of {', '.join(choices)}" if choices else "yes or no" if yes_or_no else problem["msg"]
         raise InputError(f"{name} of --backend {backend.name} is {takes}, not {problem['input']!r}") from None
 
 

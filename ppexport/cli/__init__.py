@@ -95,7 +95,9 @@ def _end_in_order(number: int, frame: FrameType | None) -> None:
     inside = frame
     while inside is not None:
         if inside.f_code.co_filename == "<frozen importlib._bootstrap>":
-            again = threading.Timer(0.02, signal.raise_signal, (number,))
+            # To the main thread, so that what blocks there is interrupted; Windows can only raise it anywhere.
+            kill = getattr(signal, "pthread_kill", lambda thread, number: signal.raise_signal(number))
+            again = threading.Timer(0.02, kill, (threading.main_thread().ident, number))
             again.daemon = True
             again.start()
             return

@@ -26,7 +26,7 @@ EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
 
 def build(
     artifact: ArtifactFolder,
-    on: Annotated[str, typer.Option(help="where: local, or ssh://[user@]host[:port]")] = "local",
+    on: Annotated[str, typer.Option(help="where: local, or ssh://USER@HOST:PORT")] = "local",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="artifact folder to make; ARTIFACT-engine if left out")
     ] = None,

@@ -9,6 +9,7 @@ import typer
 
 from ppexport.cli import options as shared
 from ppexport.cli.console import emit_json, people, stages
+from ppexport.errors import InputError
 
 EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
 NOTES = {
@@ -114,13 +115,17 @@ def export(
     flags = shared.given(
         flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, keep=keep
     )
+    pairs = parse_pairs(option or [])
+    twice = next((name for name in pairs if name in flags), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given both as -O {twice}= and as a flag of its own: give it once")
     capacities = shared.parse_capacities(capacity, pixels, find_backend(backend).set_steps)
     return_large_blocks()
     with stages("export") as step:
         run_export(
             (card, weights), backend=backend, size=pixels, out=out, precision=precision, capacities=capacities,
             mask=mask, calibration=calibration, recipe=recipe, force=force, step=step,
-            **{**parse_pairs(option or []), **flags},
+            **pairs, **flags,
         )  # fmt: skip
     artifact = read_artifact(out)
     folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
@@ -130,8 +135,9 @@ def export(
     note = NOTES.get(m.quantisation.get("int8", {}).get("recipe"))
     if note is not None:
         console.print(note)
-    slots = " to ".join(map(str, dict.fromkeys(m.capacities[:1] + m.capacities[-1:])))
+    span = " to ".join(map(str, dict.fromkeys(m.capacities[:1] + m.capacities[-1:])))
+    slots = f"{span} of {m.tokens} slots, " if span else ""
     console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
-        f"{slots} of {m.tokens} slots, {folder_bytes / 1e6:.2f} MB"
+        f"{slots}{folder_bytes / 1e6:.2f} MB"
     )

@@ -47,7 +47,7 @@ AcceptNewHostKey = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    # A callback has one parameter.
+    # typer would pass its context as the second parameter of `check_threads`.
     typer.Option(
         callback=lambda threads: check_threads(threads), help="threads of the runtime; it chooses if left out"
     ),
@@ -73,6 +73,8 @@ def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] 
     if text == "full":
         return None
     if text == "set":
+        if steps < 2:
+            raise InputError("this backend makes no capacity sets: leave --capacity out")
         return capacity_set(size, steps)
     if not CAPACITIES.fullmatch(text):
         raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")

@@ -41,7 +41,7 @@ def profile(
         Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-profile if left out")
     ] = None,
     on: Annotated[
-        str, typer.Option(help="the device: local, ssh://[user@]host[:port], or adb://serial (untested on hardware)")
+        str, typer.Option(help="the device: local, ssh://USER@HOST:PORT, or adb://serial (untested on hardware)")
     ] = "local",
     devices: Annotated[Path | None, typer.Option(metavar="LAB.yaml", help=DEVICES)] = None,
     runtime: Annotated[str | None, typer.Option(help=RUNTIMES)] = None,

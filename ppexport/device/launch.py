@@ -42,7 +42,7 @@ from ppexport.errors import (
     UnavailableError,
     present,
 )
-from ppexport.files import naming, system_sentence
+from ppexport.files import module_command, naming, system_sentence
 
 QUERIES = re.compile(rb"queries (\d+)\n")
 """A line of a measuring process, after every reading of the sensors."""
@@ -58,7 +58,7 @@ def _measuring(action: str, job: Job, output: int) -> Iterator[subprocess.Popen[
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ppexport.device.launch", action],
+            module_command("ppexport.device.launch", action),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=errors,
@@ -115,8 +115,8 @@ def journal_of(path: Path, key: str, value: str, subjects: int) -> Past | None:
     except JournalError as error:
         raise InputError(f"{error}: name another folder") from None
     raise InputError(
-        f"{path.parent} holds another measurement (other artifact, runtime, device, settings, versions, images or "
-        "protocol): name another folder"
+        f"{path.parent} holds another measurement, of another artifact, runtime, device, version or images, or with "
+        "other options, such as --quick: name another folder with -o"
     )
 
 
@@ -174,8 +174,11 @@ def ask(action: str, job: Job) -> Any:
     """
     with _measuring(action, job, subprocess.PIPE) as child:
         said = present(child.stdout, "the output of the measuring process").read()
-    # A runtime may print as well.
-    return json.loads(said.splitlines()[-1])
+    try:
+        # A runtime may print as well.
+        return json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise UnavailableError("the measuring process gave no answer") from None
 
 
 def memory_of(job: Job) -> tuple[int, int]:

@@ -45,8 +45,9 @@ def system_reading(root: str = "/") -> Reading:
     if words:
         found["load"] = float(words[0])
     # user nice system idle iowait irq softirq steal, in hundredths of a second.
-    name, *words = (read_text(Path(root, "proc/stat")) or "").partition("\n")[0].split() or [""]
-    ticks = [int(word) for word in words if word.isdigit()]
+    # The first line sums all cores.
+    name, *numbers = (read_text(Path(root, "proc/stat")) or "").partition("\n")[0].split() or [""]
+    ticks = [int(number) for number in numbers if number.isdigit()]
     if name == "cpu" and len(ticks) >= 8:
         found["busy"] = (sum(ticks[:3]) + sum(ticks[5:7])) / 100
         found["stolen"] = ticks[7] / 100

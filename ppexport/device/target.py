@@ -115,8 +115,8 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
     else:
         names = wanted.split(",")
     if not names:
-        listed = ", ".join(own) or "no runtime known here"
-        raise UnavailableError(f"{path} is for backend {manifest.backend}: {listed} is not installed here")
+        why = f"{', '.join(own)} is not installed here" if own else "no runtime is registered for it"
+        raise UnavailableError(f"{path} is for backend {manifest.backend}: {why}")
     targets = []
     for name in names:
         match = NAME.fullmatch(name.strip())

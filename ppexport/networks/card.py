@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,7 +125,7 @@ def _checked(fields: dict[str, Any], what: str) -> Card:
 def read_card(folder: Path) -> Card:
     """Read `card.yaml` in *folder*. Raises CardError."""
     path = folder / CARD
-    if not path.exists():
+    if not os.path.exists(path):
         raise CardError(f"{folder} holds no {CARD}")
     try:
         text = read_limited_text(path, MAX_BYTES, "a model card")
@@ -133,7 +134,7 @@ def read_card(folder: Path) -> Card:
         data = yaml.safe_load(text)
     except InputError as error:
         raise CardError(str(error)) from None
-    except (RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise CardError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise CardError(f"{path} is not a mapping of fields")
@@ -177,6 +178,8 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
         fields = card.model_dump()
     else:
         names, folder = ", ".join(architectures()), Path()
+        if arch is not None:
+            find_architecture(arch)
         if arch is None and scale is None:
             raise InputError(
                 f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch ({names}), "
@@ -189,7 +192,12 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
             )
         fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "licence": OWN_LICENCE}
         fields |= {"arch": arch, "scale": scale}
-    if find_architecture(fields["arch"]).options() is None and options:
+    known = find_architecture(fields["arch"])
+    if fields["scale"] not in known.scales:
+        raise InputError(
+            f"the scale of {known.name} is one of {', '.join(map(str, known.scales))}, not {fields['scale']}"
+        )
+    if known.options() is None and options:
         raise InputError(f"{fields['arch']} has no options: leave {', '.join(options)} out")
     fields["options"] = {**(fields.get("options") or {}), **options}
     try:

@@ -189,10 +189,11 @@ def load_column(path: Path) -> Column:
     for name, found in _load_entries(path).items():
         shapes = {field.name: found[field.name].shape for field in fields(Sample) if field.name in found}
         numbers = {field: shapes[field] for field in ("impure", "capacity") if field in shapes}
+        not_scalar = [field for field, shape in numbers.items() if shape or found[field].dtype.kind not in "iu"]
         tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", *numbers)}
         picture = found.get("sr")
         whole = picture is not None and picture.dtype == np.float32 and picture.ndim == 4
-        if not whole or "impure" not in numbers or any(numbers.values()) or len(tokens) > 1:
+        if not whole or "impure" not in numbers or not_scalar or len(tokens) > 1:
             raise InputError(f"{path}: {name!r} does not hold what a column holds: {shapes}")
         values: dict[str, Any] = {field: int(found[field]) if field in numbers else found[field] for field in shapes}
         samples[name] = Sample(**values)

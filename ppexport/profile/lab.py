@@ -130,10 +130,10 @@ def read_lab(path: Path) -> Lab:
     try:
         data = yaml.safe_load(read_limited_text(path, MAX_BYTES, "a lab file"))
         return Lab.model_validate(data, context=path.parent)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error, data)}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
 
 
 def _explain(error: ValidationError, data: Any) -> str:

@@ -39,7 +39,7 @@ def sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def widen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """*counts* (BINS,) for a range 2 ** *doublings* as wide."""
+    """*counts* (BINS,), rebinned for a range that is 2 ** *doublings* times as wide."""
     bins = (np.arange(BINS) - HALF) >> min(doublings, 62)
     wide: NDArray[np.int64] = np.zeros(BINS, np.int64)
     np.add.at(wide, bins + HALF, counts)

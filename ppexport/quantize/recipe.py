@@ -96,10 +96,10 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises InputError."""
     try:
         return Recipe.model_validate(yaml.safe_load(read_limited_text(path, MAX_BYTES, "a recipe")))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not a readable recipe: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path} is not a recipe: {first_error(error)}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not a readable recipe: {' '.join(str(error).split())}") from None
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:

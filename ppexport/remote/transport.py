@@ -39,6 +39,10 @@ MAX_MESSAGES = 1 << 16
 Sink = Callable[[bytes], object]
 
 
+class NotStarted(DeviceError):
+    """A program that cannot be started on this machine."""
+
+
 class TimeIsUp(DeviceError):
     """A process that took longer than it was given; it was ended."""
 
@@ -49,18 +53,22 @@ def run_limited(
     """Run *command*, its standard input *source*, and give its output to *sink*.
 
     *limit* is in bytes, *timeout* in seconds. Returns (exit code, standard error). Raises TransferError for more
-    output than *limit*, TimeIsUp, and OSError where the program cannot be started.
+    output than *limit*, TimeIsUp, and NotStarted where there is no such program.
     """
     logging.getLogger("ppexport").debug("running %s", command)
     deadline = time.monotonic() + timeout
-    with subprocess.Popen(
-        command,
-        stdin=source or subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
-        start_new_session=True,
-    ) as child:
+    try:
+        started = subprocess.Popen(
+            command,
+            stdin=source or subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Its own session: Ctrl-C is for this program, which decides what becomes of its children.
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NotStarted(f"{command[0]} cannot be started: {error.strerror}") from None
+    with started as child:
         try:
             messages = _collect(child, sink, limit, deadline)
             return child.wait(max(0.0, deadline - time.monotonic())), messages
@@ -160,8 +168,8 @@ class Transport(ABC):
         except TimeIsUp:
             self._disconnect()
             raise ConnectionLost(f"{self.name} does not answer") from None
-        except OSError as error:
-            raise DeviceError(f"{command[0]} cannot be started: {error.strerror}{self.install}") from None
+        except NotStarted as error:
+            raise DeviceError(f"{error}{self.install}") from None
 
     def _stream(
         self, script: str, arguments: Sequence[str], source: IO[bytes] | None, sink: Sink, limit: int, timeout: float

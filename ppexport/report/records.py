@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = yaml.safe_load(read_limited_text(path, MAX_BYTES, "a mapping of figures"))
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not all(isinstance(part, dict) for part in data.values()):
         raise InputError(f"{path} is not a mapping of figures")

@@ -177,11 +177,17 @@ class Search:
         pairs = [*zip(self.reference, pictures, strict=True)]
         changes = np.array([b[0] - a[0] for a, b in pairs])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in pairs], axis=0)
-        mean, error, worst = changes.mean(), changes.std(ddof=1) / np.sqrt(changes.size), changes.min()
-        time_of_fp32s = compare_times(run, base, {"lr": self.crops[0].lr}, self.options.rounds)
-        shares = tuple(float(share) for share in agreement)
-        figures = float(mean), float(error), float(worst)
-        return Trial(name, groups, calibrator, *figures, shares, model.ByteSize(), time_of_fp32s)
+        return Trial(
+            name=name,
+            groups=groups,
+            calibrator=calibrator,
+            change=float(changes.mean()),
+            error=float(changes.std(ddof=1) / np.sqrt(changes.size)),
+            worst=float(changes.min()),
+            agreement=tuple(float(share) for share in agreement),
+            bytes=model.ByteSize(),
+            time=compare_times(run, base, {"lr": self.crops[0].lr}, self.options.rounds),
+        )
 
 
 def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:

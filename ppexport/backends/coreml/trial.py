@@ -28,13 +28,14 @@ from ppexport.backends.backend import Operation, UnitRun
 from ppexport.backends.coreml.run_mac import UNITS, CoreMLMacRunner, MacSession, Planned, check_platform
 from ppexport.backends.coreml.specification import decode
 from ppexport.errors import InputError, PpexportError, first_line
+from ppexport.files import module_command
 
 if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
     from ppexport.device.runner import Arrays, Runner
     from ppexport.device.target import Target
 
-CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial")
+CHILD = module_command("ppexport.backends.coreml.trial")
 SECONDS = 900.0
 """What a trial may take."""
 METHOD = "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)"

@@ -9,7 +9,6 @@ An engine artifact is a folder of its own: `model.engine`, `build.log`, `timing.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -39,6 +38,7 @@ DEVICE = "device.json"
 LIMITS = {ENGINE: 8 << 30, LOG: 256 << 20, TIMING_CACHE: 1 << 30, LAYERS: 256 << 20}
 """Bytes that each file from a device may have. The layer list of a large set takes some ten megabytes."""
 MAX_TEXT = 200
+MAX_NUMBER = 1e15
 MACHINE = tuple(field.name for field in fields(Machine))
 """Fields of an outcome that are texts, or null, and are printed."""
 FUSED = re.compile(r"mha|fmha|attention_fus|fused_attention", re.IGNORECASE)
@@ -111,7 +111,7 @@ def _check_outcome(outcome: Mapping[str, Any], engine: Path) -> None:
     for name, kind in kinds.items():
         value = outcome.get(name)
         long = isinstance(value, str) and len(value) > MAX_TEXT
-        endless = isinstance(value, float) and not math.isfinite(value)
+        endless = isinstance(value, (int, float)) and not 0 <= value < MAX_NUMBER
         if not isinstance(value, kind) or isinstance(value, bool) or long or endless:
             raise TransferError(f"the device's result has no usable {name}")
     if outcome.get("engine_sha256") != sha256_file(engine):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from ppexport.errors import InputError
+from ppexport.files import module_command
 
 if TYPE_CHECKING:
     from ppexport.backends.onnx.graph_view import GraphView, Node
 
-CHILD = ("-m", "ppexport.backends.onnx.lint.lint_child")
+CHILD = module_command("ppexport.backends.onnx.lint.lint_child")
 SECONDS = 120.0
 """What the child may take; the files of this project take about 2 s, most of it imports."""
 MEGABYTES, COPIES = 2048, 6
@@ -180,7 +180,7 @@ def lint_model(path: str | os.PathLike[str], *, symbols: Mapping[str, int] | Non
     request = {"path": str(path), "symbols": dict(symbols or {}), "megabytes": megabytes}
     try:
         done = subprocess.run(
-            [sys.executable, *CHILD],
+            CHILD,
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=SECONDS,
