@@ -34,7 +34,7 @@ lint: $(READY)
 # Every measured figure again, into numerics.yaml and the models' READMEs: make numbers IMAGES=DIR.
 numbers: $(READY)
 	$(if $(IMAGES),,$(error make numbers IMAGES=DIR, a folder with the test sets set5 and set14))
-	$(BIN)/python tools/all_numbers.py "$(IMAGES)"
+	PYTHON=$(BIN)/python tools/numbers.sh "$(IMAGES)"
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

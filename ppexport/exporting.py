@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
-from ppexport.device.artifact import Manifest, sha256_path, write_manifest
+from ppexport.device.artifact import Manifest, check_capacities, check_size, sha256_path, write_manifest
+from ppexport.device.machine import versions
 from ppexport.device.mask import padded_tokens
-from ppexport.device.sizes import check_capacities, check_size
 from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
 from ppexport.networks.architecture import Architecture, find_architecture
 from ppexport.networks.card import Card
-from ppexport.quantize.bundled import Quantisation, calibration_for, check_calibration, recipe_for
+from ppexport.quantize.recipe import Quantisation, calibration_for, check_calibration, recipe_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,57 +35,6 @@ def check_choice(what: str, value: str, known: Iterable[str]) -> None:
     """Raise InputError unless *value* is one of *known*."""
     if value not in (names := tuple(known)):
         raise InputError(f"{what} is one of {', '.join(names)}, not {value!r}")
-
-
-def make_request(
-    card: Card,
-    *,
-    backend: str,
-    size: tuple[int, int],
-    out: str | Path,
-    precision: str = "fp32",
-    capacities: Sequence[int] | None = None,
-    mask: str | None = None,
-    calibration: str | Path | None = None,
-    recipe: str | Path | None = None,
-    force: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Request:
-    """What the arguments of `export` mean for the network of *card*, whose weights are known.
-
-    Needs no torch, so that a command can refuse at once. *options* are the backend's own.
-
-    Raises:
-        PpexportError: everything that can be known to fail without the network itself.
-    """
-    made_by, architecture = find_backend(backend), find_architecture(card.arch)
-    check_choice(f"precision of --backend {backend}", precision, made_by.precisions)
-    known_gates = {"twin", *(name for registered in backends().values() for name in registered.precisions)}
-    for name in card.gates:
-        check_choice(f"a gate of the card of {card.name}", name, sorted(known_gates))
-    own = parse_options(made_by, options or {})
-    size, out = check_size(size), artifact_target(out)
-    chosen = choose_capacities(architecture, size, capacities)
-    if mask is None:
-        host = "input" in architecture.masks and made_by.prefers_host_mask(own, len(chosen) > 1)
-        mask = "input" if host else architecture.masks[0]
-    check_choice(f"mask of {architecture.name}", mask, architecture.masks)
-    request = Request(
-        card, architecture, made_by, size, out, precision, chosen, mask, own, None, force
-    )  # fmt: skip
-    if not force:
-        check_replaceable(request)
-    keep = getattr(own, "keep", None)
-    if keep is not None and out in (keep.resolve(), *keep.resolve().parents):
-        raise InputError("the intermediate graphs cannot be kept inside the artifact folder")
-    made_by.check(request)
-    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
-    if quantisation is not None:
-        request = replace(request, quantisation=quantisation)
-        made_by.check(request)
-    for module in made_by.modules:
-        require(module, made_by.extra)
-    return request
 
 
 def choose_capacities(
@@ -114,12 +61,13 @@ def choose_quantisation(
 
     Raises InputError for files that would not be used, or that are of other weights.
     """
-    if recipe is not None and precision not in backend.recipes:
-        takes = " or ".join(sorted(backend.recipes)) or "no precision"
-        raise InputError(f"--recipe is for --precision {takes} of --backend {backend.name}, not for {precision}")
-    if calibration is not None and precision not in backend.calibrated | backend.may_calibrate:
-        takes = ", ".join(sorted(backend.calibrated | backend.may_calibrate)) or "no precision"
-        raise InputError(f"--calibration is for --precision {takes} of --backend {backend.name}, not for {precision}")
+    for what, file, takes in (
+        ("recipe", recipe, backend.recipes),
+        ("calibration", calibration, backend.calibrated | backend.may_calibrate),
+    ):
+        if file is not None and precision not in takes:
+            known = " or ".join(sorted(takes)) or "no precision"
+            raise InputError(f"--{what} is for --precision {known} of --backend {backend.name}, not for {precision}")
     if calibration is None and precision not in backend.calibrated:
         return None
     measured = calibration_for(card, None if calibration is None else Path(calibration))
@@ -128,15 +76,8 @@ def choose_quantisation(
     return Quantisation(precision, find_architecture(card.arch), measured, chosen, chosen_from)
 
 
-def check_replaceable(request: Request) -> None:
-    """Raise InputError where the folder holds an artifact of another model, size or backend."""
-    card, kind = request.card, request.backend.kind or request.backend.name
-    weights = present(card.weights, f"the weights of card {card.name}").sha256
-    check_same(request.out, kind, card.name, card.arch, card.scale, weights, list(request.size), WAY_OUT)
-
-
 def export(
-    network: nn.Module,
+    network: nn.Module | tuple[Card, Path],
     *,
     backend: str,
     size: tuple[int, int],
@@ -153,7 +94,8 @@ def export(
     """Export *network* for one LR size into an artifact folder.
 
     Args:
-        network: of a registered architecture, such as `load_network` returns.
+        network: of a registered architecture, such as `load_network` returns; or a card and its weights file, as
+            `card_with_weights` returns: they are loaded after everything that can be checked without torch.
         backend: "onnx"; "tensorrt", ONNX from which `ppexport build` makes an engine; "coreml"; "coreai"; or a
             backend of another package. `ppexport backends` lists them with their precisions and options.
         size: (h, w) of the LR images, before padding.
@@ -178,32 +120,56 @@ def export(
             was.
         UnavailableError: a package is missing or too new.
     """
-    from ppexport.networks.load import card_of
+    if isinstance(network, tuple):
+        card, weights = network
+    else:
+        from ppexport.networks.load import card_of
 
-    request = make_request(
-        card_of(network), backend=backend, size=size, out=out, precision=precision, capacities=capacities, mask=mask,
-        calibration=calibration, recipe=recipe, force=force, options=options,
-    )  # fmt: skip
-    return export_request(network, request, step)
+        card, weights = card_of(network), None
+    made_by, architecture = find_backend(backend), find_architecture(card.arch)
+    check_choice(f"precision of --backend {backend}", precision, made_by.precisions)
+    known_gates = {"twin", *(name for registered in backends().values() for name in registered.precisions)}
+    for name in card.gates:
+        check_choice(f"a gate of the card of {card.name}", name, sorted(known_gates))
+    own = parse_options(made_by, options)
+    size, out = check_size(size), artifact_target(out)
+    chosen = choose_capacities(architecture, size, capacities)
+    if mask is None:
+        host = "input" in architecture.masks and made_by.prefers_host_mask(own, len(chosen) > 1)
+        mask = "input" if host else architecture.masks[0]
+    check_choice(f"mask of {architecture.name}", mask, architecture.masks)
+    if not force:
+        check_replaceable(out, made_by, card, size)
+    keep = getattr(own, "keep", None)
+    if keep is not None and out in (keep.resolve(), *keep.resolve().parents):
+        raise InputError("the intermediate graphs cannot be kept inside the artifact folder")
+    request = Request(card, architecture, size, precision, chosen, mask, own)
+    made_by.check(request)
+    quantisation = choose_quantisation(card, made_by, precision, calibration, recipe)
+    for module in made_by.modules:
+        require(module, made_by.extra)
+    if weights is not None:
+        step("loading the network")
+    from ppexport.networks.load import check_network, load_card
 
-
-def export_request(network: nn.Module, request: Request, step: Callable[[str], None]) -> Path:
-    """Make what *request*, of *network*'s card, asks for. As `export`."""
-    from ppexport.networks.load import check_network
-
-    keep = getattr(request.options, "keep", None)
-    with new_folder(request.out) as folder, run_folder(keep, GRAPHS) if keep else nullcontext():
-        if not request.force:
-            check_replaceable(request)
+    loaded = check_network(network if weights is None else load_card(card, weights))
+    # Another process may have written there since the first check; from here on none can.
+    with new_folder(out) as folder, run_folder(keep, GRAPHS) if keep else nullcontext():
+        if not force:
+            check_replaceable(out, made_by, card, size)
         step("building the twin")
-        job = BuildJob(
-            check_network(network), request.card, request.architecture, request.size, request.precision,
-            request.capacities, request.mask, request.options, request.quantisation, folder, step,
-        )  # fmt: skip
-        built = request.backend.build(job)
+        job = BuildJob(**vars(request), quantisation=quantisation, network=loaded, folder=folder, step=step)
+        built = made_by.build(job)
         files = {name: sha256_path(folder / name) for name in built.files}
-        write_manifest(folder, describe(job, built, request.backend, files))
-    return request.out
+        write_manifest(folder, describe(job, built, made_by, files))
+    return out
+
+
+def check_replaceable(out: Path, backend: Backend, card: Card, size: tuple[int, int]) -> None:
+    """Raise InputError where the folder holds an artifact of another model, size or backend."""
+    weights = present(card.weights, f"the weights of card {card.name}").sha256
+    kind = backend.kind or backend.name
+    check_same(out, kind, card.name, card.arch, card.scale, weights, list(size), WAY_OUT)
 
 
 def describe(job: BuildJob, built: Built, backend: Backend, files: dict[str, str]) -> Manifest:
@@ -234,18 +200,9 @@ def describe(job: BuildJob, built: Built, backend: Backend, files: dict[str, str
     )
 
 
-def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of *packages* that are installed."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def package_versions() -> dict[str, str]:
-    """Versions of what an export depends on."""
-    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
+    """Versions of what an export depends on, as far as it is installed."""
+    return {"python": platform.python_version(), **versions(PACKAGES)}
 
 
 def return_large_blocks() -> None:

@@ -17,19 +17,14 @@ from typing import Any
 from ppexport.errors import InputError
 
 
-def make_temporary(target: Path) -> tuple[int, str]:
-    """An open handle and the path of a new hidden file beside *target*, with its suffix. Raises OSError."""
-    # A name that no file can have must fail now, not when the finished file is put in its place.
-    with suppress(FileNotFoundError):
-        os.stat(target)
-    # A part of the name only: with all of it a long name would get too long.
-    return tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
-
-
 def _new_temporary(target: Path) -> Path:
-    """A new hidden file beside *target*. Raises InputError where none can be made."""
+    """A new hidden file beside *target*, with its suffix. Raises InputError where none can be made."""
     try:
-        handle, name = make_temporary(target)
+        # A name that no file can have must fail now, not when the finished file is put in its place.
+        with suppress(FileNotFoundError):
+            os.stat(target)
+        # A part of the name only: with all of it a long name would get too long.
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror}{full_disk(error)}") from None
     os.close(handle)
@@ -41,7 +36,8 @@ def _plain_target(target: Path) -> Path:
     target = Path(os.path.realpath(target))
     # Unlike a Path's methods these raise nothing for a name that no file can have.
     if os.path.exists(target) and not os.path.isfile(target):
-        raise InputError(f"{target} is not a plain file that could be replaced")
+        kind = "is a folder, and a file name is needed" if os.path.isdir(target) else "is not a plain file"
+        raise InputError(f"{target} {kind}")
     return target
 
 

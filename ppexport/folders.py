@@ -6,7 +6,6 @@ does, holds nothing any more. Without `fcntl` (Windows) nothing is held. Standar
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ppexport.device.artifact import FORMAT, MANIFEST, Manifest, parse_manifest
 from ppexport.errors import ArtifactError, InputError
-from ppexport.files import check_writable, naming
+from ppexport.files import check_writable, naming, read_limited_json
 
 try:
     import fcntl
@@ -33,10 +32,15 @@ NEW, OLD = "artifact", "old"
 
 @contextmanager
 def held(folder: Path, doing: str, *, parents: bool = False) -> Iterator[None]:
-    """*folder*, made if there is none, for this process alone while the block runs.
+    """*folder* for this process alone while the block runs; one that this call made is removed if it is then empty.
 
-    *doing* says what another process does that holds it. A folder that this call made is removed at the end if it is
-    empty. Raises InputError where another process holds it, or where there can be no such folder.
+    Args:
+        folder: is made if there is none.
+        doing: what another process that holds the folder is doing, for the error, such as "writes into".
+        parents: whether the folders above it are made as well.
+
+    Raises:
+        InputError: another process holds the folder, or it cannot be made or locked.
     """
     made = handle = None
     tries = 0
@@ -143,7 +147,7 @@ def check_same(
 ) -> None:
     """Raise InputError, which ends with *way_out*, where *out* holds an artifact of another model, size or backend.
 
-    *weights* is the hash of the model's weights.
+    *weights* is the SHA-256 of the model's weights.
     """
     old = check_target(out)
     if old is None:
@@ -159,21 +163,6 @@ def check_same(
             raise InputError(f"{out} holds an artifact of {what}: {way_out}")
 
 
-def replace_folder(new: Path, out: Path, old: Path) -> None:
-    """Put the finished folder *new* in the place of *out*; an older artifact there becomes *old* until *new* is in
-    place."""
-    if not out.exists():
-        os.rename(new, out)
-        return
-    os.rename(out, old)
-    try:
-        os.rename(new, out)
-    except OSError:
-        os.rename(old, out)
-        raise
-    shutil.rmtree(old)
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A new folder that takes the place of *out* when the block ends without an error, else is removed.
@@ -182,11 +171,20 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     with work_beside(out, "export") as work:
         check_target(out)
-        folder = work / NEW
-        folder.mkdir()
+        new, old = work / NEW, work / OLD
+        new.mkdir()
         with naming(out):
-            yield folder
-            replace_folder(folder, out, work / OLD)
+            yield new
+            if not out.exists():
+                os.rename(new, out)
+                return
+            os.rename(out, old)
+            try:
+                os.rename(new, out)
+            except OSError:
+                os.rename(old, out)
+                raise
+            shutil.rmtree(old)
 
 
 def artifact_target(out: str | Path) -> Path:
@@ -205,10 +203,8 @@ def artifact_target(out: str | Path) -> Path:
 def is_json_of(path: Path, kind: str) -> bool:
     """Whether the file *path* is a JSON object whose field `format` is *kind*, of `MAX_JSON` bytes at most."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            return False
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = read_limited_json(path, MAX_JSON, kind)
+    except InputError:
         return False
     return isinstance(data, dict) and data.get("format") == kind
 
@@ -237,19 +233,13 @@ def run_folder(folder: Path, run: Run) -> Iterator[None]:
     Raises InputError where another process has it, or where it holds anything that is not of such a run.
     """
     with held(folder, "writes into", parents=True):
-        check_names(folder, run)
-        if any(_visible(folder)) and not run.begun(folder):
+        # Not hidden ones: a file manager's, or what a killed process left.
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        foreign = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in run.names)]
+        if foreign:
+            raise InputError(
+                f"{folder} holds {foreign[0]}, which no {run.noun} wrote: move it away or name another folder"
+            )
+        if names and not run.begun(folder):
             raise InputError(f"{folder} is not empty and holds no {run.noun}: name another folder")
         yield
-
-
-def check_names(folder: Path, run: Run) -> None:
-    """Raise InputError where *folder* holds a file that no *run* writes."""
-    foreign = sorted(n for n in _visible(folder) if not any(fnmatchcase(n, pattern) for pattern in run.names))
-    if foreign:
-        raise InputError(f"{folder} holds {foreign[0]}, which no {run.noun} wrote: move it away or name another folder")
-
-
-def _visible(folder: Path) -> list[str]:
-    """Names in *folder*, but for hidden ones: a file manager's, or what a killed process left."""
-    return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]

@@ -14,14 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ppexport.profile.run import prepare_remote
 from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.target import choose
-from ppexport.profile.remote import RemoteProfile, Settings
+from ppexport.profile.remote import RemoteProfile, Settings, prepare_remote
 from ppexport.remote import archive
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 BOARDS = (
     ("3.8", "numpy==1.17.4", "onnxruntime==1.10.0"),
@@ -54,7 +53,7 @@ def measure(python: Path, place: Path) -> str:
     )  # fmt: skip
     telling = Telling(print, lambda doing: None)
     with open_device("local") as here:
-        found = RemoteProfile(here, request, place / "run", telling, Pace(0.1, ())).run(300)
+        found = RemoteProfile(here, request, telling, Pace(0.1, ())).run(300)
     (subject,) = found.subjects
     versions = {**found.data["versions"], **subject["runtime_versions"]}
     named = ", ".join(f"{name} {versions[name]}" for name in ("python", "numpy", "onnxruntime"))

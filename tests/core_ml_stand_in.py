@@ -46,17 +46,19 @@ class MLModel:
     def predict(self, given):
         from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 
-        interface = self.package.interfaces[self.function]
-        assert set(given) == {feature.name for feature in interface.inputs}
-        fed = {}
-        for feature in interface.inputs:
-            value = given[feature.name]
-            if feature.image is not None:
-                assert (value.mode, value.size) == (feature.color, feature.image[::-1])
-                value = np.asarray(value, np.float32).transpose(2, 0, 1)[None]
-            fed[feature.name] = value
+        described = self.get_spec().description
+        described = next((f for f in described.functions if f.name == self.function), described)
+        assert set(given) == {feature.name for feature in described.input}
+        fed = dict(given)
+        for feature in (*described.input, *described.output):
+            if feature.type.WhichOneof("Type") == "imageType":
+                kind = feature.type.imageType
+                assert kind.colorSpace == kind.ColorSpace.Value("RGB")
+                if feature.name in given:
+                    assert (given["lr"].mode, given["lr"].size) == ("RGB", (kind.width, kind.height))
+                    fed["lr"] = np.asarray(given["lr"], np.float32).transpose(2, 0, 1)[None]
         out = Evaluator(self.package, self.function).run(fed)
-        if any(feature.image is not None for feature in interface.outputs):
+        if any(feature.type.WhichOneof("Type") == "imageType" for feature in described.output):
             out["sr"] = Image.fromarray(out["sr"][0].transpose(1, 2, 0).astype(np.uint8)).convert("RGBA")
         return {**out, "impure_tokens": out["impure_tokens"].astype(np.float32)}
 

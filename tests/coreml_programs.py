@@ -14,7 +14,6 @@ from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.program import (
     TYPES,
     Function,
-    Interface,
     Operation,
     Package,
     Port,
@@ -85,7 +84,7 @@ def one_operation(kind, tensors, constants, results, opset="CoreML8"):
     outputs = tuple(Port(f"y{i}", TensorType(ELEMENTS[e], tuple(shape))) for i, (e, shape) in enumerate(results))
     op = Operation(kind, "tested", inputs, outputs)
     function = Function("main", opset, tuple(ports), tuple(port.name for port in outputs), (op,))
-    return Evaluator(Package(9, {"main": function}, {"main": Interface((), ())}, "main"))
+    return Evaluator(Package({"main": function}, "main"))
 
 
 def run_one(kind, tensors, constants, results, opset="CoreML8"):

@@ -14,7 +14,7 @@ import onnx
 from ppexport.backends.tensorrt.build_engine import EngineBuild, EngineRequest
 from ppexport.device.artifact import Manifest, read_artifact, write_manifest
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 MODEL_BYTES = 200_000
 

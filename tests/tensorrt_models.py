@@ -15,8 +15,7 @@ from torch import nn
 from ppexport.backends.tensorrt.build_engine import WORK, EngineRequest
 from ppexport.device.agent import do_job
 from ppexport.device.artifact import read_artifact
-from ppexport.networks.atd.atd_light import ATDLight
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.card import PurePassOptions
 
 

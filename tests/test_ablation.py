@@ -21,8 +21,6 @@ from typer.testing import CliRunner
 # isort: split
 import ablation
 from ablation import (
-    BEGIN,
-    END,
     PLACE,
     Figures,
     Store,
@@ -33,21 +31,22 @@ from ablation import (
     held_out,
     measure,
     parse_data_set,
-    read_place,
     render,
     variants,
     with_options,
 )
-from places import insert
+from places import Place
 from training.data import find_images, split_holdout
 
 import ppexport
 from ppexport.device.mask import pure_mask
 from ppexport.errors import InputError, UnavailableError
 from ppexport.imaging.bicubic import resize_bicubic
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.atd.atd_light import PPATDLight
 from ppexport.networks.card import PurePassOptions, bundled_cards, read_card
 from ppexport.parity.evaluation import evaluate, find_pairs, network_upscaler
+
+BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 
 
 @pytest.fixture(autouse=True)
@@ -263,19 +262,18 @@ def test_the_table_says_what_was_measured(pictures):
 
 
 def test_only_what_is_between_the_markers_is_replaced(tmp_path):
-    text = f"# Model\n\n{BEGIN}\nold | table\n{END}\n\nConclusion.\n"
-    new = insert(text, PLACE, "| new |", "x")
-    assert new == f"# Model\n\n{BEGIN}\n\n| new |\n\n{END}\n\nConclusion.\n"
-    assert insert(new, PLACE, "| new |", "x") == new
     path = tmp_path / "README.md"
-    path.write_text(text)
-    assert read_place(path) == text
+    path.write_text(f"# Model\n\n{BEGIN}\nold | table\n{END}\n\nConclusion.\n")
+    place = Place(path, PLACE)
+    for _ in range(2):
+        place.write("| new |")
+        assert path.read_text() == f"# Model\n\n{BEGIN}\n\n| new |\n\n{END}\n\nConclusion.\n"
     for bad in ("", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}", f"{BEGIN} {END} {END}"):
         path.write_text(bad)
         with pytest.raises(InputError, match="README.md has no place for the table"):
-            read_place(path)
+            Place(path, PLACE)
     with pytest.raises(InputError, match="cannot be read"):
-        read_place(tmp_path / "absent.md")
+        Place(tmp_path / "absent.md", PLACE)
 
 
 def card_weights(name: str) -> str:

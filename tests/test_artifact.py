@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN, golden_network, photo
+from small_networks import SIZE as SMALL
+from small_networks import shortened, small_network
 
 import ppexport
 from ppexport.device.artifact import MANIFEST, parse_manifest, read_artifact
 from ppexport.device.picture import to_input
 from ppexport.errors import ArtifactError, ExportError, InputError
 from ppexport.files import sha256_file
+from ppexport.networks.architecture import find_architecture
 
 
 def test_the_folder_holds_one_model_and_its_manifest(artifact):
@@ -193,7 +198,7 @@ def test_a_failed_export_leaves_the_old_artifact(copy, monkeypatch, x2):
     def broken(*args):
         raise ExportError("no")
 
-    monkeypatch.setattr("ppexport.backends.onnx.export_onnx.build", broken)
+    monkeypatch.setattr("ppexport.backends.onnx.build_onnx.build_graph", broken)
     with pytest.raises(ExportError):
         ppexport.export(x2, backend="onnx", size=(16, 16), out=copy, force=True)
     assert read_artifact(copy) == before
@@ -201,7 +206,7 @@ def test_a_failed_export_leaves_the_old_artifact(copy, monkeypatch, x2):
 
 
 def test_export_replaces_an_older_artifact_and_keeps_graphs_on_request(copy, tmp_path):
-    network = golden_network("atd_light_x4_random", "atd_light")
+    network = shortened(deepcopy(golden_network("atd_light_x4_random", "atd_light")), 1)
     with pytest.raises(InputError, match="holds an artifact of the model pp_atd_light_x2 x2: say --force"):
         ppexport.export(network, backend="onnx", size=(16, 16), out=copy)
     with pytest.raises(InputError, match="holds an artifact of size 37x53: say --force"):
@@ -244,14 +249,18 @@ def test_a_large_size_stays_small(tmp_path):
     assert kilobytes * 1024 < 3e9
 
 
-def test_the_self_check_notices_every_output(artifact, tmp_path):
+def test_the_self_check_notices_every_output(tmp_path):
     from onnx import numpy_helper
 
-    from ppexport.backends.onnx.export_onnx import Shape, self_check
+    from ppexport.backends.onnx.export_onnx import check_graph
 
-    twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=(37, 53))
-    shape = Shape((twin.capacity,), "graph")
-    self_check(artifact / "model.onnx", twin, shape)
+    network = small_network()
+    artifact = ppexport.export(network, backend="onnx", size=SMALL, out=tmp_path / "artifact")
+    twin = ppexport.make_twin(network, size=SMALL)
+    job = SimpleNamespace(
+        capacities=(twin.capacity,), mask="graph", precision="fp32", architecture=find_architecture("pp_atd_light"),
+    )  # fmt: skip
+    check_graph(artifact / "model.onnx", twin, job)
     lying = onnx.load(artifact / "model.onnx")
     for node in lying.graph.node:
         node.output[:] = ["true_count" if name == "impure_tokens" else name for name in node.output]
@@ -261,13 +270,13 @@ def test_the_self_check_notices_every_output(artifact, tmp_path):
     lying.graph.node.append(onnx.helper.make_node("Identity", ["zero"], ["impure_tokens"], name="lie"))
     onnx.save(lying, tmp_path / "lying.onnx")
     with pytest.raises(ExportError, match="differs from the twin"):
-        self_check(tmp_path / "lying.onnx", twin, shape)
+        check_graph(tmp_path / "lying.onnx", twin, job)
     damaged = onnx.load(artifact / "model.onnx")
     (bias,) = (i for i in damaged.graph.initializer if i.name == "norm.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), "norm.bias"))
     onnx.save(damaged, tmp_path / "damaged.onnx")
     with pytest.raises(ExportError, match="differs from the twin"):
-        self_check(tmp_path / "damaged.onnx", twin, shape)
+        check_graph(tmp_path / "damaged.onnx", twin, job)
 
 
 @pytest.mark.parametrize("fields", [{"size": [48, 50]}, {"scale": 4}, {"capacities": [128]}, {"card_sha256": "0" * 64}])
@@ -312,7 +321,7 @@ def test_changed_weights_do_not_keep_the_files_hash():
         ({"backend": "onnx", "precision": "fp16", "flavour": "ort"}, "fp16 is written into flavour portable"),
         (
             {"backend": "onnx", "calibration": "c.npz"},
-            "--calibration is for --precision fp16, int8, mixed of --backend onnx, not for fp32",
+            "--calibration is for --precision fp16 or int8 or mixed of --backend onnx, not for fp32",
         ),
         ({"backend": "tensorrt", "precision": "fp16", "recipe": "r.yaml"}, "--recipe is for --precision int8 or mixed"),
         ({"backend": "onnx", "flavour": "tensorrt"}, "flavour of --backend onnx is one of portable, ort"),

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 from sshd_builds import build, error_of
+from typer.testing import CliRunner
 
+from ppexport.cli import app
 from ppexport.device.artifact import read_artifact, write_manifest
 
 pytest_plugins = ["sshd_fixtures"]
@@ -45,4 +47,4 @@ def test_trtexec_does_not_stand_in_for_rtx(device, source, tmp_path):
 
 @pytest.mark.parametrize("choice", [("--optimization-level", 6), ("--optimization-level", -1), ("--runtime", "x")])
 def test_choices_that_do_not_exist(source, choice):
-    build(source, *choice, code=2)
+    assert CliRunner().invoke(app, ["build", str(source), *map(str, choice)]).exit_code == 2

@@ -7,7 +7,10 @@ import subprocess
 import pytest
 from sshd import make_key
 from sshd_builds import Told, build, error_of, write_source
+from typer.testing import CliRunner
 
+from ppexport.cli import app
+from ppexport.errors import InputError
 from ppexport.remote.address import DiskFullError
 
 pytest_plugins = ["sshd_fixtures"]
@@ -47,8 +50,9 @@ def test_a_login_that_is_refused_and_a_device_that_is_off(device, source, tmp_pa
 def test_an_address_is_no_option(source, tmp_path):
     trap = tmp_path / "trap"
     for address in (f"ssh://-oProxyCommand=touch {trap}", f"-oProxyCommand=touch {trap}", "ssh://a@-b", "elsewhere"):
-        done = build(source, "--on", address, "-o", tmp_path / "engine", code=2)
-        assert "ssh://[user@]host[:port]" in error_of(done)
+        arguments = ["build", str(source), "--on", address, "-o", str(tmp_path / "engine")]
+        with pytest.raises(InputError, match=r"ssh://\[user@\]host\[:port\]"):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not trap.exists()
 
 

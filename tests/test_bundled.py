@@ -10,8 +10,7 @@ from ppexport.cli.export import NOTES
 from ppexport.errors import InputError
 from ppexport.networks.card import models_folder
 from ppexport.networks.load import card_of
-from ppexport.quantize.bundled import calibration_for, check_calibration, recipe_for
-from ppexport.quantize.recipe import Recipe, write_recipe
+from ppexport.quantize.recipe import Recipe, calibration_for, check_calibration, recipe_for, write_recipe
 
 
 def tuned(tmp_path, scale):

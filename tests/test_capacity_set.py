@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +11,7 @@ from conftest import exported_once, photo
 from hypothesis import given
 from hypothesis import strategies as st
 from shared import examples
+from small_networks import small_network
 from torch import nn
 from typer.testing import CliRunner
 
@@ -20,17 +19,18 @@ import ppexport
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.cli import app
 from ppexport.cli.options import parse_capacities
-from ppexport.device.artifact import read_artifact
+from ppexport.device.artifact import capacity_set, read_artifact
 from ppexport.device.picture import psnr, to_input, to_uint8
-from ppexport.device.sizes import capacity_set
+from ppexport.device.runner import Result, Runner
 from ppexport.errors import InputError
 from ppexport.imaging.upscaling import upscale_array
+from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
+from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.layers import StaticCategoryAttention
+from ppexport.twin.layers import Shared, StaticCategoryAttention
 from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer
 from ppexport.twin.routing import plan_slots
-from ppexport.twin.shared import BlockCut, Shared
 
 SIZE = (32, 48)
 N = SIZE[0] * SIZE[1]
@@ -38,7 +38,7 @@ N = SIZE[0] * SIZE[1]
 
 @pytest.fixture(scope="module")
 def network():
-    return ppexport.load_network("pp_atd_light_x2")
+    return small_network(layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +118,14 @@ def test_a_mask_from_outside_is_the_mask_inside(full, fed):
     assert psnr(inside.sr, outside.sr, 1.0) > 90
 
 
-def test_parity_of_a_set_and_of_a_mask_input(network, chosen, fed, tmp_path):
+def test_parity_of_a_set_and_of_a_mask_input(network, chosen, fed, tmp_path, monkeypatch):
+    # Three inputs that get different numbers of slots, for time.
+    some = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "flat", "noise")]
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
     for number, folder in enumerate((chosen, fed)):
-        done = CliRunner().invoke(app, ["parity", str(folder), "-o", str(tmp_path / str(number))])
-        assert done.exit_code == 0, done.output
-        report = json.loads((tmp_path / str(number) / "report.json").read_text())
+        with ppexport.open_artifact(folder) as runner:
+            report = parity_run.run_parity(network, runner, tmp_path / str(number), lambda *_: None).to_dict()
+        assert report["passed"], report["pairs"]
         used = {row["capacity"] for row in report["pairs"][1]["rows"]}
         assert used <= set(read_artifact(folder).manifest.capacities)
         assert len(used) > 1
@@ -198,13 +201,13 @@ class RowBranch(Branch):
         shared.cuts = {8: cut}
         RowLayer.prepare(shared, capacity, impure, 64)
         q, k, v = (x.index_select(0, cut.order) for x in torch.split(qkv, 48, dim=1))
-        return self.branch((q, k, v), categories, v, cut, shared).index_select(0, cut.place)
+        return self.branch((q, k, v), categories, v, cut, shared.rows).index_select(0, cut.place)
 
 
 @pytest.fixture(scope="module", params=[Branch, RowBranch])
 def branch(request, network, tmp_path_factory):
     """The exported branch in ONNX Runtime, and the network's own."""
-    source = network.layers[1].residual_group.layers[3].attn_aca
+    source = network.layers[0].residual_group.layers[1].attn_aca
     path = tmp_path_factory.mktemp("branch") / "branch.onnx"
     inputs = {
         "qkv": torch.randn(N, 144), "categories": torch.randint(64, (N,)).int(),
@@ -242,21 +245,33 @@ def test_the_exported_branch_is_the_networks_at_every_sufficient_capacity(branch
     assert np.abs(out - expected.numpy()).max() <= 2e-5
 
 
+class TwinRunner(Runner):
+    """The whole network's twin, with the capacities of an artifact."""
+
+    def __init__(self, folder) -> None:
+        super().__init__(read_artifact(folder))
+        self.twin = ppexport.make_twin(ppexport.load_network("pp_atd_light_x2"), size=SIZE)
+
+    def _run(self, prepared):
+        sr, impure = self.twin(torch.from_numpy(prepared.lr), slots=torch.zeros(1, prepared.capacity))
+        return Result(sr.numpy(), int(impure), prepared.capacity)
+
+
 @pytest.mark.parametrize("step", [32, 48])
-def test_a_step_between_gradients_on_a_tiles_border_shows_no_seam(network, full, chosen, step):
+def test_a_step_between_gradients_on_a_tiles_border_shows_no_seam(full, chosen, step):
     y, x = np.mgrid[: SIZE[0], :80]
     slope = y // 4 + x // 4
     # The step lies between windows, so that both sides are pure; noise far from it has the second tile take more slots.
     rgb = np.stack([np.where(x < step, 200 - slope, 30 + slope), 60 + slope, np.where(x < step, 40, 180)], axis=2)
     rgb = rgb.astype(np.uint8)
     rgb[:, 72:] = np.random.default_rng(5).integers(0, 256, (SIZE[0], 8, 3))
-    exact, report = upscale_array(ppexport.open_artifact(full), rgb)
-    sr, set_report = upscale_array(ppexport.open_artifact(chosen), rgb)
+    exact, report = upscale_array(TwinRunner(full), rgb)
+    sr, set_report = upscale_array(TwinRunner(chosen), rgb)
     assert [run.origin for run in report.tiles] == [(0, 0), (0, 32)]
     assert len({run.capacity for run in set_report.tiles}) == 2
     assert not set_report.over_capacity
     assert np.abs(sr.astype(int) - exact).max() <= 1
-    whole = to_uint8(network(torch.from_numpy(to_input(rgb))).numpy())
+    whole = to_uint8(ppexport.load_network("pp_atd_light_x2")(torch.from_numpy(to_input(rgb))).numpy())
     # Nor does the other tile's border, where the picture has no step of its own.
     difference = (sr.astype(float) - whole).mean(axis=0)
     border = 2 * (80 - step)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import ppexport
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError, first_line
 from ppexport.networks.checkpoint import read_state
-from ppexport.parity.columns import load_arrays
+from ppexport.parity.columns import load_column
 from ppexport.quantize.calibration import load_calibration
 
 STATE = golden_network("atd_light_x2_trained", "atd_light").state_dict()
@@ -125,7 +125,7 @@ def test_advice_to_load_unsafely_is_never_passed_on(tmp_path, recwarn):
     assert not any("TorchScript" in str(warning.message) for warning in recwarn)
 
 
-@pytest.mark.parametrize("read", [load_calibration, load_arrays])
+@pytest.mark.parametrize("read", [load_calibration, load_column])
 def test_advice_of_numpy_is_not_passed_on_either(tmp_path, read):
     (tmp_path / "a.npz").write_bytes(b"hello")
     np.savez(tmp_path / "b.npz", about=np.array([{}], dtype=object))

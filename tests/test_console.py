@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ppexport.cli import console
-from ppexport.cli.console import Forecast, duration, progress_bar
+from ppexport.cli.console import duration, progress_bar
 
 
 class Clock:
@@ -33,45 +33,33 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_long_work_is_announced_once_from_its_first_steps(clock):
-    forecast = Forecast("tiles")
-    assert forecast.after(0, 5229) is None
-    said = []
-    for done in range(1, 100):
-        clock.now += 0.06
-        said.append(forecast.after(done, 5229))
-    assert [line for line in said if line] == ["tiles: 35 of 5,229 done, about 5 min left"]
-
-
-def test_what_an_earlier_process_did_says_nothing_about_the_speed(clock):
-    forecast = Forecast("crops")
-    forecast.after(90, 100)
-    clock.now += 30
-    assert forecast.after(91, 100) is None
-    clock.now += 30
-    assert forecast.after(92, 100) == "crops: 92 of 100 done, about 4 min left"
-
-
-def test_warming_up_says_nothing_about_the_speed(clock):
-    forecast = Forecast("queries")
-    forecast.after(0, 64)
-    for done in range(1, 65):
-        clock.now += 100 if done == 1 else 0.1
-        assert forecast.after(done, 64) is None
-
-
-def test_short_work_says_nothing(clock):
-    forecast = Forecast("tiles")
-    for done in range(21):
-        assert forecast.after(done, 20) is None
-        clock.now += 1
-
-
-def test_a_log_file_gets_the_announcement_and_no_bar(clock, capsys):
-    with progress_bar("pictures") as move:
-        for done in range(9):
-            move(done, 100)
-            clock.now += 5
+def said(clock, capsys, what, total, steps, first=0):
+    """What a log file gets of *steps*, the seconds that each step of a work takes, after *first* earlier ones."""
+    with progress_bar(what) as move:
+        move(first, total)
+        for done, seconds in enumerate(steps, first + 1):
+            clock.now += seconds
+            move(done, total)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "pictures: 2 of 100 done, about 8 min left\n"
+    return err
+
+
+def test_long_work_is_announced_once_from_its_first_steps(clock, capsys):
+    assert said(clock, capsys, "tiles", 5229, [0.06] * 99) == "tiles: 34 of 5,229 done, about 5 min left\n"
+
+
+def test_what_an_earlier_process_did_says_nothing_about_the_speed(clock, capsys):
+    assert said(clock, capsys, "crops", 100, [30, 30], first=90) == "crops: 92 of 100 done, about 4 min left\n"
+
+
+def test_warming_up_says_nothing_about_the_speed(clock, capsys):
+    assert said(clock, capsys, "queries", 64, [100, *[0.1] * 63]) == ""
+
+
+def test_short_work_says_nothing(clock, capsys):
+    assert said(clock, capsys, "tiles", 20, [1] * 20) == ""
+
+
+def test_slow_steps_are_announced_as_well(clock, capsys):
+    assert said(clock, capsys, "pictures", 14, [90, 80, 80]) == "pictures: 2 of 14 done, about 16 min left\n"

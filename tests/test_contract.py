@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 
 import numpy as np
@@ -27,14 +28,18 @@ COMBINATIONS = [
 ]
 
 
+SMALLER = (16, 16)
+
+
 @pytest.fixture(scope="module")
 def networks(calibrated):
-    """{architecture: a network of two layers with the weights that were calibrated}."""
+    """{architecture, layers: a network of two layers with the weights that were calibrated, or of the first one}."""
     found = {}
     for name, architecture in architectures().items():
         made = shortened(architecture.build(2, PurePassOptions() if architecture.options() else None), 2)
         made.load_state_dict(calibrated.network.state_dict())
-        found[name] = made.eval()
+        found[name, 2] = made.eval()
+        found[name, 1] = shortened(copy.deepcopy(made), 1)
     return found
 
 
@@ -42,18 +47,20 @@ def networks(calibrated):
 def test_a_promise(architecture, backend, precision, networks, calibrated, tmp_path, monkeypatch):
     if missing_modules(backend):
         pytest.skip(f"{missing_modules(backend)} is not installed")
-    network, wish = networks[architecture], {}
+    network, size, calibration = networks[architecture, 1], SMALLER, None
     if precision in backend.calibrated:
+        network, size, calibration = networks[architecture, 2], SIZE, calibrated.path
         if network.options != calibrated.network.options:
             pytest.skip("the calibration is of other options")
-        wish["calibration"] = calibrated.path
-    folder = ppexport.export(network, backend=backend.name, size=SIZE, out=tmp_path / "a", precision=precision, **wish)
-    (item,) = (item for item in parity_inputs(SIZE, 2) if item.name == "coffee")
+    folder = ppexport.export(
+        network, backend=backend.name, size=size, out=tmp_path / "a", precision=precision, calibration=calibration
+    )
+    (item,) = (item for item in parity_inputs(size, 2) if item.name == "coffee")
     with ppexport.open_artifact(folder) as runner:
         sr, impure, capacity = runner(item.lr)
-        assert sr.shape == (1, 3, SIZE[0] * 2, SIZE[1] * 2)
+        assert sr.shape == (1, 3, size[0] * 2, size[1] * 2)
         assert sr.dtype == np.float32
-        assert 0 <= impure <= capacity == SIZE[0] * SIZE[1]
+        assert 0 <= impure <= capacity == size[0] * size[1]
         monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: [item])
         report = parity_run.run_parity(network, runner, tmp_path / "run", lambda *_: None)
     assert report.passed, report.to_dict()["pairs"]

@@ -103,7 +103,6 @@ CASES = {
     "layer_norm": (torch.nn.LayerNorm(6), ["ab6"]),
     "instance_norm": (torch.nn.InstanceNorm2d(3, affine=True), ["a345"]),
     "max_pool": (torch.nn.MaxPool2d(3, stride=2, padding=1), ["ab78"]),
-    "avg_pool": (torch.nn.AvgPool2d(2, stride=1, padding=1, count_include_pad=False), ["ab56"]),
     "pixel_shuffle": (torch.nn.PixelShuffle(2), ["a8bc"]),
     "pixel_unshuffle": (torch.nn.PixelUnshuffle(2), ["ab46"]),
     "upsample_nearest_neighbor": (torch.nn.Upsample(scale_factor=2), ["abcd"]),
@@ -315,21 +314,13 @@ def constant(kind, values, element, shape):
     from coreml_programs import ELEMENTS
 
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-    from ppexport.backends.coreml.program import (
-        Function,
-        Interface,
-        Operation,
-        Package,
-        Port,
-        Reference,
-        TensorType,
-    )  # fmt: skip
+    from ppexport.backends.coreml.program import Function, Operation, Package, Port, Reference, TensorType
 
     ports = tuple(Port(name, TensorType(ELEMENTS[element], shape)) for name in ("w", "y"))
     weight = Operation(kind, "w", {k: [v] for k, v in values.items()}, ports[:1])
     reading = Operation("identity", "y", {"x": [Reference("w")]}, ports[1:])
     function = Function("main", "CoreML8", (), ("y",), (weight, reading))
-    return Evaluator(Package(9, {"main": function}, {"main": Interface((), ())}, "main")).run({})["y"]
+    return Evaluator(Package({"main": function}, "main")).run({})["y"]
 
 
 def test_half_precision_is_rounded_once_per_operation():

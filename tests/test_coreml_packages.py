@@ -21,8 +21,8 @@ from ppexport.backends.coreml.divergence import agreement, divergences
 from ppexport.backends.coreml.evaluated import Session
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.mil_program import coremltools, quiet_converter
-from ppexport.backends.coreml.package import Decoder, WeightFile, read_package
-from ppexport.backends.coreml.placement import place, place_package
+from ppexport.backends.coreml.package import open_weights, read_blob, read_package, read_tensor
+from ppexport.backends.coreml.placement import place
 from ppexport.backends.coreml.program import Function, Operation, Port, Reference, TensorType
 from ppexport.device.picture import psnr
 from ppexport.device.wire import Message
@@ -228,7 +228,7 @@ def test_an_input_that_is_no_tensor_is_an_error(package):
     foreign = replace(read, functions={"main": function})
     with pytest.raises(ArtifactError, match="input 'in0' of the package is no tensor"):
         Evaluator(foreign).run({"in0": np.zeros((4, 48), np.float32)})
-    assert place_package(foreign).operations > 0
+    assert place(function).operations > 0
 
 
 @pytest.mark.parametrize(
@@ -276,17 +276,18 @@ def test_a_constant_that_ends_inside_a_number_is_damaged():
     # A float with 6 bytes of packed numbers.
     message = Message(memoryview(field(1, field(1, b"\0" * 6))))
     with pytest.raises(ArtifactError, match="ends inside a number"):
-        Decoder(lambda *_: np.zeros(1)).tensor(message, TensorType(ELEMENTS["fp32"], (1,)))
+        read_tensor(message, TensorType(ELEMENTS["fp32"], (1,)))
 
 
 @pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (1 << 40, 1 << 24, 4)])
 def test_a_shape_beyond_64_bits_is_damaged(shape, package):
     # Their products are 0 modulo 2^64.
+    kind = TensorType(ELEMENTS["fp32"], shape)
     with pytest.raises(ArtifactError, match="holds 0 values"):
-        Decoder(lambda *_: np.zeros(1)).tensor(Message(memoryview(b"")), TensorType(ELEMENTS["fp32"], shape))
-    weights = WeightFile(part(package, "weight.bin"))
+        read_tensor(Message(memoryview(b"")), kind)
+    weights = open_weights(part(package, "weight.bin"))
     with pytest.raises(ArtifactError, match=r"values of fp32 take \d+ bytes"):
-        weights.read(64, ELEMENTS["fp32"], shape)
+        read_blob(weights, 64, kind)
 
 
 def test_operations_that_wait_for_each_other_are_damaged():

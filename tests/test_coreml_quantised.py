@@ -14,10 +14,10 @@ from coreml_programs import run_one
 from onnx import TensorProto, helper
 
 import ppexport
+from ppexport.backends.coreml.evaluated import PackageProbe
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
 from ppexport.backends.coreml.package import read_package
-from ppexport.backends.coreml.package_probe import PackageProbe
-from ppexport.backends.coreml.placement import place_package
+from ppexport.backends.coreml.placement import place
 from ppexport.backends.coreml.precision import scale_of
 from ppexport.backends.coreml.specification import decode
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
@@ -99,8 +99,8 @@ def test_the_manifest_names_pictures_and_recipe(calibrated, package):
 
 
 def test_levels_are_no_arithmetic_of_whole_numbers(package):
-    report = place_package(package[2])
-    assert not [i for i in report.leaving if i.operation in ("quantize", "dequantize") and i.reason.value == "integer"]
+    report = place(package[2].function())
+    assert not [i for i in report.leaving if i.operation in ("quantize", "dequantize") and i.reason == "integer"]
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [("int8", -128, 127), ("uint8", 0, 255)])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import core_ml_stand_in
@@ -16,10 +16,8 @@ import ppexport
 from ppexport.backends.coreml import BACKEND, trial
 from ppexport.backends.coreml import run_mac as mac
 from ppexport.backends.coreml.package import read_package
-from ppexport.backends.coreml.package_probe import unit_run
-from ppexport.backends.coreml.planned_times import operations_of
 from ppexport.backends.coreml.run_mac import Planned
-from ppexport.backends.coreml.trial import TrialError, run_trial
+from ppexport.backends.coreml.trial import TrialError, operations_of, run_trial
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity import run as parity_run
@@ -32,7 +30,7 @@ STAND_IN = """
 import sys
 from pathlib import Path
 import numpy as np
-from ppexport.backends.coreml import trial
+from ppexport.backends.coreml import run_mac, trial
 from ppexport.backends.coreml.run_mac import Opened, Planned
 
 def recorded(package, unit, function):
@@ -44,9 +42,10 @@ def recorded(package, unit, function):
         if function != "capacity_1024":
             raise RuntimeError("no plan of " + function)
         return [Planned("a", "ios18.mul", "NE", 0.5)]
-    return Opened(predict, plan)
+    return Opened(predict, plan, {})
 
-trial.run_child(Path(sys.argv[1]), recorded)
+run_mac.open_function = recorded
+trial.run_child(Path(sys.argv[1]))
 """
 ON_A_MAC = (sys.executable, str(Path(core_ml_stand_in.__file__)))
 pytest_plugins = ["apple_fixtures"]
@@ -57,17 +56,17 @@ def child(code):
 
 
 def test_a_trial_brings_back_what_the_child_computed(tmp_path):
-    found = run_trial(tmp_path, "cpu", INPUTS, command=child(STAND_IN))
-    assert [int(o["impure_tokens"][0]) for o in found.outputs] == [0, 128]
-    assert np.array_equal(found.outputs[1]["sr"], (LR / 2).repeat(2, axis=2).repeat(2, axis=3))
+    outputs, plan = run_trial(tmp_path, "cpu", INPUTS, command=child(STAND_IN))
+    assert [int(o["impure_tokens"][0]) for o in outputs] == [0, 128]
+    assert np.array_equal(outputs[1]["sr"], (LR / 2).repeat(2, axis=2).repeat(2, axis=3))
     # The plan says why it is missing, and the pictures are kept.
-    assert found.plan == {"unknown": "RuntimeError: no plan of capacity_128"}
+    assert plan == {"unknown": "RuntimeError: no plan of capacity_128"}
 
 
 def test_the_plan_is_that_of_the_most_slots(tmp_path):
     inputs = [{"lr": LR, "slots": np.zeros((1, c), np.int32)} for c in (512, 1024)]
-    found = run_trial(tmp_path, "cpu", inputs, command=child(STAND_IN))
-    assert found.plan == {"operations": {"NE": 1}, "crossings": 0, "devices": {"a": "NE"}}
+    _, plan = run_trial(tmp_path, "cpu", inputs, command=child(STAND_IN))
+    assert plan == {"operations": {"NE": 1}, "crossings": 0, "devices": {"a": "NE"}}
 
 
 @pytest.fixture
@@ -110,11 +109,12 @@ def test_pictures_of_a_set_are_told_by_its_functions():
 def test_a_unit_has_a_column_of_its_own(coreml_set):
     runner = ppexport.open_artifact(coreml_set)
     inputs = parity_inputs(SIZE, 2)[:4]
-    column, plan = unit_column(runner, unit_run(runner.artifact.model_file, "ne", ON_A_MAC), inputs)
+    run = partial(run_trial, runner.artifact.model_file, "ne", command=ON_A_MAC)
+    column, plan = unit_column("ne", runner, run, inputs)
     for item in inputs:
         expected = runner(item.lr)
-        np.testing.assert_array_equal(column[item.name].sr, expected.sr)
-        assert (column[item.name].impure, column[item.name].capacity) == expected[1:]
+        np.testing.assert_array_equal(column.samples[item.name].sr, expected.sr)
+        assert (column.samples[item.name].impure, column.samples[item.name].capacity) == expected[1:]
     operations = read_package(runner.artifact.model_file).functions["capacity_256"].operations
     linear = sum(op.type == "linear" for op in operations)
     assert plan["operations"]["MLNeuralEngineComputeDevice"] == linear > 0
@@ -129,35 +129,14 @@ def test_a_unit_has_a_column_of_its_own(coreml_set):
         ("import sys; print('no such device'); sys.exit(3)", r"ended with 3: no such device"),
         ("import os; os.abort()", r"ended with -6: it said nothing"),
         ("pass", "left no result"),
-        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'x')", "left no result"),
-        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'PK\\3\\4')", "left no result"),
-        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'outputs.npz').write_bytes(b'')", "left no result"),
+        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'output0.npz').write_bytes(b'x')", "left no result"),
+        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'output0.npz').write_bytes(b'PK\\3\\4')", "left no result"),
+        ("import sys, pathlib; (pathlib.Path(sys.argv[1]) / 'output0.npz').write_bytes(b'')", "left no result"),
     ],
 )
 def test_a_trial_that_fails_says_how(code, message, tmp_path):
     with pytest.raises(TrialError, match=message):
-        run_trial(tmp_path, "ne", INPUTS, seconds=3, command=child(code))
-
-
-def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "POLL", 0.02)
-    code = "import time; x = bytearray(200 << 20); time.sleep(60)"
-    with pytest.raises(TrialError, match=r"took \d+ MB, more than 100"):
-        run_trial(tmp_path, "gpu", INPUTS, seconds=30, megabytes=100, command=child(code))
-
-
-def test_memory_that_cannot_be_watched(tmp_path, monkeypatch):
-    def slow(command, **_):
-        raise subprocess.TimeoutExpired(command, 10)
-
-    def missing(command, **_):
-        raise FileNotFoundError(2, "No such file or directory")
-
-    monkeypatch.setattr(trial.subprocess, "run", slow)
-    assert trial.resident_megabytes(1) == 0
-    monkeypatch.setattr(trial.subprocess, "run", missing)
-    with pytest.raises(TrialError, match="cannot be watched: ps does not run"):
-        run_trial(tmp_path, "cpu", INPUTS, seconds=30, command=child("import time; time.sleep(60)"))
+        run_trial(tmp_path, "ne", INPUTS, seconds=1 if "sleep" in code else 60, command=child(code))
 
 
 def test_a_plan_counts_devices_and_crossings():
@@ -184,8 +163,10 @@ def test_every_unit_is_a_pair_and_one_that_fails_does_not_end_the_run(coreml_set
     monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: parity_inputs(SIZE, 2)[:1])
     runner = ppexport.open_artifact(coreml_set)
     units = {
-        "ne": unit_run(runner.artifact.model_file, "ne", ON_A_MAC),
-        "gpu": unit_run(runner.artifact.model_file, "gpu", child("print('no such device'); raise SystemExit(3)")),
+        "ne": partial(run_trial, runner.artifact.model_file, "ne", command=ON_A_MAC),
+        "gpu": partial(
+            run_trial, runner.artifact.model_file, "gpu", command=child("print('no such device'); raise SystemExit(3)")
+        ),
     }
     report = parity_run.run_parity(small_network(), runner, tmp_path / "run", lambda *_: None, units)
     assert [pair.other for pair in report.pairs] == ["twin", "coreml-fp16", "coreml-fp16-ne"]

@@ -16,9 +16,8 @@ from shared import examples
 import ppexport.remote
 from ppexport.errors import InputError, printable
 from ppexport.remote.address import SshAddress, TransferError, parse_address
-from ppexport.remote.opening import open_device
 from ppexport.remote.output import parse_object
-from ppexport.remote.ssh import SshOptions, SshTransport
+from ppexport.remote.ssh import SshOptions, SshTransport, open_device
 from ppexport.remote.transport import TimeIsUp, fact_lines, run_limited
 
 ADDRESSES = {

@@ -15,7 +15,7 @@ from ppexport.errors import InputError
 from ppexport.remote.adb import AdbTransport
 from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError, DiskFullError, parse_address
 from ppexport.remote.detached import Job, Pace
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 pytest_plugins = ["adb_fixtures"]
 FAST = Pace(poll=0.02, reconnect=(0.02,) * 5)

@@ -18,7 +18,7 @@ from ppexport.errors import InputError
 from ppexport.remote import scripts
 from ppexport.remote.address import DeviceError, DiskFullError, TransferError
 from ppexport.remote.detached import DetachedWork, Job, Pace, StillRunning, Telling, remove_jobs
-from ppexport.remote.opening import LocalTransport
+from ppexport.remote.transport import LocalTransport
 
 FAST = Pace(poll=0.02, reconnect=())
 
@@ -53,9 +53,8 @@ def test_files_there_and_back(local, tmp_path):
     local.put(source, "test-1", "model.onnx")
     assert there.stat().st_ino == before, "a file that is there already was sent again"
     assert local.stat("test-1", "model.onnx")[0] == 300_000
-    digest = local.get("test-1", "model.onnx", back, 300_000)
+    local.get("test-1", "model.onnx", back, 300_000)
     assert back.read_bytes() == source.read_bytes()
-    assert digest == local.stat("test-1", "model.onnx")[1]
     back.write_text("old")
     with pytest.raises(TransferError, match="no more than 10 belong"):
         local.get("test-1", "model.onnx", back, 10)
@@ -125,9 +124,8 @@ def test_a_short_or_damaged_file_is_not_put_in_place(local):
         (scripts.PUT, ("test-1", "a", "99", "0" * 64), "short"),
         (scripts.PUT, ("test-1", "a", "0", "0" * 64), "damaged"),
     ):
-        reply = local.run(script, sent)
-        assert reply.code == 1
-        assert message.encode() in reply.messages
+        with pytest.raises(DeviceError, match=f"refused a step: the file arrived {message}"):
+            local.checked(script, sent)
     assert list((Path.home() / ".cache/ppexport/test-1").iterdir()) == []
 
 
@@ -248,7 +246,7 @@ def test_a_job_outlives_who_started_it(local, tmp_path):
     local.checked("mkdir -p ~/.cache/ppexport/test-1")
     code = (
         "import os, signal\n"
-        "from ppexport.remote.detached import Job\nfrom ppexport.remote.opening import LocalTransport\n"
+        "from ppexport.remote.detached import Job\nfrom ppexport.remote.transport import LocalTransport\n"
         "Job(LocalTransport(), 'test-1').start(['sh', '-c', 'sleep 1; echo survived'])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

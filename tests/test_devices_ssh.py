@@ -11,8 +11,7 @@ from sshd import wait_until
 from ppexport.errors import InputError
 from ppexport.remote.address import ConnectionLost, TransferError
 from ppexport.remote.detached import Job, Pace
-from ppexport.remote.opening import open_device
-from ppexport.remote.ssh import SshOptions
+from ppexport.remote.ssh import SshOptions, open_device
 
 pytest_plugins = ["sshd_fixtures"]
 

@@ -45,7 +45,7 @@ WRONG = {
     "--scale is missing": [*OWN[:2], *OWN[4:]],
     "--arch is missing": OWN[2:],
     "no calibration is bundled for these weights": [*OWN, "--precision", "int8"],
-    "recipe.yaml is not a readable recipe": [MODEL, "--precision", "int8", "--recipe", "recipe.yaml"],
+    "recipe.yaml cannot be read": [MODEL, "--precision", "int8", "--recipe", "recipe.yaml"],
     "c.npz is not a calibration file": [MODEL, "--precision", "fp16", "--calibration", "c.npz"],
     "is not a folder": [MODEL, "-o", "missing/a"],
     "cannot be written": [MODEL, "-o", "a" * 300],

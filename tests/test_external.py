@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.onnx import run_external as external
-from ppexport.backends.onnx.model_file import iter_tensors, parse_model
-from ppexport.backends.onnx.ort_format import convert
+from ppexport.backends.onnx.build_onnx import convert_to_ort
+from ppexport.backends.onnx.model_file import iter_tensors, read_model
 from ppexport.backends.onnx.run_external import check_graphs, refuse_external
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.cli import app
@@ -82,8 +82,8 @@ def test_no_tensor_anywhere_is_kept_in_another_file(place):
 def test_lint_of_a_file_reports_it_wherever_it_is(place, tmp_path):
     model = empty()
     PLACES[place](model)
-    source = parse_model(tmp_path / "m.onnx", model.SerializeToString())
-    assert list(source.unsafe) == ["weight"]
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert list(read_model(tmp_path / "m.onnx").unsafe) == ["weight"]
 
 
 def test_half_of_the_naming_is_enough():
@@ -230,7 +230,7 @@ def test_a_model_in_onnxruntimes_own_format_can_name_no_file(tmp_path):
     weights = numpy_helper.from_array(np.zeros((1, 4096), np.float32), "w")
     graph = helper.make_graph([add], "g", ports[:1], ports[1:], [weights])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    data = bytearray(convert(tmp_path / "m.onnx")[0].read_bytes())
+    data = bytearray(convert_to_ort(tmp_path / "m.onnx")[0].read_bytes())
     load(bytes(data), "m.ort")
     tensor = InferenceSession.GetRootAs(data, 0).Model().Graph().Initializers(0)
     start, numbers = tensor._tab.Pos, tensor._tab.Vector(tensor._tab.Offset(12))

@@ -11,10 +11,10 @@ import pytest
 from ppexport.backends.backend import FP16_GATE, FP32_GATE, Built, Gate, backends, find_backend
 from ppexport.device.artifact import parse_manifest
 from ppexport.errors import CardError, InputError
-from ppexport.exporting import describe, make_request
+from ppexport.exporting import describe, export
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, make_card, read_card
-from ppexport.parity.gates import TWIN, TWIN_GATE, artifact_gate, tighten, twin_gate
+from ppexport.parity.run import TWIN_COLUMN, TWIN_GATE, check_gates, tighten
 
 FIELDS = {"name": "m", "summary": "", "arch": "atd_light", "scale": 2, "licence": "MIT"}
 
@@ -31,7 +31,7 @@ def test_a_card_with_a_gate_for_a_precision_that_no_backend_has_is_refused(tmp_p
     card = read_card(bundled_cards()["pp_atd_light_x2"])
     card = card.model_copy(update={"gates": make_card(**FIELDS, gates={"fp64": {"psnr": 60}}).gates})
     with pytest.raises(InputError, match="a gate of the card of pp_atd_light_x2 is one of .*fp32.*twin.*not 'fp64'"):
-        make_request(card, backend="onnx", size=(16, 16), out=tmp_path / "a")
+        export((card, tmp_path / "none.pth"), backend="onnx", size=(16, 16), out=tmp_path / "a")
 
 
 def test_gates_are_tightened_limit_by_limit():
@@ -67,18 +67,22 @@ def test_an_artifact_carries_the_gates_of_its_card():
     assert card.hash() == bundled.hash(), "gates change nothing that is computed"
     manifest = manifest_of(card)
     assert parse_manifest(manifest.to_json(), "m") == manifest
-    assert artifact_gate(replace(manifest, precision="fp16")) == replace(FP16_GATE, psnr=60.0)
-    assert artifact_gate(manifest) == FP32_GATE
-    assert twin_gate(manifest) == replace(TWIN_GATE, psnr=120.0)
+    twin = replace(TWIN_GATE, psnr=120.0)
+    assert check_gates(replace(manifest, precision="fp16")) == (twin, replace(FP16_GATE, psnr=60.0))
+    assert check_gates(manifest) == (twin, FP32_GATE)
     loose = replace(manifest, gates={"fp32": {"psnr": 1.0}})
     with pytest.raises(InputError, match="the gate 'fp32' of pp_atd_light_x2: psnr 1 asks for less than"):
-        artifact_gate(loose)
+        check_gates(loose)
 
 
 @pytest.mark.parametrize("name", bundled_cards())
 def test_bundled_cards_tighten(name):
     card = read_card(bundled_cards()[name])
     for key, asked in card.gates.items():
-        gates = [b.precisions[key] for b in backends().values() if key in b.precisions] if key != TWIN else [TWIN_GATE]
+        gates = (
+            [b.precisions[key] for b in backends().values() if key in b.precisions]
+            if key != TWIN_COLUMN
+            else [TWIN_GATE]
+        )
         assert gates
         assert all(isinstance(tighten(gate, asked.model_dump(exclude_none=True), key), Gate) for gate in gates)

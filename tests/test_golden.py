@@ -14,9 +14,10 @@ from ppexport.networks import pure_pass
 from ppexport.networks.atd.atd_light import mirror_pad
 from ppexport.networks.network import Trace
 from ppexport.parity.columns import ArtifactColumn
-from ppexport.parity.compare import Means, compare_columns
+from ppexport.parity.compare import compare_columns
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.references import TwinColumn
+from ppexport.parity.run import compute
 
 LIMIT = 2e-5
 
@@ -78,25 +79,18 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     """Every golden case of *size* through one artifact."""
     network = golden_network(name, arch)
     path = ppexport.export(network, backend="onnx", size=size, out=folder)
-    source = ArtifactColumn(ppexport.open_artifact(path))
+    shipped = ArtifactColumn(ppexport.open_artifact(path))
     twin = TwinColumn(ppexport.make_twin(network, size=size), [])
     inputs = [ParityInput(c.case, c["lr"]) for c in CASES if c.name == name and c.size == size]
     assert inputs
-    columns = [{item.name: column.sample(item) for item in inputs} for column in (twin, source)]
-    pair = compare_columns(("twin", "onnx"), inputs, *columns, FP32_GATE, network.scale, Means(source.sample))
+    for column in (twin, shipped):
+        compute(column, inputs, lambda *_: None)
+    pair = compare_columns(twin, shipped, inputs, FP32_GATE)
     assert pair.passed, pair.to_dict()
 
 
-@pytest.mark.parametrize(
-    ("name", "arch", "size"),
-    [
-        ("atd_light_x2_trained", "pp_atd_light", (37, 53)),
-        ("atd_light_x4_random", "pp_atd_light", (32, 32)),
-        ("atd_light_x4_random", "atd_light", (37, 29)),
-    ],
-)
-def test_artifact_meets_the_gate(name, arch, size, tmp_path):
-    check_artifact(name, arch, size, tmp_path / "a")
+def test_an_artifact_meets_the_gate(tmp_path):
+    check_artifact("atd_light_x2_trained", "pp_atd_light", (37, 53), tmp_path / "a")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,13 +15,13 @@ from rich.console import Console
 from sshd import Device
 from sshd_profiles import BRIEF, profile, refused
 
-from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
-from ppexport.cli.profile_remote import There
+from ppexport.cli.devices import RemoteRun, clean_lab, exit_code, lab_json, measure_lab, show_lab
+from ppexport.device.measure import PLANS
 from ppexport.errors import InputError
 from ppexport.profile.lab import Lab, read_lab
-from ppexport.profile.remote import Settings
+from ppexport.profile.remote import Settings, parse_cores
 from ppexport.profile.result import Profile
-from ppexport.remote import opening as devices
+from ppexport.remote import ssh as devices
 from ppexport.remote.ssh import SshOptions
 
 pytest_plugins = ["sshd_fixtures", "profile_fixtures"]
@@ -46,14 +47,13 @@ def test_a_whole_file(tmp_path, monkeypatch):
     path = tmp_path / "lab.yaml"
     path.write_text(WHOLE)
     orin, phone = read_lab(path).devices
-    assert orin.artifact == str(tmp_path / "engines/orin")
-    assert orin.identity == "/home/me/.ssh/lab"
-    settings = orin.settings()
-    assert (settings.power_mode, settings.lock_clocks, settings.cores) == (0, True, (0, 1, 2, 3))
+    assert orin.artifact == tmp_path / "engines/orin"
+    assert orin.identity == Path("/home/me/.ssh/lab")
+    settings = orin.settings
+    assert (settings.power_mode, settings.lock_clocks, settings.cores) == ("0", True, (0, 1, 2, 3))
     assert settings.python == "/home/user/venv/bin/python3"
-    assert phone.settings().cores == (7,)
-    assert phone.perf_binary == str(tmp_path / "onnxruntime_perf_test")
-    assert orin.missing({"watts.total": 1, "mhz.cpu0": 1}) == ["celsius"]
+    assert phone.settings.cores == (7,)
+    assert phone.perf_binary == tmp_path / "onnxruntime_perf_test"
 
 
 def test_one_machine_is_one_device_however_it_is_spelled(tmp_path):
@@ -69,6 +69,14 @@ def test_one_machine_is_one_device_however_it_is_spelled(tmp_path):
     path.write_text(json.dumps({"devices": [{"name": f"d{i}", "address": a} for i, a in enumerate(addresses)]}))
     groups = [[device.name for device in group] for group in read_lab(path).groups()]
     assert groups == [["d0", "d1"], ["d2"], ["d3"], ["d4", "d5"]]
+
+
+def test_cores():
+    assert parse_cores("0,2,6-7") == (0, 2, 6, 7)
+    assert parse_cores(None) == ()
+    for text in ("", "a", "7-4", "64", "-1", "1;2", "0-"):
+        with pytest.raises(InputError, match="cores"):
+            parse_cores(text)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +95,8 @@ def test_one_machine_is_one_device_however_it_is_spelled(tmp_path):
             "devices: [{name: a, address: 'ssh://a', power_mode: 'a;b'}]",
             "device a: power_mode: a power mode is a number, or a name such as MAXN_SUPER, not 'a;b'",
         ),
-        ("devices: [{name: a, address: 'ssh://a', power_mode: 1000}]", "device a: power_mode: Input should"),
+        ("devices: [{name: a, address: 'ssh://a', power_mode: 1000}]", "power_mode: a power mode is a number, or"),
         ("devices: [{name: a, address: 'ssh://a', power_mode: true}]", "device a: power_mode: Input should"),
-        (
-            "devices: [{name: a, address: 'ssh://a', power_mode: '1'}]",
-            "device a: power_mode: Input should",
-        ),
         ("devices: [{name: a, address: 'ssh://a', cores: 7-4}]", "device a: cores: cores count up"),
         ("devices: [{name: a, address: 'ssh://a', sensors: [power]}]", "device a: sensors: 0: Input should be 'watts'"),
         ("devices: [{name: a, address: 'ssh://a', python: -c}]", "device a: python: a device's Python is a name"),
@@ -130,7 +134,11 @@ def second(board, device_python, tmp_path):
     other.go_away()
 
 
-def test_a_lab(board, second, enlarger, tmp_path):
+def run_in(out, artifact, options):
+    return RemoteRun(artifact, None, None, False, True, False, out, None, "local", options, Settings(), None, None)
+
+
+def test_a_lab(board, second, enlarger, tmp_path, monkeypatch):
     # Both devices' host keys for one client.
     board.known_hosts.write_text(board.known_hosts.read_text() + second.known_hosts.read_text())
     lab, out = tmp_path / "lab.yaml", tmp_path / "out"
@@ -141,9 +149,9 @@ def test_a_lab(board, second, enlarger, tmp_path):
         {"name": "again", "address": board.address, "threads": 1},
     ]
     lab.write_text(json.dumps({"devices": devices}))
-    there = There("local", board.options, Settings(), None)
-    task = Task(enlarger, lambda targets: BRIEF, out, None, None, None, False, there)
-    found = measure_lab(read_lab(lab), task)
+    monkeypatch.setitem(PLANS, "quick", BRIEF)
+    run = run_in(out, enlarger, board.options)
+    found = measure_lab(read_lab(lab), run)
     assert list(found) == ["one", "away", "two", "again"]
     errors = {name: str(outcome.error) for name, outcome in found.items() if outcome.error is not None}
     assert set(errors) == {"away", "two"}
@@ -163,11 +171,11 @@ def test_a_lab(board, second, enlarger, tmp_path):
     console = Console(record=True, width=200)
     show_lab(found, console)
     assert console.export_text().count("failed") == 2
-    told = lab_json(found, lambda result: {"subjects": result.subjects})["devices"]
+    told = lab_json(found)["devices"]
     assert told["away"] == {"error": errors["away"], "result": None}
     assert told["two"]["result"]["subjects"][0]["summary"]["count"] >= 16
     assert board.jobs() == second.jobs() == []
-    cleaned = clean_lab(read_lab(lab), task)
+    cleaned = clean_lab(read_lab(lab), run)
     assert cleaned["one"] == cleaned["two"] == []
     assert "cannot be reached" in cleaned["away"][0]
 
@@ -177,16 +185,12 @@ def test_what_the_system_refuses_costs_no_other_device(enlarger, tmp_path, monke
     lab.write_text(json.dumps({"devices": [{"name": n, "address": f"ssh://{n}@127.0.0.1:1"} for n in ("full", "off")]}))
     out.mkdir()
     (out / "full").write_text("a file")
-
-    def plan(targets):
-        return BRIEF
-
-    task = Task(enlarger, plan, out, None, None, None, False, There("local", SshOptions(), Settings(), None))
-    errors = {name: str(outcome.error) for name, outcome in measure_lab(read_lab(lab), task).items()}
+    run = run_in(out, enlarger, SshOptions())
+    errors = {name: str(outcome.error) for name, outcome in measure_lab(read_lab(lab), run).items()}
     assert errors["full"] == f"{out / 'full'} is not a folder"
     assert "cannot be reached" in errors["off"]
     monkeypatch.setattr(devices, "open_device", fails_with(OSError(28, "No space left on device", "/tmp/x")))
-    errors = {name: str(outcome.error) for name, outcome in measure_lab(read_lab(lab), task).items()}
+    errors = {name: str(outcome.error) for name, outcome in measure_lab(read_lab(lab), run).items()}
     assert re.fullmatch(r"/tmp/x: No space left on device \(the disk at /.* has \d+\.\d MB left\)", errors["off"])
 
 
@@ -201,7 +205,7 @@ def test_the_command(enlarger, tmp_path):
     lab, told = tmp_path / "lab.yaml", tmp_path / "told.json"
     lab.write_text("devices: [{name: away, address: 'ssh://nobody@127.0.0.1:1'}]")
     assert "leave --on" in refused(enlarger, "--devices", lab, "--on", "ssh://a")
-    assert "is not readable YAML" in refused(enlarger, "--devices", enlarger / "model.onnx")
+    assert "is not a lab file" in refused(enlarger, "--devices", enlarger / "model.onnx")
     done = profile(enlarger, "--devices", lab, "--quick", "-o", tmp_path / "out", "--json", told, code=3)
     assert "away: ssh://nobody@127.0.0.1:1 cannot be reached" in done.stderr
     assert "cannot be reached" in json.loads(told.read_text())["devices"]["away"]["error"]

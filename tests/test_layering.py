@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import exported_once
 from small_networks import SIZE, small_network
 
 import ppexport
@@ -106,9 +107,10 @@ def run_without(blocked, code):
     )
 
 
-def test_a_device_upscales_without_torch(artifact, tmp_path):
+def test_a_device_upscales_without_torch(tmp_path_factory, tmp_path):
     from PIL import Image
 
+    artifact = exported_once(tmp_path_factory, small_network(layers=2), backend="onnx", size=(32, 48))
     Image.new("RGB", (60, 40), (10, 200, 90)).save(tmp_path / "in.png")
     blocked = ("torch", "onnx", "onnxsim", "yaml", "safetensors")
     arguments = ["ppexport", "upscale", str(artifact), str(tmp_path / "in.png"), str(tmp_path / "out.png")]

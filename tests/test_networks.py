@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from shared import examples
 
 from ppexport.device.picture import to_input
-from ppexport.networks.atd.atd_light import ATDLight, mirror_pad
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight, mirror_pad
 from ppexport.networks.atd.attention import mirror_slots, route
-from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.pp_atd_light import PPATDLight
 from ppexport.networks.card import PurePassOptions
 
 
@@ -102,12 +101,15 @@ def test_mirror_slots():
     assert mirror_slots(torch.arange(8), 3).tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
 
 
+atd_cost = find_architecture("atd_light").cost
+
+
 @pytest.mark.parametrize(
     ("scale", "size", "published", "pure"),
     [(2, (360, 640), 380.01, 375.68), (3, (240, 427), 167.96, 166.05), (4, (180, 320), 100.09, 98.96)],
 )
 def test_multiply_adds_are_the_published_ones(scale, size, published, pure):
-    macs = count_macs(scale, size)
+    macs = atd_cost(scale, size)
     assert round(macs.published / 1e9, 2) == published
     assert round(macs.pure / 1e9, 2) == pure
 
@@ -118,10 +120,10 @@ def test_parameters_are_the_published_ones(scale, count):
 
 
 def test_pure_pixels_save_category_attention():
-    dense = count_macs(4, (180, 320))
+    dense = atd_cost(4, (180, 320))
     tokens = 192 * 320
-    none = count_macs(4, (180, 320), impure=0, colors=8)
+    none = atd_cost(4, (180, 320), impure=0, colors=8)
     assert none.branches["category"] == 0
     assert none.branches["mask"] == 3 * 8 * tokens
     assert 0.2145 <= dense.branches["category"] / dense.published <= 0.217
-    assert count_macs(4, (180, 320), impure=1).branches["category"] == 24 * (128 * 128 * 48 * 2 + 48 * 48)
+    assert atd_cost(4, (180, 320), impure=1).branches["category"] == 24 * (128 * 128 * 48 * 2 + 48 * 48)

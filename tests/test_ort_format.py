@@ -12,7 +12,7 @@ from conftest import exported_once, photo
 from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
 
 import ppexport
-from ppexport.backends.onnx import ort_format
+from ppexport.backends.onnx.build_onnx import convert_to_ort
 from ppexport.backends.onnx.run_onnxruntime import load
 from ppexport.device.artifact import read_artifact
 from ppexport.device.runner import feeds
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused(calibrated, tmp_path, options, message):
 def test_a_graph_that_onnx_runtime_cannot_convert(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ExportError, match="cannot write its own format"):
-        ort_format.convert(tmp_path / "model.onnx")
+        convert_to_ort(tmp_path / "model.onnx")
 
 
 def test_the_graph_belongs_to_the_artifact(exported, tmp_path):

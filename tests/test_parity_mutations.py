@@ -122,5 +122,6 @@ def test_what_is_broken_fails_and_is_named(parity, edit, named):
     twin, shipped = report.pairs
     assert twin.passed
     assert not shipped.passed
+    assert shipped.worst.reason
     assert shipped.first_bad_layer == named
     assert json.loads(report.file.read_text())["pairs"][1]["first_bad_layer"] == named

@@ -65,7 +65,7 @@ def mode(jetson) -> str:
 
 
 def test_a_jetson_measured_in_a_power_mode(jetson, enlarger, tmp_path):
-    settings = Settings(power_mode=0, lock_clocks=True, cores=(0,))
+    settings = Settings(power_mode="0", lock_clocks=True, cores=(0,))
     run = Profiled(jetson, enlarger, tmp_path / "run", LONG, settings)
     found = run.run()
     told = found.data["machine"]["jetson"]
@@ -97,7 +97,7 @@ def test_a_power_mode_is_looked_up_on_the_device(jetson, enlarger, tmp_path):
 
 def test_a_sudo_that_asks(jetson, enlarger, tmp_path):
     jetson.steer("strict")
-    run = Profiled(jetson, enlarger, tmp_path / "run", BRIEF, Settings(power_mode=0))
+    run = Profiled(jetson, enlarger, tmp_path / "run", BRIEF, Settings(power_mode="0"))
     with pytest.raises(UnavailableError, match="`nvpmodel -m 0` needs root: allow `nvpmodel` in sudoers"):
         run.run()
     assert mode(jetson) == "2"
@@ -108,13 +108,13 @@ def test_a_sudo_that_asks(jetson, enlarger, tmp_path):
 
 
 def test_a_mode_that_cannot_be_put_back(jetson, enlarger, tmp_path):
-    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode=0))
+    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode="0"))
     with pytest.raises(StillRunning):
         run.run(timeout=0.1)
     wait_until(lambda: run.queries())
     jetson.steer("strict")
     run.run()
-    assert any("power mode 2 (MODE_2) was not put back: `nvpmodel -m 2` needs root" in line for line in run.lines)
+    assert any("power mode 2 (MODE_2) was not restored: `nvpmodel -m 2` needs root" in line for line in run.lines)
 
 
 def agents(run) -> list[int]:
@@ -124,7 +124,7 @@ def agents(run) -> list[int]:
 
 
 def test_the_mode_is_put_back_after_a_failure_and_after_clean(jetson, enlarger, tmp_path):
-    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode=0))
+    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode="0"))
     thread, result = run.start()
     wait_until(lambda: run.queries())
     (measuring,) = [pid for agent in agents(run)[1:] for pid in children(agent)]
@@ -140,7 +140,7 @@ def test_the_mode_is_put_back_after_a_failure_and_after_clean(jetson, enlarger, 
 
 
 def test_the_mode_is_put_back_by_the_next_run_after_a_kill(jetson, enlarger, tmp_path):
-    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode=0, lock_clocks=True))
+    run = Profiled(jetson, enlarger, tmp_path / "run", LONG, Settings(power_mode="0", lock_clocks=True))
     thread, result = run.start()
     wait_until(lambda: run.queries())
     kill(*agents(run))
@@ -154,7 +154,7 @@ def test_the_mode_is_put_back_by_the_next_run_after_a_kill(jetson, enlarger, tmp
     # Removed by hand, the note was gone: the mode that was found counts.
     assert jetson.lines("modes") == ["0"]
     (jetson.bin / "mode").write_text("2\n")
-    again = Profiled(jetson, enlarger, tmp_path / "again", LONG, Settings(power_mode=1))
+    again = Profiled(jetson, enlarger, tmp_path / "again", LONG, Settings(power_mode="1"))
     thread, result = again.start()
     wait_until(lambda: again.queries())
     kill(*agents(again))

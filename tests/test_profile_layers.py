@@ -8,19 +8,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import photo
+from conftest import exported_once, photo
+from small_networks import SIZE, small_network
 
 from ppexport.backends.backend import Operation
-from ppexport.backends.coreml import planned_times
+from ppexport.backends.coreml import trial
 from ppexport.backends.coreml.run_mac import planned
 from ppexport.backends.onnx import ort_trace
 from ppexport.backends.openvino import counters
-from ppexport.backends.tensorrt import layer_profile
+from ppexport.backends.tensorrt import trtexec
+from ppexport.device.job import Job
+from ppexport.device.measure import PLANS
 from ppexport.device.target import choose
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.roles import BRANCHES
-from ppexport.profile.by_layer import collect, layers_result, read_layers, spans_of, summed
+from ppexport.profile.by_layer import layers_result, measure_layers, read_layers, spans_of, summed
 from ppexport.profile.result import beginning
 
 LAYER = "/layers.1/residual_group/layers.4"
@@ -54,7 +56,7 @@ def spans_of_atd(operations):
 def test_names_tell_module_and_branch(name, kind, module, branch):
     (span,) = spans_of_atd([Operation(name, kind, 1.0)])
     assert (span.module, span.found) == (module, "name")
-    assert span.role[1] == branch
+    assert span.branch == branch
 
 
 def test_operations_without_a_name_are_mapped_by_their_place():
@@ -123,15 +125,16 @@ DOCUMENTED = [
 
 def test_the_profile_of_trtexec_as_documented(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(DOCUMENTED))
-    first, foreign, copy = layer_profile.read_profile(tmp_path / "p.json")
+    first, foreign, copy = trtexec.read_profile(tmp_path / "p.json")
     assert (first.ms, first.kind) == (0.09, "Softmax")
     assert foreign.kind == "fused subgraph"
     assert copy.kind == "copy"
     modules = [span.module for span in spans_of_atd([first, foreign, copy])]
     assert modules == [f"{PATH}.attn_win", PATH, "conv_first"]
     for bad in ({}, [], [{"count": 1}], [{"name": "x"}], [{"name": "x", "averageMs": -1}], 5, [1]):
+        (tmp_path / "p.json").write_text(json.dumps(bad))
         with pytest.raises(InputError):
-            layer_profile.parse_profile(bad)
+            trtexec.read_profile(tmp_path / "p.json")
 
 
 def test_the_plan_of_core_ml_as_documented():
@@ -149,24 +152,27 @@ def test_the_plan_of_core_ml_as_documented():
     operations = planned(plan, None)
     assert operations == planned(plan, "main")
     assert [op.device for op in operations] == ["", "", ""]
-    found = planned_times.operations_of(operations)
+    found = trial.operations_of(operations)
     assert [(o.ms, o.module) for o in found] == [(0.75, "layers.1.attn_win"), (0.25, "")]
     with pytest.raises(InputError, match="estimates no operation"):
-        planned_times.operations_of(operations[2:])
+        trial.operations_of(operations[2:])
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_real_artifact_is_mapped_almost_whole(artifact, tmp_path, runtime):
+def test_a_real_artifact_is_mapped_almost_whole(tmp_path_factory, tmp_path, runtime):
     if find_spec(runtime) is None:
         pytest.skip(f"{runtime} is not installed")
+    artifact = exported_once(tmp_path_factory, small_network(), backend="onnx", size=SIZE)
     (target,) = choose(artifact, runtime, 1, False)
-    operations = collect(target, np.stack([photo(37, 53)] * 2))
+    np.save(tmp_path / "images.npy", np.stack([photo(*SIZE)] * 2))
+    job = Job((target,), tmp_path / "images.npy", PLANS["quick"], tmp_path / "journal", {})
+    operations = [Operation(**row) for row in measure_layers(job)]
     data = {**beginning("layers", {"name": "x"}, {}), **layers_result(operations, runtime, ATD)}
     total = data["total_ms"]
     assert data["found"].get("name", 0) > 0.75 * total
     assert data["found"].get("unknown", 0) == 0
-    assert set(data["branches"]) >= set(BRANCHES)
-    assert set(data["blocks"]) == {"0", "1", "2", "3", "head and tail"}
+    assert set(data["branches"]) >= set(ATD.branches)
+    assert set(data["blocks"]) == {"0", "head and tail"}
     assert sum(data["branches"].values()) == pytest.approx(total)
     (tmp_path / "layers.json").write_text(json.dumps(data))
     assert read_layers(tmp_path / "layers.json")["total_ms"] == total

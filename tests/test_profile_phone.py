@@ -21,13 +21,12 @@ from test_profile_jetson import THERMAL
 from ppexport.device.target import choose
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile import perf_binary
-from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.perf_binary import PerfBinary
-from ppexport.profile.remote import RemoteProfile, Settings
+from ppexport.profile.remote import RemoteProfile, Settings, prepare_remote
 from ppexport.profile.result import Profile
 from ppexport.remote.address import TransferError
 from ppexport.remote.detached import Pace, Telling
-from ppexport.remote.opening import open_device
+from ppexport.remote.ssh import open_device
 
 pytest_plugins = ["adb_fixtures", "profile_fixtures"]
 # Plays onnxruntime_perf_test: 20 runs for a duration, as many as asked for otherwise.
@@ -72,8 +71,8 @@ def work_of(artifact, folder, program=None, settings=None, plan=BRIEF, runtime=N
     def run(timeout=None):
         with open_device("adb://SERIAL1") as transport:
             if program is None:
-                return RemoteProfile(transport, request, folder, telling, pace).run(timeout)
-            return PerfBinary(transport, request, program, folder, telling, pace).run(timeout)
+                return RemoteProfile(transport, request, telling, pace).run(timeout)
+            return PerfBinary(transport, request, program, telling, pace).run(timeout)
 
     return told, run
 
@@ -159,7 +158,9 @@ def test_what_a_benchmark_program_cannot_time(phone, program, enlarger, tmp_path
     _, run = work_of(enlarger, tmp_path / "both", program, runtime="onnxruntime,openvino")
     with pytest.raises(InputError, match="onnxruntime alone"):
         run()
-    for number, settings in enumerate((Settings(power_mode=0), Settings(lock_clocks=True), Settings(python="python3"))):
+    for number, settings in enumerate(
+        (Settings(power_mode="0"), Settings(lock_clocks=True), Settings(python="python3"))
+    ):
         _, run = work_of(enlarger, tmp_path / str(number), program, settings)
         with pytest.raises(InputError, match="leave the power mode, the clocks and the Python out"):
             run()
@@ -168,8 +169,8 @@ def test_what_a_benchmark_program_cannot_time(phone, program, enlarger, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("m,0.03,1,2,0\nm,nonsense,1,2,1\n", "a line that is none"),
-        ("m,0.0.3,1,2,0\n", "took 0.0.3 s"),
+        ("m,0.03,1,2,0\nm,nonsense,1,2,1\n", "a line that is no result"),
+        ("m,0.0.3,1,2,0\n", "a line that is no result"),
         ("m,1e99,1,2,0\n", "took 1e99 s"),
         ("m,0,1,2,0\n", "took 0 s"),
         ("\nMin Latency: 1 s\n", "no query"),
@@ -188,7 +189,7 @@ def test_no_output_breaks_the_readers(text, readings):
         assert all(isinstance(value, float) for value in reading.values())
     assert perf_binary.figure("load", "Session creation time cost: " + text) >= 0
     with suppress(TransferError):
-        assert all(ns > 0 for ns in perf_binary.read_result(text).ns)
+        assert all(ns > 0 for ns in perf_binary.read_result(text)[0])
 
 
 def test_readings():

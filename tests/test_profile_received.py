@@ -9,9 +9,8 @@ from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.job import complete_header
 from ppexport.device.target import choose
-from ppexport.profile.latency_run import prepare_remote
 from ppexport.profile.received import memory_from, receive
-from ppexport.profile.remote import Settings
+from ppexport.profile.remote import Settings, prepare_remote
 from ppexport.profile.result import Profile, write_profile
 from ppexport.remote.address import TransferError
 
@@ -35,7 +34,7 @@ def arrive(request_made, folder, *lines, torn=b"") -> int:
     source = folder / "sent.jsonl"
     whole = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     source.write_bytes(b"".join(line + b"\n" for line in whole) + torn)
-    return receive(source, request_made.wanted, request_made.digest, folder / "latency.jsonl")
+    return sum(receive(source, request_made.wanted, request_made.digest, folder / "latency.jsonl").queries)
 
 
 def other(header, **more):
@@ -51,10 +50,10 @@ LIES = {
     "a foreign query": (lambda h: [["header", h], ["q", 7, *QUERY[2:]]], "was not asked for"),
     "a foreign image": (lambda h: [["header", h], ["q", 0, 99, *QUERY[3:]]], "was not asked for"),
     "no time": (lambda h: [["header", h], ["q", 0, 0, 0, 0, 5, 5, 0, -1]], "was not asked for"),
-    "an early reading": (lambda h: [["header", h], ["c", -1, {}]], "at no time"),
-    "an endless load": (lambda h: [["header", h], ["load", 0, 10**400]], "no duration"),
-    "a negative first run": (lambda h: [["header", h], ["first", 0, -1]], "no duration"),
-    "an odd warm-up": (lambda h: [["header", h], ["warm", 0, 3, {"a": [1]}]], "no warm-up"),
+    "an early reading": (lambda h: [["header", h], ["c", -1, {}]], "not a valid record"),
+    "an endless load": (lambda h: [["header", h], ["load", 0, 10**400]], "not a valid record"),
+    "a negative first run": (lambda h: [["header", h], ["first", 0, -1]], "not a valid record"),
+    "an odd warm-up": (lambda h: [["header", h], ["warm", 0, 3, {"a": [1]}]], "not a valid record"),
     "many sensors": (
         lambda h: [["header", h], *(["c", i, {f"x{i}.{j}": 1 for j in range(200)}] for i in range(2))],
         "more than 256 sensors",

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_a_whole_run(board, enlarger, tmp_path):
     found = Profile(out / "profile.json")
     (subject,) = found.subjects
     assert subject["summary"]["count"] >= 64
-    assert subject["summary"]["seconds"] >= 6
+    assert subject["summary"]["seconds"] >= 1
+    assert found.data["protocol"]["plan"]["queries"] == 64
     assert subject["memory"]["peak"] > subject["memory"]["before"] > 0
     assert subject["runtime_versions"]["onnxruntime"]
     assert found.data["machine"]["address"] == board.address
@@ -44,7 +46,7 @@ def test_a_whole_run(board, enlarger, tmp_path):
     assert json.loads(told.read_text())["subjects"] == found.data["subjects"]
     assert board.jobs() == []
     before = (out / "profile.json").read_bytes()
-    said(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
+    profile(enlarger, *board.arguments, "--quick", "--threads", 1, "-o", out)
     assert (out / "profile.json").read_bytes() == before
 
 
@@ -222,11 +224,12 @@ def test_a_clock_that_jumps(board, enlarger, tmp_path):
     # A runtime that sets the time of day by an hour in the middle.
     (board.modules / "onnxruntime.py").write_text(JUMP.format(here=str(board.modules)))
     board.program("jumping", f'#!/bin/sh\nPYTHONPATH="{board.modules}" exec "{board.bin}/python3" "$@"\n')
-    found = Profiled(board, enlarger, tmp_path / "run", LONG, Settings(python="jumping")).run()
+    plan = replace(LONG, seconds=2.0)
+    found = Profiled(board, enlarger, tmp_path / "run", plan, Settings(python="jumping")).run()
     marks = {mark["kind"]: mark["text"] for mark in found.data["marks"]}
     assert "jumped by 3600.0 s" in marks["time set"]
     summary = found.subjects[0]["summary"]
-    assert LONG.seconds <= summary["seconds"] < 60
+    assert 2 <= summary["seconds"] < 60
     assert summary["max_ms"] < 60_000
 
 

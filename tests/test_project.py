@@ -24,7 +24,7 @@ def test_what_a_text_links_to_exists(name):
 
 def test_programs_that_texts_and_the_makefile_call_exist():
     for name in ("README.md", "CONTRIBUTING.md", "Makefile", "models/pp_atd_light_x2/SPEED.md"):
-        for program in re.findall(r"tools/[a-z_]+\.py", (ROOT / name).read_text(encoding="utf-8")):
+        for program in re.findall(r"tools/[a-z_]+\.(?:py|sh)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / program).is_file(), f"{name}: {program}"
 
 

@@ -22,14 +22,13 @@ from ppexport.backends.onnx.quantised import quantised
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
-from ppexport.networks.atd.groups import ROUTING
 from ppexport.networks.card import find_card
-from ppexport.quantize.bundled import Quantisation, recipe_for
+from ppexport.profile.statistics import Interval
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
-from ppexport.quantize.recipe import GROUPS, Recipe, read_recipe, write_recipe
+from ppexport.quantize.recipe import GROUPS, Quantisation, Recipe, read_recipe, recipe_for, write_recipe
+from ppexport.search import search as steps
 from ppexport.search.search import (
-    BUDGET,
     COLUMNS,
     Outcome,
     choose,
@@ -42,13 +41,13 @@ from ppexport.search.search import (
     run_search,
     to_dict,
 )
-from ppexport.search.trials import Ratio, Search, SearchOptions, Trial, compare_times, open_in
+from ppexport.search.trials import RUNTIMES, Search, SearchOptions, Trial, compare_times
 
 SIZE = (16, 32)
 
 
 def trial(name="t", change=-0.01, time=0.9, size=3_000_000, groups=("qkv",), spread=0.01, error=0.001) -> Trial:
-    ratio = Ratio(time, time - spread, time + spread, 10.0)
+    ratio = Interval(time - spread, time, time + spread)
     return Trial(name, groups, "max", change, error, change - 0.01, (1.0, 0.9), size, ratio)
 
 
@@ -62,7 +61,7 @@ trials = st.lists(
 @given(trials)
 def test_nothing_in_the_pareto_set_is_beaten_and_all_else_is(every):
     def figures(t):
-        return (-t.change, t.time.median, t.bytes)
+        return (-t.change, t.time.middle, t.bytes)
 
     def beats(a, b):
         return figures(a) != figures(b) and all(x <= y for x, y in zip(figures(a), figures(b), strict=True))
@@ -77,7 +76,7 @@ def test_nothing_in_the_pareto_set_is_beaten_and_all_else_is(every):
 def test_the_fastest_within_the_budget_is_chosen_if_it_is_surely_faster():
     fast, small = trial("fast", -0.04, 0.8), trial("small", -0.04, 0.95, 1_000_000, spread=0.2)
     slow, costly = trial("slow", -0.01, 1.3, 2_000_000), trial("costly", -0.2, 0.5)
-    routing = trial("routing", 0.0, 0.1, 10, (ROUTING,))
+    routing = trial("routing", 0.0, 0.1, 10, ("similarity",))
     assert choose([fast, small, slow, costly, routing], 0.05) == (fast, "the fastest within the budget")
     chosen, reason = choose([small, slow, costly, routing], 0.05)
     assert chosen is small
@@ -129,6 +128,8 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
             raise KeyboardInterrupt
         return plain(self, name, groups, calibrator)
 
+    groups = GROUPS[:4]
+    monkeypatch.setattr(steps, "GROUPS", groups)
     monkeypatch.setattr(Search, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):
         run_search(search_in(tmp_path), lambda what, done, total: None)
@@ -139,8 +140,8 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
     assert seen[-1][0] == len(outcome.trials)
     assert seen[-1][0] == seen[-1][1]
     names = [t.name for t in outcome.trials]
-    assert f"{ROUTING} alone" in names
-    assert {f"{g} alone" for g in GROUPS} <= set(names)
+    assert "similarity alone" in names
+    assert {f"{g} alone" for g in groups} <= set(names)
     assert outcome.chosen.placeable
     assert all(len(t.agreement) == 2 and 0 <= min(t.agreement) <= 1 for t in outcome.trials)
     table = markdown(outcome, "about")
@@ -176,11 +177,11 @@ def test_a_calibration_of_other_pictures_is_not_taken_for_this_one(search_in, tm
 def test_a_trial_says_what_its_file_does(search_in, tmp_path):
     search = search_in(tmp_path)
     found = search.measure("one", ["qkv"], "max")
-    model = write_int8(search.model, search.calibration, Recipe(calibrator="max"), ["qkv"])
+    model = write_int8(search.model, search.calibration, Recipe(calibrator="max", groups=("qkv",)))
     assert found.bytes == model.ByteSize()
     onnx.save(model, tmp_path / "int8.onnx")
-    run = open_in("onnxruntime", tmp_path / "int8.onnx", 1)
-    base = open_in("onnxruntime", search.artifact.model_file, 1)
+    run = RUNTIMES["onnxruntime"](tmp_path / "int8.onnx", 1)
+    base = RUNTIMES["onnxruntime"](search.artifact.model_file, 1)
     changes = [
         psnr_y(to_uint8(run({"lr": c.lr})), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)
         for c in search.crops
@@ -196,7 +197,7 @@ def test_a_search_in_mixed_measures_mixed_files(search_in, tmp_path):
     assert found.bytes == model.ByteSize()
     onnx.save(model, tmp_path / "mixed.onnx")
     rounded = OnnxProbe(tmp_path / "mixed.onnx", ROLES, rounds=True)
-    base = open_in("onnxruntime", search.artifact.model_file, 1)
+    base = RUNTIMES["onnxruntime"](search.artifact.model_file, 1)
     changes = [
         psnr_y(to_uint8(rounded.run({"lr": c.lr}).sr), c.hr, 2) - psnr_y(to_uint8(base({"lr": c.lr})), c.hr, 2)
         for c in search.crops
@@ -219,7 +220,7 @@ def test_a_recipe_lists_the_pictures_that_chose_it(search_in, tmp_path):
 def test_bundled_recipes_list_the_pictures_that_chose_them_and_are_within_the_budget(scale):
     found = recipe_for(find_card(f"pp_atd_light_x{scale}")[0], None)[0].measured
     assert len({(picture["name"], picture["sha256"]) for picture in found["images"]}) == 24
-    assert trial(change=found["psnr_y_change_db"], error=found["standard_error_db"]).cost <= BUDGET
+    assert trial(change=found["psnr_y_change_db"], error=found["standard_error_db"]).cost <= 0.05
 
 
 def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):
@@ -227,11 +228,13 @@ def test_damaged_state_and_foreign_runtimes(search_in, tmp_path):
     with pytest.raises(InputError, match=r"search\.json is damaged"):
         search_in(tmp_path)
     with pytest.raises(InputError, match="a runtime is one of onnxruntime, openvino"):
-        open_in("tensorrt", tmp_path / "none.onnx", 1)
+        SearchOptions("tensorrt", 2, 3, 0.05)
+    with pytest.raises(InputError, match="a precision is one of int8, mixed"):
+        SearchOptions("openvino", 2, 3, 0.05, precision="fp16")
 
 
 def test_times_are_compared_in_turns():
     order = []
     ratio = compare_times(lambda i: order.append("a"), lambda i: order.append("b"), {}, 3)
     assert "".join(order[2:]) == "bbaaaabb" * 3
-    assert ratio.low <= ratio.median <= ratio.high
+    assert ratio.low <= ratio.middle <= ratio.high

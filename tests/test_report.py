@@ -24,13 +24,13 @@ from ppexport.device.picture import to_input
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import models_folder
-from ppexport.parity.columns import Sample, save_column, save_inputs
+from ppexport.parity.columns import Sample, save_entries
 from ppexport.parity.inputs import ParityInput
 from ppexport.profile import statistics
 from ppexport.profile.by_layer import layers_result, why_sum_differs
 from ppexport.profile.result import Profile, beginning, write_profile
 from ppexport.report import records
-from ppexport.report.figures import Plot
+from ppexport.report.figures import drawn
 from ppexport.report.material import gather
 from ppexport.report.page import board_line, judge, render
 
@@ -63,11 +63,11 @@ def parity_folder(folder, digest="a" * 64, name="coffee", passed=True, precision
     folder.mkdir(parents=True)
     lr = to_input(photo(16, 24))
     sr = lr.repeat(2, axis=2).repeat(2, axis=3)
-    save_inputs(folder / "inputs.npz", [ParityInput(name, lr)])
+    save_entries(folder / "inputs.npz", {name: ParityInput(name, lr)})
     pure = np.zeros(16 * 32, np.bool_)
     pure[:100] = True
-    save_column(folder / "twin.npz", {name: Sample(sr=sr, impure=412, pure=pure)})
-    save_column(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
+    save_entries(folder / "twin.npz", {name: Sample(sr=sr, impure=412, pure=pure)})
+    save_entries(folder / f"onnx-{precision}.npz", {name: Sample(sr=sr + np.float32(1e-6), impure=412)})
     row = {
         "name": name, "errors": {"psnr": 120.5, "max_abs": 1e-6, "p999": 1e-6, "ssim": 1.0}, "passed": passed,
         "reason": "", "flips": [0, 0], "task": [30.0, 30.001], "task_same_routing": [30.0, 30.002],
@@ -123,11 +123,10 @@ def test_nothing_of_a_file_becomes_markup(everything):
 
 
 def test_letters_that_matplotlib_lacks_are_left_to_the_browser():
-    drawn = Plot()
-    drawn.axes.set_title(ODD)
+    plot = drawn(lambda axes: axes.set_title(ODD))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "日本" in drawn.svg()
+        assert "日本" in plot()
 
 
 def test_nothing_is_loaded_from_anywhere(everything):
@@ -325,38 +324,6 @@ def test_the_verdict_says_which_figure_the_gate_judged(tmp_path, row, verdict):
     (parity,) = gather([parity_folder(tmp_path / "p", passed=row.get("passed", True))]).parities
     parity.rows[0].update(row)
     assert judge(parity) == verdict
-
-
-@pytest.mark.parametrize(
-    ("near_tie", "row", "as_it_runs", "same_routing"),
-    [
-        # Nothing flipped: one figure is both.
-        (1e-3, {"flips": [0, 0]}, 0.003, 0.003),
-        # Version 1 took the injected picture where flips were accepted, and did not say so.
-        (1e-3, {"flips": [0, 5], "injected": {"psnr": 80.0}}, None, 0.003),
-        (1e-3, {"flips": [0, 5], "injected": {"psnr": 80.0}, "passed": False}, 0.003, None),
-        # In int8 any flip is allowed, and nothing was judged with other categories.
-        (None, {"flips": [0, 5], "injected": {"psnr": 80.0}}, 0.003, None),
-        # An engine tells no category.
-        (1e-3, {"flips": None}, 0.003, None),
-    ],
-)
-def test_quality_of_version_1_stands_under_its_right_name(tmp_path, near_tie, row, as_it_runs, same_routing):
-    folder = parity_folder(tmp_path / "p")
-    data = json.loads((folder / "report.json").read_text())
-    (pair,) = data["pairs"]
-    del pair["psnr_y_change"], pair["psnr_y_change_same_routing"], pair["rows"][0]["task_same_routing"]
-    pair["gate"]["near_tie"] = near_tie
-    pair["rows"][0].update(row)
-    pair["task_change"], pair["ssim_change"], data["version"] = 0.003, -0.0004, 1
-    (folder / "report.json").write_text(json.dumps(data))
-    (parity,) = gather([folder]).parities
-    entry = records.parity_of(parity)
-    assert (entry["psnr_y_change"], entry["psnr_y_change_same_routing"]) == (as_it_runs, same_routing)
-    assert (entry["ssim_y_change"] is None, entry["ssim_y_change_same_routing"] is None) == (
-        as_it_runs is None, same_routing is None
-    )  # fmt: skip
-    assert parity.psnr_y == (None if as_it_runs is None else 30.001)
 
 
 def test_a_parity_run_cannot_name_files_outside_its_folder(tmp_path):

@@ -12,7 +12,7 @@ from ppexport.device.runner import Result, Runner
 from ppexport.imaging.tiles import plan_grid
 from ppexport.imaging.upscaling import upscale_array
 
-TILE = (64, 64)
+TILE = (48, 48)
 
 
 class NetworkRunner(Runner):
@@ -30,7 +30,7 @@ def steps(sr, borders, axis):
 
 
 def test_no_border_of_a_tile_shows():
-    hr = photo(160, 192, "chelsea.png", 40, 60)
+    hr = photo(128, 128, "chelsea.png", 40, 60)
     lr = np.ascontiguousarray(hr[::2, ::2])
     runner = NetworkRunner(make_artifact(TILE, 2))
     tiled = upscale_array(runner, lr).rgb

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,12 @@ import ppexport
 from ppexport.backends.self_check import example, self_check
 from ppexport.errors import ExportError
 
-WHAT = {"least": 60.0, "kind": "graph", "precision": "fp16", "backend": "coreml"}
+WHAT = {"least": 60.0, "kind": "graph", "backend": "coreml"}
+
+
+def job(*capacities, mask="graph"):
+    """What `self_check` asks a job."""
+    return SimpleNamespace(capacities=capacities, mask=mask, precision="fp16")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +42,11 @@ class Stand:
 
 def test_a_capacity_set_is_checked_where_it_fits_and_in_full(twin):
     stand = Stand(twin)
-    self_check(stand, twin, [128, 256], **WHAT)
+    self_check(stand, twin, job(128, 256), **WHAT)
     lr = (1, 3, *SIZE)
     assert stand.runs == [{"lr": lr, "slots": (1, 128)}, {"lr": lr, "slots": (1, 256)}]
     stand = Stand(twin)
-    self_check(stand, twin, [128, 256], full=False, mask=True, lr=example(SIZE), **WHAT)
+    self_check(stand, twin, job(128, 256, mask="input"), full=False, lr=example(SIZE), **WHAT)
     assert stand.runs == [{"lr": lr, "mask": (1, 1, 16, 16), "slots": (1, 128)}]
 
 
@@ -56,11 +63,11 @@ def test_a_capacity_set_is_checked_where_it_fits_and_in_full(twin):
 )
 def test_what_differs_is_refused(change, message, twin):
     with pytest.raises(ExportError, match=message):
-        self_check(Stand(twin, change), twin, [256], **WHAT)
+        self_check(Stand(twin, change), twin, job(256), **WHAT)
 
 
 def test_a_file_that_clips_is_compared_with_a_clipped_picture(twin):
     clips = Stand(twin, lambda sr, impure: (sr.clip(0, 1), impure))
-    self_check(clips, twin, [256], clipped=True, **{**WHAT, "least": 120.0})
+    self_check(clips, twin, job(256), clipped=True, **{**WHAT, "least": 120.0})
     with pytest.raises(ExportError, match="differs from the twin"):
-        self_check(clips, twin, [256], **{**WHAT, "least": 120.0})
+        self_check(clips, twin, job(256), **{**WHAT, "least": 120.0})

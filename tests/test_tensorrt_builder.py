@@ -22,8 +22,7 @@ from tensorrt_models import random_network, request_in, run_job, shorten, write_
 import ppexport
 from ppexport.backends.tensorrt import build_engine
 from ppexport.backends.tensorrt.build_engine import BuildFailed, engine_artifact, failure
-from ppexport.device.artifact import read_artifact
-from ppexport.device.sizes import capacity_set
+from ppexport.device.artifact import capacity_set, read_artifact
 from ppexport.errors import UnavailableError
 from ppexport.remote.archive import make_archive
 
@@ -131,8 +130,8 @@ class Net(torch.nn.Module):
 def refused(folder: Path, model: bytes, **changes) -> tuple[int, list[dict]]:
     """(exit code, events) of a build of *model*."""
     request = {
-        "onnx_sha256": hashlib.sha256(model).hexdigest(), "workspace_mb": 64, "precision": "fp32", "tf32": False,
-        "slots": None, "optimization_level": 0, "runtime": None, "activation_bytes": None, **changes,
+        "onnx_sha256": hashlib.sha256(model).hexdigest(), "workspace_mb": 64, "tf32": False, "slots": [],
+        "optimization_level": 0, "runtime": None, "activation_bytes": None, **changes,
     }  # fmt: skip
     write_request(folder, model, request)
     return run_job(folder)
@@ -210,6 +209,5 @@ def test_without_tensorrt_it_says_so_and_exits_with_3(tmp_path):
 
 def test_fused_attention_is_told_by_names():
     layers = [{"Name": "/a/MatMul", "LayerType": "gemm", "TacticName": ""}]
-    assert build_engine._is_fused(None) is None
     assert build_engine._is_fused(layers) is False
     assert build_engine._is_fused([*layers, {"Name": "_gemm_mha_v2_myl0_3"}]) is True

@@ -22,7 +22,7 @@ from ppexport.backends.tensorrt import BACKEND
 from ppexport.backends.tensorrt import run_engine as sessions
 from ppexport.backends.tensorrt.build_engine import EngineRequest, engine_artifact, read_source
 from ppexport.backends.tensorrt.run_cuda import Cuda, CudaMemoryError
-from ppexport.backends.tensorrt.run_engine import Session, TensorRTRunner
+from ppexport.backends.tensorrt.run_engine import TensorRTRunner
 from ppexport.backends.tensorrt.run_facts import (
     Machine,
     check_trust,
@@ -34,7 +34,7 @@ from ppexport.backends.tensorrt.run_facts import (
     read_key,
     sign,
 )
-from ppexport.device.artifact import Manifest, parse_manifest, read_artifact, write_manifest
+from ppexport.device.artifact import parse_manifest, read_artifact, write_manifest
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.remote.address import TransferError
 
@@ -84,11 +84,17 @@ def engine(build):
     return build()
 
 
+def loading(cuda, **changes):
+    """A TensorRT module that loads an engine of the capacity set."""
+    facts = {"names": ["lr", "slots", "sr", "impure_tokens"], "profiles": 2, "size": SIZE, "scale": 2, **changes}
+    return fake_module(FakeEngine(cuda, **facts))
+
+
 @pytest.fixture
 def orin(monkeypatch):
     """A machine like the one that built the engine; its TensorRT module and CUDA."""
     cuda = FakeCuda()
-    module = fake_module(FakeEngine(cuda, ["lr", "slots", "sr", "impure_tokens"], 2, SIZE, 2))
+    module = loading(cuda)
     monkeypatch.setattr(sessions, "describe_gpu", lambda: dict(ORIN))
     monkeypatch.setattr(sessions, "import_tensorrt", lambda name: module)
     monkeypatch.setattr(sessions, "Cuda", lambda: cuda)
@@ -118,8 +124,8 @@ def test_the_manifest_tells_what_the_engine_depends_on(engine, source):
 
 def test_a_request_of_a_capacity_set(source):
     request = EngineRequest(read_source(source), workspace_mb=512).data
-    assert request["slots"] == {"name": "slots", "lengths": CAPACITIES}
-    assert (request["precision"], request["tf32"], request["workspace_mb"]) == ("fp32", False, 512)
+    assert request["slots"] == CAPACITIES
+    assert (request["tf32"], request["workspace_mb"]) == (False, 512)
     assert request["activation_bytes"] > 0
 
 
@@ -131,7 +137,7 @@ def test_an_engine_takes_the_place_of_an_older_one_whole(build, engine):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine_sha256": "0" * 64}, "is not the one that the device's result tells of"),
+        ({"engine_sha256": "0" * 64}, "is not the one that the device's result describes"),
         ({"layers": "["}, "layers.json from the device is not a JSON object"),
         ({"runtime": None}, "does not say which TensorRT"),
         ({"gpu": 7}, "no usable gpu"),
@@ -288,7 +294,7 @@ def test_a_run_takes_the_profile_that_holds_the_image(engine, orin):
         result = runner(lr)
         assert np.array_equal(result.sr, lr.repeat(2, axis=2).repeat(2, axis=3))
         assert (result.impure_tokens, result.capacity) == (5, capacity)
-    runs = runner.session.engine.runs
+    runs = runner.engine.runs
     # Each profile once before it is recorded, then once for every image.
     assert runs == [(0, (1, 128))] * 2 + [(1, (1, 512))] * 2 + [(0, (1, 128))]
     assert len(cuda.graphs) == 2
@@ -314,21 +320,19 @@ def test_results_are_not_overwritten_by_the_next_run(engine, orin):
 @pytest.mark.usefixtures("orin")
 def test_an_engine_that_cannot_be_recorded_still_runs(engine):
     runner = ppexport.open_artifact(engine)
-    runner.session.engine.records = False
+    runner.engine.records = False
     for seed in range(2):
         lr = image(seed)
         assert np.array_equal(runner(lr).sr[0, :, ::2, ::2], lr[0])
 
 
-def session_with(engine_folder, **changes):
+def runner_with(engine_folder, **changes):
     cuda = FakeCuda()
-    facts = {"names": ["lr", "slots", "sr", "impure_tokens"], "profiles": 2, "size": SIZE, "scale": 2, **changes}
-    return Session(read_artifact(engine_folder), fake_module(FakeEngine(cuda, **facts)), cuda)
+    return TensorRTRunner(read_artifact(engine_folder), loading(cuda, **changes), cuda)
 
 
 def test_an_engine_without_the_unread_input_slots_runs(engine):
-    out = session_with(engine, names=["lr", "sr", "impure_tokens"]).run({"lr": image()}, 512)
-    assert set(out) == {"sr", "impure_tokens"}
+    assert runner_with(engine, names=["lr", "sr", "impure_tokens"])(image()).impure_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -340,35 +344,34 @@ def test_an_engine_without_the_unread_input_slots_runs(engine):
 )
 def test_an_engine_that_is_not_what_the_manifest_says(engine, changes, message):
     with pytest.raises(ArtifactError, match=message):
-        session_with(engine, **changes)
+        runner_with(engine, **changes)
 
 
 def test_an_engine_that_tensorrt_cannot_load(engine):
     with pytest.raises(ArtifactError, match="cannot load"):
-        Session(read_artifact(engine), fake_module(None), FakeCuda())
+        TensorRTRunner(read_artifact(engine), fake_module(None), FakeCuda())
 
 
 def test_close_frees_everything_once(engine, orin):
     _, cuda = orin
-    runner = TensorRTRunner(read_artifact(engine))
+    runner = ppexport.open_artifact(engine)
     runner(image())
     runner(np.full((1, 3, *SIZE), 0.5, np.float32))
     assert len(cuda.held) == 1 + 4 + 4 + 2, "a stream, host and device memory of every port, a graph for each profile"
     for _ in range(2):
-        runner._close()
+        runner.close()
         assert cuda.held == set()
 
 
 def test_the_gpu_runs_out_of_memory(engine):
     cuda = FakeCuda(room=3)
-    module = fake_module(FakeEngine(cuda, ["lr", "slots", "sr", "impure_tokens"], 2, SIZE, 2))
     with pytest.raises(CudaMemoryError, match=r"not enough free memory .* smaller --size"):
-        Session(read_artifact(engine), module, cuda)
+        TensorRTRunner(read_artifact(engine), loading(cuda), cuda)
     assert cuda.held == set()
     # TensorRT says it in its log alone.
     full = fake_module(None, said="[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
     with pytest.raises(CudaMemoryError, match="not enough free memory"):
-        Session(read_artifact(engine), full, FakeCuda())
+        TensorRTRunner(read_artifact(engine), full, FakeCuda())
 
 
 class Library:
@@ -398,7 +401,7 @@ def test_an_engine_that_is_replaced_after_the_check_is_not_loaded(engine):
     (engine / "model.engine").write_bytes(b"another")
     module = fake_module(None)
     with pytest.raises(ArtifactError, match="was changed"):
-        Session(artifact, module, FakeCuda())
+        TensorRTRunner(artifact, module, FakeCuda())
     assert module.loaded == []
 
 
@@ -417,7 +420,7 @@ def test_parity_compares_the_picture_of_an_engine(engine, orin, tmp_path):
 
 
 def test_of_an_fp16_engine_photographs_are_judged():
-    from ppexport.parity.columns import Sample
+    from ppexport.parity.columns import Column, Sample
     from ppexport.parity.compare import compare_pictures
     from ppexport.parity.inputs import ParityInput
 
@@ -425,24 +428,25 @@ def test_of_an_fp16_engine_photographs_are_judged():
     inputs = [ParityInput("photo", lr, hr), ParityInput("noise", lr, None), ParityInput("flat", lr, None)]
     picture = np.random.default_rng(3).random((1, 3, 32, 64), np.float32)
     categories = np.zeros((1, 9), np.uint8)
-    reference = {item.name: Sample(picture, 9, categories, capacity=128) for item in inputs}
+    reference = Column("twin", {item.name: Sample(picture, 9, categories, capacity=128) for item in inputs})
     # Far off: 40 dB. The count of impure tokens of the last is wrong.
-    engine = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
+    found = {item.name: Sample(picture + np.float32(0.01), 9 - (item.name == "flat")) for item in inputs}
+    engine = Column("e", found)
     rows = {}
     for precision in ("fp32", "fp16"):
-        pair = compare_pictures(("twin", "e"), inputs, reference, engine, BACKEND.precisions[precision], 2)
+        pair = compare_pictures(reference, engine, inputs, BACKEND.precisions[precision])
         rows[precision] = [row.passed for row in pair.rows]
     assert rows == {"fp32": [False, False, False], "fp16": [False, True, False]}
     # Where nothing is routed no flip can excuse a picture.
-    unrouted = {name: replace(sample, categories=None) for name, sample in reference.items()}
-    pair = compare_pictures(("twin", "e"), inputs, unrouted, engine, BACKEND.precisions["fp16"], 2)
+    unrouted = {name: replace(sample, categories=None) for name, sample in reference.samples.items()}
+    pair = compare_pictures(Column("twin", unrouted), engine, inputs, BACKEND.precisions["fp16"])
     assert not any(row.passed for row in pair.rows)
     # An input whose flips passed where they could be examined may be twice as far off as there, and no more.
     for precision, decibel, passes in (
         ("fp16", 45.9, True), ("fp16", 46.1, False), ("fp32", 45.9, True), ("fp32", 46.1, False),
     ):  # fmt: skip
         gate, flipped = BACKEND.precisions[precision], {"photo": decibel, "noise": 90.0}
-        pair = compare_pictures(("twin", "e"), inputs[:1], reference, engine, gate, 2, flipped)
+        pair = compare_pictures(reference, engine, inputs[:1], gate, flipped)
         assert pair.rows[0].passed == passes
         assert pair.rows[0].reason.startswith("40.0 dB")
 
@@ -452,7 +456,3 @@ def test_cuda_without_a_gpu_is_unavailable():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UnavailableError, match="no NVIDIA GPU"):
         Cuda()
-
-
-def test_signed_manifests_are_manifests(engine):
-    assert isinstance(parse_manifest((engine / "manifest.json").read_text(), "m"), Manifest)

@@ -22,6 +22,8 @@ from ppexport.cli import app
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
 from ppexport.networks.architecture import find_architecture
+from ppexport.parity import run as parity_run
+from ppexport.parity.inputs import parity_inputs
 
 SIZE = (16, 32)
 LAYER = "/layers.0/residual_group/layers.0"
@@ -118,7 +120,9 @@ def test_the_artifact_says_what_it_is(kept):
     assert manifest.activation_bytes > 2**20
 
 
-def test_parity_judges_fp16_by_its_own_gate(kept, tmp_path):
+def test_parity_judges_fp16_by_its_own_gate(kept, tmp_path, monkeypatch):
+    some = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "noise", "greys")]
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
     done = CliRunner().invoke(app, ["parity", str(kept[0]), "-o", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "onnx-fp16.npz").is_file()
@@ -179,7 +183,7 @@ def test_a_foreign_graph_is_an_error():
         (["--backend", "tensorrt", "--precision", "w8"], "precision of --backend tensorrt is one of fp32, fp16"),
     ],
 )
-def test_impossible_wishes(options, message, tmp_path, capsys, monkeypatch):
+def test_impossible_requests(options, message, tmp_path, capsys, monkeypatch):
     from ppexport import cli
 
     monkeypatch.setattr("sys.argv", ["ppexport", "export", "pp_atd_light_x2", "-o", str(tmp_path / "a"), *options])

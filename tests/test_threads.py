@@ -15,7 +15,7 @@ from ppexport.cli import app
 from ppexport.device.runner import check_threads
 from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError
-from ppexport.search.trials import open_in
+from ppexport.search.trials import RUNTIMES
 
 MOST = 4 * (os.cpu_count() or 1)
 WRONG = [0, -1, "2", 1.5, True, np.bool_(True), MOST + 1, 5000, 100_000]
@@ -33,8 +33,8 @@ def test_no_place_of_the_api_takes_another_number(artifact, threads):
         lambda: ppexport.open_artifact(artifact, threads=threads),
         lambda: make_session(model, "a test", threads),
         lambda: Session(model, "a test", threads=threads),
-        lambda: open_in("onnxruntime", artifact / "model.onnx", threads),
-        lambda: open_in("openvino", artifact / "model.onnx", threads),
+        lambda: RUNTIMES["onnxruntime"](artifact / "model.onnx", threads),
+        lambda: RUNTIMES["openvino"](artifact / "model.onnx", threads),
         lambda: open_target(choose(artifact, None, threads, False)[0]),
     ):
         with pytest.raises(InputError, match="threads"):

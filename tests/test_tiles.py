@@ -89,18 +89,6 @@ def test_plans(length: int, tile: int, origins: tuple[int, ...]) -> None:
     assert plan(length, tile) == origins
 
 
-def test_a_larger_overlap_can_be_asked_for() -> None:
-    assert plan(160, 64, overlap=32) == (0, 32, 64, 96)
-    with pytest.raises(InputError, match="below 48 pixels cannot overlap"):
-        plan(160, 47, overlap=32)
-
-
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(0, 64, 8), (9, 0, 8), (90, 64, 0)])
-def test_a_plan_of_nothing_is_an_error(length: int, tile: int, overlap: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        plan(length, tile, overlap)
-
-
 @pytest.mark.parametrize("tile", [1, 15, 16, 23])
 def test_a_tile_too_small_to_overlap_is_an_error_unless_the_picture_fits(tile: int) -> None:
     assert plan(tile, tile) == (0,)

@@ -14,18 +14,17 @@ from shared import examples
 
 import ppexport
 from ppexport.device.picture import to_input
-from ppexport.errors import TwinError
+from ppexport.errors import InputError, TwinError
 from ppexport.networks.atd import attention as reference
 from ppexport.networks.atd.attention import route
 from ppexport.networks.network import Trace
-from ppexport.twin.blocks import PositionIndex, from_blocks, kinds_of, to_blocks
+from ppexport.twin.blocks import BlockCut, PositionIndex, from_blocks, kinds_of, to_blocks
 from ppexport.twin.counting_sort import CountingSort, count_up, prefix
 from ppexport.twin.folded import add_mean, dictionary_temperature, fold_norm, position_table, scale_queries
-from ppexport.twin.layers import StaticCategoryAttention, StaticDictionaryAttention, StaticWindowAttention
+from ppexport.twin.layers import Shared, StaticCategoryAttention, StaticDictionaryAttention, StaticWindowAttention
 from ppexport.twin.ort_layers import RowCategoryAttention, RowLayer, RowWindowAttention, Standardise
 from ppexport.twin.ort_routing import sort_grid, sorted_places
 from ppexport.twin.routing import Router, plan_slots
-from ppexport.twin.shared import BlockCut, Shared
 
 LAYER = golden_network("atd_light_x4_random", "pp_atd_light").layers[1].residual_group.layers[1]
 
@@ -103,13 +102,13 @@ def test_router_is_the_networks_routing(drawn):
     categories, pure, capacity = drawn
     impure = (~pure).sum().int().view(1)
     slots = plan_slots(tokens_to(N), capacity, pure, impure, 64)
-    routes = Router(N, 64)(categories, slots, tokens_to(N))
+    source, rank, mixed = Router(N, 64)(categories, slots, tokens_to(N))
     expected = route(categories.long().view(1, -1), pure.view(1, -1))
-    assert torch.equal(routes.source[: len(expected.source)].long(), expected.source)
-    assert torch.equal(routes.routed, ~pure)
-    assert torch.equal(routes.rank[expected.tokens].long(), expected.slots)
-    assert int((routes.rank * routes.routed).max()) < capacity
-    assert 0 <= int(routes.source.min()) <= int(routes.source.max()) < N
+    assert torch.equal(source[: len(expected.source)].long(), expected.source)
+    assert torch.equal(mixed, ~pure)
+    assert torch.equal(rank[expected.tokens].long(), expected.slots)
+    assert int((rank * mixed).max()) < capacity
+    assert 0 <= int(source.min()) <= int(source.max()) < N
 
 
 def shared(pure, capacity):
@@ -228,7 +227,7 @@ def row_branch(z, categories, rest, common, shift):
     order = cut.order.long()
     rows = tuple(x[order] for x in LAYER.wqkv(z).split(48, dim=1))
     twin = RowCategoryAttention(LAYER.attn_aca, folded=1.0, bias=torch.zeros(48))
-    return twin(rows, categories, None if rest is None else rest[order], cut, common)[cut.place.long()]
+    return twin(rows, categories, None if rest is None else rest[order], cut, common.rows)[cut.place.long()]
 
 
 @given(routed(), st.sampled_from(["value", "zero", "normed"]), st.sampled_from([0, 8]))
@@ -268,7 +267,7 @@ def test_category_branch_on_rows_without_a_mask():
 def test_slots_hold_the_impure_tokens_first():
     pure = torch.ones(N, dtype=torch.bool)
     pure[100:230] = False
-    slots = shared_rows(pure, 384).row_slots
+    slots = shared_rows(pure, 384).rows.slots
     assert torch.equal(slots.tokens[:130], torch.arange(100, 230, dtype=torch.int32))
     assert slots.tokens.unique().numel() == 384
     assert int(slots.mixed.sum()) == 130
@@ -375,8 +374,8 @@ def test_injected_categories_are_used(x2):
     ("size", "capacity", "message"),
     [
         ((0, 5), None, "at least 1x1"),
-        ((16, 16), 100, "multiple of 128"),
-        ((16, 16), 384, "256 tokens"),
+        ((16, 16), 100, "multiples of 128"),
+        ((16, 16), 384, "from 128 to 256"),
         ((2000, 2000), None, "smaller tiles"),
     ],
 )
@@ -388,7 +387,7 @@ def test_impossible_twins(size, capacity, message, x2):
 def test_other_networks_have_no_twin():
     with pytest.raises(TwinError, match="portable, ort"):
         ppexport.make_twin(golden_network("atd_light_x2_trained", "atd_light"), size=(32, 32), flavour="strawberry")
-    with pytest.raises(TwinError, match="Linear"):
+    with pytest.raises(InputError, match="Linear is not a network of a registered architecture"):
         ppexport.make_twin(torch.nn.Linear(3, 3), size=(16, 16))
     with pytest.raises(TwinError, match="no pure tokens"):
         ppexport.make_twin(golden_network("atd_light_x2_trained", "atd_light"), size=(32, 32), capacity=128)

@@ -15,19 +15,18 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from places import insert, markers
+from places import Place
 from rich.console import Console
 from training.data import find_images, split_holdout
 from training.fast import speed_up
 
 from ppexport.cli.console import fail, giga, percent, progress_bar
-from ppexport.cli.cost import Cost, default_size
+from ppexport.cli.info import Cost, default_size
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_file, sha256_text, write_text
-from ppexport.networks.atd.atd_light import ATDLight
-from ppexport.networks.atd.cost import count_macs
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.card import PurePassOptions
 from ppexport.networks.load import card_of, load_network
 from ppexport.parity.evaluation import Pair, evaluate, find_pairs, network_upscaler
@@ -41,7 +40,6 @@ FACTORS: dict[str, dict[Any, str]] = {
 """The fields of `ppexport.networks.card.PurePassOptions`, and the values that are compared with what a table calls
 them."""
 PLACE = "ablation"
-BEGIN, END = markers(PLACE)
 FORMAT = 1
 """Of the file of finished results."""
 
@@ -135,9 +133,9 @@ def check_names(sets: Sequence[DataSet]) -> None:
     names = [data.name for data in sets]
     if not names:
         raise InputError("there is nothing to measure on: give --data NAME=HR_DIR, or --holdout with --train-data")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two data sets are called {name}: a name stands for one")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two data sets are called {twice}: a name stands for one")
 
 
 def measure(
@@ -173,7 +171,8 @@ def cost_at(scale: int, pure: float, options: PurePassOptions | None) -> Cost:
     tokens = padded_tokens(size)
     impure = round(tokens * (1 - pure))
     colors = 0 if options is None else options.colors
-    return Cost(size, count_macs(scale, size), count_macs(scale, size, impure, colors), tokens, impure)
+    macs = find_architecture("atd_light").cost
+    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure)
 
 
 class Store:
@@ -186,7 +185,6 @@ class Store:
         """Read *path* if it exists. Raises InputError for a file that is no such store."""
         self.path = path
         self._entries: dict[str, Any] = {}
-        self._figures: dict[str, Figures] = {}
         if not path.exists():
             if not path.parent.is_dir():
                 raise InputError(f"{path} cannot be written: {path.parent} is not a folder")
@@ -196,12 +194,16 @@ class Store:
             if data["format"] != FORMAT:
                 raise ValueError(f"its format is {data['format']}, not {FORMAT}")
             self._entries = data["results"]
-            for key, entry in self._entries.items():
-                psnr_y, pure = (tuple(float(p[name]) for p in entry["pictures"]) for name in ("psnr_y", "pure"))
-                self._figures[key] = Figures(psnr_y, pure)
+            for entry in self._entries.values():
+                self._figures(entry)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             text = f"{path} holds no results of an ablation ({type(error).__name__}: {error})"
             raise InputError(f"{text}: name another --state, or delete it to start again") from None
+
+    @staticmethod
+    def _figures(entry: dict[str, Any]) -> Figures:
+        psnr_y, pure = (tuple(float(picture[name]) for picture in entry["pictures"]) for name in ("psnr_y", "pure"))
+        return Figures(psnr_y, pure)
 
     @staticmethod
     def _identity(weights_sha256: str, options: PurePassOptions | None, data: DataSet) -> tuple[str, dict[str, Any]]:
@@ -211,14 +213,14 @@ class Store:
 
     def get(self, weights_sha256: str, options: PurePassOptions | None, data: DataSet) -> Figures | None:
         """The result of these weights under *options* on *data*, None if it is not finished."""
-        return self._figures.get(self._identity(weights_sha256, options, data)[0])
+        entry = self._entries.get(self._identity(weights_sha256, options, data)[0])
+        return None if entry is None else self._figures(entry)
 
     def put(self, weights_sha256: str, options: PurePassOptions | None, data: DataSet, figures: Figures) -> None:
         """Keep *figures*; names are written for people only."""
         key, what = self._identity(weights_sha256, options, data)
         rows = zip(data.pairs, figures.psnr_y, figures.pure, strict=True)
         pictures = [{"name": pair.name, "psnr_y": psnr_y, "pure": pure} for pair, psnr_y, pure in rows]
-        self._figures[key] = figures
         self._entries[key] = {**what, "data_set": data.name, "pictures": pictures}
         write_text(self.path, json.dumps({"format": FORMAT, "results": self._entries}, indent=1) + "\n")
 
@@ -243,26 +245,10 @@ def render(data: DataSet, scale: int, rows: Sequence[tuple[Variant, Figures]]) -
     ]
     for variant, figures in rows:
         cost = cost_at(scale, figures.mean_pure, variant.options)
-        cells = [
-            variant.name,
-            f"{figures.mean_psnr_y:.3f}",
-            change(figures, rows[0][1]),
-            percent(figures.mean_pure),
-            giga(cost.actual.published),
-            percent(cost.saving),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        quality = variant.name, f"{figures.mean_psnr_y:.3f}", change(figures, rows[0][1])
+        saved = percent(figures.mean_pure), giga(cost.actual.published), percent(cost.saving)
+        lines.append(f"| {' | '.join((*quality, *saved))} |")
     return "\n".join(lines)
-
-
-def read_place(path: Path) -> str:
-    """The text of *path*, once it is sure that a table fits in. Raises InputError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    insert(text, PLACE, "", str(path))
-    return text
 
 
 def open_model(name: str) -> ATDLight:
@@ -334,18 +320,17 @@ def ablation(
         scale = network.scale
         sets = [*held_out(train_data or [], holdout), *(parse_data_set(text, scale) for text in data or [])]
         check_names(sets)
-        if out is not None:
-            read_place(out)
+        place = None if out is None else Place(out, PLACE)
         store = Store(state)
         try:
             speed_up(copy.deepcopy(network))
         except UnavailableError as error:
             console.print(f"measuring takes three times as long: {error}")
         table = compare(network, sets, store, console.print)
-        if out is None:
+        if place is None:
             console.print(table)
         else:
-            write_text(out, insert(read_place(out), PLACE, table, str(out)))
+            place.write(table)
             console.print(f"written to {out}")
     except PpexportError as error:
         fail(str(error))

@@ -15,32 +15,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 
 from ppexport.backends.backend import open_artifact
 from ppexport.cli.console import fail, people, percent, table
-from ppexport.device.picture import to_input, to_uint8
-from ppexport.device.runner import Prepared, Result, Runner
+from ppexport.device.picture import to_input
+from ppexport.device.runner import Runner
 from ppexport.errors import PpexportError
 from ppexport.imaging.images import read_image, write_image
 from ppexport.imaging.tiles import Blender, cut, plan_grid
 from ppexport.imaging.upscaling import upscale_file
-
-
-class Asleep(Runner):
-    """A fast device beside an idle processor: enlarges with bicubic, and sleeps until *seconds* are over."""
-
-    def __init__(self, runner: Runner, seconds: float) -> None:
-        super().__init__(runner.artifact)
-        self.seconds = seconds
-
-    def _run(self, prepared: Prepared) -> Result:
-        end = time.perf_counter() + self.seconds
-        height, width = (side * self.scale for side in self.size)
-        image = Image.fromarray(to_uint8(prepared.lr)).resize((width, height), Image.Resampling.BICUBIC)
-        sr = to_input(np.asarray(image))
-        time.sleep(max(0.0, end - time.perf_counter()))
-        return Result(sr, 0, prepared.capacity)
 
 
 def stages_alone(runner: Runner, source: Path, target: Path) -> dict[str, float]:
@@ -72,14 +55,11 @@ def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its choice if left out.")] = None,
-    sleep: Annotated[float | None, typer.Option(min=0, help="Sleep for these ms per tile, do not run.")] = None,
     suffix: Annotated[str, typer.Option(help="Format of the result: .png, .jpg or .webp.")] = ".png",
 ) -> None:
     """Upscale a picture once, then time what surrounds the inferences without them."""
     try:
         runner = open_artifact(artifact, threads=threads)
-        if sleep is not None:
-            runner = Asleep(runner, sleep / 1000)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / f"sr{suffix}"
             # The first run of a session makes its plan; the measured ones follow it.

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, Pixels, load, open_card, race
-from places import insert
+from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, load, open_card, race
+from places import Place
 
 from ppexport.cli.console import check_json, decibel, emit_json, fail, people, percent, progress_bar, table
-from ppexport.cli.cost import cost
+from ppexport.cli.info import cost
 from ppexport.cli.options import parse_size
 from ppexport.device.job import Job
 from ppexport.device.launch import memory_of
@@ -32,55 +32,18 @@ from ppexport.device.measure import PLANS
 from ppexport.device.picture import psnr, to_uint8
 from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, PpexportError
-from ppexport.files import write_text
-from ppexport.imaging.images import read_levels
-from ppexport.parity.inputs import photo_folder
-from ppexport.profile.query_crops import crop
 from ppexport.profile.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED, PLACE = "SPEED.md", "peers"
 CHECK_DB = 90.0
 """What the plain graph must reach against the network before anything is timed."""
-PHOTO, FLAT, CELL = "astronaut.png", (40, 90, 200), 8
-SPECKS = ((200, 40, 30), (30, 60, 200))
-"""Two colours with different labels."""
-
 Heat = dict[str, Peer]
 """Programs that take turns; the first is what the others are compared with."""
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows; columns from the second on are numbers."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
-
-
-def busy_photo(size: tuple[int, int], window: int) -> Pixels:
-    """The middle of a photograph, (h, w, 3), with no pure pixel: in every Pure-Pass window two pixels differ in label.
-
-    They lie on a lattice with the window's period, so each window of both grids holds exactly one pair.
-    """
-    rgb = crop(read_levels(photo_folder() / PHOTO), size, (0.5, 0.5))
-    for i, colour in enumerate(SPECKS):
-        rgb[window // 2 - 1 :: window, window // 2 + i :: window] = colour
-    return rgb
-
-
-def with_pure_share(rgb: Pixels, share: float) -> Pixels:
-    """A copy of *rgb* whose upper cells of 8x8 pixels, row by row, are flat: about *share* of the picture."""
-    h, w = rgb.shape[0] // CELL, rgb.shape[1] // CELL
-    flat = np.arange(h * w).reshape(h, w) < round(share * h * w)
-    out: Pixels = rgb.copy()
-    out[flat.repeat(CELL, axis=0).repeat(CELL, axis=1)] = FLAT
-    return out
-
-
-def make_lineup(
-    model: str, size: tuple[int, int], work: Path, threads: int, pure_share: float, say: Callable[[str], object]
-) -> Lineup:
-    """The programs for *model* on a picture of *size* about *pure_share* of which is pure. Raises PpexportError."""
-    card, _ = open_card(model)
-    busy = busy_photo(size, card.options.window)  # type: ignore[union-attr]
-    return Lineup(model, size, (with_pure_share(busy, pure_share), busy), work, threads, say)
 
 
 def peak_of(target: Target, lr: NDArray[np.float32]) -> int:
@@ -94,9 +57,8 @@ def peak_of(target: Target, lr: NDArray[np.float32]) -> int:
 def warm_up(lineup: Lineup, heats: dict[str, Heat]) -> dict[str, str]:
     """Run every program once, and take out what cannot run here; returns why not, by name.
 
-    Those that must give a network's picture are compared with it. Raises ExportError where the plain graph gives it of
-    neither of the two pictures: where two categories are closer than rounding a right graph may take the other one, but
-    a wrong graph is wrong on both.
+    Those that must give a network's picture are compared with it. Raises ExportError where the plain graph gives it for
+    neither picture: in a near tie of two categories a right graph may take the other one, but not in both pictures.
     """
     skipped = {}
     networks = {name: load(lineup.model, name == "dense") for name in ("dense", "pure_pass")}
@@ -124,18 +86,16 @@ def warm_up(lineup: Lineup, heats: dict[str, Heat]) -> dict[str, str]:
     return skipped
 
 
-def figures(value: float) -> str:
-    """Milliseconds with three digits or more."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+def _figures(ms: float) -> str:
+    """Three digits or more."""
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.2f}"
 
 
-def times(interval: Interval) -> str:
-    """A ratio with its interval."""
+def _times(interval: Interval) -> str:
     return f"{interval.middle:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
-def shares(interval: Interval) -> str:
-    """A share in percent with its interval."""
+def _shares(interval: Interval) -> str:
     return f"{100 * interval.middle:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
@@ -144,7 +104,7 @@ def heat_table(title: str, versus: str, heat: Heat, skipped: dict[str, str]) -> 
     baseline, rows = next(iter(heat.values())), []
     for peer in heat.values():
         low, middle, high = peer.spread
-        row = [peer.name, figures(middle), f"{figures(low)} to {figures(high)}", times(baseline.relative(peer))]
+        row = [peer.name, _figures(middle), f"{_figures(low)} to {_figures(high)}", _times(baseline.relative(peer))]
         row.append("" if peer.decibel is None else decibel(peer.decibel))
         rows.append([*row, "" if peer.peak is None else f"{peer.peak / 1e6:.0f}"])
     columns = ["", "ms, median", "p10 to p90", f"times as fast as {versus} (95 %)", "dB to the network", "peak MB"]
@@ -161,10 +121,10 @@ def pure_pass_table(lineup: Lineup, heats: dict[str, Heat]) -> Table:
             continue
         dense = heat[f"{flavour}-dense"]
         saved = auto.relative(dense).map(-1, 1)
-        extra = "" if busy is None else shares(busy.relative(dense).map(1, -1))
+        extra = "" if busy is None else _shares(busy.relative(dense).map(1, -1))
         host = float(np.median([told.host_ns for told in auto.told])) / 1e6
-        row = [flavour, percent(lineup.shares[0]), str(auto.told[-1].capacity), shares(saved), percent(macs)]
-        rows.append([*row, times(saved.map(1 / macs)), extra, f"{host:.2f}"])
+        row = [flavour, percent(lineup.shares[0]), str(auto.told[-1].capacity), _shares(saved), percent(macs)]
+        rows.append([*row, _times(saved.map(1 / macs)), extra, f"{host:.2f}"])
     columns = [
         "flavour", "pure pixels", "slots", "time saved (95 %)", "multiply-adds saved", "time / multiply-adds saved",
         f"extra time at {percent(lineup.shares[1])} pure", "host's mask and choice, ms",
@@ -209,23 +169,13 @@ def markdown(made: Table) -> str:
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
-def read_speed(path: Path) -> str:
-    """The text of SPEED.md, once it is sure that the tables have a place in it. Raises InputError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    insert(text, PLACE, "", str(path))
-    return text
-
-
-def choose(only: str, without: str) -> list[str]:
-    """The keys to run, of texts separated by commas. Raises InputError for one that is not known."""
-    named, left_out = ([key.strip() for key in text.split(",") if key.strip()] for text in (only, without))
-    unknown = [key for key in (*named, *left_out) if key not in NAMES]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is not one of {', '.join(NAMES)}")
-    return [key for key in NAMES if key == BASELINE or (key in (named or NAMES) and key not in left_out)]
+def choose(only: str) -> list[str]:
+    """The keys to run, of a text separated by commas, and the baseline. Raises InputError for one that is not known."""
+    named = [key.strip() for key in only.split(",") if key.strip()] or list(NAMES)
+    unknown = next((key for key in named if key not in NAMES), None)
+    if unknown is not None:
+        raise InputError(f"{unknown!r} is not one of {', '.join(NAMES)}")
+    return [key for key in NAMES if key == BASELINE or key in named]
 
 
 @app.command(epilog="Example: python tools/compare_peers.py pp_atd_light_x2 --rounds 20 --memory --write")
@@ -236,10 +186,8 @@ def compare_peers(
     ] = "",
     work: Annotated[Path, typer.Option(help="Folder of exported graphs, used again.")] = ROOT / "runs" / "peers",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; every program is timed twice in each.")] = 20,
-    seconds: Annotated[float, typer.Option(min=0, help="After this time no further round begins.")] = 600.0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of every program.")] = 2,
     only: Annotated[str, typer.Option(help="Programs, separated by commas; the plain graph always runs.")] = "",
-    without: Annotated[str, typer.Option(help="Programs to leave out, separated by commas.")] = "",
     pure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of pure pixels, about.")] = 0.389,
     memory: Annotated[bool, typer.Option("--memory", help="Also measure the peak memory of our artifacts.")] = False,
     write: Annotated[bool, typer.Option("--write", help=f"Write the tables into {SPEED} beside the card.")] = False,
@@ -256,17 +204,16 @@ def compare_peers(
     does only that much. For clean numbers nothing else may run. OpenVINO is optional: pip install openvino.
     """
     try:
-        keys = choose(only, without)
+        keys = choose(only)
         card, folder = open_card(model)
         sizes = sorted(parse_size(part) for part in size.split(",")) if size else [card.default_size]
         if any(side % MULTIPLE for one in sizes for side in one):
             raise InputError(f"sizes to compare are multiples of {MULTIPLE}, so that no program has to pad")
-        if write:
-            read_speed(folder / SPEED)
+        place = Place(folder / SPEED, PLACE) if write else None
         # Compiling takes minutes; kept beside the graphs it takes half a minute the next time.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((work / "inductor").absolute()))
         console = people(json)
-        lineups = [make_lineup(model, one, work, threads, pure_share, console.print) for one in sizes]
+        lineups = [Lineup(model, one, work, threads, pure_share, console.print) for one in sizes]
         heats = heats_of(lineups, keys)
         for peer in [peer for heat in heats.values() for peer in heat.values()] if memory else []:
             if peer.target is not None:
@@ -275,7 +222,7 @@ def compare_peers(
         torch.set_num_threads(threads)
         with torch.inference_mode(), progress_bar("rounds") as progress:
             skipped = warm_up(lineups[0], heats)
-            race([list(heat.values()) for heat in heats.values()], rounds, seconds, progress)
+            race([list(heat.values()) for heat in heats.values()], rounds, progress)
         made = []
         for name, heat in heats.items():
             title, versus = f"Flavour {name}", "dense"
@@ -294,9 +241,8 @@ def compare_peers(
         head = describe(lineups[0], len(heats[PLACE][BASELINE].rounds))
         raw = {name: {key: peer.to_dict() for key, peer in heat.items()} for name, heat in heats.items()}
         emit_json(json, {"model": card.name, "threads": threads, "about": head, "heats": raw, "skipped": skipped})
-        if write:
-            content = "\n\n".join([head, *map(markdown, made)])
-            write_text(folder / SPEED, insert(read_speed(folder / SPEED), PLACE, content, str(folder / SPEED)))
+        if place is not None:
+            place.write("\n\n".join([head, *map(markdown, made)]))
             console.print(f"written to {folder / SPEED}")
     except PpexportError as error:
         fail(str(error))

@@ -18,23 +18,25 @@ from torch import Tensor, nn
 import ppexport
 from ppexport.backends.onnx.export_onnx import quiet_exporter
 from ppexport.backends.onnx.run_onnxruntime import make_session
-from ppexport.device.artifact import GROUP
+from ppexport.device.artifact import GROUP, capacity_set
 from ppexport.device.journal import Journal, Past
 from ppexport.device.mask import padded_tokens, pure_mask
 from ppexport.device.measure import Loop, Plan, Query, Subject
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Flushed
-from ppexport.device.sizes import capacity_set
 from ppexport.device.target import Target, open_target
 from ppexport.errors import ExportError, InputError, UnavailableError, first_line
 from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
+from ppexport.imaging.images import read_levels
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd import attention
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.attention import Routes
-from ppexport.networks.atd.cost import count_macs
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
+from ppexport.parity.inputs import photo_folder
+from ppexport.profile.latency_run import crop
 from ppexport.profile.statistics import Interval, median_interval
 
 FLAVOURS = ("portable", "ort")
@@ -66,7 +68,30 @@ NAMES = {
 """All programs by the keys that `--only` and `--without` take."""
 DENSE = ("", "flushed", "eager", "compile", "plain", "portable", "dense")
 """What keys of programs that compute the network without Pure-Pass end with."""
-Pixels = NDArray[np.uint8]
+PHOTO, FLAT, CELL = "astronaut.png", (40, 90, 200), 8
+SPECKS = ((200, 40, 30), (30, 60, 200))
+"""Two colours with different labels."""
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+def busy_photo(size: tuple[int, int], window: int) -> Pixels:
+    """The middle of a photograph, (h, w, 3), with no pure pixel: in every Pure-Pass window two pixels differ in label.
+
+    They lie on a lattice with the window's period, so each window of both grids holds exactly one pair.
+    """
+    rgb = crop(read_levels(photo_folder() / PHOTO), size, (0.5, 0.5))
+    for i, colour in enumerate(SPECKS):
+        rgb[window // 2 - 1 :: window, window // 2 + i :: window] = colour
+    return rgb
+
+
+def with_pure_share(rgb: Pixels, share: float) -> Pixels:
+    """A copy of *rgb* whose upper cells of 8x8 pixels, row by row, are flat: about *share* of the picture."""
+    h, w = rgb.shape[0] // CELL, rgb.shape[1] // CELL
+    flat = np.arange(h * w).reshape(h, w) < round(share * h * w)
+    out: Pixels = rgb.copy()
+    out[flat.repeat(CELL, axis=0).repeat(CELL, axis=1)] = FLAT
+    return out
 
 
 def plain_graph(path: Path, threads: int, flush: bool) -> Run:
@@ -205,15 +230,14 @@ class _Records(Journal):
         pass
 
 
-def race(heats: Sequence[Sequence[Peer]], rounds: int, seconds: float, progress: Callable[[int, int], object]) -> None:
+def race(heats: Sequence[Sequence[Peer]], rounds: int, progress: Callable[[int, int], object]) -> None:
     """Time the peers of every one of *heats* in turns by the product's own loop, A B C C B A, in *rounds* rounds.
 
-    After *seconds* no further round begins. Every round begins with the next peer and opens all sessions anew, which
-    finds them elsewhere in memory: where a session's memory happens to lie changes its times by up to a tenth for as
-    long as it lives. Between eight processes the ratio of one and the same pair of graphs went from 0.89 to 0.99.
+    Every round begins with the next peer and opens all sessions anew, which finds them elsewhere in memory: where a
+    session's memory happens to lie changes its times by up to a tenth for as long as it lives. Between eight processes
+    the ratio of one and the same pair of graphs went from 0.89 to 0.99.
     """
     plan = Plan("peers", queries=2, seconds=0.0, warm_windows=0)
-    end = time.monotonic() + seconds
     for i in range(rounds):
         for heat in heats:
             order = [heat[(place + i) % len(heat)] for place in range(len(heat))]
@@ -224,8 +248,6 @@ def race(heats: Sequence[Sequence[Peer]], rounds: int, seconds: float, progress:
             for peer in order:
                 peer.run = peer.run if peer.keep else None
         progress(i + 1, rounds)
-        if time.monotonic() > end:
-            break
 
 
 def open_card(model: str) -> tuple[Card, Path]:
@@ -260,11 +282,9 @@ class _OneInput(nn.Module):
 def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None:
     """Write dense *network* for *size* (h, w), multiples of 16, to *target* as ONNX with the least change that exports.
 
-    Everything is the network's own code, as anyone would export it in an afternoon, but for two places that keep the
-    exporter from its work: the stable argsort of the categories is a sort of the unique keys category * n + token,
-    which exports as TopK of all n, and the mask of shifted windows, made in place, is a constant. The exporter folds
-    constants, as it does by default, so bias and mask of a shifted layer become one constant of (windows, heads, 256,
-    256): the file has 237 MB at 64x64. Raises ExportError.
+    Two places would keep the exporter from its work: the stable argsort of the categories is a sort of the unique keys
+    category * n + token, which exports as TopK of all n, and the mask of shifted windows, made in place, is a constant.
+    The exporter folds constants, as it does by default: the file has 237 MB at 64x64. Raises ExportError.
     """
     lr, tokens = torch.rand(1, 3, *size), torch.arange(size[0] * size[1])
     mask = cache(attention.shift_mask)
@@ -285,16 +305,8 @@ def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None
         ):
             # The masks are made in this run, hence constants in the traced one.
             network(lr)
-            torch.onnx.export(
-                _OneInput(network),
-                (lr,),
-                str(temporary),
-                dynamo=False,
-                opset_version=17,
-                do_constant_folding=True,
-                input_names=["lr"],
-                output_names=["sr"],
-            )
+            names: dict[str, Any] = {"input_names": ["lr"], "output_names": ["sr"]}
+            torch.onnx.export(_OneInput(network), (lr,), str(temporary), dynamo=False, opset_version=17, **names)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         # A file beyond the 2 GB of protobuf is a RuntimeError or a ValueError.
         raise ExportError(f"the plain network does not export at {size[0]}x{size[1]}: {first_line(error)}") from None
@@ -308,25 +320,25 @@ def our_code() -> str:
 
 
 class Lineup:
-    """Makes the programs for one model and size; what they run is exported into *work*, and used again."""
+    """Makes the programs for one model and size; what they run is exported into *work*, and used again.
+
+    All are compared on a picture of which about *pure_share* is pure, `pure`, and some on one without, `busy`.
+    """
 
     def __init__(
-        self,
-        model: str,
-        size: tuple[int, int],
-        pictures: tuple[Pixels, Pixels],
-        work: Path,
-        threads: int,
+        self, model: str, size: tuple[int, int], work: Path, threads: int, pure_share: float,
         say: Callable[[str], object],
-    ) -> None:
-        """*pictures* (h, w, 3): one with pure pixels, on which all are compared, and one without."""
+    ) -> None:  # fmt: skip
+        """Raises PpexportError for a model that `open_card` refuses."""
         self.card, _ = open_card(model)
         self.model, self.size, self.work, self.threads, self.say = model, size, work, threads, say
-        self.pure, self.busy = (to_input(rgb) for rgb in pictures)
         o = self.card.options.model_dump()  # type: ignore[union-attr]
+        busy = busy_photo(size, o["window"])
+        pictures = with_pure_share(busy, pure_share), busy
+        self.pure, self.busy = (to_input(rgb) for rgb in pictures)
         self.mask, no_mask = (pure_mask(rgb, o["colors"], o["window"], o["csmf"]) for rgb in pictures)
         self.shares = float(self.mask.mean()), float(no_mask.mean())
-        self.flop = 2 * count_macs(self.card.scale, size).pure
+        self.flop = 2 * find_architecture("atd_light").cost(self.card.scale, size).pure
         """Of the dense network: convolutions, linear layers and matmuls; norms, softmax and GELU are left out."""
 
     def _exported(self, kind: str, dense: bool, make: Callable[[ATDLight, Path], object]) -> Path:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ppexport.errors import InputError
+from ppexport.files import write_text
 
 
-def markers(name: str) -> tuple[str, str]:
-    """The comments around the place called *name*."""
-    return f"<!-- {name} -->", f"<!-- /{name} -->"
+class Place:
+    """What lies between the two comments that bear *name* in the file *path*."""
 
+    def __init__(self, path: Path, name: str) -> None:
+        """Raises InputError unless the file can be read and has the place once."""
+        self.path, self.begin, self.end = path, f"<!-- {name} -->", f"<!-- /{name} -->"
+        self._around()
 
-def insert(text: str, name: str, content: str, where: str) -> str:
-    """*text* with *content* in the place called *name*. Raises InputError unless the place is there once."""
-    begin, end = markers(name)
-    first, last = text.find(begin), text.find(end)
-    if text.count(begin) != 1 or text.count(end) != 1 or last < first:
-        raise InputError(f"{where} has no place for the table: it needs one {begin} and after it one {end}")
-    return f"{text[: first + len(begin)]}\n\n{content}\n\n{text[last:]}"
+    def _around(self) -> tuple[str, str]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path} cannot be read: {' '.join(str(error).split())}") from None
+        before, _, rest = text.partition(self.begin)
+        _, _, after = rest.partition(self.end)
+        if text.count(self.begin) != 1 or text.count(self.end) != 1 or self.end in before:
+            needed = f"it needs one {self.begin} and after it one {self.end}"
+            raise InputError(f"{self.path} has no place for the table: {needed}")
+        return before, after
+
+    def write(self, content: str) -> None:
+        """Replace what lies in the place, which is looked up anew, by *content*."""
+        before, after = self._around()
+        write_text(self.path, f"{before}{self.begin}\n\n{content}\n\n{self.end}{after}")

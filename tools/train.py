@@ -14,11 +14,10 @@ from rich.console import Console
 from training.data import PatchSampler, center_crop, find_images, load_pair, split_holdout
 from training.fast import speed_up
 from training.loop import Schedule, StopRequest, Trainer
-from training.state import NETWORKS, Ema, Position, RunFiles, RunState, build, load_weights, rewind_log, start_from
+from training.state import NETWORKS, Ema, Position, RunFiles, RunState, build, rewind_log, start_from
 
 from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError, UnavailableError
-from ppexport.networks.atd.atd_light import ATDLight
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -33,17 +32,6 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError:
         raise InputError(f"--until takes a moment such as 2026-05-01T22:15, not {text!r}") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-def _network(arch: str, scale: int, plain: bool) -> ATDLight:
-    """A fresh network, made fast unless *plain*."""
-    network = build(arch, scale)
-    if not plain:
-        try:
-            speed_up(network)
-        except UnavailableError as error:
-            console.print(f"training runs at half the speed: {error}")
-    return network
 
 
 @app.command()
@@ -77,9 +65,6 @@ def train(
     val_side: Annotated[
         int, typer.Option(min=16, help="Validate on the middle of each image: its side in LR pixels.")
     ] = 128,
-    teacher: Annotated[Path | None, typer.Option(help="Weights of a network to learn from as well.")] = None,
-    teacher_arch: Annotated[str | None, typer.Option(help="Network of the teacher; default: the same.")] = None,
-    teacher_weight: Annotated[float, typer.Option(min=0, help="Weight of the L1 to the teacher's output.")] = 1.0,
     plain: Annotated[bool, typer.Option(help="Plain PyTorch attention instead of the compiled one.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; if left out, torch chooses.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and patches.")] = 0,
@@ -110,12 +95,12 @@ def train(
         schedule = Schedule(lr, floor, warmup, steps, hours, _moment(until))
         images, held = split_holdout(find_images(data), holdout)
         held += find_images(val or [])
-        network = _network(arch, scale, plain)
-        guide = None
-        if teacher is not None:
-            guide = _network(teacher_arch or arch, scale, plain)
-            load_weights(guide, teacher)
-            guide.eval()
+        network = build(arch, scale)
+        if not plain:
+            try:
+                speed_up(network)
+            except UnavailableError as error:
+                console.print(f"training runs at half the speed: {error}")
         files = RunFiles(run, out or run / "weights.safetensors")
         files.claim()
         if init is not None and not files.state.is_file():
@@ -141,8 +126,6 @@ def train(
             files=files,
             clip=clip,
             say=console.print,
-            teacher=guide,
-            teacher_weight=teacher_weight,
             log_every=log_every,
             save_minutes=save_minutes,
             save_every=save_every,

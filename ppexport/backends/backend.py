@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ppexport.networks.architecture import Architecture
     from ppexport.networks.card import Card
     from ppexport.networks.network import Network
-    from ppexport.quantize.bundled import Quantisation
+    from ppexport.quantize.recipe import Quantisation
     from ppexport.twin.twin import StaticTwin
 
 Step = Callable[[str], None]
@@ -44,6 +44,18 @@ HALF_TIE = 1e-3
 """The same in fp16, whose roundings reach the similarities through the tokens, where what a choice was made from cannot
 be seen (`--against`, without torch); more where the saved run has measured more. Measured on all inputs: of the flips
 that no earlier flip explains, the surest led by 2.1e-4 for the bundled x2 at 32x32, by 1.5e-3 for x4 at 64x64."""
+
+
+def model_facts(twin: StaticTwin, card: Card, capacities: Sequence[int]) -> dict[str, str]:
+    """The metadata that every model file has, by which a runner recognises it as the one in the manifest."""
+    return {
+        "ppexport.name": card.name,
+        "ppexport.arch": card.arch,
+        "ppexport.scale": str(twin.scale),
+        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
+        "ppexport.capacities": ",".join(map(str, capacities)),
+        "ppexport.card_sha256": card.hash(),
+    }
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,9 @@ another category, is reported."""
 
 
 @dataclass(frozen=True)
-class BuildJob:
-    """What a backend builds, already checked."""
+class Request:
+    """What a backend is to build, checked as far as that is possible without the network."""
 
-    network: Network
     card: Card
     architecture: Architecture
     size: tuple[int, int]
@@ -90,16 +101,23 @@ class BuildJob:
     """"graph", "input" or "none", as in the manifest."""
     options: Any
     """An instance of the backend's options model."""
-    quantisation: Quantisation | None
-    """What a calibration is needed for, None where nothing is."""
-    folder: Path
-    """Where the files go."""
-    step: Step
 
     @property
     def is_set(self) -> bool:
         """Whether the number of slots is chosen with every image."""
         return len(self.capacities) > 1
+
+
+@dataclass(frozen=True)
+class BuildJob(Request):
+    """A request with the network that it is for."""
+
+    quantisation: Quantisation | None
+    """What a calibration is needed for, None where nothing is."""
+    network: Network
+    folder: Path
+    """Where the files go."""
+    step: Step
 
     def twin(self, capacity: int | None = None, flavour: str = "portable") -> StaticTwin:
         """The twin with *capacity* slots, the largest capacity if left out."""
@@ -147,7 +165,7 @@ class Probe(ABC):
     """An artifact, opened for looking into: run with its routing recorded or, where it can be, injected."""
 
     injects = True
-    """Whether categories can be injected; else an artifact only tells its own."""
+    """Whether categories can be injected; else an artifact only shows its own."""
     gives_picture = True
     """Whether the picture of `run` is the artifact's. If not, it is that of a copy which was cut open, and the shipped
     file is run for the picture as well."""
@@ -185,7 +203,7 @@ class Operation:
     ms: float
     """Median milliseconds of the runs; where a runtime only estimates, its share of a run, of 1."""
     names: tuple[str, ...] = ()
-    """What it was fused from, which tells where it comes from, in place of its own name."""
+    """The names of what it was fused from, which say where it comes from, in place of its own name."""
     module: str | None = None
     """Where it comes from, in a format that says so itself."""
 
@@ -248,7 +266,7 @@ class Backend(ABC):
         """A runner for *artifact* on this machine, in the backend's usual runtime."""
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
-        """The artifact of *runner*, opened for looking into; None where it does not tell what happens inside.
+        """The artifact of *runner*, opened for looking into; None where it does not show what happens inside.
 
         Args:
             runner: an open runner of the artifact.
@@ -265,23 +283,6 @@ class Backend(ABC):
             UnavailableError: they are on another kind of machine.
         """
         raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What an export is asked for, checked as far as that is possible without the network."""
-
-    card: Card
-    architecture: Architecture
-    backend: Backend
-    size: tuple[int, int]
-    out: Path
-    precision: str
-    capacities: tuple[int, ...]
-    mask: str
-    options: Any
-    quantisation: Quantisation | None
-    force: bool
 
 
 @cache

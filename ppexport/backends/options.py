@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from ppexport.backends.backend import Backend, backends
 from ppexport.errors import InputError
@@ -26,18 +27,16 @@ class OnnxGraphOptions(NoOptions):
 
 def describe_options(backend: Backend) -> dict[str, str]:
     """{name: what it takes, its default and what it is for}."""
-    found = {}
+    found, words = {}, {None: "", True: " [default: yes]", False: " [default: no]"}
     for name, field in backend.options().model_fields.items():
-        choices = get_args(field.annotation)
-        what = " or ".join(map(str, choices)) if choices and isinstance(choices[0], str) else ""
-        kind = what or ("yes or no" if field.annotation is bool else "PATH")
-        default = "" if field.default is None else f" [default: {_shown(field.default)}]"
-        found[name] = f"{kind}{default}: {field.description}"
+        kind = " or ".join(_choices(field)) or ("yes or no" if field.annotation is bool else "PATH")
+        found[name] = f"{kind}{words.get(field.default, f' [default: {field.default}]')}: {field.description}"
     return found
 
 
-def _shown(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+def _choices(field: FieldInfo | None) -> list[str]:
+    """The values that an option may have, where it is one of a few texts."""
+    return [] if field is None else [value for value in get_args(field.annotation) if isinstance(value, str)]
 
 
 def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
@@ -61,9 +60,8 @@ def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else "option"
-        field = model.model_fields.get(name)
-        choices = get_args(field.annotation) if field is not None else ()
-        takes = f"one of {', '.join(map(str, choices))}" if choices and isinstance(choices[0], str) else problem["msg"]
+        choices = _choices(model.model_fields.get(name))
+        takes = f"one of {', '.join(choices)}" if choices else problem["msg"]
         raise InputError(f"{name} of --backend {backend.name} is {takes}, not {problem['input']!r}") from None
 
 

@@ -5,7 +5,7 @@ Whether a precision is good enough is for `parity` to say; what fails here was c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppexport.backends.backend import BuildJob
 from ppexport.device.artifact import smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
@@ -60,17 +61,21 @@ def example_inputs(
     return inputs
 
 
+def check_finite(sr: NDArray[Any], kind: str, precision: str, backend: str) -> None:
+    """Raise ExportError, which names the other arguments, where the picture *sr* holds NaN or infinite values."""
+    if not np.isfinite(sr).all():
+        raise ExportError(f"in {precision} the {kind} gives NaN or infinite values: {way_out(precision, backend)}")
+
+
 def self_check(
     compute: Compute,
     twin: StaticTwin,
-    capacities: Sequence[int],
+    job: BuildJob,
     *,
-    least: float,
-    kind: str,
-    precision: str,
     backend: str,
+    kind: str,
+    least: float,
     lr: Tensor | None = None,
-    mask: bool = False,
     clipped: bool = False,
     full: bool = True,
 ) -> None:
@@ -79,14 +84,11 @@ def self_check(
     Args:
         compute: runs the model file.
         twin: of the largest capacity.
-        capacities: ascending slots of category attention; several are a capacity set, of which the smallest that holds
-            the example is checked.
-        least: dB that the picture must reach, with a peak of 1.
-        kind: of file, for messages: "package".
-        precision: of the file.
+        job: what the file was built for. A capacity set is checked at the smallest capacity that holds the example.
         backend: that the file is for.
+        kind: what the file is called in messages, such as "package".
+        least: dB that the picture must reach, with a peak of 1.
         lr: the image; `example` if left out.
-        mask: the Pure-Pass mask is an input.
         clipped: the file clips its picture to [0, 1].
         full: a capacity set is also checked at its largest capacity.
 
@@ -95,20 +97,19 @@ def self_check(
     """
     trace = Trace()
     with torch.no_grad():
-        given = example_inputs(twin, lr=lr, mask=mask)
+        given = example_inputs(twin, lr=lr, mask=job.mask == "input")
         expected, count = twin(**given, trace=trace)
     inputs: Arrays = {name: value.numpy() for name, value in given.items()}
     reference, impure = expected.clamp(0, 1).numpy() if clipped else expected.numpy(), int(count)
     categories = torch.stack([c.reshape(-1) for c in trace.categories]).long().numpy() if trace.categories else None
-    checked = {smallest_capacity(capacities, impure)} if capacities else {0}
-    if full and capacities:
-        checked.add(capacities[-1])
+    checked = {smallest_capacity(job.capacities, impure)} if job.capacities else {0}
+    if full:
+        checked.update(job.capacities[-1:])
     for capacity in sorted(checked):
-        if len(capacities) > 1:
+        if len(job.capacities) > 1:
             inputs["slots"] = np.zeros((1, capacity), np.int32)
         sr, found = compute(inputs, categories)
-        if not np.isfinite(sr).all():
-            raise ExportError(f"in {precision} the {kind} gives NaN or infinite values: {way_out(precision, backend)}")
+        check_finite(sr, kind, job.precision, backend)
         decibel = psnr(reference, sr.astype(np.float32), 1.0)
         if not decibel >= least or found != impure:
             slots = f" with {capacity} slots" if capacity else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,7 +46,7 @@ def build(
     ] = None,
     timeout: Timeout = None,
     clean: Annotated[
-        bool, typer.Option("--clean", help="stop and remove this model's builds there, build nothing")
+        bool, typer.Option("--clean", help="stop and remove this model's builds on the device, and build nothing")
     ] = False,
     identity: Identity = None,
     ssh_config: SshConfig = None,
@@ -63,8 +63,7 @@ def build(
     from ppexport.device.artifact import read_artifact
     from ppexport.folders import artifact_target, check_same
     from ppexport.remote.detached import remove_jobs
-    from ppexport.remote.opening import open_device
-    from ppexport.remote.ssh import SshOptions
+    from ppexport.remote.ssh import SshOptions, open_device
 
     source = read_source(artifact)
     request = EngineRequest(source, workspace, tf32, optimization_level, None if runtime is None else runtime.value)
@@ -85,21 +84,15 @@ def build(
         work = EngineBuild(device, request, target, telling)
         with taken_up_later(work):
             work.run(timeout)
-    manifest = read_artifact(target).manifest
-    facts = manifest.engine
-    engine = next(iter(manifest.files))
-    size = (target / engine).stat().st_size
+    built = read_artifact(target)
+    manifest, facts, size = built.manifest, built.manifest.engine, built.model_file.stat().st_size
     emit_json(json, {"artifact": str(target), "device": on, "engine_bytes": size, "manifest": vars(manifest)})
     people(json).print(
         f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {facts['gpu'] or 'any supported GPU'}, "
         f"{facts['runtime']} {facts['tensorrt']}, {size / 1e6:.2f} MB, built in {facts['seconds']:.1f} s"
     )
-    people(json).print(layers_line(facts, target / LAYERS))
-
-
-def layers_line(facts: dict[str, Any], listing: Path) -> str:
-    """What is known of the engine's layers, for people."""
-    if not facts["layers"]:
-        return "layers: not told by this TensorRT, so it is not known whether attention was fused"
     fused = "attention is fused" if facts["attention_fused"] else "no layer is named as fused attention"
-    return f"{counted(facts['layers'], 'layer')}, {fused}: {listing}"
+    if facts["layers"]:
+        people(json).print(f"{counted(facts['layers'], 'layer')}, {fused}: {target / LAYERS}")
+    else:
+        people(json).print("this TensorRT lists no layers, so it is not known whether attention was fused")

@@ -35,8 +35,10 @@ def calibrate(
     Minimum, maximum, percentiles and what rounding to fp16 costs, by histograms of fixed size. A run that was
     interrupted continues where it was when the same command is given again.
     """
-    from ppexport.backends.onnx.collect import audit_rows, block_rows, check_artifact, state_path
     from ppexport.backends.onnx.collect import calibrate as run_calibrate
+    from ppexport.backends.onnx.collect import check_artifact, state_path
+    from ppexport.backends.onnx.model_file import artifact_model
+    from ppexport.backends.onnx.quantised import audit
     from ppexport.device.artifact import MANIFEST, read_artifact
     from ppexport.exporting import export, return_large_blocks
     from ppexport.networks.architecture import find_architecture
@@ -65,15 +67,13 @@ def calibrate(
             console.print(f"warning: {warning}")
         with continues_from(state_path(out)), progress_bar("crops") as progress:
             result = run_calibrate(artifact, sources, cut, warnings, out, progress)
-        routing = find_architecture(artifact.manifest.arch).routing
-        tokens = "" if routing is None else routing.tokens
-        audited, blocks = audit_rows(artifact, result), block_rows(result, tokens)
-    console.print(table("tokens after every block", ["block", "largest", "99.99 %", "dB kept by fp16"], blocks))
-    console.print(table("kept in fp32 by the audit", ["node", "reason"], audited, numbers=2))
+        kept = dict(audit(artifact_model(artifact), result, find_architecture(artifact.manifest.arch)))
+    rows = [[node, reason] for node, reason in kept.items()]
+    console.print(table("kept in fp32 by the audit", ["node", "reason"], rows, numbers=2))
     about = result.about
     emit_json(
         json,
-        {"calibration": str(out), "tensors": len(result.names), **vars(about), "kept_fp32": dict(audited)},
+        {"calibration": str(out), "tensors": len(result.names), **vars(about), "kept_fp32": kept},
     )
     crops_of = f"{counted(about.crops, 'crop')} of {counted(len(about.images), 'picture')}"
     console.print(f"{out}: {counted(len(result.names), 'tensor')} of {about.name}, {crops_of}")

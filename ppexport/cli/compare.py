@@ -12,7 +12,6 @@ from ppexport.cli.options import Json, Threads, Trust
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
 EXAMPLE = "Example: ppexport compare x2_64-profile x2_64_new-profile --limit 1.05"
-FIGURES = ("p50", "p90", "p99")
 
 
 def compare(
@@ -49,9 +48,10 @@ def compare(
     """
     from ppexport.profile.comparison import compare_interleaved, compare_offline
     from ppexport.profile.result import PROFILE, Profile
+    from ppexport.profile.statistics import PERCENTILES
 
-    if figure not in FIGURES:
-        raise InputError(f"--figure is one of {', '.join(FIGURES)}, not {figure!r}")
+    if figure not in PERCENTILES:
+        raise InputError(f"--figure is one of {', '.join(PERCENTILES)}, not {figure!r}")
     console = people(json)
     given = [path / PROFILE if (path / PROFILE).is_file() else path for path in (first, second) if path is not None]
     folders = [path.is_dir() for path in given]
@@ -71,13 +71,13 @@ def compare(
         context.with_resource(run_folder(folder, RUN))
         job = prepare(targets, plan_of(quick, False, targets), folder, None)
         with continues_from(job.journal), progress_bar("queries") as progress:
-            result = compare_interleaved(measure(job, progress, lambda line: console.print(line)))
+            result = compare_interleaved(measure(job, progress, console.print))
     elif out is not None or quick or threads is not None or trust:
         raise InputError("--out, --quick, --threads and --trust are for two artifact folders, which are measured")
     else:
         profiles = [Profile(path) for path in given]
         result = compare_interleaved(profiles[0]) if len(profiles) == 1 else compare_offline(*profiles)
-    failed = limit is not None and result.slower(figure, limit)
+    failed = limit is not None and result.ratios[figure].low > limit
     emit_json(json, {**result.to_dict(), "limit": limit, "figure": figure, "failed": failed})
     a, b = result.a.subject, result.b.subject
     rows = [

@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from ppexport.errors import EXIT_INTERRUPTED, InputError
+from ppexport.errors import EXIT_INTERRUPTED
 from ppexport.files import check_file_target, finite, naming, write_text
+
+LONG = 20.0
+"""Seconds left that are worth a line."""
+PATIENCE = 2.0
+"""Seconds to look at before anything is said."""
 
 
 def people(json_to: str | None) -> Console:
-    """Where text for people goes: standard output, unless JSON is written there."""
+    """Where text for people goes: standard output, or standard error for "-", when JSON is written to the former."""
     # No markup: paths may hold square brackets.
     return Console(stderr=json_to == "-", highlight=False, soft_wrap=True, markup=False)
-
-
-def _standard_error() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def show_every_character() -> None:
@@ -52,36 +53,32 @@ def emit_json(json_to: str | None, data: Any) -> None:
     text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
         sys.stdout.write(text)
-        return
-    target = Path(json_to)
-    if target.exists() and not target.is_file():
-        with naming(target), target.open("w", encoding="utf-8") as stream:
+    elif _is_special(json_to):
+        with naming(Path(json_to)), open(json_to, "w", encoding="utf-8") as stream:
             stream.write(text)
     else:
-        write_text(target, text)
+        write_text(Path(json_to), text)
 
 
 def check_json(json_to: str | None) -> str | None:
     """Raise InputError, before any work is done, where `emit_json` could not write."""
-    if json_to not in (None, "-"):
-        target = Path(str(json_to))
-        if os.path.isdir(target):
-            raise InputError(f"{target} is a folder, a file name is needed")
-        if not target.parent.is_dir():
-            raise InputError(f"{target} cannot be written: {target.parent} is not a folder")
-        if not os.path.exists(target) or target.is_file():
-            check_file_target(target)
+    if json_to not in (None, "-") and not _is_special(json_to):
+        check_file_target(Path(json_to))
     return json_to
+
+
+def _is_special(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextmanager
 def continues_from(kept: Path) -> Iterator[None]:
-    """After Ctrl-C in the block: say that the same command continues, if *kept* is there, and end the program."""
+    """After Ctrl-C in the block: say that the same command continues, if *kept* exists, and end the program."""
     try:
         yield
     except KeyboardInterrupt:
         if kept.exists():
-            _standard_error().print(f"interrupted: the same command continues from what is kept in {kept}")
+            people("-").print(f"interrupted: the same command continues from what is kept in {kept}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -99,58 +96,31 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     Terminals get bars with the time that has passed and the time that is left, log files and pipes get none. Work that
     will take long is announced by one line as well, so that these tell how long it takes, too.
     """
-    console = _standard_error()
+    console = people("-")
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("left"),
+        progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=20), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TimeRemainingColumn(), progress.TextColumn("left"),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, tuple[Any, Forecast]] = {}
+    silent, day = not console.is_terminal, 86400.0
+    with progress.Progress(
+        *columns, console=console, disable=silent, get_time=time.monotonic, speed_estimate_period=day
+    ) as bars:
+        tasks: dict[str, progress.TaskID] = {}
+        announced = set()
 
         def move(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total), Forecast(what)
-            task, forecast = tasks[what]
-            bars.update(task, completed=done, total=total)
-            line = forecast.after(done, total)
-            if line is not None:
-                console.print(line)
+                # Steps that an earlier process did say nothing about this one's speed; nor does the first step of this
+                # one, which loads and warms up: rich measures from its end.
+                tasks[what] = bars.add_task(what, total=total, completed=done)
+            bars.update(tasks[what], completed=done, total=total)
+            task = bars.tasks[tasks[what]]
+            left = task.time_remaining or 0.0
+            if what not in announced and left >= LONG and (task.elapsed or 0.0) >= PATIENCE:
+                announced.add(what)
+                console.print(f"{what}: {done:,} of {total:,} done, about {duration(left)} left")
 
         yield move
-
-
-class Forecast:
-    """Tells once how long the rest of a work takes, from its first steps, if that is long."""
-
-    LONG = 20.0
-    """Seconds left that are worth a line."""
-    PATIENCE = 2.0
-    """Seconds to look at before anything is said."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self._said = what, False
-        self._before: int | None = None
-        self._start: tuple[float, int] | None = None
-
-    def after(self, done: int, total: int) -> str | None:
-        """The line to print now that *done* of *total* steps are done, if it is time for it.
-
-        Steps done before the first call, by an earlier process for example, say nothing about this one's speed; nor
-        does the first step after it, which begins with loading or warming up.
-        """
-        now = time.monotonic()
-        if self._before is None:
-            self._before = done
-        if done <= self._before or self._said:
-            return None
-        if self._start is None:
-            self._start = (now, done)
-        since, first = self._start
-        if done == first or now - since < self.PATIENCE:
-            return None
-        self._said = True
-        left = (now - since) / (done - first) * (total - done)
-        return f"{self.what}: {done:,} of {total:,} done, about {duration(left)} left" if left >= self.LONG else None
 
 
 def duration(seconds: float) -> str:
@@ -196,4 +166,4 @@ def decibel(value: float) -> str:
 
 def fail(message: str) -> None:
     """One red sentence on standard error."""
-    _standard_error().print(Text.assemble(("error:", "bold red"), f" {message}"))
+    people("-").print(Text.assemble(("error:", "bold red"), f" {message}"))

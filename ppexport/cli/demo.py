@@ -73,12 +73,12 @@ def demo(
     figures = _draw(files, runner.artifact, truth)
     data: dict[str, Any] = {"artifact": str(artifact), "parity": report.passed, "tiles": len(upscaled.tiles)}
     emit_json(json, {**data, **{name: str(path) for name, path in files.items()}, **figures})
-    told = {
+    shown = {
         "result": f"{figures['psnr_result']:.2f} dB PSNR-Y", "bicubic": f"{figures['psnr_bicubic']:.2f} dB",
         "mask": f"{percent(figures['pure_share'])} pure, green",
     }  # fmt: skip
     for name in NAMES:
-        console.print(f"{name + ':':<11} {files[name]}" + (f" ({told[name]})" if name in told else ""))
+        console.print(f"{name + ':':<11} {files[name]}" + (f" ({shown[name]})" if name in shown else ""))
     if not report.passed:
         raise typer.Exit(EXIT_GATE_FAILED)
 

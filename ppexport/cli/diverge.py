@@ -77,7 +77,7 @@ def _inputs(
     Raises InputError where the two do not belong together.
     """
     from ppexport.backends.backend import open_artifact
-    from ppexport.backends.coreml.package_probe import routing_of
+    from ppexport.backends.coreml.evaluated import routing_of
     from ppexport.device.runner import feeds
     from ppexport.parity.inputs import parity_inputs
 

@@ -18,9 +18,11 @@ def evaluate(
     target: Annotated[
         str | None, typer.Argument(metavar="MODEL|ARTIFACT", help="a model or an artifact folder")
     ] = None,
-    hr: Annotated[Path, typer.Option(help="folder of HR pictures: those called NAME_HR.png, or all if none is")] = ...,  # type: ignore[assignment]
+    hr: Annotated[
+        Path, typer.Option(help="folder of HR pictures; if some are called NAME_HR.png, only these are used")
+    ] = ...,  # type: ignore[assignment]
     lr: Annotated[
-        Path | None, typer.Option(help="folder of their LR pictures; they are made by bicubic if this is left out")
+        Path | None, typer.Option(help="folder of their LR pictures; without it they are made by bicubic shrinking")
     ] = None,
     scale: Scale = None,
     checkpoint: Checkpoint = None,
@@ -30,7 +32,8 @@ def evaluate(
     csmf: Csmf = None,
     compensation: Compensation = None,
     record: Annotated[
-        str | None, typer.Option(help="write the means into the model's numerics.yaml under this name of a data set")
+        str | None,
+        typer.Option(help="also write the means into the model's numerics.yaml, under this name of the data set"),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -7,22 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ppexport.cli import options as shared
 from ppexport.cli.console import emit_json, people, stages
-from ppexport.cli.options import (
-    Arch,
-    Checkpoint,
-    Colors,
-    Compensation,
-    Csmf,
-    Json,
-    Model,
-    Scale,
-    Window,
-    given,
-    load,
-    parse_capacities,
-    parse_size,
-)
 
 EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
 NOTES = {
@@ -35,10 +21,10 @@ NOTES = {
 
 
 def export(
-    model: Model = None,
+    model: shared.Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artifact folder to make")] = Path("artifact"),
     backend: Annotated[
-        str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` tells their options")
+        str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` lists their options")
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -101,14 +87,14 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="replace an artifact of another model, size or backend as well")
     ] = False,
-    checkpoint: Checkpoint = None,
-    arch: Arch = None,
-    scale: Scale = None,
-    colors: Colors = None,
-    window: Window = None,
-    csmf: Csmf = None,
-    compensation: Compensation = None,
-    json: Json = None,
+    checkpoint: shared.Checkpoint = None,
+    arch: shared.Arch = None,
+    scale: shared.Scale = None,
+    colors: shared.Colors = None,
+    window: shared.Window = None,
+    csmf: shared.Csmf = None,
+    compensation: shared.Compensation = None,
+    json: shared.Json = None,
 ) -> None:
     """Export a network for one LR size into an artifact folder.
 
@@ -118,36 +104,24 @@ def export(
     from ppexport.backends.backend import find_backend
     from ppexport.backends.options import parse_pairs
     from ppexport.device.artifact import read_artifact
-    from ppexport.exporting import export_request, make_request, return_large_blocks
+    from ppexport.exporting import export as run_export
+    from ppexport.exporting import return_large_blocks
     from ppexport.networks.card import card_with_weights
 
-    network_options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
-    card, _ = card_with_weights(model, arch, scale, checkpoint, given(network_options))
-    pixels = card.default_size if size is None else parse_size(size)
-    flags = {
-        "flavour": flavour, "format": file_format, "pad_heads": pad_heads, "target": target, "interface": interface,
-        "keep": keep,
-    }  # fmt: skip
-    options = {**parse_pairs(option or []), **given(flags)}
-    # Before torch is loaded, which takes seconds.
-    request = make_request(
-        card,
-        backend=backend,
-        size=pixels,
-        out=out,
-        precision=precision,
-        capacities=parse_capacities(capacity, pixels, find_backend(backend).set_steps),
-        mask=mask,
-        calibration=calibration,
-        recipe=recipe,
-        force=force,
-        options=options,
+    own = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
+    card, weights = card_with_weights(model, arch, scale, checkpoint, own)
+    pixels = card.default_size if size is None else shared.parse_size(size)
+    flags = shared.given(
+        flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, keep=keep
     )
+    capacities = shared.parse_capacities(capacity, pixels, find_backend(backend).set_steps)
+    return_large_blocks()
     with stages("export") as step:
-        step("loading the network")
-        return_large_blocks()
-        network = load(model, checkpoint, arch, scale, **network_options)
-        export_request(network, request, step)
+        run_export(
+            (card, weights), backend=backend, size=pixels, out=out, precision=precision, capacities=capacities,
+            mask=mask, calibration=calibration, recipe=recipe, force=force, step=step,
+            **{**parse_pairs(option or []), **flags},
+        )  # fmt: skip
     artifact = read_artifact(out)
     folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})

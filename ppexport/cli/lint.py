@@ -16,7 +16,6 @@ from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
 
 EXAMPLE = "Example: ppexport lint model.onnx"
 PACKAGE, ASSET = ".mlpackage", ".aimodel"
-LENGTH = re.compile(r"[1-9][0-9]{0,8}")
 SHOWN = 6
 """Kinds of modules that are named; the JSON has every module."""
 
@@ -37,45 +36,39 @@ def lint(
     and how often the computation crosses to another unit. A child process reads an .onnx file, with a limit of time
     and, on Linux, of memory.
     """
-    symbols = parse_lengths(length or [])
+    symbols = {}
+    for text in length or []:
+        axis, _, number = text.rpartition("=")
+        if not axis or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
+            raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
+        symbols[axis] = int(number)
     if file.is_dir() and file.suffix != PACKAGE:
-        from ppexport.backends.onnx.run_external import check_graphs
+        from ppexport.backends.onnx.run_external import graph_bytes
         from ppexport.device.artifact import read_artifact
 
         artifact = read_artifact(file)
         file = artifact.graph_file
-        if artifact.manifest.backend == "onnx":
-            check_graphs(artifact)
+        if file.suffix == ".onnx":
+            graph_bytes(artifact)  # refuses a graph that names other files
     if symbols and file.suffix in (PACKAGE, ASSET):
         raise InputError("--length is for .onnx files: the shapes of a package are fixed")
     if file.suffix == PACKAGE:
-        lint_package(file, json)
+        _lint_package(file, json)
     elif file.suffix == ASSET:
         raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
     else:
-        lint_onnx(file, symbols, json)
+        _lint_onnx(file, symbols, json)
 
 
-def parse_lengths(texts: list[str]) -> dict[str, int]:
-    """Texts AXIS=N -> {axis: n}. Raises InputError for any other text."""
-    found = {}
-    for text in texts:
-        axis, _, number = text.rpartition("=")
-        if not axis or not LENGTH.fullmatch(number):
-            raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
-        found[axis] = int(number)
-    return found
-
-
-def lint_package(path: Path, json: str | None) -> None:
+def _lint_package(path: Path, json: str | None) -> None:
     """Print where the operations of a package may run; this is information, so it never fails."""
     from ppexport.backends.coreml.package import read_package
-    from ppexport.backends.coreml.placement import place_package
+    from ppexport.backends.coreml.placement import place
 
     package = read_package(path)
     # A package keeps its functions in no order: by capacity.
     names = sorted(package.functions, key=lambda name: (len(name), name))
-    reports = [place_package(package, name) for name in names]
+    reports = [place(package.functions[name]) for name in names]
     emit_json(json, {"package": str(path), "functions": [report.to_dict() for report in reports]})
     console = people(json)
     for report in reports:
@@ -101,8 +94,8 @@ def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
     return kinds.most_common()
 
 
-def lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
-    """Print what a runtime would object to, with the lengths *symbols* of axes. Ends with exit code 1 for errors."""
+def _lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
+    """Print what a runtime would object to. Ends with exit code 1 for errors."""
     require("onnx", "export")
     from ppexport.backends.onnx.lint.linting import lint_model
 

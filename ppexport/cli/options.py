@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppexport.cli.console import check_json
+from ppexport.device.artifact import capacity_set
 from ppexport.device.runner import check_threads
-from ppexport.device.sizes import capacity_set
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
     from ppexport.networks.network import Network
-
-
-def threads_here(value: int | None) -> int | None:
-    """Raise InputError, before any work is done, for threads that this machine's runtime would refuse."""
-    return check_threads(value)
 
 
 Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
@@ -52,7 +47,10 @@ AcceptNewHostKey = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(callback=threads_here, help="threads of the runtime; it chooses if this is left out"),
+    # A callback has one parameter.
+    typer.Option(
+        callback=lambda threads: check_threads(threads), help="threads of the runtime; it chooses if left out"
+    ),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
@@ -81,7 +79,7 @@ def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] 
     return [int(number) for number in text.split(",")]
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def given(**options: Any) -> dict[str, Any]:
     """Those of *options* that are not left out."""
     return {key: value for key, value in options.items() if value is not None}
 
@@ -90,4 +88,4 @@ def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: in
     """The network that the options describe."""
     from ppexport.networks.load import load_network
 
-    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(options))
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(**options))

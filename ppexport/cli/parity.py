@@ -57,7 +57,6 @@ def parity(
     """
     from ppexport.backends.backend import find_backend, open_artifact
     from ppexport.parity.against import run_against
-    from ppexport.parity.gates import check_gates
     from ppexport.parity.run import UNFINISHED, run_parity
 
     if against is not None and (out is not None or checkpoint is not None):
@@ -66,20 +65,17 @@ def parity(
         )
     if against is not None and units is not None:
         raise InputError("--units needs the twin, not a saved run: leave --against out")
-    runner = open_artifact(artifact, trust=trust)
-    if against is None:
-        check_gates(runner.artifact.manifest)
-        backend, names = find_backend(runner.artifact.manifest.backend), dict.fromkeys((units or "").split(","))
-        runs = {} if units is None else backend.unit_runs(runner, list(names))
-        if find_spec("torch") is None:
-            raise UnavailableError(
-                "torch is not installed, and the network and its twin need it: pip install 'ppexport[export]', or "
-                "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
-            )
-    with progress_bars() as progress:
+    with open_artifact(artifact, trust=trust) as runner, progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)
         else:
+            backend, names = find_backend(runner.artifact.manifest.backend), dict.fromkeys((units or "").split(","))
+            runs = {} if units is None else backend.unit_runs(runner, list(names))
+            if find_spec("torch") is None:
+                raise UnavailableError(
+                    "torch is not installed, and the network and its twin need it: pip install 'ppexport[export]', or "
+                    "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
+                )
             from ppexport.parity.references import reference_network
 
             folder = out or artifact.resolve().with_name(artifact.resolve().name + "-parity")
@@ -95,20 +91,12 @@ def parity(
 
 def _print_quality(pair: Pair, console: Console) -> None:
     """Print how PSNR-Y and SSIM-Y change, as it runs and with the same routing."""
-    measured = (
-        ("task", "as it runs", pair.psnr_y_change, pair.ssim_y_change),
-        (
-            "task_same_routing",
-            "with the same routing",
-            pair.psnr_y_change_same_routing,
-            pair.ssim_y_change_same_routing,
-        ),
-    )
-    for field, how, change, ssim_change in measured:
+    for kind, how in (("", "as it runs"), ("_same_routing", "with the same routing")):
+        change, ssim_change = pair.mean_change(f"task{kind}"), pair.mean_change(f"task_ssim{kind}")
         if change is None:
             continue
         similar = "" if ssim_change is None else f", SSIM-Y by {ssim_change:+.6f}"
-        over = f": more than {pair.gate.task_change:g} dB" if field in pair.failed_tasks else ""
+        over = f": more than {pair.gate.task_change:g} dB" if f"task{kind}" in pair.failed_tasks else ""
         console.print(f"PSNR-Y against ground truth changes by {change:+.4f} dB on average {how}{similar}{over}")
 
 
@@ -127,13 +115,15 @@ def show(report: ParityReport, console: Console) -> None:
             console.print(f"equal categories of impure tokens as it runs, per layer, in %: {shares}")
         _print_quality(pair, console)
         if not pair.passed:
-            layer = pair.first_bad_layer or "not measured"
-            console.print(f"worst input: {pair.worst.name}{pair.place}; first bad layer: {layer}")
+            worst, layer = pair.worst, pair.first_bad_layer or "not measured"
+            at = worst.errors.at
+            place = "" if at is None else f", most at row {at[0]}, column {at[1]} of the result"
+            console.print(f"worst input: {worst.name}{place}; first bad layer: {layer}")
     for unit, plan in report.units.items():
-        told = plan.get("failed") or plan.get("unknown")
+        reason = plan.get("failed") or plan.get("unknown")
         placed = ", ".join(f"{count} on {device}" for device, count in plan.get("operations", {}).items())
         crossings = plan.get("crossings", "unknown")
-        console.print(f"compute unit {unit}: {told or f'{placed}; crossings: {crossings}'}")
+        console.print(f"compute unit {unit}: {reason or f'{placed}; crossings: {crossings}'}")
     if report.over_capacity:
         console.print(
             f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"

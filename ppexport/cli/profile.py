@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ppexport.cli.console import continues_from, duration, emit_json, people, progress_bar, stages, table
+from ppexport.cli.devices import RemoteRun, clean_lab, exit_code, lab_json, measure_lab, show_lab
 from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
-from ppexport.cli.profile_remote import There, clean_there, measure_there, parse_cores
 from ppexport.device.runner import check_threads
 from ppexport.errors import InputError, counted, require
 
@@ -21,6 +18,19 @@ if TYPE_CHECKING:
 
     from ppexport.profile.result import Profile
 
+DEVICES = "measure on all devices of this file at once, into OUT/NAME; ppexport/profile/lab.py describes it"
+RUNTIMES = (
+    "onnxruntime, openvino, tensorrt or coreml, also onnxruntime:CUDA; several, separated by commas, or all are timed "
+    "in turns; the artifact's own if left out"
+)
+POWER_MODE = (
+    "Jetson only: run in this power mode of the board's /etc/nvpmodel.conf, such as MAXN_SUPER, and restore the mode "
+    "afterwards (`sudo -n nvpmodel`; untested on hardware)"
+)
+LOCK_CLOCKS = (
+    "Jetson only: lock the clocks with `jetson_clocks` during the run and restore them afterwards (`sudo -n`; untested "
+    "on hardware)"
+)
 EXAMPLE = "Example: ppexport profile x2_64 --quick --layers -o x2_64-profile"
 
 
@@ -33,20 +43,8 @@ def profile(
     on: Annotated[
         str, typer.Option(help="the device: local, ssh://[user@]host[:port], or adb://serial (untested on hardware)")
     ] = "local",
-    devices: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="LAB.yaml",
-            help="measure on all devices of this file at once, into OUT/NAME; ppexport/profile/lab.py describes it",
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            help="onnxruntime, openvino, tensorrt or coreml, also onnxruntime:CUDA; several, separated by commas, or "
-            "all are timed in turns; the artifact's own if left out"
-        ),
-    ] = None,
+    devices: Annotated[Path | None, typer.Option(metavar="LAB.yaml", help=DEVICES)] = None,
+    runtime: Annotated[str | None, typer.Option(help=RUNTIMES)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="64 queries and 6 s instead of 1,024 and 60 s")] = False,
     sustained: Annotated[bool, typer.Option("--sustained", help="ten minutes, to see what heat does")] = False,
     images: Annotated[Path | None, typer.Option(help="folder of pictures; bundled photographs if left out")] = None,
@@ -57,22 +55,8 @@ def profile(
         Path | None, typer.Option(help="for --layers of a TensorRT engine: the file that trtexec --exportProfile wrote")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
-    power_mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|NUMBER",
-            help="Jetson only: run in this power mode of the board's /etc/nvpmodel.conf, such as MAXN_SUPER, and "
-            "restore the mode afterwards (`sudo -n nvpmodel`; untested on hardware)",
-        ),
-    ] = None,
-    lock_clocks: Annotated[
-        bool,
-        typer.Option(
-            "--lock-clocks",
-            help="Jetson only: lock the clocks with `jetson_clocks` during the run and restore them afterwards "
-            "(`sudo -n`; untested on hardware)",
-        ),
-    ] = False,
+    power_mode: Annotated[str | None, typer.Option(metavar="NAME|NUMBER", help=POWER_MODE)] = None,
+    lock_clocks: Annotated[bool, typer.Option("--lock-clocks", help=LOCK_CLOCKS)] = False,
     cores: Annotated[str | None, typer.Option(help="with --on: run on these cores of the device, such as 4-7")] = None,
     device_python: Annotated[
         str | None, typer.Option(metavar="PATH", help="with --on: its Python with the runtime; python3 if left out")
@@ -100,83 +84,77 @@ def profile(
     A device behind ssh needs sh, Python 3.8 with NumPy, and the runtime, but not ppexport. A measurement on a device
     outlives this command: the same command again waits for it and collects it.
     """
+    from ppexport.device.jetson import clocks_locked, power_mode_set
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
     from ppexport.imaging.images import pictures_in
     from ppexport.profile.by_layer import profile_layers
     from ppexport.profile.content import profile_frames, profile_routing
     from ppexport.profile.latency_run import RUN, measure, plan_of, prepare
-    from ppexport.profile.remote import Settings
+    from ppexport.profile.remote import Settings, parse_cores
     from ppexport.remote.address import parse_address
     from ppexport.remote.ssh import SshOptions
 
     local = parse_address(on) is None and devices is None
-    own = cores or device_python or perf_binary
-    if devices is not None and (on != "local" or own or lock_clocks or power_mode is not None):
-        raise InputError("with --devices the file says where and how: leave --on and a device's options out")
-    chosen = parse_cores(cores)
-    mode = int(power_mode) if power_mode is not None and re.fullmatch("[0-9]{1,3}", power_mode) else power_mode
-    settings = Settings(device_python, mode, lock_clocks, chosen)
-    there = There(on, SshOptions(identity, ssh_config, accept_new_host_key), settings, timeout, perf_binary)
-    if local and (own or clean or timeout is not None):
-        raise InputError(
-            "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on"
-        )
-    if not local and (layers or routing or frames is not None):
-        raise InputError("--layers, --routing and --frames are measured on this machine only: run them on the device")
-    if not local and runtime == "all":
-        raise InputError("which runtimes a device has is not known here: name them, separated by commas")
+    own = bool(cores or device_python or perf_binary)
+    refused = {
+        "with --devices the file says where and how: leave --on and a device's options out":
+            devices is not None and (on != "local" or own or lock_clocks or power_mode is not None),
+        "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on":
+            local and (own or clean or timeout is not None),
+        "--layers, --routing and --frames are measured on this machine only: run them on the device":
+            not local and (layers or routing or frames is not None),
+        "which runtimes a device has is not known here: name them, separated by commas": not local and runtime == "all",
+        "--layer-times is for --layers": layer_times is not None and not layers,
+    }  # fmt: skip
+    for why, applies in refused.items():
+        if applies:
+            raise InputError(why)
+    settings = Settings(device_python, power_mode, lock_clocks, parse_cores(cores))
     check_threads(threads, here=local)
     console = people(json)
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
+    run = RemoteRun(
+        artifact=artifact, runtime=runtime, threads=threads, trust=trust, quick=quick, sustained=sustained,
+        folder=folder, images=images, address=on, options=SshOptions(identity, ssh_config, accept_new_host_key),
+        settings=settings, perf_binary=perf_binary, timeout=timeout,
+    )  # fmt: skip
     if devices is not None:
-        # PyYAML and pydantic are no part of the installation for devices.
-        require("yaml", "export")
-        require("pydantic", "export")
-        from ppexport.cli.profile_lab import Task, clean_lab, exit_code, lab_json, measure_lab, show_lab
-        from ppexport.profile.lab import read_lab
-
-        lab = read_lab(devices)
-        task = Task(
-            artifact, lambda found: plan_of(quick, sustained, found), folder, images, runtime, threads, trust, there
-        )
-        if clean:
-            cleaned = clean_lab(lab, task)
-            emit_json(json, {"done": cleaned})
-            for name, lines in cleaned.items():
-                console.print(f"{name}: {'; '.join(lines) or 'nothing to remove'}")
-            return
-        outcomes = measure_lab(lab, task)
-        show_lab(outcomes, console)
-        emit_json(json, lab_json(outcomes, without_samples))
-        raise typer.Exit(exit_code(outcomes))
+        _profile_lab(devices, run, clean, json, console)
+        return
     if clean:
-        done = clean_there(there, artifact)
+        done = run.clean()
         emit_json(json, {"done": done})
         console.print("\n".join(done) or f"no measurement of {artifact} is on {on}")
         return
+    if not local:
+        result = run.measure()
+        show(result, console)
+        emit_json(json, result.to_dict())
+        return
     if frames is not None:
         pictures_in(frames)
-    if layer_times is not None and not layers:
-        raise InputError("--layer-times is for --layers")
-    targets = choose(artifact, runtime, threads or len(chosen) or None, trust)
+    targets = choose(artifact, runtime, threads, trust)
     plan = plan_of(quick, sustained, targets)
-    if not local:
-        result = measure_there(there, targets, plan, folder, images)
-        show(result, console)
-        emit_json(json, without_samples(result))
-        return
     context.with_resource(run_folder(folder, RUN))
     job = prepare(targets, plan, folder, images)
     console.print(
         f"{counted(len(targets), 'runtime')}: warmed up, then timed for at least {duration(plan.seconds)} and "
         f"{plan.queries:,} queries"
     )
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}")
+
     with continues_from(job.journal):
-        with progress_bar("queries") as progress, set_board(mode, lock_clocks, folder, console):
-            result = measure(job, progress, lambda line: console.print(line))
+        with (
+            progress_bar("queries") as progress,
+            power_mode_set(settings.mode, str(folder), warn),
+            clocks_locked(lock_clocks, str(folder), warn),
+        ):
+            result = measure(job, progress, console.print)
         show(result, console)
-        summary = without_samples(result)
+        summary = result.to_dict()
         if layers:
             with stages("time by layer"):
                 found = profile_layers(job, result, layer_times)
@@ -193,21 +171,24 @@ def profile(
     emit_json(json, summary)
 
 
-def without_samples(result: Profile) -> dict[str, Any]:
-    """A result as `--json` writes it."""
-    return {key: value for key, value in result.data.items() if key not in ("samples", "sensors")}
+def _profile_lab(devices: Path, run: RemoteRun, clean: bool, json: str | None, console: Console) -> None:
+    """Measure on all devices of the lab file, or remove their measurements, and end with the exit code of all."""
+    # PyYAML and pydantic are no part of the installation for devices.
+    require("yaml", "export")
+    require("pydantic", "export")
+    from ppexport.profile.lab import read_lab
 
-
-@contextmanager
-def set_board(power_mode: int | str | None, lock_clocks: bool, folder: Path, console: Console) -> Iterator[None]:
-    """This Jetson's power mode and clocks while the block runs. Raises Refused where they cannot be set."""
-    from ppexport.device.jetson import clocks_locked, power_mode_set
-
-    def warn(text: str) -> None:
-        console.print(f"warning: {text}")
-
-    with power_mode_set(power_mode, str(folder), warn), clocks_locked(lock_clocks, str(folder), warn):
-        yield
+    lab = read_lab(devices)
+    if clean:
+        cleaned = clean_lab(lab, run)
+        emit_json(json, {"done": cleaned})
+        for name, lines in cleaned.items():
+            console.print(f"{name}: {'; '.join(lines) or 'nothing to remove'}")
+        return
+    outcomes = measure_lab(lab, run)
+    show_lab(outcomes, console)
+    emit_json(json, lab_json(outcomes))
+    raise typer.Exit(exit_code(outcomes))
 
 
 def show_layers(found: list[dict[str, Any]], console: Console) -> None:
@@ -265,11 +246,10 @@ def _figures(subject: dict[str, Any]) -> dict[str, str]:
 
 def show(result: Profile, console: Console) -> None:
     """Print the figures and the marks."""
-    figures = [_figures(subject) for subject in result.subjects]
+    machine, figures = result.data["machine"], [_figures(subject) for subject in result.subjects]
     rows = [[name, *(of_one[name] for of_one in figures)] for name in figures[0]]
-    columns = ["latency", *(subject["name"] for subject in result.subjects)]
-    console.print(table(result.data["machine"]["cpu"], columns, rows))
-    mode = (result.data["machine"].get("jetson") or {}).get("power_mode")
+    console.print(table(machine["cpu"], ["latency", *(subject["name"] for subject in result.subjects)], rows))
+    mode = (machine.get("jetson") or {}).get("power_mode")
     if mode is not None:
         console.print(f"power mode {mode['number']}: {mode['name']}")
     for subject in result.subjects:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import continues_from, emit_json, people, progress_bars, stages, table
-from ppexport.cli.options import Arch, Checkpoint, Json, Scale, load, parse_size, threads_here
+from ppexport.cli.options import Arch, Checkpoint, Json, Scale, load, parse_size
+from ppexport.device.runner import check_threads
 from ppexport.errors import InputError, require
 from ppexport.files import check_writable
 
@@ -40,7 +41,9 @@ def quantize_search(
     crops: Annotated[int, typer.Option(min=2, max=4096, help="crops to measure PSNR-Y on")] = 32,
     size: Annotated[str, typer.Option(help="LR size HxW of a crop, and of the timed runs")] = "32x32",
     rounds: Annotated[int, typer.Option(min=3, help="rounds in which a placement and fp32 take turns")] = 15,
-    threads: Annotated[int, typer.Option(callback=threads_here, help="CPU threads of the timed runs")] = 2,
+    threads: Annotated[
+        int, typer.Option(callback=lambda threads: check_threads(threads), help="CPU threads of the timed runs")
+    ] = 2,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
@@ -58,9 +61,9 @@ def quantize_search(
     from ppexport.exporting import return_large_blocks
     from ppexport.folders import run_folder
     from ppexport.networks.load import card_of
-    from ppexport.quantize.bundled import check_calibration
     from ppexport.quantize.calibration import load_calibration
     from ppexport.quantize.crops import LEAST_CROPS, cut_crops, read_sources, warnings_about
+    from ppexport.quantize.recipe import check_calibration
     from ppexport.search import search as steps
     from ppexport.search.trials import Search, SearchOptions
 
@@ -83,15 +86,11 @@ def quantize_search(
         artifact = steps.fp32_artifact(network, lr_size, out)
     with continues_from(out), progress_bars() as progress:
         cut = cut_crops(sources, artifact.size, artifact.scale, crops, "search")
-        warned = warnings_about(images, sources, cut)
-        for warning in warned:
+        own = cut_crops(sources, artifact.size, artifact.scale, max(crops, LEAST_CROPS)) if calibration is None else cut
+        said = warnings_about(images, sources, own)
+        for warning in dict.fromkeys([*warnings_about(images, sources, cut), *said]):
             console.print(f"warning: {warning}")
         if calibration is None:
-            own = cut_crops(sources, artifact.size, artifact.scale, max(crops, LEAST_CROPS))
-            said = warnings_about(images, sources, own)
-            for warning in said:
-                if warning not in warned:
-                    console.print(f"warning, of the calibration: {warning}")
             calibration = steps.own_calibration(artifact, sources, own, said, out, progress)
         measured = load_calibration(calibration)
         check_calibration(measured, card)

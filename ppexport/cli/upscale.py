@@ -45,8 +45,7 @@ def upscale(
             f"{source}: {lr_width}x{lr_height} pixels are {number:,} runs, one for each tile of "
             f"{about.size[1]}x{about.size[0]}"
         )
-    runner = open_artifact(artifact, threads=threads, trust=trust)
-    with progress_bar("tiles") as progress:
+    with open_artifact(artifact, threads=threads, trust=trust) as runner, progress_bar("tiles") as progress:
         report = upscale_source(runner, picture, progress)
     tiles = len(report.tiles)
     summary = {

@@ -1,8 +1,8 @@
-"""The main program on a device, of the archive that `ppexport.remote.archive` packs, where its name is `__main__.py`.
+"""The main program on a device: `__main__.py` of the archive that `ppexport.remote.archive` packs.
 
 `python3 agent.pyz` does the job of its folder. `request.json` says which: {"work": "MODULE:FUNCTION", "id": names the
 request, ...}. The function takes (request, folder) and returns a dict, which becomes `outcome.json` with the request's
-"id". What a job does it prints as events, one JSON object a line, which `ppexport.remote.output` reads:
+"id". A job prints what it does as events, one JSON object a line, which `ppexport.remote.output` reads:
 {"event": "progress", "phase", "step", "steps"}, {"event": "log", "severity", "text"}, {"event": "notice", "text"} for
 people, and {"event": "failed", "kind", "message", "errors"}.
 
@@ -31,7 +31,7 @@ OUTCOME = "outcome.json"
 
 
 class JobError(PpexportError):
-    """What ends a job on a device, of a kind that whoever started it looks at."""
+    """What ends a job on a device. *kind* and *errors* are for the program that started the job."""
 
     def __init__(self, kind: str, message: str, errors: Any = ()) -> None:
         super().__init__(message)
@@ -40,15 +40,15 @@ class JobError(PpexportError):
 
 def event(name: str, **fields: Any) -> None:
     """Print one event."""
-    # A full disk takes no output; a job has its own way to say so.
+    # A full disk takes no output; a job reports it in its own way.
     with suppress(OSError):
-        # In one call: TensorRT tells its progress from several threads.
+        # In one call: TensorRT reports its progress from several threads.
         sys.stdout.write(json.dumps({"event": name, **fields}) + "\n")
         sys.stdout.flush()
 
 
 def check(names: list[str]) -> str:
-    """The line that says whether this Python can import the modules *names*."""
+    """Whether this Python can import the modules *names*, as the line that the module docstring describes."""
     said = ""
     for entry in names:
         name, _, attribute = entry.partition(":")
@@ -94,5 +94,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
         print(check(sys.argv[2:]))
         sys.exit(0)
-    # Not from here: what a job imports must raise the same classes as are caught.
+    # Imported anew, not called here: what a job imports must raise the same classes as are caught.
     sys.exit(import_module("ppexport.device.agent").do_job(Path.cwd()))

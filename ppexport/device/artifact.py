@@ -46,22 +46,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppexport.device.mask import MULTIPLE, check_options, padded_tokens
-from ppexport.errors import ArtifactError
+from ppexport.errors import ArtifactError, InputError
 from ppexport.files import is_plain_name, sha256_file, write_text
-
-if TYPE_CHECKING:
-    # Names of functions need neither, and are for devices too.
-    from ppexport.networks.card import Card
-    from ppexport.twin.twin import StaticTwin
-
 
 FORMAT = "ppexport-artifact"
 VERSION = 5
@@ -75,6 +70,55 @@ PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool, "compe
 """The options of Pure-Pass, of which a runner may have to compute the mask."""
 GROUP = 128
 """Capacities are multiples of the group of category attention."""
+MAX_TOKENS = 1 << 20
+"""Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
+
+
+def whole_numbers(values: Any) -> list[int]:
+    """The items of *values* as ints. Raises TypeError for a text, a bool, a fraction or no list at all."""
+    found = list(values)
+    if isinstance(values, (str, bytes)) or any(isinstance(value, bool) for value in found):
+        raise TypeError("not whole numbers")
+    return [operator.index(value) for value in found]
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1, or pads to too many tokens."""
+    try:
+        height, width = whole_numbers(size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"a size is (height, width) in whole pixels of at least 1x1, such as (64, 64), not {size!r}")
+    tokens = padded_tokens((height, width))
+    if tokens > MAX_TOKENS:
+        raise InputError(
+            f"{height}x{width} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles"
+        )
+    return height, width
+
+
+def check_capacities(capacities: Any, size: tuple[int, int]) -> tuple[int, ...]:
+    """*capacities* as ints. Raises InputError unless they ascend in multiples of 128 that LR images of *size* have."""
+    tokens = padded_tokens(size)
+    try:
+        chosen = whole_numbers(capacities)
+    except TypeError:
+        chosen = []
+    if not chosen or not _ascend(chosen, tokens):
+        raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {capacities!r}")
+    return tuple(chosen)
+
+
+def _ascend(capacities: Sequence[int], tokens: int) -> bool:
+    """Whether *capacities* ascend in multiples of 128 up to *tokens*."""
+    return list(capacities) == sorted({c for c in capacities if c % GROUP == 0 and 0 < c <= tokens})
+
+
+def capacity_set(size: Any, steps: int = 32) -> list[int]:
+    """At most *steps* even capacities for LR images of *size* (h, w), the last one full. Raises InputError."""
+    tokens = padded_tokens(check_size(size))
+    return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
 
 
 def smallest_capacity(capacities: Sequence[int], impure: int) -> int:
@@ -172,18 +216,14 @@ class Artifact:
 
 def _is(value: object, kind: str) -> bool:
     """Whether *value* is a JSON value of the manifest type *kind* (a dataclass annotation)."""
-    # No `match`: Jetsons of JetPack 5 have Python 3.8.
     if kind == "str":
         return isinstance(value, str)
     if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return type(value) is int and value >= 0
     if kind == "list[int]":
         return isinstance(value, list) and all(_is(v, "int") and v for v in value)
-    if kind == "dict[str, str]":
-        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-    if kind == "dict[str, dict[str, Any]]":
-        return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
-    return isinstance(value, dict)
+    inner = {"dict[str, str]": str, "dict[str, dict[str, Any]]": dict}.get(kind, object)
+    return isinstance(value, dict) and all(isinstance(v, inner) for v in value.values())
 
 
 def _as_version_5(data: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +242,7 @@ def _as_version_5(data: dict[str, Any]) -> dict[str, Any]:
 def _check_options(manifest: Manifest, where: str) -> None:
     """Raise ArtifactError unless the options are those of Pure-Pass where there is a mask, and plain values else.
 
-    The network's own model of them is asked by what loads the network.
+    What loads the network validates them by the network's own model.
     """
     options = manifest.options
     if manifest.mask == "none":
@@ -211,7 +251,7 @@ def _check_options(manifest: Manifest, where: str) -> None:
         return
     for name, kind in PURE_PASS.items():
         value = options.get(name)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if type(value) is not kind:
             raise ArtifactError(f"{where}: option {name!r} is missing or is not {kind.__name__}: {value!r}")
     if set(options) != set(PURE_PASS):
         raise ArtifactError(f"{where}: options {sorted(options)} are not those of Pure-Pass, {sorted(PURE_PASS)}")
@@ -240,33 +280,30 @@ def parse_manifest(text: str, where: str) -> Manifest:
     for name, kind in known.items():
         if name not in data or not _is(data[name], kind):
             raise ArtifactError(f"{where}: field {name!r} is missing or is not {kind}")
-    manifest = Manifest(**{name: data[name] for name in known})
+    m = Manifest(**{name: data[name] for name in known})
     for name in ("scale", "multiple", "tokens"):
-        if not getattr(manifest, name):
+        if not getattr(m, name):
             raise ArtifactError(f"{where}: field {name!r} is missing or is not above 0")
-    if len(manifest.size) != 2:
-        raise ArtifactError(f"{where}: size is [h, w], not {manifest.size}")
-    tokens = padded_tokens((manifest.size[0], manifest.size[1]), manifest.multiple)
-    if manifest.tokens != tokens:
-        raise ArtifactError(f"{where}: size {manifest.size} pads to {tokens} tokens, not {manifest.tokens}")
-    for name in manifest.files:
-        if not is_plain_name(name):
-            raise ArtifactError(f"{where}: {name!r} is not a plain file name inside the artifact folder")
-    if not {"file", "sha256"} <= set(manifest.weights):
-        raise ArtifactError(f"{where}: weights need a file name and its sha256")
-    if manifest.flavour not in FLAVOURS:
-        raise ArtifactError(f"{where}: flavour {manifest.flavour!r} is not known; this ppexport reads {FLAVOURS}")
-    if manifest.mask not in MASKS:
-        raise ArtifactError(f"{where}: mask {manifest.mask!r} is not one of {MASKS}")
-    _check_options(manifest, where)
-    c = manifest.capacities
-    if c != sorted(set(c)) or any(v % GROUP for v in c) or (c and c[-1] > manifest.tokens):
-        raise ArtifactError(f"{where}: capacities ascend in multiples of {GROUP} up to {manifest.tokens}, not {c}")
-    if not c and manifest.mask != "none":
-        raise ArtifactError(f"{where}: a network with a mask has capacities")
-    if not manifest.files:
-        raise ArtifactError(f"{where} lists no model file")
-    return manifest
+    if len(m.size) != 2:
+        raise ArtifactError(f"{where}: size is [h, w], not {m.size}")
+    tokens = padded_tokens((m.size[0], m.size[1]), m.multiple)
+    ascending = _ascend(m.capacities, tokens)
+    foreign = next((name for name in m.files if not is_plain_name(name)), None)
+    problems = {
+        f"size {m.size} pads to {tokens} tokens, not {m.tokens}": m.tokens != tokens,
+        "weights need a file name and its sha256": not {"file", "sha256"} <= set(m.weights),
+        f"flavour {m.flavour!r} is not known; this ppexport reads {FLAVOURS}": m.flavour not in FLAVOURS,
+        f"mask {m.mask!r} is not one of {MASKS}": m.mask not in MASKS,
+        f"capacities ascend in multiples of {GROUP} up to {tokens}, not {m.capacities}": not ascending,
+        "a network with a mask has capacities": not m.capacities and m.mask != "none",
+        "it lists no model file": not m.files,
+        f"{foreign!r} is not a plain file name inside the artifact folder": foreign is not None,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ArtifactError(f"{where}: {problem}")
+    _check_options(m, where)
+    return m
 
 
 def sha256_path(path: Path) -> str:
@@ -326,26 +363,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, manifest.to_json())
 
 
-# What model files of all backends say of themselves, and what the functions of a capacity set are called.
-
-
-def model_facts(twin: StaticTwin, card: Card, capacities: Sequence[int]) -> dict[str, str]:
-    """The metadata that every model file has, by which a runner knows that it is the manifest's."""
-    return {
-        "ppexport.name": card.name,
-        "ppexport.arch": card.arch,
-        "ppexport.scale": str(twin.scale),
-        "ppexport.size": f"{twin.size[0]}x{twin.size[1]}",
-        "ppexport.capacities": ",".join(map(str, capacities)),
-        "ppexport.card_sha256": card.hash(),
-    }
-
-
 def capacity_function(capacity: int) -> str:
-    """The function for *capacity* slots in a set."""
+    """The function for *capacity* slots in a model file of a capacity set."""
     return f"capacity_{capacity}"
 
 
 def function_name(capacity: int, capacities: Sequence[int]) -> str:
-    """The function for *capacity* in a file of *capacities*."""
+    """The function for *capacity* in a model file of *capacities*."""
     return "main" if len(capacities) < 2 else capacity_function(capacity)

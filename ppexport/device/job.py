@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,18 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.jetson import describe_jetson
 from ppexport.device.journal import FORMAT, VERSION
 from ppexport.device.machine import describe, versions
-from ppexport.device.measure import INSIDE, Plan, plan_from
+from ppexport.device.measure import INSIDE, Plan
 from ppexport.device.target import Target, facts, runtimes
 
 if TYPE_CHECKING:
-    from ppexport.profile.query_crops import Crop
+    from ppexport.profile.latency_run import Crop
 
 
 IMAGES = "images.npy"
 """Pixels that queries cycle over."""
 JOURNAL = "latency.jsonl"
 CROPS = "routing.npy"
-"""Here: what `--routing` measures on, while it does."""
+"""What `--routing` measures on; on this machine only, and removed afterwards."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,27 @@ class Job:
 
     def to_json(self) -> str:
         """For `job_from`."""
-        return json.dumps(
-            {
-                "targets": [target.to_dict() for target in self.targets],
-                "images": str(self.images),
-                "plan": vars(self.plan),
-                "journal": str(self.journal),
-                "header": self.header,
-            }
-        )
+        return json.dumps(asdict(self), default=os.fspath)
 
 
 def job_from(text: str) -> Job:
-    """The job that `to_json` wrote."""
+    """The job that `Job.to_json` wrote."""
     data = json.loads(text)
     targets = tuple(Target(**target) for target in data["targets"])
-    return Job(targets, Path(data["images"]), plan_from(data["plan"]), Path(data["journal"]), data["header"])
+    return Job(targets, Path(data["images"]), Plan(**data["plan"]), Path(data["journal"]), data["header"])
 
 
 def wanted_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
     """What is to be measured: all of a journal's header that does not depend on the machine that measures.
 
-    Raises ArtifactError for a damaged artifact.
+    Args:
+        targets: The artifacts, each in a runtime.
+        pictures: What the queries cycle over.
+        plan: How long to measure.
+        address: The machine that measures, as `--on` names it, for people.
+
+    Raises:
+        ArtifactError: An artifact is damaged.
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -101,8 +101,3 @@ def complete_header(wanted: dict[str, Any]) -> dict[str, Any]:
         "images": wanted["images"],
         "inside_the_clock": wanted["inside_the_clock"],
     }
-
-
-def header_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:
-    """The first record of the journal of this measurement on this machine. Raises ArtifactError as `wanted_of`."""
-    return complete_header(wanted_of(targets, pictures, plan, address))

@@ -6,7 +6,7 @@ Every line is a JSON array. The first element says what it is:
     ["begin", {...}]      a process starts measuring (again): {"t", "now", "wall", "boot", "memory"}
     ["load", s, ns]       loading subject s took ns
     ["first", s, ns]      its first query
-    ["warm", s, n, done]  its warm-up took n queries; done is false where the limit ended it
+    ["warm", s, n, done]  its warm-up took n queries; done is false where the plan's limit ended it
     ["q", s, image, t, ns, cpu, host, capacity, impure]
                           a timed query: started at t, took ns, cpu of it in the process's threads (of all cores), host
                           of it on checks, mask and the choice of the capacity
@@ -19,9 +19,13 @@ with one call, so that a killed process leaves whole lines, and at most the last
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from ppexport.errors import InputError
 
 try:
     import fcntl
@@ -32,62 +36,54 @@ FORMAT = "ppexport-latency-journal"
 VERSION = 1
 MAX_LINE = 1 << 20
 """Bytes; the header is the longest line, with some kilobytes."""
-KINDS = frozenset({"header", "begin", "load", "first", "warm", "q", "c", "end"})
-QUERY = 9
-"""Elements of a "q" line."""
+KINDS: dict[str, tuple[type, ...]] = {
+    "header": (dict,),
+    "begin": (dict,),
+    "load": (int, int),
+    "first": (int, int),
+    "warm": (int, int, bool),
+    "q": (int,) * 8,
+    "c": (int, dict),
+    "end": (dict,),
+}
+"""The types of what follows the first element of a record."""
 
 
-class JournalError(Exception):
-    """A journal that cannot be read; the text is one sentence."""
+class JournalError(InputError):
+    """A journal that cannot be read."""
 
 
-def lines_of(stream: BinaryIO, name: str) -> Iterator[List[Any]]:
+def lines_of(stream: BinaryIO, name: str) -> Iterator[list[Any]]:
     """The records of a journal, one at a time. A torn last line is left out.
 
-    Raises JournalError, naming the line, for anything else that is no record.
+    Raises JournalError, which names the line, for anything else that is not a record.
     """
-    number = 0
-    while True:
-        line = stream.readline(MAX_LINE + 1)
-        if not line:
-            return
-        number += 1
-        if not line.endswith(b"\n"):
-            if len(line) > MAX_LINE:
-                raise JournalError("%s: line %d is longer than %d bytes" % (name, number, MAX_LINE))
-            return
-        yield _record(line, "%s: line %d" % (name, number))
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
+        where = f"{name}: line {number}"
+        if line.endswith(b"\n"):
+            yield _record(line, where)
+        elif len(line) > MAX_LINE:
+            raise JournalError(f"{where} is longer than {MAX_LINE} bytes")
 
 
-def _record(line: bytes, where: str) -> List[Any]:
+def _record(line: bytes, where: str) -> list[Any]:
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):
-        raise JournalError("%s is not JSON" % where) from None
-    if not isinstance(record, list) or not record or record[0] not in KINDS:
-        raise JournalError("%s is no record of a journal" % where)
-    if record[0] == "q":
-        numbers = record[1:]
-        if len(record) != QUERY or any(type(n) is not int or not -1 <= n < 1 << 62 for n in numbers):
-            raise JournalError("%s is no query" % where)
-    elif record[0] in ("header", "begin", "end") and (len(record) != 2 or not isinstance(record[1], dict)):
-        raise JournalError("%s is no %s" % (where, record[0]))
-    elif record[0] == "c" and (len(record) != 3 or type(record[1]) is not int or not isinstance(record[2], dict)):
-        raise JournalError("%s is no reading" % where)
-    elif record[0] in ("load", "first") and (len(record) != 3 or not _counts(record[1:])):
-        raise JournalError("%s is no duration" % where)
-    elif record[0] == "warm" and (len(record) != 4 or not _counts(record[1:3]) or type(record[3]) is not bool):
-        raise JournalError("%s is no warm-up" % where)
-    return record
+        raise JournalError(f"{where} is not JSON") from None
+    kinds = KINDS.get(record[0]) if isinstance(record, list) and record and isinstance(record[0], str) else None
+    if kinds is None:
+        raise JournalError(f"{where} is not a record of a journal")
+    # A query's count of impure tokens is -1 where the runtime does not report it.
+    least = -1 if record[0] == "q" else 0
+    numbers = [value for value in record[1:] if type(value) is int]
+    if tuple(map(type, record[1:])) != kinds or any(not least <= n < 1 << 62 for n in numbers):
+        raise JournalError(f"{where} is not a valid record of the kind {record[0]!r}")
+    return list(record)
 
 
-def _counts(values: List[Any]) -> bool:
-    """Whether all *values* are numbers of things or of nanoseconds."""
-    return all(type(n) is int and 0 <= n < 1 << 62 for n in values)
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(text)
+def _refuse(constant: str) -> float:
+    raise ValueError(constant)
 
 
 class Past:
@@ -96,52 +92,55 @@ class Past:
     def __init__(self, subjects: int) -> None:
         self.queries = [0] * subjects
         self.ns = [0] * subjects
+        self.loaded = [False] * subjects
         self.end = 0
         """Where t continues."""
         self.complete = False
-        self.loaded = [False] * subjects
 
 
 def read_past(path: str, subjects: int) -> Past:
-    """What the journal *path* holds so far. Raises JournalError for a damaged one."""
+    """What the journal *path* of a number of *subjects* holds so far. Raises JournalError for a damaged one."""
     past = Past(subjects)
     with open(path, "rb") as stream:
         for record in lines_of(stream, path):
-            if record[0] == "q":
-                subject = record[1]
-                if not 0 <= subject < subjects:
-                    raise JournalError("%s: a query of subject %d" % (path, subject))
-                past.queries[subject] += 1
-                past.ns[subject] += record[4]
+            kind = record[0]
+            if kind in ("q", "load") and not 0 <= record[1] < subjects:
+                raise JournalError(f"{path}: a record of subject {record[1]}")
+            if kind == "q":
+                past.queries[record[1]] += 1
+                past.ns[record[1]] += record[4]
                 past.end = max(past.end, record[3] + record[4])
-            elif record[0] == "c":
+            elif kind == "c":
                 past.end = max(past.end, record[1])
-            elif record[0] == "load" and 0 <= record[1] < subjects:
+            elif kind == "load":
                 past.loaded[record[1]] = True
-            elif record[0] == "end":
+            elif kind == "end":
                 past.complete = True
     return past
 
 
-def read_header(path: str) -> Optional[Dict[str, Any]]:
+def read_header(path: str) -> dict[str, Any] | None:
     """The header of the journal *path*, None where there is no whole first line yet. Raises JournalError."""
     with open(path, "rb") as stream:
-        for record in lines_of(stream, path):
-            if record[0] != "header" or record[1].get("format") != FORMAT:
-                raise JournalError("%s is not a journal of latencies" % path)
-            if record[1].get("version") != VERSION:
-                raise JournalError("%s has version %r, this ppexport reads %d" % (
-                    path, record[1].get("version"), VERSION))  # fmt: skip
-            header: Dict[str, Any] = record[1]
-            return header
-    return None
+        record = next(lines_of(stream, path), None)
+    if record is None:
+        return None
+    if record[0] != "header" or record[1].get("format") != FORMAT:
+        raise JournalError(f"{path} is not a journal of latencies")
+    header: dict[str, Any] = record[1]
+    if header.get("version") != VERSION:
+        raise JournalError(f"{path} has version {header.get('version')!r}, this ppexport reads {VERSION}")
+    return header
 
 
 class Journal:
     """A journal that is being written."""
 
     def __init__(self, path: str) -> None:
-        """Opens *path* for appending, after a torn last line was cut off. Raises JournalError where another does."""
+        """Open *path* for appending, after a torn last line was cut off.
+
+        Raises JournalError where another process has it open.
+        """
         self.path = path
         # Unbuffered and appending: a record is with the system when `write` returns.
         self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
@@ -150,22 +149,21 @@ class Journal:
                 fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self._stream.close()
-                raise JournalError("%s: another process measures into it" % path) from None
+                raise JournalError(f"{path}: another process measures into it") from None
             if not _same_file(self._stream.fileno(), path):
                 self._stream.close()
-                raise JournalError("%s: another process removed it just now" % path)
+                raise JournalError(f"{path}: another process removed it just now")
         cut_torn_line(path)
 
     def write(self, *record: Any) -> None:
         """Append one record. Raises OSError, for example on a full disk; the journal is then whole up to here."""
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n"
         if len(line) > MAX_LINE:
-            raise ValueError("a record of %d bytes" % len(line))
-        written = self._stream.write(line)
-        if written != len(line):
+            raise ValueError(f"a record of {len(line)} bytes")
+        if self._stream.write(line) != len(line):
             # A full disk took a part: a later record must not be glued to it.
             cut_torn_line(self.path)
-            raise OSError(28, "No space left on device", self.path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def sync(self) -> None:
         """Put everything on the disk, for boards that lose their power."""
@@ -185,20 +183,13 @@ def _same_file(handle: int, path: str) -> bool:
 
 
 def cut_torn_line(path: str) -> None:
-    """Remove what follows the last newline of the file *path*, if it exists."""
-    if not os.path.exists(path):
-        return
+    """Remove what follows the last newline of the file *path*."""
+    whole = size = 0
     with open(path, "r+b") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        keep = end
-        while keep:
-            start = max(0, keep - 65536)
-            stream.seek(start)
-            block = stream.read(keep - start)
-            found = block.rfind(b"\n")
-            if found >= 0:
-                keep = start + found + 1
-                break
-            keep = start
-        if keep != end:
-            stream.truncate(keep)
+        for block in iter(lambda: stream.read(1 << 16), b""):
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                whole = size + newline + 1
+            size += len(block)
+        if whole < size:
+            stream.truncate(whole)

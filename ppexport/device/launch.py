@@ -7,13 +7,15 @@ runtime's. An expected failure is one sentence on standard error and its exit co
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -28,8 +30,8 @@ from ppexport.device.jetson import clocks_locked, power_mode_set
 from ppexport.device.job import IMAGES, JOURNAL, Job, complete_header, job_from
 from ppexport.device.journal import Journal, JournalError, Past, read_header, read_past
 from ppexport.device.machine import peak_memory
-from ppexport.device.measure import ArtifactSubject, Loop, plan_from
-from ppexport.device.sensors import Reading, Sensor, board_sensors, local_sensors
+from ppexport.device.measure import ArtifactSubject, Loop, Plan
+from ppexport.device.sensors import Reading, Sensor, board_sensors, system_reading
 from ppexport.device.target import Target
 from ppexport.errors import (
     EXIT_BAD_INPUT,
@@ -42,45 +44,65 @@ from ppexport.errors import (
 )
 from ppexport.files import naming, system_sentence
 
-POLL = 0.5
-"""Seconds between two looks at the journal. A look costs the measuring machine next to nothing."""
+QUERIES = re.compile(rb"queries (\d+)\n")
+"""A line of a measuring process, after every reading of the sensors."""
 Progress = Callable[[int, int], object]
-"""Told (queries so far, queries at least)."""
+"""Receives (queries so far, queries at least)."""
 
 
-def _start(action: str, job: Job, errors: Path, output: int) -> subprocess.Popen[bytes]:
-    """The measuring process, its job on its standard input."""
-    with errors.open("wb") as stream:
-        # Its own session: Ctrl-C is for this program, which ends its child in order.
+@contextmanager
+def _measuring(action: str, job: Job, output: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A measuring process that has the job on its standard input; an error in the block ends it.
+
+    Raises PpexportError, as the process did, at the end of the block.
+    """
+    with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "ppexport.device.launch", action],
             stdin=subprocess.PIPE,
             stdout=output,
-            stderr=stream,
+            stderr=errors,
+            # Its own session: Ctrl-C is for this program, which ends its child in order.
             start_new_session=True,
             # Before NumPy loads a BLAS: waiting threads that spin would be measured too.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
-    stdin = present(child.stdin, "the input of the measuring process")
-    # A child that ended at once says why itself.
-    with suppress(BrokenPipeError), stdin:
-        stdin.write(job.to_json().encode())
-    return child
+        with child:
+            try:
+                # A child that ended at once says why itself.
+                with suppress(BrokenPipeError), present(child.stdin, "the input of the measuring process") as stdin:
+                    stdin.write(job.to_json().encode())
+                yield child
+                child.wait()
+            finally:
+                _end(child)
+        if child.returncode:
+            errors.seek(0)
+            raise _explain(child.returncode, errors.read().decode("utf-8", "replace"))
 
 
-def _explain(code: int, errors: Path) -> PpexportError:
-    """The error of a child that ended with *code*."""
-    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End *child* if it still runs: by SIGTERM, and after ten seconds by SIGKILL."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _explain(code: int, errors: str) -> PpexportError:
+    """The error of a child that ended with *code*, *errors* its standard error."""
     if code < 0:
         return UnavailableError(f"the measuring process was ended by signal {-code}: what it measured is kept")
-    said = lines[-1] if lines else f"the measuring process ended with exit code {code}"
+    said = (errors.strip().splitlines() or [f"the measuring process ended with exit code {code}"])[-1]
     return UnavailableError(said) if code == EXIT_UNAVAILABLE else InputError(said)
 
 
 def journal_of(path: Path, key: str, value: str, subjects: int) -> Past | None:
-    """What the journal *path* holds already; None where there is none.
+    """What the journal *path* holds already; None where there is none, or one without a header yet.
 
-    Raises InputError where it is of another measurement, whose header has another *value* of *key*, or damaged.
+    Raises InputError where it is damaged, or of another measurement, whose header has another *value* of *key*.
     """
     if not path.exists():
         return None
@@ -88,14 +110,14 @@ def journal_of(path: Path, key: str, value: str, subjects: int) -> Past | None:
         header = read_header(str(path))
         if header is None:
             return None
-        if header.get(key) != value:
-            raise InputError(
-                f"{path.parent} holds another measurement (other artifact, runtime, device, settings, versions, images "
-                "or protocol): name another folder"
-            )
-        return read_past(str(path), subjects)
+        if header.get(key) == value:
+            return read_past(str(path), subjects)
     except JournalError as error:
         raise InputError(f"{error}: name another folder") from None
+    raise InputError(
+        f"{path.parent} holds another measurement (other artifact, runtime, device, settings, versions, images or "
+        "protocol): name another folder"
+    )
 
 
 def known_part(job: Job) -> Past | None:
@@ -106,29 +128,28 @@ def known_part(job: Job) -> Past | None:
 def run(job: Job, progress: Progress) -> bool:
     """Measure *job* on this machine, from where its journal ends; returns False where nothing was left to do.
 
-    Raises PpexportError as the child does. KeyboardInterrupt ends the child; the journal stays, and the same job
-    continues from there.
+    Raises PpexportError as the measuring process does. KeyboardInterrupt ends that process; the journal stays, and the
+    same job continues from there.
     """
     past = known_part(job)
     if past is not None and past.complete:
         return False
     wanted = job.plan.queries * len(job.targets)
-    with tempfile.TemporaryDirectory() as folder:
-        errors = Path(folder) / "errors"
-        child = _start("measure", job, errors, subprocess.DEVNULL)
-        try:
-            _follow(child, job.journal, lambda count: progress(count, max(wanted, count)))
-        finally:
-            _end(child)
-        if child.returncode:
-            if past is None:
-                _forget_if_empty(job)
-            raise _explain(child.returncode, errors)
+    try:
+        with _measuring("measure", job, subprocess.PIPE) as child:
+            for line in present(child.stdout, "the output of the measuring process"):
+                match = QUERIES.fullmatch(line)
+                if match is not None:
+                    progress(int(match[1]), max(wanted, int(match[1])))
+    except PpexportError:
+        if past is None:
+            _forget_if_empty(job)
+        raise
     return True
 
 
 def _forget_if_empty(job: Job) -> None:
-    """Remove journal and pictures of a run that measured nothing: not even its versions count, others may be tried.
+    """Remove journal and pictures of a run that measured nothing, so that other versions may be tried.
 
     A journal that another process measures into is left alone.
     """
@@ -146,80 +167,30 @@ def _forget_if_empty(job: Job) -> None:
         journal.close()
 
 
-def _follow(child: subprocess.Popen[bytes], journal: Path, told: Callable[[int], object]) -> None:
-    """Count the queries in *journal* until *child* has ended."""
-    offset, count = 0, 0
-    while True:
-        ended = child.poll() is not None
-        if journal.exists():
-            with journal.open("rb") as stream:
-                stream.seek(offset)
-                block = stream.read()
-            whole = block.rfind(b"\n") + 1
-            offset += whole
-            count += sum(line.startswith(b'["q"') for line in block[:whole].splitlines())
-            told(count)
-        if ended:
-            return
-        time.sleep(POLL)
+def ask(action: str, job: Job) -> Any:
+    """What the function *action*, "MODULE:FUNCTION", returns for *job* in a measuring process, by way of JSON.
 
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End *child* if it still runs: asked first, then killed."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def ask(action: str, job: Job) -> str:
-    """What the child prints for *action*. Raises PpexportError as the child does."""
-    with tempfile.TemporaryDirectory() as folder:
-        errors = Path(folder) / "errors"
-        child = _start(action, job, errors, subprocess.PIPE)
-        try:
-            answer = present(child.stdout, "the output of the measuring process").read()
-            child.wait()
-        finally:
-            _end(child)
-        if child.returncode or not answer.strip():
-            raise _explain(child.returncode, errors)
-    return answer.decode()
+    Raises PpexportError as that process does.
+    """
+    with _measuring(action, job, subprocess.PIPE) as child:
+        said = present(child.stdout, "the output of the measuring process").read()
+    # A runtime may print as well.
+    return json.loads(said.splitlines()[-1])
 
 
 def memory_of(job: Job) -> tuple[int, int]:
     """Peak bytes of a process that opens the only target of *job* and runs it once: before opening it, and in all."""
-    before, peak = ask("memory", job).split()
-    return int(before), int(peak)
+    before, peak = ask("memory", job)
+    return before, peak
 
 
 # The job of the archive: a whole run on a device.
 
 
-TOLD = 2.0
-"""Seconds between two events of progress."""
-
-
-def _progress() -> Progress:
-    """Prints how many queries are done, now and then."""
-    following = 0.0
-
-    def tell(done: int, wanted: int) -> None:
-        nonlocal following
-        if time.monotonic() >= following:
-            following = time.monotonic() + TOLD
-            event("progress", phase="queries", step=done, steps=wanted)
-
-    return tell
-
-
 def _end_once(number: int, frame: Any) -> None:
-    """Raise KeyboardInterrupt at the first signal; those that follow may not disturb what is put back.
+    """Raise KeyboardInterrupt at the first signal; those that follow may not disturb what is restored.
 
-    The job's leader and its process group are ended at the same time, so there are two.
+    The job's leader and its process group are ended at the same time, so two signals come.
     """
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -230,7 +201,7 @@ def run_request(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises PpexportError.
     """
-    # Whoever removes the job ends its process group first; the power mode is put back then, too.
+    # Whoever removes the job ends its process group first; the power mode is restored then, too.
     signal.signal(signal.SIGTERM, _end_once)
     # The measuring processes find the archive as their first place to import from.
     theirs = os.environ.get("PYTHONPATH")
@@ -251,7 +222,7 @@ def run_request(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     place = str(folder)
     with power_mode_set(request["power_mode"], place, warn), clocks_locked(request["lock_clocks"], place, warn):
         header = complete_header(request["wanted"])
-        job = Job(targets, folder / IMAGES, plan_from(request["wanted"]["plan"]), folder / JOURNAL, header)
+        job = Job(targets, folder / IMAGES, Plan(**request["wanted"]["plan"]), folder / JOURNAL, header)
         try:
             known_part(job)
         except InputError:
@@ -259,14 +230,14 @@ def run_request(request: dict[str, Any], folder: Path) -> dict[str, Any]:
                 "the run that was begun on this device is of other versions or another system: remove it with --clean, "
                 "and name another folder for the next"
             ) from None
-        run(job, _progress())
+        run(job, lambda done, wanted: event("progress", phase="queries", step=done, steps=wanted))
         return {"memory": [memory_of(replace(job, targets=(target,))) for target in targets]}
 
 
 # What a measuring process does.
 
 
-def subjects_of(job: Job) -> list[ArtifactSubject]:
+def _subjects_of(job: Job) -> list[ArtifactSubject]:
     """What the job measures, not loaded yet."""
     images = np.load(job.images, allow_pickle=False)
     return [ArtifactSubject(target, images) for target in job.targets]
@@ -274,30 +245,28 @@ def subjects_of(job: Job) -> list[ArtifactSubject]:
 
 def measure(job: Job) -> None:
     """Measure what the journal lacks. Raises PpexportError."""
-    path = str(job.journal)
-    subjects = subjects_of(job)
+    subjects = _subjects_of(job)
+    journal = Journal(str(job.journal))
     try:
-        journal = Journal(path)
-    except JournalError as error:
-        raise InputError(str(error)) from None
-    try:
-        header = read_header(path)
-        if header is None:
+        past = known_part(job)
+        if past is None:
             journal.write("header", job.header)
-        elif header.get("identity") != job.header["identity"]:
-            raise InputError(f"{path} is of another measurement")
-        past = read_past(path, len(subjects))
+            past = Past(len(subjects))
         if not past.complete:
             with naming(job.journal), board_sensors() as board:
-                sensors = [*local_sensors(), *board, end_with(os.getppid())]
-                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors).run(past)
-    except JournalError as error:
-        raise InputError(str(error)) from None
+                sensors = [system_reading, *board, _end_with(os.getppid())]
+                Loop(subjects, len(subjects[0].inputs), job.plan, journal, sensors, _tell).run(past)
     finally:
         journal.close()
 
 
-def end_with(parent: int) -> Sensor:
+def _tell(queries: int) -> None:
+    # A process that was killed reads it no more.
+    with suppress(OSError):
+        print("queries", queries, flush=True)
+
+
+def _end_with(parent: int) -> Sensor:
     """A sensor that shows nothing and ends this process once the one that started it is gone.
 
     Raises KeyboardInterrupt: a measurement that nobody waits for would disturb the next one.
@@ -311,21 +280,24 @@ def end_with(parent: int) -> Sensor:
     return look
 
 
-def memory(job: Job) -> None:
-    """Load the only target, run once, and print this process's peak in bytes before and after."""
-    (subject,) = subjects_of(job)
+def memory(job: Job) -> tuple[int, int]:
+    """Load the only target and run it once; returns this process's peak in bytes before and after."""
+    (subject,) = _subjects_of(job)
     before = peak_memory()
     subject.load()
     subject.query(0)
-    print(before or 0, peak_memory() or 0)
+    return before or 0, peak_memory() or 0
 
 
 def main() -> int:
-    """Do what the first argument says: "measure", "memory" or MODULE:FUNCTION; returns the exit code."""
+    """Do what the first argument says, "measure", "memory" or MODULE:FUNCTION, and print what it returns as JSON.
+
+    Returns the exit code.
+    """
     module, _, name = sys.argv[1].rpartition(":")
     try:
         work = getattr(import_module(module or "ppexport.device.launch"), name)
-        work(job_from(sys.stdin.read()))
+        print(json.dumps(work(job_from(sys.stdin.read()))))
     except PpexportError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -1,69 +1,68 @@
-"""What a machine is, as far as it tells: Linux in full, other systems what Python knows."""
+"""What a machine is, as far as the system shows it: Linux in full, other systems what Python knows."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Callable
 
 MAX_TEXT = 4096
 SECONDS = 30.0
-"""Time of a program of the system."""
-MAX_CORES = 64
+"""Time that a program of the system may take."""
+ENVIRONMENT = ("OMP_", "KMP_", "OPENBLAS_", "MKL_", "GOMP_", "ORT_", "OV_")
+"""Prefixes of the environment variables that change how fast a runtime is."""
 
 
-def read_text(root: str, *parts: str) -> Optional[str]:
-    """The stripped text of a small file below *root*, None where it cannot be read."""
+def read_text(path: Path) -> str | None:
+    """The stripped text of a small file, None where it cannot be read."""
     try:
-        with open(os.path.join(root, *parts), encoding="utf-8", errors="replace") as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read(MAX_TEXT).replace("\0", "").strip()
     except OSError:
         return None
 
 
-def read_number(root: str, *parts: str) -> Optional[float]:
-    """The number in a small file below *root*, None where there is none."""
+def read_number(path: Path) -> float | None:
+    """The number in a small file, None where there is none."""
     try:
-        return float(read_text(root, *parts) or "")
+        return float(read_text(path) or "")
     except ValueError:
         return None
 
 
-def names_in(root: str, *parts: str) -> List[str]:
-    """The sorted names in a folder below *root*, none where it cannot be read."""
-    try:
-        return sorted(os.listdir(os.path.join(root, *parts)))
-    except OSError:
-        return []
+def core_folders(root: str) -> list[Path]:
+    """The folder of every core in the system's tree below *root*."""
+    return sorted(Path(root).glob("sys/devices/system/cpu/cpu[0-9]*"))
 
 
-def fields(text: Optional[str], separator: str = ":") -> Dict[str, str]:
-    """`name : value` lines, the first of every name."""
-    found: Dict[str, str] = {}
-    for line in (text or "").splitlines():
-        name, colon, value = line.partition(separator)
-        if colon:
+def _fields(path: Path, separator: str = ":") -> dict[str, str]:
+    """The `name : value` lines of a small file; the first one where a name comes several times."""
+    found: dict[str, str] = {}
+    for line in (read_text(path) or "").splitlines():
+        name, parted, value = line.partition(separator)
+        if parted:
             found.setdefault(name.strip(), value.strip().strip('"'))
     return found
 
 
-Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+Run = Callable[["Sequence[str]"], "subprocess.CompletedProcess[str]"]
 
 
-def run_command(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run *command* without input. Raises OSError, subprocess.TimeoutExpired."""
     return subprocess.run(
-        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, timeout=SECONDS, check=False,
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
     )  # fmt: skip
 
 
 def said_by(command: Sequence[str], run: Run = run_command) -> str:
-    """What a program prints, empty where it is missing, fails or does not end."""
+    """What a program prints, empty where it is missing, fails or does not end in time."""
     try:
         done = run(command)
     except (OSError, subprocess.TimeoutExpired):
@@ -73,99 +72,68 @@ def said_by(command: Sequence[str], run: Run = run_command) -> str:
 
 def cpu_name(root: str) -> str:
     """The processor's name, and its number where a hypervisor hides the name."""
-    cpu = fields(read_text(root, "proc", "cpuinfo"))
+    cpu = _fields(Path(root, "proc/cpuinfo"))
     # ARM boards name the whole board instead, and a core design that many have.
-    model = read_text(root, "proc", "device-tree", "model") or read_text(root, "sys", "devices", "soc0", "machine")
+    model = read_text(Path(root, "proc/device-tree/model")) or read_text(Path(root, "sys/devices/soc0/machine"))
     name = model or cpu.get("model name") or cpu.get("Hardware") or platform.processor() or platform.machine()
     if "cpu family" in cpu and "model" in cpu:
-        name += " (family %s, model %s)" % (cpu["cpu family"], cpu["model"])
+        name += f" (family {cpu['cpu family']}, model {cpu['model']})"
     return name
 
 
-def governors(root: str) -> List[str]:
-    """The different frequency governors of the cores; empty where the system shows none."""
-    base = ("sys", "devices", "system", "cpu")
-    cores = [n for n in names_in(root, *base) if n.startswith("cpu") and n[3:].isdigit()]
-    found = {read_text(root, *base, core, "cpufreq", "scaling_governor") for core in cores}
-    return sorted(g for g in found if g)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def core_list(text: str) -> List[int]:
-    """The cores that "4-7" or "0,2,6-7" names, ascending. Raises ValueError with one sentence."""
-    cores: Set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part.strip())
-        if match is None:
-            raise ValueError("cores are such as 4-7 or 0,2,6-7, not %r" % text)
-        first = int(match.group(1))
-        last = first if match.group(2) is None else int(match.group(2))
-        if last < first or last >= MAX_CORES:
-            raise ValueError("cores count up from 0 to %d, which %r does not" % (MAX_CORES - 1, part))
-        cores.update(range(first, last + 1))
-    return sorted(cores)
-
-
-def affinity_mask(cores: Iterable[int]) -> str:
-    """The hexadecimal mask that `taskset` of Android takes: {4, 5, 6, 7} -> "f0"."""
-    return "%x" % sum(1 << core for core in set(cores))
-
-
-def memory_bytes(field: str, root: str = "/") -> Optional[int]:
-    """Bytes of memory by a line of /proc/meminfo, such as "MemTotal"; None where the system does not say."""
-    words = fields(read_text(root, "proc", "meminfo")).get(field, "").split()
+def _kilobytes(path: Path, field: str) -> int | None:
+    """Bytes by a line such as `MemTotal: 2048 kB`; None where there is none."""
+    words = _fields(path).get(field, "").split()
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
 
-def describe(root: str = "/") -> Dict[str, Any]:
-    """The machine: names, cores, memory, system, governor. What is not known is null or left out."""
-    release = fields(read_text(root, "etc", "os-release"), "=")
+def memory_bytes(field: str, root: str = "/") -> int | None:
+    """Bytes of memory by a line of /proc/meminfo, such as "MemTotal"; None where the system does not say."""
+    return _kilobytes(Path(root, "proc/meminfo"), field)
+
+
+def describe(root: str = "/") -> dict[str, Any]:
+    """The machine: names, cores, memory, system, frequency governors. What is not known is null or empty."""
+    system = _fields(Path(root, "etc/os-release"), "=").get("PRETTY_NAME")
+    governors = {read_text(core / "cpufreq/scaling_governor") for core in core_folders(root)}
+    cores = os.cpu_count() or 1
     return {
         "cpu": cpu_name(root),
         "architecture": platform.machine(),
-        "cores": os.cpu_count() or 1,
-        "usable_cores": usable_cores(),
+        "cores": cores,
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         "memory_bytes": memory_bytes("MemTotal", root),
-        "board": read_text(root, "proc", "device-tree", "model"),
-        "system": release.get("PRETTY_NAME") or "%s %s" % (platform.system(), platform.release()),
+        "board": read_text(Path(root, "proc/device-tree/model")),
+        "system": system or f"{platform.system()} {platform.release()}",
         "kernel": platform.release(),
-        "governors": governors(root),
-        "virtual": "hypervisor" in (read_text(root, "proc", "cpuinfo") or "").split(),
+        "governors": sorted(governor for governor in governors if governor),
+        "virtual": "hypervisor" in (read_text(Path(root, "proc/cpuinfo")) or "").split(),
         "python": platform.python_version(),
         "environment": environment(os.environ),
     }
 
 
-def environment(values: Any) -> Dict[str, str]:
-    """The environment variables that change how fast a runtime is, and nothing else of the environment."""
-    prefixes = ("OMP_", "KMP_", "OPENBLAS_", "MKL_", "GOMP_", "ORT_", "OV_")
-    return {name: values[name][:200] for name in sorted(values) if name.startswith(prefixes)}
+def environment(values: Any) -> dict[str, str]:
+    """The environment variables that change how fast a runtime is, and nothing else of the environment *values*."""
+    return {name: values[name][:200] for name in sorted(values) if name.startswith(ENVIRONMENT)}
 
 
-def peak_memory(root: str = "/") -> Optional[int]:
+def peak_memory() -> int | None:
     """Most memory that this process has had in use so far (resident), in bytes; None where the system is silent."""
     # Not ru_maxrss on Linux: that begins with the size of the process that started this one.
-    words = fields(read_text(root, "proc", "self", "status")).get("VmHWM", "").split()
-    if words and words[0].isdigit():
-        return int(words[0]) * 1024
+    peak = _kilobytes(Path("/proc/self/status"), "VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used) if sys.platform == "darwin" else int(used) * 1024
 
 
-def versions(packages: Iterable[str]) -> Dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those of *packages* that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for package in packages:
         try:
@@ -175,19 +143,16 @@ def versions(packages: Iterable[str]) -> Dict[str, str]:
     return found
 
 
-# The clocks. Durations come from the monotonic one alone; the others tell what happened to the machine meanwhile.
-
-
-_BOOT: Optional[int] = getattr(time, "CLOCK_BOOTTIME", None)
-
-
 TRIES = 5
 TOGETHER = 1_000_000
 """Nanoseconds within which readings count as made at one moment."""
 
 
 class Clock:
-    """Nanoseconds. Tests replace it."""
+    """The clocks of this machine, in nanoseconds.
+
+    Durations come from the monotonic one alone; the others show what happened to the machine meanwhile.
+    """
 
     def now(self) -> int:
         """Monotonic: never set, stops while the machine sleeps."""
@@ -201,20 +166,18 @@ class Clock:
         """Time of day, which may be set."""
         return time.time_ns()
 
-    def boot(self) -> Optional[int]:
-        """As `now`, but continues while the machine sleeps; None where the system has none."""
-        return None if _BOOT is None else time.clock_gettime_ns(_BOOT)
+    def boot(self) -> int | None:
+        """As `now`, but continues while the machine sleeps; None where the system has no such clock."""
+        clock = getattr(time, "CLOCK_BOOTTIME", None)
+        return None if clock is None else time.clock_gettime_ns(clock)
 
-    def reading(self) -> Dict[str, Optional[int]]:
-        """All of them at one moment: of a few tries the one that was interrupted least."""
-        best: Dict[str, Optional[int]] = {}
-        least = None
+    def reading(self) -> dict[str, Any]:
+        """ "now", "wall" and "boot" at one moment: of a few tries the one that was interrupted least."""
+        tries = []
         for _ in range(TRIES):
             now = self.now()
             found = {"now": now, "wall": self.wall(), "boot": self.boot()}
-            taken = self.now() - now
-            if least is None or taken < least:
-                best, least = found, taken
-            if taken < TOGETHER:
+            tries.append((self.now() - now, found))
+            if tries[-1][0] < TOGETHER:
                 break
-        return best
+        return min(tries, key=lambda taken: taken[0])[1]

@@ -112,7 +112,7 @@ def pixel_labels(rgb: NDArray[np.generic], colors: int = 8) -> NDArray[np.uint8]
     # One small fp32 matmul is the fastest exact way: all products and sums are integers below 2^24.
     keys = weights.astype(np.float32) @ pixels.reshape(-1, 3).T
     keys += offsets.astype(np.float32)[:, None]
-    # The key ends in K-1-k, so the largest key tells its label and no argmax over a short axis is needed.
+    # The key ends in K-1-k, so the label follows from the largest key and no argmax over a short axis is needed.
     labels = (colors - 1 - keys.max(axis=0).astype(np.int32) % colors).astype(np.uint8).reshape(h, w)
     padded: NDArray[np.uint8] = mirror_pad(labels, padded_size(h), padded_size(w)).astype(np.uint8, copy=False)
     return padded

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ppexport.device.journal import Journal, Past
 from ppexport.device.machine import Clock, peak_memory
@@ -31,12 +33,12 @@ class Plan:
     warm_change: float = 0.02
     """Warm-up ends once the median of a window moved less than this from that of the window before."""
     warm_windows: int = 20
-    """Warm-up ends after so many windows in any case, and the run is then marked."""
+    """Warm-up ends after this many windows in any case, and the run is then marked."""
     sensor_seconds: float = 1.0
     """Time between two readings of the sensors."""
 
 
-PLANS: Dict[str, Plan] = {
+PLANS = {
     "full": Plan("full", 1024, 60.0),
     "quick": Plan("quick", 64, 6.0),
     # Ten minutes show thermal droop; how many queries fit in is the device's business.
@@ -44,52 +46,66 @@ PLANS: Dict[str, Plan] = {
 }
 
 
-def plan_from(data: Dict[str, Any]) -> Plan:
-    """The plan that `vars(plan)` was written from. Raises ValueError for anything that cannot be one."""
-    try:
-        plan = Plan(**data)
-        numbers = (plan.queries, plan.seconds, plan.warm_change, plan.warm_windows, plan.sensor_seconds)
-        valid = all(isinstance(n, (int, float)) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    except TypeError as error:
-        raise ValueError("no plan: %s" % error) from None
-    if not valid or plan.queries < 1 or plan.warm_windows < 2:
-        raise ValueError("no plan: %r" % (data,))
-    return plan
-
-
-# The measuring loop: load, first run, warm-up, timed queries in turns, sensors in between.
-
-
 SECOND = 1_000_000_000
 WINDOW = 8
 """Queries of a warm-up window, at least; always whole cycles of the images, since cost may follow content."""
 
 
+INSIDE = (
+    "checks of the input and the result; mask and choice of the capacity where the host computes them; the run from "
+    "float32 in host memory to float32 in host memory, with copies to the device and back. Not inside: file reading "
+    "and decoding, conversion from 8 bits, tiling, blending"
+)
+"""What the clock of a query holds, for people."""
+
+
 class Query(NamedTuple):
-    """What a subject tells of one query besides its time."""
+    """What a subject reports of one query besides its time."""
 
     host_ns: int
     """Nanoseconds of it for checks, mask and the choice of the capacity."""
     capacity: int
-    """Slots of category attention, 0 where there is no such thing."""
+    """Slots of category attention, 0 for a network without it."""
     impure: int
-    """Tokens that needed them, -1 where it does not tell."""
+    """Tokens that needed them, -1 where the subject does not report it."""
 
 
-class Subject:
-    """Something to time: an artifact in a runtime."""
+class Subject(ABC):
+    """Something to time."""
 
+    @abstractmethod
     def load(self) -> None:
         """Make ready to run, from the file on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def query(self, image: int) -> Query:
         """Super-resolve image number *image*, from host memory to host memory."""
-        raise NotImplementedError
+
+
+class ArtifactSubject(Subject):
+    """An artifact in a runtime."""
+
+    def __init__(self, target: Target, images: NDArray[np.uint8]) -> None:
+        """*images* are (count, h, w, 3)."""
+        self.target = target
+        self.inputs = [to_input(rgb) for rgb in images]
+
+    def load(self) -> None:
+        """Open the artifact, hashes checked, and make a session. Raises PpexportError."""
+        self.runner = open_target(self.target)
+        self.with_mask = self.runner.artifact.manifest.mask != "none"
+
+    def query(self, image: int) -> Query:
+        """Super-resolve one image."""
+        begin = time.perf_counter_ns()
+        prepared = self.runner.prepare(self.inputs[image])
+        host = time.perf_counter_ns() - begin
+        result = self.runner.run(prepared)
+        return Query(host, result.capacity, result.impure_tokens if self.with_mask else -1)
 
 
 class Loop:
-    """One measurement of several subjects."""
+    """One measurement of several subjects: load, first run, warm-up, timed queries in turns, sensors in between."""
 
     def __init__(
         self,
@@ -98,65 +114,55 @@ class Loop:
         plan: Plan,
         journal: Journal,
         sensors: Sequence[Sensor] = (),
-        clock: Optional[Clock] = None,
-        progress: Callable[[str], Any] = lambda stage: None,
+        progress: Callable[[int], object] = lambda queries: None,
+        clock: Clock | None = None,
     ) -> None:
-        """*images* is how many images queries cycle over; *progress* is told every stage."""
+        """*images* is how many images the queries cycle over; *progress* receives the queries that are done."""
         self.subjects, self.images, self.plan, self.journal = subjects, images, plan, journal
-        self.sensors, self.clock, self.progress = sensors, clock or Clock(), progress
+        self.sensors, self.progress, self.clock = sensors, progress, clock or Clock()
+        self.queries = [0] * len(subjects)
         self._zero = 0
         self._next_reading = 0
 
     def run(self, past: Past) -> None:
         """Measure what *past* lacks, and end the journal."""
-        self._begin(past)
-        for index, subject in enumerate(self.subjects):
-            self.progress("loading")
-            begin = self.clock.now()
-            subject.load()
-            loaded = self.clock.now()
-            subject.query(0)
-            first = self.clock.now() - loaded
-            # Of a run that continues after an interruption the first process has said it.
-            if not past.loaded[index]:
-                self.journal.write("load", index, loaded - begin)
-                self.journal.write("first", index, first)
-        self.progress("warming up")
-        for index in range(len(self.subjects)):
-            self._warm_up(index)
-        self.progress("measuring")
-        self._measure(past)
-        self._read_sensors()
-        self.journal.write("end", {"t": self._t(self.clock.now()), "memory": peak_memory()})
-        self.journal.sync()
-
-    def _t(self, now: int) -> int:
-        return now - self._zero
-
-    def _begin(self, past: Past) -> None:
+        self.queries = list(past.queries)
         reading = self.clock.reading()
         # t continues where the last process ended, so that an interruption takes no time.
         self._zero = self.clock.now() - past.end
         self.journal.write("begin", {"t": past.end, "memory": peak_memory(), **reading})
         self._read_sensors()
+        for index, subject in enumerate(self.subjects):
+            begin = self.clock.now()
+            subject.load()
+            loaded = self.clock.now()
+            subject.query(0)
+            first = self.clock.now() - loaded
+            # In a run that continues after an interruption the first process has written it.
+            if not past.loaded[index]:
+                self.journal.write("load", index, loaded - begin)
+                self.journal.write("first", index, first)
+        for index in range(len(self.subjects)):
+            self._warm_up(index)
+        self._measure(past.ns)
+        self._read_sensors()
+        self.journal.write("end", {"t": self.clock.now() - self._zero, "memory": peak_memory()})
+        self.journal.sync()
 
     def _read_sensors(self) -> None:
-        reading = read_all(self.sensors)
-        moment = self.clock.reading()
-        now = moment["now"]
-        if now is None:
-            raise RuntimeError("the clock of this machine has no reading")
+        reading, moment = read_all(self.sensors), self.clock.reading()
         clocks = {"own": self.clock.cpu() / SECOND, "wall": moment["wall"], "boot": moment["boot"]}
-        self.journal.write("c", self._t(now), {**reading, **clocks})
+        self.journal.write("c", moment["now"] - self._zero, {**reading, **clocks})
         self.journal.sync()
-        self._next_reading = now + int(self.plan.sensor_seconds * SECOND)
+        self.progress(sum(self.queries))
+        self._next_reading = moment["now"] + int(self.plan.sensor_seconds * SECOND)
 
     def _warm_up(self, index: int) -> None:
         """Query subject number *index* until the median of a window moves less than the plan's share."""
         cycles = -(-WINDOW // self.images)
         previous, done, count = None, False, 0
         for _ in range(self.plan.warm_windows):
-            times: List[int] = []
+            times = []
             for image in list(range(self.images)) * cycles:
                 begin = self.clock.now()
                 self.subjects[index].query(image)
@@ -169,16 +175,15 @@ class Loop:
             previous = middle
         self.journal.write("warm", index, count, done)
 
-    def _measure(self, past: Past) -> None:
-        queries, ns = list(past.queries), list(past.ns)
-        turn = max(queries)
-        while any(count < self.plan.queries or spent < self.plan.seconds * SECOND for count, spent in zip(queries, ns)):
+    def _measure(self, ns: list[int]) -> None:
+        """Query in turns; *ns* is how long every subject was measured before."""
+        spent, turn = list(ns), max(self.queries)
+        while min(self.queries) < self.plan.queries or min(spent) < self.plan.seconds * SECOND:
             for index in self._order(turn):
-                ns[index] += self._query(index, turn % self.images)
-                queries[index] += 1
+                spent[index] += self._query(index, turn % self.images)
             turn += 1
 
-    def _order(self, turn: int) -> List[int]:
+    def _order(self, turn: int) -> list[int]:
         """A B C C B A, beginning one further every turn, so that a steady drift of the machine's speed cancels."""
         count = len(self.subjects)
         if count == 1:
@@ -194,50 +199,11 @@ class Loop:
             subject.query(image)
         cpu = self.clock.cpu()
         begin = self.clock.now()
-        told = subject.query(image)
+        found = subject.query(image)
         taken = self.clock.now() - begin
         cpu = self.clock.cpu() - cpu
-        self.journal.write(
-            "q", index, image, self._t(begin), taken, cpu, told.host_ns, told.capacity, told.impure
-        )  # fmt: skip
+        self.journal.write("q", index, image, begin - self._zero, taken, cpu, *found)
+        self.queries[index] += 1
         if begin + taken >= self._next_reading:
             self._read_sensors()
         return taken
-
-
-# An artifact in a runtime, as the measuring loop takes it.
-#
-# Inside the clock of a query: the checks of the input and the result, Pure-Pass mask and choice of the capacity where
-# the
-# host computes them, and the run from float32 in host memory to float32 in host memory, copies to a device and back
-# included. Outside: reading and decoding of files, conversion from 8 bits, tiling, blending.
-
-
-INSIDE = (
-    "checks of the input and the result; mask and choice of the capacity where the host computes them; the run from "
-    "float32 in host memory to float32 in host memory, with copies to the device and back. Not inside: file reading "
-    "and decoding, conversion from 8 bits, tiling, blending"
-)
-
-
-class ArtifactSubject(Subject):
-    """An artifact in a runtime."""
-
-    def __init__(self, target: Target, images: NDArray[np.uint8]) -> None:
-        """*images* are (count, h, w, 3)."""
-        self.target = target
-        self.inputs = [to_input(rgb) for rgb in images]
-        self.with_mask = True
-
-    def load(self) -> None:
-        """Open the artifact, hashes checked, and make a session. Raises PpexportError."""
-        self.runner = open_target(self.target)
-        self.with_mask = self.runner.artifact.manifest.mask != "none"
-
-    def query(self, image: int) -> Query:
-        """Super-resolve one image."""
-        begin = time.perf_counter_ns()
-        prepared = self.runner.prepare(self.inputs[image])
-        host = time.perf_counter_ns() - begin
-        result = self.runner.run(prepared)
-        return Query(host, result.capacity, result.impure_tokens if self.with_mask else -1)

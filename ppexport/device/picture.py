@@ -1,4 +1,4 @@
-"""Between network output and 8-bit pictures. NumPy only."""
+"""Conversion between network output and 8-bit pictures, and their PSNR and SSIM. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Image8 = NDArray[np.uint8]
+    """An 8-bit picture (H, W, 3), or (H, W) for grey."""
     Floats = NDArray[np.float64]
 
 
@@ -37,17 +38,13 @@ def to_input(rgb: NDArray[np.generic]) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
 
 
-# PSNR and SSIM as the super-resolution field reports them (NumPy only).
+# PSNR and SSIM as the super-resolution field reports them.
 #
 # Papers compare the luma (Y of BT.601 YCbCr, studio range 16 to 235, not rounded) of 8-bit pictures after leaving off a
 # border of *scale* pixels, with a peak of 255. A grey picture is its own luma, as in the published bicubic figures;
-# made
-# RGB first, as networks are usually scored, it gains 20 log10(255 / 219) = 1.32 dB: 0.09 dB in the mean over Set14,
-# where
-# one of 14 is grey.
+# made RGB first, as networks are usually scored, it gains 20 log10(255 / 219) = 1.32 dB: 0.09 dB in the mean over
+# Set14, where one of 14 is grey.
 
-
-"""An 8-bit picture (H, W, 3), or (H, W) for grey."""
 
 TAPS = 11
 """Side of SSIM's window, the least that a picture can have."""
@@ -105,7 +102,7 @@ def _luma_pair(a: Image8, b: Image8, crop: int) -> tuple[Floats, Floats]:
 
 
 def psnr_y(a: Image8, b: Image8, crop: int) -> float:
-    """PSNR in dB of the luma of two 8-bit images without a border of *crop* pixels (papers: *crop* = scale).
+    """PSNR in dB of the luma of two 8-bit images without a border of *crop* pixels; papers leave off *scale* pixels.
 
     Raises ValueError for images of different shapes or too small for the crop.
     """

@@ -34,10 +34,14 @@ THREADS_PER_CORE = 4
 
 
 def check_threads(threads: Any, here: bool = True) -> int | None:
-    """*threads* of a runtime as they are; None lets the runtime choose.
+    """*threads* as an int, or None, which lets the runtime choose.
 
-    Raises InputError unless they are a whole number from 1 to four times this machine's cores. With *here* False the
-    cores are another machine's, which checks for itself.
+    Args:
+        threads: A number of threads as a user gave it.
+        here: Whether this machine computes; the number of cores of another one is not known here.
+
+    Raises:
+        InputError: It is not a whole number from 1 to four times this machine's cores.
     """
     if threads is None:
         return None
@@ -76,7 +80,7 @@ class Prepared(NamedTuple):
 
 
 def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
-    """What a model takes: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
+    """The inputs of a model: `lr`, `slots` (1, C) of a capacity set, `mask` (1, 1, H', W') where it is an input."""
     inputs: Arrays = {"lr": prepared.lr}
     if len(manifest.capacities) > 1:
         inputs["slots"] = np.zeros((1, prepared.capacity), np.int32)
@@ -170,7 +174,7 @@ class Runner(ABC):
         return result
 
     def run_unchecked(self, prepared: Prepared) -> Result:
-        """The same for a caller that looks at the picture itself: `parity` reports what is not finite."""
+        """As `run`, for a caller that checks the picture itself: `parity` reports what is not finite."""
         if self._closed:
             raise InputError(f"the runner of {self.artifact.path} was closed: open the artifact again")
         return self._run(prepared)
@@ -196,14 +200,14 @@ class Runner(ABC):
 
 
 class NamedSession(Protocol):
-    """An opened model that takes and gives arrays by name, and tells its own metadata."""
+    """An opened model that takes and returns arrays by name, and has metadata of its own."""
 
     @property
     def facts(self) -> Mapping[str, str]:
         """The model's own metadata."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """All outputs for what `feeds` makes."""
+        """All outputs for the inputs that `feeds` makes."""
 
 
 class SessionRunner(Runner):
@@ -228,33 +232,26 @@ class SessionRunner(Runner):
 #
 # Softmax leaves denormals where a weight is very small, and x86 cores take a hundred times as long over them. Whether
 # they count as zeros is a mode of each thread. ONNX Runtime and OpenVINO set it in the threads that they own, and in
-# the
-# thread that opens a model (ONNX Runtime only for the first model of a process), but part of every run is computed in
-# the
-# thread that asks for it, and neither ever puts the mode back. Without `Flushed` a caller's NumPy would lose denormals
-# for good, and a model that is run in another thread than the one that opened it would be slow.
+# the thread that opens a model (ONNX Runtime only for the first model of a process), but part of every run is computed
+# in the thread that calls it, and neither ever restores the mode. Without `Flushed` a caller's NumPy would lose
+# denormals for good, and a model that is run in another thread than the one that opened it would be slow.
 #
 # The mode is a register (MXCSR), which C libraries save and restore with the floating-point environment. Only 64-bit
-# x86
-# under Linux, Android or macOS is handled: on other processors the runtimes leave the mode alone, and under Windows
-# they
-# still change the caller's. Standard library only, for Python 3.8.
+# x86 under Linux, Android or macOS is handled: on other processors the runtimes leave the mode alone, and under Windows
+# they still change the caller's.
 
 
 FLUSH = 0x8040
 """Bits of MXCSR: results become zero (15), operands count as zero (6)."""
+_PLACES = {"darwin": (4, 1), "linux": (8, 7), "android": (8, 7)}
+"""System -> how many 32-bit numbers its `fenv_t` has, and which of them is MXCSR."""
 
 
 def _environment() -> tuple[Any, Any, int] | None:
-    """The C library, its type `fenv_t` as 32-bit numbers, and which of them is MXCSR; None where there is none."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or sys.maxsize < 1 << 32:
+    """The C library, its type `fenv_t`, and which of its numbers is MXCSR; None where there is no such register."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or sys.maxsize < 1 << 32 or sys.platform not in _PLACES:
         return None
-    if sys.platform == "darwin":
-        words, place = 4, 1
-    elif sys.platform in ("linux", "android"):
-        words, place = 8, 7
-    else:
-        return None
+    words, place = _PLACES[sys.platform]
     # Not CDLL, which lets other threads take Python's lock at every call.
     library = ctypes.PyDLL(None)
     if not hasattr(library, "fegetenv"):
@@ -266,7 +263,7 @@ _ENVIRONMENT = _environment()
 
 
 class Flushed:
-    """`with Flushed():` has the calling thread take denormals as zeros, and puts back what was before."""
+    """`with Flushed():` makes the calling thread take denormals as zeros, and restores its mode afterwards."""
 
     def __enter__(self) -> None:
         if _ENVIRONMENT is None:

@@ -1,7 +1,7 @@
-"""What changes while a machine works: clocks, temperatures, throttling, and who else works on it.
+"""What changes while a machine works: clocks, temperatures, throttling, power, and who else works on it.
 
-A sensor is a callable that returns {name: number}; a device's own, such as a power meter, is one more in the list. A
-name's first part is its kind: "mhz.cpu0", "celsius.thermal_zone0", "throttled.cpu0", "load", "stolen", "busy".
+A sensor is a callable that returns {name: number}. The first part of a name is its kind: "mhz.cpu0",
+"celsius.thermal_zone0", "throttled.cpu0", "load", "stolen", "busy".
 """
 
 from __future__ import annotations
@@ -11,76 +11,46 @@ import shutil
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, contextmanager
-from typing import IO, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Callable, Dict
 
-from ppexport.device.machine import names_in, read_number, read_text, said_by
+from ppexport.device.machine import core_folders, read_number, read_text, said_by
 
 Reading = Dict[str, float]
 Sensor = Callable[[], Reading]
+OF_CORES = (("mhz", "cpufreq/scaling_cur_freq", 1000), ("throttled", "thermal_throttle/core_throttle_count", 1))
+"""Kind of a reading, its file in the folder of a core, and what its number is divided by."""
 
 
-def cpu_clocks(root: str = "/") -> Reading:
-    """MHz of every core that shows it."""
-    base = ("sys", "devices", "system", "cpu")
+def system_reading(root: str = "/") -> Reading:
+    """What Linux shows of every machine.
+
+    MHz of every core, how often each was throttled since the start, degrees Celsius of every thermal zone, the load
+    average, and seconds of all cores since the start: busy, and stolen by other virtual machines.
+    """
     found: Reading = {}
-    for core in names_in(root, *base):
-        if core.startswith("cpu") and core[3:].isdigit():
-            khz = read_number(root, *base, core, "cpufreq", "scaling_cur_freq")
-            if khz is not None:
-                found["mhz." + core] = khz / 1000
-    return found
-
-
-def throttling(root: str = "/") -> Reading:
-    """How often every core was throttled for its heat since the start of the system."""
-    base = ("sys", "devices", "system", "cpu")
-    found: Reading = {}
-    for core in names_in(root, *base):
-        if core.startswith("cpu") and core[3:].isdigit():
-            count = read_number(root, *base, core, "thermal_throttle", "core_throttle_count")
-            if count is not None:
-                found["throttled." + core] = count
-    return found
-
-
-def temperatures(root: str = "/") -> Reading:
-    """Degrees Celsius of every thermal zone."""
-    base = ("sys", "class", "thermal")
-    found: Reading = {}
-    for zone in names_in(root, *base):
-        if zone.startswith("thermal_zone"):
-            milli = read_number(root, *base, zone, "temp")
-            # A zone that is switched off reads 0 or absurdly low.
-            if milli is not None and -40_000 < milli < 200_000:
-                kind = read_text(root, *base, zone, "type")
-                found["celsius.%s" % (kind or zone)] = milli / 1000
-    return found
-
-
-def others(root: str = "/") -> Reading:
-    """The load average, and seconds of all cores since the start: busy, and stolen by other virtual machines."""
-    found: Reading = {}
-    words = (read_text(root, "proc", "loadavg") or "").split()
+    for core in core_folders(root):
+        for kind, file, unit in OF_CORES:
+            value = read_number(core / file)
+            if value is not None:
+                found[f"{kind}.{core.name}"] = value / unit
+    for zone in sorted(Path(root).glob("sys/class/thermal/thermal_zone*")):
+        milli = read_number(zone / "temp")
+        # A zone that is switched off reads 0 or absurdly low.
+        if milli is not None and -40_000 < milli < 200_000:
+            found[f"celsius.{read_text(zone / 'type') or zone.name}"] = milli / 1000
+    words = (read_text(Path(root, "proc/loadavg")) or "").split()
     if words:
         found["load"] = float(words[0])
-    for line in (read_text(root, "proc", "stat") or "").splitlines()[:1]:
-        # user nice system idle iowait irq softirq steal, in hundredths of a second.
-        ticks = [int(word) for word in line.split()[1:] if word.isdigit()]
-        if line.startswith("cpu ") and len(ticks) >= 8:
-            found["busy"] = (sum(ticks[:3]) + sum(ticks[5:7])) / 100
-            found["stolen"] = ticks[7] / 100
+    # user nice system idle iowait irq softirq steal, in hundredths of a second.
+    name, *words = (read_text(Path(root, "proc/stat")) or "").partition("\n")[0].split() or [""]
+    ticks = [int(word) for word in words if word.isdigit()]
+    if name == "cpu" and len(ticks) >= 8:
+        found["busy"] = (sum(ticks[:3]) + sum(ticks[5:7])) / 100
+        found["stolen"] = ticks[7] / 100
     return found
-
-
-def local_sensors(root: str = "/") -> List[Sensor]:
-    """Those of this machine that show anything."""
-    candidates = (cpu_clocks, throttling, temperatures, others)
-    return [_bind(sensor, root) for sensor in candidates if sensor(root)]
-
-
-def _bind(sensor: Callable[[str], Reading], root: str) -> Sensor:
-    return lambda: sensor(root)
 
 
 def read_all(sensors: Iterable[Sensor]) -> Reading:
@@ -94,11 +64,11 @@ def read_all(sensors: Iterable[Sensor]) -> Reading:
     return found
 
 
-# `tegrastats`, which a Jetson prints power, temperatures and clocks with.
+# `tegrastats`, which prints the power, temperatures and clocks of a Jetson.
 #
 # What differs between releases: JetPack 4 prints milliwatts without a unit, from JetPack 5 on `mW` follows; Xavier and
-# older name a 100 degree PMIC that is no sensor; zones without power show -256; the GPU's clock is `0%@305` or, with
-# a clock for every cluster, `0%@[305,305]`.
+# older boards name a PMIC of 100 degrees that is no sensor; zones without power show -256; the GPU's clock is `0%@305`
+# or, with a clock for every cluster, `0%@[305,305]`.
 
 
 CORES = re.compile(r"\bCPU \[([^\]]{0,400})\]")
@@ -130,13 +100,13 @@ def parse_line(line: str) -> Reading:
     memory = MEMORY.search(line)
     if memory is None:
         return found
-    found["bytes.ram"] = float(int(memory.group(1)) << 20)
+    found["bytes.ram"] = float(int(memory[1]) << 20)
     cores = CORES.search(line)
-    for number, text in enumerate(cores.group(1).split(",") if cores else ()):
+    for number, text in enumerate(cores[1].split(",") if cores else ()):
         core = CORE.fullmatch(text.strip())
         # A core that is off shows no clock.
         if core is not None:
-            found["mhz.cpu%d" % number] = float(core.group(2))
+            found[f"mhz.cpu{number}"] = float(core[2])
     for unit, share, mhz in CLOCKS.findall(line):
         name = "gpu" if unit == "GR3D" else "memory"
         found["share." + name] = int(share) / 100
@@ -146,44 +116,30 @@ def parse_line(line: str) -> Reading:
         if float(celsius) > -40 and not (zone == "PMIC" and float(celsius) == 100):
             found["celsius." + zone] = float(celsius)
     rails = {name: int(now) / 1000 for name, now, _ in POWER.findall(line) if name not in ("RAM", "SWAP", "NC")}
-    for name, watts in rails.items():
-        found["watts." + name] = watts
-    total = total_power(rails)
-    if total is not None:
-        found["watts.total"] = total
+    found.update((f"watts.{name}", watts) for name, watts in rails.items())
+    whole = next((names for names in TOTALS if all(name in rails for name in names)), ())
+    if whole:
+        found["watts.total"] = sum(rails[name] for name in whole)
     return found
-
-
-def total_power(rails: Dict[str, float]) -> Optional[float]:
-    """Watts of the module, None where *rails* {name: watts} do not add up to it."""
-    for names in TOTALS:
-        if all(name in rails for name in names):
-            return sum(rails[name] for name in names)
-    return None
 
 
 class Tegrastats:
     """A sensor: the last line of a `tegrastats` that runs beside the measurement. Call `close` at the end."""
 
-    OPTIONS = ("--interval", str(INTERVAL_MS))
-
     def __init__(self, command: Sequence[str]) -> None:
         """Raises OSError where the program cannot be started."""
         self._last: Reading = {}
         self._child = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self._thread = threading.Thread(target=self._read, args=(self._child.stdout,), daemon=True)
         self._thread.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        while True:
-            line = stream.readline(MAX_LINE)
-            if not line:
-                # A program that ended says nothing of now.
-                self._last = {}
-                return
+        for line in iter(lambda: stream.readline(MAX_LINE), b""):
             self._last = parse_line(line.decode("utf-8", "replace"))
+        # A program that ended says nothing about now.
+        self._last = {}
 
     def __call__(self) -> Reading:
         """What the last line said; empty before the first and after the program has ended."""
@@ -202,54 +158,50 @@ class Tegrastats:
             self._child.stdout.close()
 
 
-def joules(times_ns: Sequence[int], watts: Sequence[Optional[float]], begin_ns: int, end_ns: int) -> Optional[float]:
+def joules(times_ns: Sequence[int], watts: Sequence[float | None], begin_ns: int, end_ns: int) -> float | None:
     """Energy between two moments from readings of power, by the trapezoidal rule.
 
     *times_ns* ascend; a reading that is missing is None. None where fewer than two readings lie in the interval, or
     the first and last leave more than a tenth of it uncovered.
     """
-    points: List[Tuple[int, float]] = [
-        (t, w) for t, w in zip(times_ns, watts) if w is not None and begin_ns <= t <= end_ns
-    ]
+    points = [(t, w) for t, w in zip(times_ns, watts) if w is not None and begin_ns <= t <= end_ns]
     if len(points) < 2 or end_ns <= begin_ns or points[-1][0] - points[0][0] < 0.9 * (end_ns - begin_ns):
         return None
     area = sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in zip(points, points[1:]))
-    # The ends that no reading covers go on at the mean power.
+    # Where no reading covers the ends, the mean power counts.
     return float(area / (points[-1][0] - points[0][0]) * (end_ns - begin_ns) / 1e9)
 
 
-# What an Android phone says of its heat.
+# What an Android phone shows of its heat.
 
 
 STATUS = re.compile(r"^\s*Thermal Status: ([0-6])\s*$", re.MULTILINE)
-PHONE_CELSIUS = re.compile(r"Temperature\{mValue=(-?\d{1,3}(?:\.\d{1,8})?), mType=(-?\d{1,2}), mName=([^,}]{1,40}),")
-CURRENT = "Current temperatures from HAL:"
+PHONE_CELSIUS = re.compile(r"Temperature\{mValue=(-?\d{1,3}(?:\.\d{1,8})?), mType=-?\d{1,2}, mName=([^,}]{1,40}),")
 DUMP = ("dumpsys", "thermalservice")
 SECONDS = 5.0
-"""Between two questions, each of which starts a program there."""
+"""Between two calls of the program, which starts a process each time."""
 PAUSES = 20
-"""Between two questions, at least so many times as long as the answer took."""
+"""The pause between two calls is at least this many times as long as the last call took."""
 
 
 def thermal(text: str) -> Reading:
     """`dumpsys thermalservice`: "throttling" 0 (none) to 6 (shutdown), and "celsius.NAME".
 
-    Readings from the hardware now are preferred to those that the service kept from the last event.
+    The current temperatures come last in the text, so that they replace those that the service kept from the last
+    event.
     """
     found: Reading = {}
     status = STATUS.search(text)
     if status is not None:
-        found["throttling"] = float(status.group(1))
-    kept, title, current = text.partition(CURRENT)
-    for part in (kept, current if title else ""):
-        for celsius, _, name in PHONE_CELSIUS.findall(part):
-            if -40 < float(celsius) < 200:
-                found["celsius." + name.strip()] = float(celsius)
+        found["throttling"] = float(status[1])
+    for celsius, name in PHONE_CELSIUS.findall(text):
+        if -40 < float(celsius) < 200:
+            found["celsius." + name.strip()] = float(celsius)
     return found
 
 
 class Thermal:
-    """A sensor: what `dumpsys thermalservice` says, asked every few seconds and told again in between."""
+    """A sensor: `dumpsys thermalservice`, which is called every few seconds; its last answer counts in between."""
 
     def __init__(self, ask: Callable[[], str] = lambda: said_by(DUMP)) -> None:
         self._ask = ask
@@ -268,19 +220,17 @@ class Thermal:
 
 
 @contextmanager
-def board_sensors() -> Iterator[List[Sensor]]:
+def board_sensors() -> Iterator[list[Sensor]]:
     """The sensors of a Jetson, by `tegrastats`, or of a phone, by `dumpsys`; ended with the block."""
-    with ExitStack() as stack:
-        sensors: List[Sensor] = []
-        program = shutil.which("tegrastats")
-        if program is not None:
-            try:
-                sensor = Tegrastats((program, *Tegrastats.OPTIONS))
-            except OSError:
-                pass
-            else:
-                stack.callback(sensor.close)
-                sensors.append(sensor)
-        if shutil.which("dumpsys") is not None and shutil.which("getprop") is not None:
-            sensors.append(Thermal())
+    program, tegrastats = shutil.which("tegrastats"), None
+    if program is not None:
+        with suppress(OSError):
+            tegrastats = Tegrastats((program, "--interval", str(INTERVAL_MS)))
+    sensors: list[Sensor] = [] if tegrastats is None else [tegrastats]
+    if shutil.which("dumpsys") is not None and shutil.which("getprop") is not None:
+        sensors.append(Thermal())
+    try:
         yield sensors
+    finally:
+        if tegrastats is not None:
+            tegrastats.close()

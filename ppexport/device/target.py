@@ -1,4 +1,4 @@
-"""Which runtime an artifact is timed in, and how it is opened there."""
+"""The runtimes, and an artifact in one of them: what can be opened and timed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -28,20 +28,20 @@ class Runtime:
     backend: str
     """Whose artifacts it runs."""
     packages: tuple[str, ...]
-    """Packages whose versions a measurement tells."""
+    """Packages whose versions a measurement records."""
     device: str
     """Where it computes unless another place is named: an execution provider, a device, compute units."""
     open: Callable[[Artifact, Target], Runner]
     """Opens an artifact on the target's device. Raises PpexportError."""
     devices: Callable[[], list[str]]
-    """The devices that it has on this machine, the usual one first; none where it is not installed."""
+    """The devices that it has on this machine, the default one first; none where it is not installed."""
     find_device: Callable[[str], str] = str
-    """Its spelling of a device, of which some machine may have one. Raises InputError for what none can have."""
+    """Returns its spelling of a device. Raises InputError for a device that no machine can have."""
     flavours: tuple[str, ...] = ()
     """The flavours that it runs; () is all."""
     times: str = ""
     """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
-    runtime that does not tell the time of its operations."""
+    runtime that does not report the time of its operations."""
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether it runs the artifact of *manifest*."""
@@ -75,51 +75,58 @@ class Target:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        """Raises InputError for threads that are none; the machine that measures knows its cores."""
+        """Raises InputError for an invalid number of threads; only the machine that measures knows its cores."""
         check_threads(self.threads, here=False)
 
     @property
     def name(self) -> str:
-        """For people: "onnxruntime" or, where it is not the usual device, "onnxruntime:CUDA"."""
+        """For people: "onnxruntime" or, on another device than the default one, "onnxruntime:CUDA"."""
         usual = self.device == runtimes()[self.runtime].device
         return self.runtime if usual else f"{self.runtime}:{self.device}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
-    """The targets that `--runtime` *wanted* means for the artifact *path*: None its own, "all", or a list.
+    """The targets that the option `--runtime` names.
 
-    Raises ArtifactError for a damaged artifact, InputError for a runtime that is not known or runs no such artifact.
+    Args:
+        path: The artifact.
+        wanted: None for the backend's first runtime, "all" for every one that is installed, or a list of names,
+            separated by commas, such as "onnxruntime:CUDA".
+        threads: For every target; None lets the runtimes choose.
+        trust: Whether an engine of another machine may be loaded.
+
+    Raises:
+        ArtifactError: The artifact is damaged.
+        InputError: A runtime is not known or does not run this artifact.
+        UnavailableError: None is installed.
     """
     manifest, known = read_artifact(path).manifest, runtimes()
-    own = [runtime for runtime in known.values() if runtime.backend == manifest.backend]
+    own = {name: runtime for name, runtime in known.items() if runtime.backend == manifest.backend}
     if wanted is None:
-        names = [runtime.name for runtime in own[:1]]
+        names = list(own)[:1]
     elif wanted == "all":
-        # The usual device first: it is what the others are read against.
+        # The default device first: the others are compared with it.
         names = [
-            runtime.name if device == runtime.device else f"{runtime.name}:{device}"
-            for runtime in own
+            name if device == runtime.device else f"{name}:{device}"
+            for name, runtime in own.items()
             if runtime.takes(manifest)
             for device in runtime.devices()
         ]
     else:
         names = wanted.split(",")
     if not names:
-        known_names = ", ".join(runtime.name for runtime in own) or "no runtime known here"
-        raise UnavailableError(f"{path} is for backend {manifest.backend}: {known_names} is not installed here")
+        listed = ", ".join(own) or "no runtime known here"
+        raise UnavailableError(f"{path} is for backend {manifest.backend}: {listed} is not installed here")
     targets = []
     for name in names:
         match = NAME.fullmatch(name.strip())
         if match is None or match[1] not in known:
             raise InputError(f"a runtime is one of {', '.join(known)}, or such as onnxruntime:CUDA, not {name!r}")
         runtime = known[match[1]]
-        if runtime not in own:
-            names_of_own = ", ".join(runtime.name for runtime in own)
-            raise InputError(f"{path} is for backend {manifest.backend}, which {match[1]} does not run: {names_of_own}")
+        if match[1] not in own:
+            raise InputError(
+                f"{path} is for backend {manifest.backend}, which {match[1]} does not run: {', '.join(own)}"
+            )
         if not runtime.takes(manifest):
             raise InputError(
                 f"{path} is of flavour {manifest.flavour}, which {match[1]} does not run: export it with --flavour "
@@ -134,14 +141,12 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
 
 def open_target(target: Target) -> Runner:
     """The runner of *target*. Raises PpexportError as `open_artifact`, UnavailableError for a missing runtime."""
-    check_threads(target.threads)
     return runtimes()[target.runtime].open(read_artifact(Path(target.artifact)), target)
 
 
 def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
-    """What a result says of *target*: the artifact, its hash and size, the runtime. Its version is the machine's."""
+    """What a result says of *target*: the artifact, its hashes and size, and the runtime but for its version."""
     m = artifact.manifest
-    folder = [f for f in artifact.path.rglob("*") if f.is_file()]
     # A folder's name may hold bytes that are no text, and a result is text.
     called = os.fsencode(artifact.path.name).decode(errors="backslashreplace")
     return {
@@ -160,7 +165,7 @@ def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
         "files": m.files,
         "weights_sha256": m.weights["sha256"],
         "card_sha256": m.card_sha256,
-        "bytes": sum(f.stat().st_size for f in folder),
+        "bytes": sum(f.stat().st_size for f in artifact.path.rglob("*") if f.is_file()),
         "made_with": m.versions,
         "runtime": target.runtime,
         "runtime_device": target.device,

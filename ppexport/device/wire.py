@@ -40,7 +40,7 @@ def walk(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         key, at = read_varint(data, at)
         number, kind = key >> 3, key & 7
-        # Protocol Buffers keeps 32 bits of a key, so that a longer one would be another field there than here.
+        # Protocol Buffers keeps 32 bits of a key, so that it would read a longer one as another field.
         if not 0 < number < 1 << 29:
             raise ArtifactError(f"the model file is damaged: field number {number} does not exist")
         if kind == VARINT:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 
 Floats = NDArray[np.float32]
 _TINT, _STRENGTH = (0, 200, 120), 0.55
@@ -41,12 +42,8 @@ def bleed(rgb: NDArray[Any], alpha: NDArray[np.uint8]) -> NDArray[Any]:
 def _filled(rgb: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
     """*rgb* (H, W, 3) with colours of the neighbourhood where *weight* (H, W) is 0. Some weight is above 0."""
     (height, width), visible = weight.shape, weight > 0
-    near = visible.copy()
-    near[1:] |= visible[:-1]
-    near[:-1] |= visible[1:]
-    rows = near.copy()
-    near[:, 1:] |= rows[:, :-1]
-    near[:, :-1] |= rows[:, 1:]
+    # Visible pixels and those that touch one.
+    near = np.asarray(Image.fromarray(np.uint8(visible)).filter(ImageFilter.MaxFilter(3))) > 0
     result = np.array(rgb)
     if not near.all():
         coarse = _rounded(_filled(*_halved(rgb, weight)), rgb.dtype)
@@ -65,7 +62,6 @@ def _filled(rgb: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
 
 
 def _rounded(colours: Floats, kind: np.dtype[Any]) -> NDArray[Any]:
-    """*colours* as pixels of *kind*, uint8 or float32."""
     return np.floor(colours + np.float32(0.5)).astype(kind) if kind == np.uint8 else colours
 
 

@@ -18,6 +18,7 @@ is sRGB.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import warnings
@@ -39,14 +40,17 @@ from ppexport.imaging.alpha import bleed
 
 Pixels: TypeAlias = NDArray[Any]
 """uint8, or float32 in [0, 1]."""
-Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
-"""The colour chunks of a PNG: (kind, content) in the order of the file."""
-
 MAX_PIXELS = 89_478_485
 """Largest picture that is read unless the caller says otherwise: the size from which Pillow suspects an attack."""
-
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _CODECS = {"PNG": "zlib", "JPEG": "jpg", "WEBP": "webp"}
+_READERS: dict[str, tuple[re.Pattern[bytes], type[ImageFile.ImageFile]]] = {
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    "WEBP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
+}
+"""How a file of each format begins, and Pillow's reader of it. Image.open would judge the size by Pillow's own limit,
+which is the process's and not the caller's, and would read further formats."""
 # libjpeg stops a little below the 65535 that the format could say.
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -76,7 +80,8 @@ class Picture:
     """Whether the file had one channel of colour, and the file written will have."""
     icc: bytes | None = None
     """The colour profile."""
-    chunks: Chunks = ()
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    """The colour chunks of a PNG: (kind, content) in the order of the file."""
     dpi: tuple[float, float] | None = None
     """Dots per inch, (x, y)."""
 
@@ -112,7 +117,6 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises ImageError if it is missing, empty, of another format, truncated, damaged, animated, or says in its header
     that it has more than *max_pixels* pixels (nothing is decoded then).
     """
-    path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -141,10 +145,12 @@ def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
     """Read an opened file; every failure becomes an ImageError."""
     header = stream.read(32)
     stream.seek(0)
-    opener, name = _opener(path, header)
+    name = next((name for name, (magic, _) in _READERS.items() if magic.match(header)), None)
+    if name is None:
+        raise ImageError(f"{path} is not a PNG, JPEG or WebP picture")
     _require_codec(path, name)
     try:
-        image = opener(stream)
+        image = _READERS[name][1](stream)
         _check_header(path, image, max_pixels)
         image.load()
         dpi = _make_upright(image)
@@ -160,21 +166,6 @@ def _read(path: Path, stream: IO[bytes], max_pixels: int) -> Picture:
     except Exception as error:
         # Damaged files make Pillow raise nearly anything: OSError, SyntaxError, ValueError, struct.error, KeyError ...
         raise ImageError(f"{path} {_damage(stream, header, error)}") from None
-
-
-def _opener(path: Path, header: bytes) -> tuple[type[ImageFile.ImageFile], str]:
-    """The Pillow reader for a file that begins with *header*, and the name of its format.
-
-    Image.open would judge the size by Pillow's own limit, which is the process's and not the caller's, and would read
-    further formats.
-    """
-    if header.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile, "PNG"
-    if header.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile, "JPEG"
-    if header.startswith(b"RIFF") and header[8:12] == b"WEBP":
-        return WebPImageFile, "WEBP"
-    raise ImageError(f"{path} is not a PNG, JPEG or WebP picture")
 
 
 def _require_codec(path: Path, name: str) -> None:
@@ -235,7 +226,7 @@ def _make_upright(image: ImageFile.ImageFile) -> tuple[float, float] | None:
     return (y, x) if sideways else (x, y)
 
 
-def _read_chunks(stream: IO[bytes]) -> Chunks:
+def _read_chunks(stream: IO[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The colour chunks of a PNG file, each kind once, those of a wrong length left out."""
     stream.seek(8)
     found: dict[bytes, bytes] = {}
@@ -288,13 +279,28 @@ def _keyed(levels: Pixels, key: int | tuple[int, int, int], depth: int) -> NDArr
     return np.where((levels == wanted).all(axis=2), 0, 255).astype(np.uint8)
 
 
-def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
-    """Raise ImageError unless a picture of *size* (H, W) can be written to *path*; meant for before a long run."""
-    path = Path(path)
+def check_output(path: Path, picture: Picture, scale: int = 1) -> None:
+    """Check, before a long run, that *picture*, enlarged by *scale*, can be written to *path*.
+
+    Raises ImageError where it cannot: the extension, the folder or the file there, or a size, a transparency or colours
+    that the format cannot hold.
+    """
     name = _FORMATS.get(path.suffix.lower())
     if name is None:
         raise ImageError(f"{path}: the output's extension is one of {', '.join(_FORMATS)}")
     _require_codec(path, name)
+    if name == "JPEG" and picture.transparent:
+        raise ImageError(f"{path}: JPEG has no transparency and the picture has, use .png or .webp")
+    height, width = (side * scale for side in picture.size)
+    limit = _MAX_SIDE.get(name)
+    if limit is not None and max(height, width) > limit:
+        raise ImageError(f"{path}: {name} sides end at {limit} pixels, the result has {width}x{height}: use .png")
+    chunk = None if name == "PNG" else beyond_srgb(picture)
+    if chunk is not None:
+        raise ImageError(
+            f"{path}: the picture's {chunk} chunk says that its colours are not sRGB, which {name} cannot hold: "
+            "use .png, or convert the picture to sRGB first"
+        )
     # Of a link the file it points to is written.
     path = Path(os.path.realpath(path))
     if os.path.isdir(path):
@@ -308,54 +314,34 @@ def check_output(path: Path, size: tuple[int, int], transparent: bool) -> None:
         check_writable(path)
     except InputError as error:
         raise ImageError(str(error)) from None
-    if name == "JPEG" and transparent:
-        raise ImageError(f"{path}: JPEG has no transparency and the picture has, use .png or .webp")
-    limit = _MAX_SIDE.get(name)
-    if limit is not None and max(size) > limit:
-        raise ImageError(f"{path}: {name} sides end at {limit} pixels, the result has {size[1]}x{size[0]}: use .png")
 
 
-def check_colours(path: Path, picture: Picture) -> None:
-    """Raise ImageError where *picture* says of its colours what a file of *path*'s extension cannot hold."""
-    name = _FORMATS[Path(path).suffix.lower()]
-    chunk = None if name == "PNG" else beyond_srgb(picture.chunks, picture.icc is not None)
-    if chunk is not None:
-        raise ImageError(
-            f"{path}: the picture's {chunk} chunk says that its colours are not sRGB, which {name} cannot hold: "
-            "use .png, or convert the picture to sRGB first"
-        )
-
-
-def beyond_srgb(chunks: Chunks, profile: bool) -> str | None:
-    """The chunk because of which a viewer shows the picture otherwise than as sRGB, or as its *profile* says, or None.
+def beyond_srgb(picture: Picture) -> str | None:
+    """The chunk because of which a viewer shows *picture* otherwise than as sRGB, or as its profile says, or None.
 
     cICP comes before a profile, a profile before sRGB, and sRGB before gAMA and cHRM, as the PNG specification says.
     """
-    content = dict(chunks)
+    content = dict(picture.chunks)
     if b"cICP" in content:
         return None if content[b"cICP"] == _SRGB_CICP else "cICP"
-    if profile or b"sRGB" in content:
+    if picture.icc is not None or b"sRGB" in content:
         return None
     (gamma,) = struct.unpack(">I", content.get(b"gAMA", bytes(4)))
     if gamma and abs(gamma / _SRGB_GAMMA - 1) > _GAMMA_SLACK:
         return "gAMA"
     points = struct.unpack(">8I", content[b"cHRM"]) if b"cHRM" in content else _SRGB_POINTS
-    if any(abs(a - b) > _POINT_SLACK for a, b in zip(points, _SRGB_POINTS, strict=True)):
-        return "cHRM"
-    return None
+    return None if np.allclose(points, _SRGB_POINTS, rtol=0, atol=_POINT_SLACK) else "cHRM"
 
 
 def write_image(path: Path, picture: Picture) -> None:
     """Write *picture* (rgb uint8) to *path* in the format of its extension, atomically, with all that goes with it.
 
-    A grey picture is written as one channel, its luma. Raises ImageError as `check_output` and `check_colours`, and if
-    writing fails (a full disk, for example); the file that was there before is then untouched.
+    A grey picture is written as one channel, its luma. Raises ImageError as `check_output` does, and if writing fails
+    (a full disk, for example); the file that was there before is then untouched.
     """
-    path = Path(path)
     if picture.rgb.dtype != np.uint8:
         raise ValueError(f"write_image takes uint8 pixels, not {picture.rgb.dtype}")
-    check_output(path, picture.size, picture.transparent)
-    check_colours(path, picture)
+    check_output(path, picture)
     name = _FORMATS[path.suffix.lower()]
     try:
         image = Image.fromarray(np.ascontiguousarray(picture.rgb))

@@ -40,22 +40,20 @@ OVERLAP = 8
 """Pixels (LR) that neighbouring tiles share at least; the module's table says why."""
 
 
-def plan(length: int, tile: int, overlap: int = OVERLAP) -> tuple[int, ...]:
+def plan(length: int, tile: int) -> tuple[int, ...]:
     """Ascending origins of the tiles that cover [0, *length*): multiples of 16, the first 0; one if *length* fits.
 
-    Consecutive tiles share *overlap* pixels or more. As few tiles as that allows are spread evenly.
-    Raises InputError if several are needed and *tile* < 16 + *overlap*, so that they cannot overlap so far.
+    Consecutive tiles share `OVERLAP` pixels or more. As few tiles as that allows are spread evenly.
+    Raises InputError if several are needed and *tile* is too small for them to overlap so far.
     """
-    if length < 1 or tile < 1 or overlap < 1:
-        raise ValueError(f"length, tile and overlap are at least 1, not {length}, {tile}, {overlap}")
     if length <= tile:
         return (0,)
-    if tile < MULTIPLE + overlap:
+    if tile < MULTIPLE + OVERLAP:
         raise InputError(
-            f"a side of {length} pixels does not fit in one tile of {tile}, and tiles below {MULTIPLE + overlap} "
+            f"a side of {length} pixels does not fit in one tile of {tile}, and tiles below {MULTIPLE + OVERLAP} "
             f"pixels cannot overlap: export the model with a larger --size"
         )
-    stride = (tile - overlap) // MULTIPLE
+    stride = (tile - OVERLAP) // MULTIPLE
     last = -(-(length - tile) // MULTIPLE)
     gaps = -(-last // stride)
     return tuple(MULTIPLE * (i * last // gaps) for i in range(gaps + 1))
@@ -97,7 +95,6 @@ class Grid:
     columns: tuple[int, ...]
 
     def __len__(self) -> int:
-        """How many tiles there are."""
         return len(self.rows) * len(self.columns)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -105,9 +102,9 @@ class Grid:
         return ((y, x) for y in self.rows for x in self.columns)
 
 
-def plan_grid(size: tuple[int, int], tile: tuple[int, int], overlap: int = OVERLAP) -> Grid:
+def plan_grid(size: tuple[int, int], tile: tuple[int, int]) -> Grid:
     """Cover a picture of *size* (H, W) with tiles of (h, w); see `plan`."""
-    return Grid(size, tile, plan(size[0], tile[0], overlap), plan(size[1], tile[1], overlap))
+    return Grid(size, tile, plan(size[0], tile[0]), plan(size[1], tile[1]))
 
 
 def cut(rgb: Pixels, origin: tuple[int, int], tile: tuple[int, int]) -> Pixels:

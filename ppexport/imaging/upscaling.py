@@ -21,7 +21,7 @@ from PIL import Image
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared, Runner
 from ppexport.errors import ImageError
-from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_colours, check_output, read_image, write_image
+from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
 from ppexport.imaging.tiles import Blender, Grid, cut, plan_grid
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 class TileRun(NamedTuple):
-    """One run of the artifact."""
+    """One run of the artifact; with more impure tokens than slots the tile is not what the network would give."""
 
     origin: tuple[int, int]
     """(top, left) of the tile, LR pixels."""
@@ -42,11 +42,6 @@ class TileRun(NamedTuple):
     """Slots it had for them."""
     seconds: float
     """Inside the runner's `run`."""
-
-    @property
-    def over_capacity(self) -> bool:
-        """Whether tokens were left out, so that the tile is not what the network would give."""
-        return self.impure_tokens > self.capacity
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Report:
     @property
     def over_capacity(self) -> tuple[TileRun, ...]:
         """The tiles with more impure tokens than slots."""
-        return tuple(run for run in self.tiles if run.over_capacity)
+        return tuple(run for run in self.tiles if run.impure_tokens > run.capacity)
 
     @property
     def warning(self) -> str | None:
@@ -97,7 +92,11 @@ class Upscaled(NamedTuple):
     report: Report
 
 
-def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None) -> Upscaled:
+def _silent(done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> Upscaled:
     """Super-resolve an array.
 
     Args:
@@ -128,35 +127,32 @@ def upscale_array(runner: Runner, rgb: Pixels, progress: Progress | None = None)
     return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
 
 
-def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress | None) -> list[TileRun]:
+def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress) -> list[TileRun]:
     """Add the upscaled tiles of *grid* to *blender*; returns what each took.
 
     Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
     not write into a result it has returned: that is blended while the next tile runs.
     """
     runs: list[TileRun] = []
+    to_run, to_finish = iter(grid), iter(grid)
 
-    def prepare(origin: tuple[int, int]) -> tuple[tuple[int, int], Prepared]:
-        return origin, runner.prepare(to_input(cut(rgb, origin, grid.tile)))
+    def prepare(origin: tuple[int, int]) -> Prepared:
+        return runner.prepare(to_input(cut(rgb, origin, grid.tile)))
 
-    def run(tile: tuple[tuple[int, int], Prepared]) -> tuple[tuple[int, int], NDArray[np.float32]]:
-        origin, prepared = tile
+    def run(prepared: Prepared) -> NDArray[np.float32]:
         begin = time.perf_counter()
         sr, impure_tokens, capacity = runner.run_unchecked(prepared)
         seconds = time.perf_counter() - begin
-        runs.append(TileRun(origin, int(impure_tokens), int(capacity), seconds))
-        if progress is not None:
-            progress(len(runs), len(grid))
-        return origin, sr
+        runs.append(TileRun(next(to_run), int(impure_tokens), int(capacity), seconds))
+        progress(len(runs), len(grid))
+        return sr
 
-    def finish(tile: tuple[tuple[int, int], NDArray[np.float32]]) -> None:
-        origin, sr = tile
+    def finish(sr: NDArray[np.float32]) -> None:
         # Here and not in `run`, so that the runtime does not wait for it.
-        runner.check_picture(sr, f" for the tile at {origin}")
+        runner.check_picture(sr, f" for the tile at {next(to_finish)}")
         blender.add(sr[0])
 
-    if progress is not None:
-        progress(0, len(grid))
+    progress(0, len(grid))
     overlap(grid, prepare, run, finish)
     return runs
 
@@ -215,13 +211,11 @@ def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PI
     """
     start = time.perf_counter()
     picture = read_image(source, max_pixels=max_pixels)
-    height, width = picture.size
-    check_output(target, (height * scale, width * scale), picture.transparent)
-    check_colours(target, picture)
+    check_output(target, picture, scale)
     return Source(picture, target, time.perf_counter() - start)
 
 
-def upscale_source(runner: Runner, source: Source, progress: Progress | None = None) -> Report:
+def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
     """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
     start = time.perf_counter()
     picture = source.picture
@@ -235,13 +229,12 @@ def upscale_source(runner: Runner, source: Source, progress: Progress | None = N
 
 
 def upscale_file(
-    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress | None = None
+    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = _silent
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
     Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`imaging.alpha`); a grey
-    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises ImageError for files that
-    cannot be read or written, and what `upscale_array` raises; whatever can be known about *target* is checked before
-    the first tile is run.
+    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises what `read_source` and
+    `upscale_array` raise, the former before the first tile is run.
     """
     return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)

@@ -55,8 +55,6 @@ class Routing:
     """It reads the dictionary that a layer chooses from."""
     mask: str
     """Its ArgMax labels pixels, and its comparison tells pure ones; "" without Pure-Pass."""
-    group: int = 128
-    """Capacities are multiples of this many slots."""
 
 
 NORMS = "norms"

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
-from ppexport.files import is_plain_name, sha256_file, sha256_text
+from ppexport.files import is_plain_name, read_limited_text, sha256_file, sha256_text
 from ppexport.networks.architecture import architectures, find_architecture
 
 CARD = "card.yaml"
@@ -111,33 +111,33 @@ def first_error(error: ValidationError) -> str:
 
 def make_card(**fields: Any) -> Card:
     """A card from *fields*; raises CardError naming the first bad one."""
+    return _checked(fields, "bad model card")
+
+
+def _checked(fields: dict[str, Any], what: str) -> Card:
     try:
-        return Card(**fields)
+        return Card.model_validate(fields)
     except ValidationError as error:
-        raise CardError(f"bad model card: {first_error(error)}") from None
+        raise CardError(f"{what}: {first_error(error)}") from None
 
 
 def read_card(folder: Path) -> Card:
     """Read `card.yaml` in *folder*. Raises CardError."""
     path = folder / CARD
+    if not path.exists():
+        raise CardError(f"{folder} holds no {CARD}")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CardError(f"{path} is larger than {MAX_BYTES} bytes: that is no model card")
-        text = path.read_text(encoding="utf-8")
+        text = read_limited_text(path, MAX_BYTES, "a model card")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise CardError(f"{path} uses YAML aliases, which a few lines of can fill any memory")
         data = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise CardError(f"{folder} holds no {CARD}") from None
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except InputError as error:
+        raise CardError(str(error)) from None
+    except (RecursionError, yaml.YAMLError) as error:
         raise CardError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise CardError(f"{path} is not a mapping of fields")
-    try:
-        card = Card(**data)
-    except (ValidationError, TypeError) as error:
-        text = first_error(error) if isinstance(error, ValidationError) else str(error)
-        raise CardError(f"{path}: {text}") from None
+    card = _checked(data, str(path))
     if card.weights is not None and not is_plain_name(card.weights.file):
         raise CardError(f"{path}: weights.file {card.weights.file!r} is not a plain file name beside the card")
     return card
@@ -176,23 +176,20 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
                 raise InputError(f"model {name} has {what} {own}, not {given}: leave {what} out or name another model")
         fields = card.model_dump()
     else:
-        names = ", ".join(architectures())
-        if arch is not None:
-            find_architecture(arch)
-        if (arch is None) != (scale is None):
-            raise InputError(
-                f"without a model's name the weights need both --arch ({names}) and --scale: "
-                f"--{'arch' if arch is None else 'scale'} is missing"
-            )
-        if arch is None or scale is None:
+        names, folder = ", ".join(architectures()), Path()
+        if arch is None and scale is None:
             raise InputError(
                 f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch ({names}), "
                 "scale and checkpoint"
             )
-        folder = Path()
-        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "arch": arch, "scale": scale}
-        fields["licence"] = OWN_LICENCE
-    if options and find_architecture(fields["arch"]).options() is None:
+        if arch is None or scale is None:
+            raise InputError(
+                f"without a model's name the weights need both --arch ({names}) and --scale: "
+                f"--{'arch' if arch is None else 'scale'} is missing"
+            )
+        fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "licence": OWN_LICENCE}
+        fields |= {"arch": arch, "scale": scale}
+    if find_architecture(fields["arch"]).options() is None and options:
         raise InputError(f"{fields['arch']} has no options: leave {', '.join(options)} out")
     fields["options"] = {**(fields.get("options") or {}), **options}
     try:
@@ -215,8 +212,17 @@ def card_with_weights(
 ) -> tuple[Card, Path]:
     """The effective card of these weights, and their file, which is *checkpoint* or the card's own.
 
-    Raises CardError, InputError, CheckpointError for a file that is missing or is not what the card says, or
-    UnavailableError where a card has no weights of its own.
+    Args:
+        name: a bundled model or a folder with a card; without one *arch*, *scale* and *checkpoint* are needed.
+        arch: a registered architecture.
+        scale: upscaling factor.
+        checkpoint: a weights file in place of the card's own.
+        options: in place of the card's.
+
+    Raises:
+        CardError, InputError: the card is damaged, or this does not fit together.
+        CheckpointError: the file is missing or is not what the card says.
+        UnavailableError: the card has no weights of its own.
     """
     card, folder = effective_card(name, arch, scale, options)
     if checkpoint is not None:

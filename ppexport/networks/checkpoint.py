@@ -27,10 +27,14 @@ WAY_OUT = "save the tensors alone where it was made, with torch.save(network.sta
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The flat state dict in *path*, by its suffix in any case, without wrappers and without the prefixes of its keys.
+    """The flat state dict in *path*, without the wrappers around it and without the prefixes of its keys.
 
-    Pickled files are read with `weights_only=True`: no code of theirs runs. Raises CheckpointError for a file that is
-    missing, truncated, hostile or holds no tensors.
+    Args:
+        path: its suffix, in any case, tells the format. Pickled files are read with `weights_only=True`, so that no
+            code in them runs.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or hostile, or holds no tensors.
     """
     check_weights_file(path)
     state = _unwrapped(_safetensors(path) if path.suffix.lower() == SUFFIXES[0] else _pickled(path))
@@ -93,7 +97,10 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(network: Network, state: dict[str, Tensor], where: str) -> None:
-    """Load *state* into *network*, every key and shape as must be; CheckpointError names *where* and the key."""
+    """Load *state* into *network*, whose keys, shapes and types it must have.
+
+    Raises CheckpointError, which names the file *where* and the key.
+    """
     own = network.state_dict()
     network.check_state(state, where)
     for key in own:

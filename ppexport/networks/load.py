@@ -17,13 +17,6 @@ from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.network import Network
 
 
-def build_network(card: Card) -> Network:
-    """An untrained network as *card* describes it."""
-    network = find_architecture(card.arch).build(card.scale, card.options)
-    network.card = card
-    return network
-
-
 def load_network(
     name: str | None = None,
     *,
@@ -45,8 +38,12 @@ def load_network(
         CardError, CheckpointError, InputError: something of this is damaged, unknown or does not fit together.
         UnavailableError: the card has no weights of its own.
     """
-    card, path = card_with_weights(name, arch, scale, checkpoint, options)
-    network = build_network(card)
+    return load_card(*card_with_weights(name, arch, scale, checkpoint, options))
+
+
+def load_card(card: Card, path: Path) -> Network:
+    """The network of *card* with the weights in the file *path*. Raises CheckpointError."""
+    network = _untrained(card)
     load_state(network, read_state(path), str(path))
     network.digest = state_digest(network)
     return network.eval()
@@ -54,8 +51,13 @@ def load_network(
 
 def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> Network:
     """The network of a card, or of *arch* and *scale*, without its weights: enough to count what it costs."""
-    card, _ = effective_card(name, arch, scale, options)
-    return build_network(card).eval()
+    return _untrained(effective_card(name, arch, scale, options)[0]).eval()
+
+
+def _untrained(card: Card) -> Network:
+    network = find_architecture(card.arch).build(card.scale, card.options)
+    network.card = card
+    return network
 
 
 def state_digest(network: nn.Module) -> str:
@@ -66,32 +68,33 @@ def state_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def card_of(network: nn.Module) -> Card:
-    """The effective card of *network*: that it was loaded with, or a new one for a network that was built by hand.
+def card_of(network: object) -> Card:
+    """The effective card of *network*: the one it was loaded with, or a new one for a network that was built by hand.
 
-    Options are those the network has now; where the weights were changed since, their hash is that of the tensors.
+    Options are those that the network has now. Where its weights were changed, their hash is that of the tensors.
     Raises InputError for a network that cannot be exported, as `check_network` does.
     """
     network = check_network(network)
     digest = state_digest(network)
-    if network.card is not None:
-        fields = network.card.model_dump()
-    else:
-        fields = {"name": f"{network.arch}_x{network.scale}", "summary": "a network built in Python"}
-        fields |= {"arch": network.arch, "scale": network.scale, "licence": "as the weights'"}
+    arch, scale = network.arch, network.scale
+    fields: dict[str, Any] = {"name": f"{arch}_x{scale}", "arch": arch, "scale": scale}
+    fields |= {"summary": "a network built in Python", "licence": "as the weights'"}
+    fields |= {} if network.card is None else network.card.model_dump()
     fields["options"] = network.options
     if fields.get("weights") is None or network.digest != digest:
         fields["weights"] = {"file": "memory", "sha256": digest}
     return make_card(**fields)
 
 
-def check_network(network: nn.Module) -> Network:
-    """*network*, ready to be exported: plain float32 weights that are all there, and no hooks.
+def check_network(network: object) -> Network:
+    """*network*, ready to be exported: its weights are plain float32 numbers on the CPU, and it has no hooks.
 
     Raises InputError, which says what to call, for any other.
     """
     if not isinstance(network, Network) or network.arch not in architectures():
-        raise InputError(f"{type(network).__name__} is not a network of a registered architecture{_inner(network)}")
+        wrapped = next((n for n in ("module", "_orig_mod") if isinstance(getattr(network, n, None), Network)), None)
+        hint = f": pass what it wraps, its attribute {wrapped}" if wrapped else ""
+        raise InputError(f"{type(network).__name__} is not a network of a registered architecture{hint}")
     # A static rewrite would leave out what the class of any other module computes.
     known = ("torch.nn.modules.", type(architectures()[network.arch]).__module__.partition(".")[0] + ".")
     for name, module in network.named_modules():
@@ -99,13 +102,6 @@ def check_network(network: nn.Module) -> Network:
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         _check_tensor(name, value)
     return network
-
-
-def _inner(network: object) -> str:
-    for name in ("module", "_orig_mod"):
-        if isinstance(getattr(network, name, None), Network):
-            return f": pass what it wraps, its attribute {name}"
-    return ""
 
 
 def _check_module(where: str, module: nn.Module, known: tuple[str, ...]) -> None:

@@ -24,6 +24,8 @@ class Trace:
     """Per layer (b, n): how far the best similarity is above the second best."""
     tokens: list[Tensor] = field(default_factory=list)
     """Per layer (b, n, c): the layer's output."""
+    inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per layer of a twin: the tokens (n, c) and the dictionary (t, c) that it reads."""
 
     def choose(self, similarity: Tensor, own: Tensor) -> None:
         """Record the categories *own* and their gap in *similarity* (..., n, t)."""
@@ -54,10 +56,13 @@ class Network(nn.Module):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Super-resolve *x*.
+        """Super-resolve *x* (b, 3, h, w).
 
-        *mask* (b, H', W') bool over the padded image, True = pure, replaces the computed one. *categories*
-        (layers, b, n) replaces the routing of every layer; *trace* records what each layer chose and computed.
+        Args:
+            x: images in [0, 1].
+            mask: (b, H', W') bool over the padded image, True = pure, in place of the computed one.
+            categories: (layers, b, n), in place of the routing of every layer.
+            trace: records what each layer chose and computed.
         """
         raise NotImplementedError
 

@@ -25,25 +25,20 @@ def pixel_labels(image: Tensor, colors: int = 8) -> Tensor:
     return keys.argmax(dim=1)
 
 
-def _uniform_windows(labels: Tensor, window: int) -> Tensor:
-    """(b, H / window, W / window): which windows of *labels* (b, H, W) hold one label only."""
+def _uniform(labels: Tensor, window: int) -> Tensor:
+    """Pixels of *labels* (b, H, W) whose window holds one label only, (b, H, W) bool."""
     x = labels.float()
-    return F.max_pool2d(x, window) == -F.max_pool2d(-x, window)
-
-
-def _repeat(cells: Tensor, times: int) -> Tensor:
-    """Repeat every cell of (b, h, w) *times* in both directions."""
-    return cells.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+    cells = F.max_pool2d(x, window) == -F.max_pool2d(-x, window)
+    return cells.repeat_interleave(window, dim=1).repeat_interleave(window, dim=2)
 
 
 def mask_from_labels(labels: Tensor, window: int = 8, csmf: bool = True) -> Tensor:
     """Pure pixels of *labels* (b, H, W), sides multiples of 16: bool (b, H, W)."""
     check_options(2, window)
     half = window // 2
-    pure = _repeat(_uniform_windows(labels, window), window)
+    pure = _uniform(labels, window)
     if csmf and min(labels.shape[1:]) > window:
-        shifted = _repeat(_uniform_windows(labels[:, half:-half, half:-half], window), window)
-        pure = pure | F.pad(shifted, (half, half, half, half))
+        pure = pure | F.pad(_uniform(labels[:, half:-half, half:-half], window), (half, half, half, half))
     return pure
 
 

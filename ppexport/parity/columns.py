@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,12 @@ from ppexport.backends.backend import ChosenFrom, Probe, find_backend
 from ppexport.device.artifact import Manifest
 from ppexport.device.mask import pixel_labels
 from ppexport.device.runner import Runner, feeds
-from ppexport.errors import InputError, first_line
+from ppexport.errors import InputError, first_line, present
 from ppexport.files import atomic_path, is_plain_name
 from ppexport.parity.inputs import ParityInput
 
 if TYPE_CHECKING:
+    from ppexport.device.runner import Arrays
     from ppexport.twin.twin import StaticTwin
 
 Categories = NDArray[np.integer[Any]]
@@ -28,14 +30,14 @@ Layers = list[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Sample:
-    """What one implementation computed for one input."""
+    """What one implementation computed for one input. A field that is not reported, or not routed, is None."""
 
     sr: NDArray[np.float32]
     """(1, 3, h * scale, w * scale)."""
     impure: int
     """Number of impure tokens."""
     categories: Categories | None = None
-    """(layers, n): the category each token chose; None where an implementation does not tell, or does not route."""
+    """(layers, n): the category each token chose."""
     gaps: NDArray[np.float32] | None = None
     """(layers, n): lead of the best similarity over the second best."""
     pure: NDArray[np.bool_] | None = None
@@ -43,7 +45,7 @@ class Sample:
     labels: NDArray[np.uint8] | None = None
     """(n,): Pure-Pass label of every pixel of the padded image."""
     capacity: int | None = None
-    """Slots that category attention ran with; None for the network, which needs none, and without routing."""
+    """Slots that category attention ran with; None for the network, which needs none."""
 
 
 def narrow(categories: NDArray[Any]) -> Categories | None:
@@ -51,33 +53,59 @@ def narrow(categories: NDArray[Any]) -> Categories | None:
     return categories.astype(np.min_scalar_type(int(categories.max()))) if categories.size else None
 
 
-def host_labels(manifest: Manifest, item: ParityInput) -> NDArray[Any]:
-    """The Pure-Pass label of every pixel, as devices compute it: (H', W') of the padded image."""
-    return pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
-
-
 def wide(categories: Categories | None) -> NDArray[np.int64] | None:
     """*categories* as a probe and a network take them."""
     return None if categories is None else categories.astype(np.int64)
 
 
-class Source(Protocol):
-    """What computes a column."""
+def host_labels(manifest: Manifest, item: ParityInput) -> NDArray[Any]:
+    """The Pure-Pass label of every pixel, as devices compute it: (H', W') of the padded image."""
+    return pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
 
-    name: str
 
-    @property
-    def injects(self) -> bool:
-        """Whether it can compute with other categories than its own."""
+@dataclass(frozen=True)
+class ChosenAgain:
+    """What the reference would have chosen from the numbers that the other one chose from."""
+
+    categories: Categories
+    """(layers, n)."""
+    gaps: NDArray[np.float32]
+    """(layers, n): lead of the best similarity over the second best."""
+    tokens_db: float
+    """Power of the reference's tokens over that of their error, in the worst layer."""
+    dictionary_db: float
+    """The same of the dictionaries."""
+
+
+class Column:
+    """What one implementation computed for all inputs. A column that was only loaded has samples, but no methods."""
+
+    injects = False
+    """Whether it can compute with other categories than its own."""
+
+    def __init__(self, name: str, samples: dict[str, Sample] | None = None) -> None:
+        self.name = name
+        self.samples: dict[str, Sample] = samples or {}
+        """{name of an input: what was computed for it}."""
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
-        """The entry for *item*, with *categories* injected if given."""
+        """Compute the entry for *item*, with *categories* injected if given."""
+        raise NotImplementedError
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer, in the order in which they run."""
+        raise NotImplementedError
+
+    def chosen_from(self, item: ParityInput, categories: Categories) -> list[ChosenFrom]:
+        """What every layer chose from, with injected *categories*, or its own where nothing can be injected."""
+        raise NotImplementedError
+
+    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain | None:
+        """What this one chooses from the numbers of the *other*, with the same *categories* in both, if it can."""
+        return None
 
 
-class ArtifactColumn:
+class ArtifactColumn(Column):
     """An artifact: its picture and, where a probe opens it, its routing."""
 
     def __init__(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> None:
@@ -85,32 +113,25 @@ class ArtifactColumn:
         self.runner, self.manifest = runner, runner.artifact.manifest
         backend = find_backend(self.manifest.backend)
         self.probe: Probe | None = backend.probe(runner, twin, folder)
-        self.name = f"{self.manifest.backend}-{self.manifest.precision}"
-        if self.probe is None and self.manifest.precision in backend.rounded:
-            # Only the weights are of that precision.
-            self.name += "-weights"
-
-    @property
-    def injects(self) -> bool:
-        """Whether it can compute with other categories than its own."""
-        return self.probe is not None and self.probe.injects
+        self.injects = self.probe is not None and self.probe.injects
+        # Without a probe only the weights of some files are of that precision.
+        weights = "-weights" if self.probe is None and self.manifest.precision in backend.rounded else ""
+        super().__init__(f"{self.manifest.backend}-{self.manifest.precision}{weights}")
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
-        """The column's entry for *item*; with injected *categories* the picture is the probe's."""
-        prepared, manifest = self.runner.prepare(item.lr), self.manifest
+        """The column's entry for *item*; with injected *categories*, which need a probe, the picture is the probe's."""
+        prepared = self.runner.prepare(item.lr)
         if self.probe is None:
-            if categories is not None:
-                raise InputError(f"categories cannot be injected into {self.name}")
             result = self.runner.run_unchecked(prepared)
             return Sample(result.sr, result.impure_tokens, capacity=result.capacity or None)
-        inside = self.probe.run(feeds(manifest, prepared), wide(categories))
+        inside = self.probe.run(feeds(self.manifest, prepared), wide(categories))
         sr, impure = inside.sr, inside.impure_tokens
         if categories is None and not self.probe.gives_picture:
             sr, impure, _ = self.runner.run_unchecked(prepared)
         pure, labels = inside.pure, inside.labels
-        if manifest.mask == "input":
+        if self.manifest.mask == "input":
             # The artifact computes neither; both are the host's.
-            pure, labels = prepared.pure, host_labels(manifest, item)
+            pure, labels = prepared.pure, host_labels(self.manifest, item)
         return Sample(
             sr=sr,
             impure=impure,
@@ -121,88 +142,72 @@ class ArtifactColumn:
         )
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
-        """The output of every layer; none where nothing opens the artifact."""
-        return [] if self.probe is None else self.probe.layers(self._inputs(item), wide(categories))
+        """The output of every layer; only with a probe."""
+        return present(self.probe, "the probe").layers(self._inputs(item), wide(categories))
 
     def chosen_from(self, item: ParityInput, categories: Categories) -> list[ChosenFrom]:
         """What every layer chose from, with injected *categories*, or its own where nothing can be injected."""
-        if self.probe is None:
-            raise InputError(f"{self.name} does not tell what its layers choose from")
-        return self.probe.chosen_from(self._inputs(item), categories.astype(np.int64))
+        return present(self.probe, "the probe").chosen_from(self._inputs(item), categories.astype(np.int64))
 
     def close(self) -> None:
         """Release the probe."""
         if self.probe is not None:
             self.probe.close()
 
-    def _inputs(self, item: ParityInput) -> dict[str, NDArray[Any]]:
+    def _inputs(self, item: ParityInput) -> Arrays:
         return feeds(self.manifest, self.runner.prepare(item.lr))
 
 
-Column = dict[str, Sample]
-_FIELDS = ("sr", "impure", "categories", "gaps", "pure", "labels", "capacity")
-_NUMBERS = ("impure", "capacity")
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """All arrays of an .npz file, never unpickled. Raises InputError."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {key: data[key] for key in data.files}
-    except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
-        raise InputError(f"{path} is not a readable parity file: {first_line(error)}") from None
-
-
-def save_column(path: Path, column: Column) -> None:
-    """Write *column* to an .npz file, atomically."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for name, sample in column.items():
-        for field in _FIELDS:
-            value = getattr(sample, field)
-            if value is not None:
-                arrays[f"{name}.{field}"] = np.asarray(value)
+def save_entries(path: Path, entries: Mapping[str, Sample | ParityInput]) -> None:
+    """Write {name of an input: its entry} to an .npz file, atomically: every field that is not None by itself."""
+    arrays = {
+        f"{name}.{field}": np.asarray(value)
+        for name, entry in entries.items()
+        for field, value in vars(entry).items()
+        if value is not None and field != "name"
+    }
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _load_entries(path: Path) -> dict[str, dict[str, NDArray[Any]]]:
+    """The fields of what `save_entries` wrote, never unpickled. Raises InputError."""
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            for key in data.files:
+                name, _, field = key.rpartition(".")
+                found.setdefault(name, {})[field] = data[key]
+    except Exception as error:  # NumPy, zipfile and zlib each raise their own kinds
+        raise InputError(f"{path} is not a readable parity file: {first_line(error)}") from None
+    return found
 
 
 def load_column(path: Path) -> Column:
-    """Read a column that `save_column` wrote. Raises InputError."""
-    arrays = load_arrays(path)
-    column: Column = {}
-    for name in dict.fromkeys(key.rpartition(".")[0] for key in arrays):
-        found: dict[str, Any] = {field: arrays.get(f"{name}.{field}") for field in _FIELDS}
-        if found["sr"] is None or found["impure"] is None:
-            raise InputError(f"{path}: {name!r} has no picture")
-        shapes = {field: value.shape for field, value in found.items() if value is not None}
-        tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", *_NUMBERS)}
-        numbers = {field: found[field] for field in _NUMBERS}
-        scalars = all(value is None or value.shape == () for value in numbers.values())
-        if found["sr"].dtype != np.float32 or found["sr"].ndim != 4 or not scalars or len(tokens) > 1:
+    """Read a column that `save_entries` wrote. Raises InputError."""
+    samples: dict[str, Sample] = {}
+    for name, found in _load_entries(path).items():
+        shapes = {field.name: found[field.name].shape for field in fields(Sample) if field.name in found}
+        numbers = {field: shapes[field] for field in ("impure", "capacity") if field in shapes}
+        tokens = {shape[-1:] for field, shape in shapes.items() if field not in ("sr", *numbers)}
+        picture = found.get("sr")
+        whole = picture is not None and picture.dtype == np.float32 and picture.ndim == 4
+        if not whole or "impure" not in numbers or any(numbers.values()) or len(tokens) > 1:
             raise InputError(f"{path}: {name!r} does not hold what a column holds: {shapes}")
-        found.update({field: value if value is None else int(value) for field, value in numbers.items()})
-        column[name] = Sample(**found)
-    return column
-
-
-def save_inputs(path: Path, inputs: list[ParityInput]) -> None:
-    """Write the inputs and their ground truths to an .npz file, atomically."""
-    arrays: dict[str, NDArray[np.generic]] = {f"{item.name}.lr": item.lr for item in inputs}
-    arrays.update({f"{item.name}.hr": item.hr for item in inputs if item.hr is not None})
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        values: dict[str, Any] = {field: int(found[field]) if field in numbers else found[field] for field in shapes}
+        samples[name] = Sample(**values)
+    return Column(path.stem, samples)
 
 
 def load_inputs(path: Path, size: tuple[int, int]) -> list[ParityInput]:
     """Read inputs for LR images of *size*. Raises InputError for another size, type or a name that is not plain."""
-    arrays = load_arrays(path)
     inputs = []
-    for key, lr in arrays.items():
-        name, _, field = key.rpartition(".")
-        if field != "lr":
-            continue
-        if not is_plain_name(name) or lr.dtype != np.float32 or lr.shape != (1, 3, *size):
-            raise InputError(f"{path}: input {name!r} is {lr.dtype} {lr.shape}, needed is float32 {(1, 3, *size)}")
-        inputs.append(ParityInput(name, lr, arrays.get(f"{name}.hr")))  # type: ignore[arg-type]
+    for name, found in _load_entries(path).items():
+        lr = found.get("lr")
+        if not is_plain_name(name) or lr is None or lr.dtype != np.float32 or lr.shape != (1, 3, *size):
+            what = "missing" if lr is None else f"{lr.dtype} {lr.shape}"
+            raise InputError(f"{path}: input {name!r} is {what}, needed is float32 {(1, 3, *size)}")
+        inputs.append(ParityInput(name, lr, found.get("hr")))
     if not inputs:
         raise InputError(f"{path} holds no inputs")
     return inputs

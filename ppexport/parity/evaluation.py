@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.picture import psnr_y, ssim_y, to_input, to_uint8
+from ppexport.device.picture import TAPS, psnr_y, ssim_y, to_input, to_uint8
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
@@ -26,8 +26,6 @@ from ppexport.imaging.upscaling import upscale_array
 
 HR_MARK = re.compile(r"(_SRF_\d+)?_HR$", re.IGNORECASE)
 """What is left off the name of an HR picture: img_001_SRF_2_HR.png belongs to img_001_SRF_2_LR.png."""
-LEAST = 11
-"""SSIM needs this many pixels a side."""
 
 Pixels = NDArray[np.uint8]
 Upscaler = Callable[[Pixels], Pixels]
@@ -72,8 +70,10 @@ class Evaluation:
         return {"scale": self.scale, "mean": asdict(self.mean), "images": [asdict(s) for s in self.scores]}
 
 
-def _marked(paths: list[Path], mark: str) -> list[Path]:
-    return [p for p in paths if p.stem.upper().endswith(mark)] or paths
+def _marked(folder: Path, mark: str) -> list[Path]:
+    """The pictures of *folder* whose names end in *mark*; all if none does."""
+    paths = pictures_in(folder)
+    return [path for path in paths if path.stem.upper().endswith(mark)] or paths
 
 
 def _by_name(paths: list[Path], mark: re.Pattern[str]) -> dict[str, Path]:
@@ -93,10 +93,10 @@ def find_pairs(hr: Path, lr: Path | None, scale: int) -> list[Pair]:
     names end in _HR or _LR, only these are taken, so that both may share a folder.
     Raises InputError naming the first HR picture without a partner, or two of one name.
     """
-    high = _by_name(_marked(pictures_in(hr), "_HR"), HR_MARK)
+    high = _by_name(_marked(hr, "_HR"), HR_MARK)
     if lr is None:
         return [Pair(name, path, None) for name, path in high.items()]
-    files = _marked(pictures_in(lr), "_LR")
+    files = _marked(lr, "_LR")
     exact = {path.stem: path for path in files}
     mark = re.compile(rf"(_SRF_{scale})?_LR$|x{scale}$", re.IGNORECASE)
     low = _by_name([path for path in files if path.stem not in high], mark)
@@ -116,8 +116,8 @@ def _pixels(path: Path) -> Pixels:
 
 def _score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     whole = _pixels(pair.hr)
-    if min(whole.shape[:2]) // scale * scale - 2 * scale < LEAST:
-        raise InputError(f"{pair.hr} is too small to evaluate: {LEAST} pixels must remain without the border")
+    if min(whole.shape[:2]) // scale * scale - 2 * scale < TAPS:
+        raise InputError(f"{pair.hr} is too small to evaluate: {TAPS} pixels must remain without the border")
     hr = crop_to_multiple(whole, scale)
     lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ppexport.backends.backend import ChosenFrom
 from ppexport.device.artifact import Artifact, smallest_capacity
@@ -21,11 +18,10 @@ from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, read_card
 from ppexport.networks.load import card_of, load_network
 from ppexport.networks.network import Network, Trace
-from ppexport.parity.columns import Categories, Column, Layers, Sample, Source, narrow, wide
-from ppexport.parity.compare import ChosenAgain
+from ppexport.parity.columns import Categories, ChosenAgain, Column, Layers, Sample, narrow, wide
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.pair import Pair
-from ppexport.twin.twin import StaticTwin, layer_inputs
+from ppexport.twin.twin import StaticTwin
 
 
 def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
@@ -48,38 +44,33 @@ def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
     return load_network(m.name, **m.options)
 
 
-class _TorchColumn(ABC):
+class _TorchColumn(Column):
     """What PyTorch computes: pictures, categories, gaps and masks."""
 
     injects = True
 
-    @abstractmethod
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
         """The entry for *item* without what was routed, which the trace holds."""
+        raise NotImplementedError
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
         """The column's entry for *item*."""
         sample, trace = self._run(item, wide(categories))
         if not trace.categories:
             return sample
-        return replace(sample, categories=narrow(_rows(trace.categories)), gaps=_rows(trace.gaps))
+        chosen, gaps = (torch.stack([row.reshape(-1) for row in rows]) for rows in (trace.categories, trace.gaps))
+        return replace(sample, categories=narrow(chosen.numpy()), gaps=gaps.numpy())
 
     def layers(self, item: ParityInput, categories: Categories | None = None) -> Layers:
         """The output of every layer."""
         return [t.reshape(-1, t.shape[-1]).numpy() for t in self._run(item, wide(categories))[1].tokens]
 
 
-def _rows(recorded: list[Tensor]) -> NDArray[Any]:
-    """(layers, n) of what every layer recorded."""
-    return torch.stack([row.reshape(-1) for row in recorded]).numpy()
-
-
 class NetworkColumn(_TorchColumn):
     """The PyTorch reference network."""
 
-    name = "network"
-
     def __init__(self, network: Network) -> None:
+        super().__init__("network")
         self.network = network
 
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
@@ -97,9 +88,8 @@ class NetworkColumn(_TorchColumn):
 class TwinColumn(_TorchColumn):
     """The static twin in PyTorch, with the smallest of *capacities* that holds an image's impure tokens."""
 
-    name = "twin"
-
     def __init__(self, twin: StaticTwin, capacities: Sequence[int]) -> None:
+        super().__init__("twin")
         self.twin, self.capacities = twin, tuple(capacities)
 
     def _run(self, item: ParityInput, categories: NDArray[np.int64] | None) -> tuple[Sample, Trace]:
@@ -118,34 +108,36 @@ class TwinColumn(_TorchColumn):
         used = capacity if trace.categories else None
         return Sample(sr.numpy(), int(impure), pure=pure, labels=labels, capacity=used), trace
 
-    def choose_again(self, item: ParityInput, categories: Categories, given: Sequence[ChosenFrom]) -> ChosenAgain:
-        """What the twin chooses from what another one was *given*, with the same *categories* injected into both."""
-        return choose_again(self.twin, recorded(self.twin, item.lr, categories), given)
+    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain:
+        """What the twin chooses from the numbers of the *other*, with the same *categories* in both."""
+        return choose_again(self.twin, item.lr, categories, other.chosen_from(item, categories))
 
 
-def recorded(twin: StaticTwin, lr: NDArray[np.float32], categories: Categories) -> list[ChosenFrom]:
-    """What every layer of *twin* chooses from, for *lr* (1, 3, h, w) and injected *categories* (layers, n)."""
-    with layer_inputs(twin) as found, torch.no_grad():
-        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)))
-    return [ChosenFrom(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in found]
+def choose_again(
+    twin: StaticTwin, lr: NDArray[np.float32], categories: Categories, other: Sequence[ChosenFrom]
+) -> ChosenAgain:
+    """What *twin* chooses from another one's numbers, and how far those are from its own.
 
-
-def choose_again(twin: StaticTwin, own: Sequence[ChosenFrom], other: Sequence[ChosenFrom]) -> ChosenAgain:
-    """What *twin* chooses from the *other* one's numbers, and how far those are from its *own*."""
-    trace = Trace()
+    Args:
+        twin: the reference.
+        lr: (1, 3, h, w), of which the other one computed its numbers.
+        categories: (layers, n), injected into both.
+        other: what every layer of the other one chose from.
+    """
+    run, trace = Trace(), Trace()
     with torch.no_grad():
-        for layer, mine, given in zip(twin.routed_layers().values(), own, other, strict=True):
-            dictionary = mine.dictionary if given.dictionary is None else given.dictionary
-            if dictionary is None:
-                raise InputError("a layer has no dictionary, neither in the twin nor in the artifact")
-            tokens, dictionary = (np.array(numbers, np.float32) for numbers in (given.tokens, dictionary))
-            similarity = layer.similarity(torch.from_numpy(tokens), torch.from_numpy(dictionary))
+        twin(torch.from_numpy(lr), categories=torch.from_numpy(categories.astype(np.int32)), trace=run)
+        own = [(tokens.numpy(), dictionary.numpy()) for tokens, dictionary in run.inputs]
+        for layer, (_, first), given in zip(twin.routed_layers().values(), own, other, strict=True):
+            dictionary = first if given.dictionary is None else given.dictionary
+            copies = (torch.from_numpy(np.array(numbers, np.float32)) for numbers in (given.tokens, dictionary))
+            similarity = layer.similarity(*copies)
             trace.choose(similarity, similarity.argmax(dim=1))
     return ChosenAgain(
         torch.stack(trace.categories).numpy(),
         torch.stack(trace.gaps).numpy(),
-        decibel([a.tokens for a in own], [b.tokens for b in other]),
-        decibel([a.dictionary for a in own if a.dictionary is not None], [b.dictionary for b in other]),
+        decibel([tokens for tokens, _ in own], [given.tokens for given in other]),
+        decibel([dictionary for _, dictionary in own], [given.dictionary for given in other]),
     )
 
 
@@ -163,22 +155,14 @@ def decibel(reference: Sequence[NDArray[np.float32]], other: Sequence[NDArray[np
     return worst
 
 
-def find_bad_module(
-    pair: Pair,
-    twin: StaticTwin,
-    reference: Source,
-    other: Source,
-    inputs: list[ParityInput],
-    columns: tuple[Column, Column],
-) -> str:
-    """The first module whose result is off.
+def find_bad_module(pair: Pair, twin: StaticTwin, reference: Column, other: Column, inputs: list[ParityInput]) -> str:
+    """The first module whose result is off in a *pair* that failed.
 
     Args:
-        pair: that failed.
+        pair: what came of comparing *reference* and *other*.
         twin: it knows the paths of the network's layers.
-        reference, other: what computed the *columns* of the pair.
+        reference, other: columns that can be computed again.
         inputs: that were compared.
-        columns: of *reference* and *other*.
 
     Returns:
         The module of the Pure-Pass mask where a label or a mask pixel differs; else the first layer that is off on the
@@ -189,8 +173,8 @@ def find_bad_module(
         return routing.mask
     item = next(item for item in inputs if item.name == pair.worst.name)
     # What fails only as it runs has no bad layer with the same categories.
-    as_it_runs = pair.fails_only_as_it_runs
-    own = columns[0 if as_it_runs or other.injects else 1][item.name].categories
+    as_it_runs = pair.failed_tasks[:1] == ["task"] and all(row.passed for row in pair.rows)
+    own = (reference if as_it_runs or other.injects else other).samples[item.name].categories
     results = reference.layers(item, own), other.layers(item, own if other.injects and not as_it_runs else None)
     return first_bad_layer(list(twin.routed_layers()), *results, pair.gate.psnr)
 

@@ -1,4 +1,4 @@
-"""A parity run: inputs, columns, pairs, and the folder in which they are kept.
+"""A parity run: gates, inputs, columns, pairs, and the folder in which they are kept.
 
 inputs.npz        the inputs and their ground truths
 network.npz       one file per column: pictures, categories, gaps, masks
@@ -19,7 +19,8 @@ import math
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,33 +29,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from ppexport.backends.backend import Gate, UnitRun
+from ppexport.backends.backend import Gate, UnitRun, find_backend
 from ppexport.device.artifact import Manifest
 from ppexport.device.mask import mask_from_labels
 from ppexport.device.picture import to_uint8
 from ppexport.device.runner import Runner, feeds
-from ppexport.errors import PpexportError
+from ppexport.errors import InputError, PpexportError
 from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.networks.architecture import find_architecture
-from ppexport.parity.columns import (
-    ArtifactColumn,
-    Categories,
-    Column,
-    Sample,
-    Source,
-    host_labels,
-    save_column,
-    save_inputs,
-)
-from ppexport.parity.compare import ChosenAgain, Means, compare_columns, compare_pictures
-from ppexport.parity.gates import check_gates
+from ppexport.parity.columns import ArtifactColumn, Column, Sample, host_labels, save_entries
+from ppexport.parity.compare import compare_columns, compare_pictures
 from ppexport.parity.inputs import ParityInput, parity_inputs
 from ppexport.parity.pair import Pair
 
 if TYPE_CHECKING:
     from ppexport.networks.network import Network
-    from ppexport.parity.references import NetworkColumn, TwinColumn
 
 FORMAT = "ppexport-parity"
 VERSION = 2
@@ -63,8 +53,21 @@ INPUTS = "inputs.npz"
 REPORT = "report.json"
 WORST = "worst.png"
 TWIN_COLUMN = "twin"
+"""The column; a card calls the gate between network and twin so, too."""
+TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
 UNFINISHED = ".unfinished"
 """A folder in that of a run."""
+COPIED = (
+    "arch", "scale", "options", "backend", "precision", "flavour", "capacities", "size", "files", "weights", "versions"
+)  # fmt: skip
+"""Fields of the manifest that a report repeats."""
+MARGIN, CAPTION = 8, 16
+"""Pixels around the panels of an error map, and above them for the captions."""
+SHOWN = 256
+"""Pixels of the longer side of every panel, at least."""
+
+Progress = Callable[[str, int, int], None]
+"""Receives (what, done, total)."""
 
 
 def _begun(folder: Path) -> bool:
@@ -81,14 +84,38 @@ def _begun(folder: Path) -> bool:
 
 RUN = Run("parity run", (INPUTS, "*.npz", REPORT, "report-*.json", WORST, "worst-*.png"), _begun)
 
-Progress = Callable[[str, int, int], None]
-"""Receives (what, done, total)."""
+
+def tighten(gate: Gate, asked: Mapping[str, Any], what: str) -> Gate:
+    """*gate* with the limits *asked* for instead, {"psnr", "max_abs", "task_change": number}.
+
+    Raises InputError for a limit that is looser than the gate's, or is not a valid limit; *what* names it.
+    """
+    for name, value in asked.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name not in ("psnr", "max_abs", "task_change") or not number:
+            raise InputError(
+                f"{what}: {name}: {value!r} is not a valid limit; a gate has psnr, max_abs and task_change"
+            )
+        own = getattr(gate, name)
+        # Written so that NaN is refused.
+        if not (value >= own if name == "psnr" else value <= own):
+            raise InputError(
+                f"{what}: {name} {value:g} asks for less than ppexport's own gate, {own:g}: a card may only tighten "
+                "a gate, leave it out"
+            )
+    return replace(gate, **{name: float(value) for name, value in asked.items()})
 
 
-COPIED = (
-    "arch", "scale", "options", "backend", "precision", "flavour", "capacities", "size", "files", "weights", "versions"
-)  # fmt: skip
-"""Fields of the manifest that a report repeats."""
+def check_gates(manifest: Manifest) -> tuple[Gate, Gate]:
+    """The gates between network and twin, and between twin and artifact. Raises InputError where a card loosens one."""
+    own = {TWIN_COLUMN: TWIN_GATE, **find_backend(manifest.backend).precisions}
+    if manifest.precision not in own:
+        raise InputError(f"no parity gate is known for precision {manifest.precision!r}")
+    twin, artifact = (
+        tighten(own[name], manifest.gates.get(name, {}), f"the gate {name!r} of {manifest.name}")
+        for name in (TWIN_COLUMN, manifest.precision)
+    )
+    return twin, artifact
 
 
 @dataclass
@@ -118,7 +145,6 @@ class ParityReport:
         return self._named(WORST)
 
     def _named(self, name: str) -> Path:
-        """*name* in the run's folder; with the column in it where that was filled in later."""
         stem, suffix = name.split(".")
         return self.folder / (f"{stem}-{self.pairs[-1].other}.{suffix}" if self.continued else name)
 
@@ -135,13 +161,12 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        m = self.manifest
         return {
             "format": FORMAT,
             "version": VERSION,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "model": m.name,
-            **{name: getattr(m, name) for name in COPIED},
+            "model": self.manifest.name,
+            **{name: getattr(self.manifest, name) for name in COPIED},
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
             "over_capacity": self.over_capacity,
@@ -150,30 +175,26 @@ class ParityReport:
         }
 
 
-def compute(source: Source, inputs: list[ParityInput], progress: Progress) -> Column:
-    """All entries of one column."""
-    column: Column = {}
+def compute(column: Column, inputs: list[ParityInput], progress: Progress) -> None:
+    """Compute all entries of one column."""
     for done, item in enumerate(inputs):
-        progress(source.name, done, len(inputs))
-        column[item.name] = source.sample(item)
-    progress(source.name, len(inputs), len(inputs))
-    return column
+        progress(column.name, done, len(inputs))
+        column.samples[item.name] = column.sample(item)
+    progress(column.name, len(inputs), len(inputs))
 
 
-def keep(report: ParityReport, inputs: list[ParityInput], columns: dict[str, Column]) -> None:
+def keep(report: ParityReport, inputs: list[ParityInput], columns: Sequence[Column]) -> None:
     """Write the report, its columns and the error map into the run's folder."""
-    for name, column in columns.items():
-        if not (report.continued and name == TWIN_COLUMN):
-            save_column(report.folder / f"{name}.npz", column)
+    for column in columns:
+        if not (report.continued and column.name == TWIN_COLUMN):
+            save_entries(report.folder / f"{column.name}.npz", column.samples)
     # Before the picture: the report proves that the folder is ours.
     write_text(report.file, json.dumps(report.to_dict(), indent=2) + "\n")
     last = report.pairs[-1]
     worst = last.worst.name
-    save_error_map(
-        report.error_map,
-        next(item for item in inputs if item.name == worst).lr,
-        *(columns[name][worst].sr for name in (last.reference, last.other)),
-    )
+    lr = next(item for item in inputs if item.name == worst).lr
+    pictures = {column.name: column.samples[worst].sr for column in columns}
+    save_error_map(report.error_map, lr, pictures[last.reference], pictures[last.other])
 
 
 def run_parity(
@@ -192,106 +213,73 @@ def run_parity(
         InputError: *folder* holds anything but a parity run, another process writes into it, or the model's card
             loosens a gate.
     """
-    from ppexport.parity.references import NetworkColumn, TwinColumn
+    # These need torch, which a machine lacks that only fills in its column.
+    from ppexport.parity.references import NetworkColumn, TwinColumn, find_bad_module
     from ppexport.twin.twin import make_twin
 
     manifest = runner.artifact.manifest
     with run_folder(folder, RUN):
         # A gate that cannot be used is an error before any work is done.
-        gates = check_gates(manifest)
+        twin_gate, gate = check_gates(manifest)
         inputs = parity_inputs(runner.size, runner.scale)
-        save_inputs(folder / INPUTS, inputs)
-        capacity = manifest.capacities[-1] if manifest.capacities else None
-        twin = make_twin(network, runner.size, capacity, manifest.flavour)
-        shipped = ArtifactColumn(runner, twin, folder / UNFINISHED)
-        sources = (NetworkColumn(network), TwinColumn(twin, manifest.capacities), shipped)
-        try:
-            report = _compare_all(sources, inputs, gates, ParityReport(manifest, folder), progress, units or {})
-        finally:
-            shipped.close()
+        save_entries(folder / INPUTS, {item.name: item for item in inputs})
+        slots = manifest.capacities[-1] if manifest.capacities else None
+        static = make_twin(network, runner.size, slots, manifest.flavour)
+        original, twin = NetworkColumn(network), TwinColumn(static, manifest.capacities)
+        with closing(ArtifactColumn(runner, static, folder / UNFINISHED)) as shipped:
+            columns: list[Column] = [original, twin, shipped]
+            for column in columns:
+                compute(column, inputs, progress)
+
+            def pair_of(reference: Column, other: Column, judged: list[ParityInput], gate: Gate) -> Pair:
+                pair = compare_columns(reference, other, judged, gate)
+                if not pair.passed:
+                    pair.first_bad_layer = find_bad_module(pair, static, reference, other, judged)
+                return pair
+
+            fitting = [item for item in inputs if original.samples[item.name].impure <= (slots or math.inf)]
+            pairs = [pair_of(original, twin, fitting, twin_gate)]
+            if shipped.probe is None:
+                pairs.append(compare_pictures(twin, shipped, inputs, gate))
+            else:
+                pairs.append(pair_of(twin, shipped, inputs, gate))
+        report = ParityReport(
+            manifest,
+            folder,
+            pairs,
+            host_mask_differs=[item.name for item in inputs if _host_mask_differs(manifest, item, original)],
+            over_capacity=[item.name for item in inputs if item not in fitting],
+        )
+        for unit, run in (units or {}).items():
+            # A unit that fails fails the run, not the rest.
+            try:
+                column, report.units[unit] = unit_column(f"{shipped.name}-{unit}", runner, run, inputs)
+            except PpexportError as error:
+                report.units[unit] = {"failed": str(error)}
+                continue
+            columns.append(column)
+            pairs.append(compare_pictures(twin, column, inputs, gate))
+        keep(report, inputs, columns)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return report
 
 
-def _compare_all(
-    sources: tuple[NetworkColumn, TwinColumn, ArtifactColumn],
-    inputs: list[ParityInput],
-    gates: tuple[Gate, Gate],
-    report: ParityReport,
-    progress: Progress,
-    units: Mapping[str, UnitRun],
-) -> ParityReport:
-    from ppexport.parity.references import find_bad_module
-
-    network, twin, shipped = sources
-    columns = {source.name: compute(source, inputs, progress) for source in sources}
-    report.host_mask_differs = _compare_host_mask(report.manifest, inputs, columns[network.name])
-    slots, scale = max(report.manifest.capacities, default=math.inf), report.manifest.scale
-    fitting = [item for item in inputs if columns[network.name][item.name].impure <= slots]
-    report.over_capacity = [item.name for item in inputs if item not in fitting]
-
-    def look(item: ParityInput, categories: Categories) -> ChosenAgain:
-        return twin.choose_again(item, categories, shipped.chosen_from(item, categories))
-
-    def pair_of(reference: Source, other: Source, judged: list[ParityInput], gate: Gate, means: Means) -> Pair:
-        both = (columns[reference.name], columns[other.name])
-        pair = compare_columns((reference.name, other.name), judged, *both, gate, scale, means)
-        if not pair.passed:
-            pair.first_bad_layer = find_bad_module(pair, twin.twin, reference, other, judged, both)
-        return pair
-
-    report.pairs.append(pair_of(network, twin, fitting, gates[0], Means(twin.sample)))
-    if shipped.probe is None:
-        both = (columns[twin.name], columns[shipped.name])
-        report.pairs.append(compare_pictures((twin.name, shipped.name), inputs, *both, gates[1], scale))
-    else:
-        means = Means(shipped.sample, look=look) if shipped.injects else Means(follow=twin.sample, look=look)
-        report.pairs.append(pair_of(twin, shipped, inputs, gates[1], means))
-    columns |= _run_units(report, shipped, units, inputs, columns[twin.name], gates[1])
-    keep(report, inputs, columns)
-    return report
+def _host_mask_differs(manifest: Manifest, item: ParityInput, reference: Column) -> bool:
+    """Whether the NumPy mask of devices differs from the reference's."""
+    expected, options = reference.samples[item.name].pure, manifest.options
+    if expected is None:
+        return False
+    mask = mask_from_labels(host_labels(manifest, item), options["window"], options["csmf"])
+    return not np.array_equal(mask.ravel(), expected)
 
 
-def _compare_host_mask(manifest: Manifest, inputs: list[ParityInput], reference: Column) -> list[str]:
-    """Names of the inputs for which the NumPy mask of devices differs from the reference's."""
-    options, differs = manifest.options, []
-    for item in inputs:
-        expected = reference[item.name].pure
-        if expected is None:
-            continue
-        mask = mask_from_labels(host_labels(manifest, item), options["window"], options["csmf"])
-        if not np.array_equal(mask.ravel(), expected):
-            differs.append(item.name)
-    return differs
-
-
-def _run_units(
-    report: ParityReport,
-    shipped: ArtifactColumn,
-    units: Mapping[str, UnitRun],
-    inputs: list[ParityInput],
-    reference: Column,
-    gate: Gate,
-) -> dict[str, Column]:
-    """Add a pair to *report* for every unit, and return the columns. A unit that fails fails the run, not the rest."""
-    columns: dict[str, Column] = {}
-    for unit, run in units.items():
-        name = f"{shipped.name}-{unit}"
-        try:
-            columns[name], report.units[unit] = unit_column(shipped.runner, run, inputs)
-        except PpexportError as error:
-            report.units[unit] = {"failed": str(error)}
-            continue
-        names = (TWIN_COLUMN, name)
-        report.pairs.append(compare_pictures(names, inputs, reference, columns[name], gate, report.manifest.scale))
-    return columns
-
-
-def unit_column(runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]) -> tuple[Column, dict[str, Any]]:
-    """The column of the artifact of *runner* where *run* computes it, and where its operations ran."""
+def unit_column(
+    name: str, runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]
+) -> tuple[Column, dict[str, Any]]:
+    """The column *name* of the artifact of *runner* where *run* computes it, and where its operations ran."""
     prepared = [runner.prepare(item.lr) for item in inputs]
     outputs, plan = run([feeds(runner.artifact.manifest, given) for given in prepared])
-    column = {
+    samples = {
         item.name: Sample(
             sr=found["sr"].astype(np.float32),
             impure=int(found["impure_tokens"].reshape(-1)[0]),
@@ -299,13 +287,7 @@ def unit_column(runner: Runner, run: UnitRun, inputs: Sequence[ParityInput]) -> 
         )
         for item, given, found in zip(inputs, prepared, outputs, strict=True)
     }
-    return column, plan
-
-
-MARGIN, CAPTION = 8, 16
-"""Pixels around the panels of an error map, and above them for the captions."""
-SHOWN = 256
-"""Pixels of the longer side of every panel, at least."""
+    return Column(name, samples), plan
 
 
 def heat(error: NDArray[np.float64], largest: float) -> Image.Image:
@@ -320,21 +302,20 @@ def save_error_map(
     """Write input, reference, other and their error, side by side, as a PNG. The caption states the error's scale."""
     difference = np.abs(reference.astype(np.float64) - other).max(axis=(0, 1))
     difference = np.where(np.isfinite(difference), difference, np.inf)
-    finite = difference[np.isfinite(difference)]
-    largest = max(float(finite.max()) if finite.size else 0.0, 1e-12)
-    panels = [
-        ("input", Image.fromarray(to_uint8(lr))),
-        ("reference", Image.fromarray(to_uint8(reference))),
-        ("artifact", Image.fromarray(to_uint8(np.nan_to_num(other)))),
-        (f"error, yellow = {largest:.1e}", heat(difference, largest)),
-    ]
+    largest = max(float(difference[np.isfinite(difference)].max(initial=0.0)), 1e-12)
+    panels = {
+        "input": Image.fromarray(to_uint8(lr)),
+        "reference": Image.fromarray(to_uint8(reference)),
+        "artifact": Image.fromarray(to_uint8(np.nan_to_num(other))),
+        f"error, yellow = {largest:.1e}": heat(difference, largest),
+    }
     h, w = reference.shape[2:]
     factor = max(1, -(-SHOWN // max(h, w)))
     size = (w * factor, h * factor)
     width = len(panels) * (size[0] + MARGIN) + MARGIN
     sheet = Image.new("RGB", (width, size[1] + 2 * MARGIN + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (caption, panel) in enumerate(panels):
+    for i, (caption, panel) in enumerate(panels.items()):
         left = MARGIN + i * (size[0] + MARGIN)
         sheet.paste(panel.resize(size, Image.Resampling.NEAREST), (left, MARGIN + CAPTION))
         draw.text((left, MARGIN // 2), caption, fill="black")

@@ -18,7 +18,6 @@ and after them in the order of execution.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.backends.backend import Operation
 from ppexport.backends.onnx.modules import module_of_name
@@ -65,33 +63,20 @@ SHORTER = (
 class Span:
     """An operation and where it belongs."""
 
-    architecture: Architecture
     operation: Operation
     module: str | None
     """Dotted path, "" for the network itself, None where it is unknown."""
     found: str
     """"name", "place" or "unknown"."""
-
-    @property
-    def role(self) -> tuple[str, str]:
-        """Block and branch."""
-        if self.module is None:
-            return "unknown", "unknown"
-        return self.architecture.branch_of(self.module, self.operation.kind in MOVES)
+    block: str
+    branch: str
 
 
-def collect(target: Target, images: NDArray[np.uint8]) -> list[Operation]:
-    """The operations of *target* on *images*, uint8 (count, h, w, 3), with their times, in the order of execution.
+def source_of(target: Target) -> Any:
+    """The module that reads the times of the target's runtime: it has `layer_times` and METHOD.
 
-    Raises UnavailableError for a runtime that reports no times, else as the runner does.
+    Raises UnavailableError for a runtime that reports no times.
     """
-    source = _source_of(target)
-    found: list[Operation] = source.layer_times(target, read_artifact(Path(target.artifact)), images)
-    return found
-
-
-def _source_of(target: Target) -> Any:
-    """The module that reads what the target's runtime tells: it has `layer_times` and METHOD."""
     name = runtimes()[target.runtime].times
     if not name:
         raise UnavailableError(f"{target.runtime} does not report the time of its layers: leave --layers out")
@@ -104,10 +89,12 @@ def branches() -> list[str]:
     return list(dict.fromkeys([*names, "unknown"]))
 
 
-def print_layers(job: Job) -> None:
-    """Print the operations of the only target as JSON, for the measuring process."""
+def measure_layers(job: Job) -> list[dict[str, Any]]:
+    """The operations of the only target as JSON, for the measuring process. Raises PpexportError as the runner does."""
+    (target,) = job.targets
     images = np.load(job.images, allow_pickle=False)
-    print(json.dumps([vars(operation) for operation in collect(job.targets[0], images)]))
+    artifact = read_artifact(Path(target.artifact))
+    return [vars(operation) for operation in source_of(target).layer_times(target, artifact, images)]
 
 
 def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> list[dict[str, Any]]:
@@ -119,9 +106,9 @@ def profile_layers(job: Job, result: Profile, exported: Path | None = None) -> l
         raise InputError("--layer-times is a file of trtexec, for one TensorRT engine")
 
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
-        source = _source_of(only.targets[0])
+        source = source_of(only.targets[0])
         if exported is None:
-            answer = json.loads(ask("ppexport.profile.by_layer:print_layers", only))
+            answer = ask("ppexport.profile.by_layer:measure_layers", only)
             operations = [Operation(**{**entry, "names": tuple(entry["names"])}) for entry in answer]
         else:
             operations = source.read_profile(exported)
@@ -152,16 +139,22 @@ def spans_of(operations: Sequence[Operation], architecture: Architecture) -> lis
     before: list[str | None] = list(accumulate(named, _latest))
     after: list[str | None] = list(accumulate(reversed(named), _latest))[::-1]
     spans = []
+    module: str | None
     for operation, own, left, right in zip(operations, named, before, after, strict=True):
         if own is not None:
-            spans.append(Span(architecture, operation, own, "name"))
-        elif left is not None and right is not None:
-            spans.append(Span(architecture, operation, _common(left, right, called), "place"))
+            module, found = own, "name"
+        elif left is None or right is None:
+            module = right if left is None else left
+            found = "place" if module else "unknown"
         else:
-            spans.append(
-                Span(architecture, operation, left if right is None else right, "place" if left or right else "unknown")
-            )
+            module, found = _common(left, right, called), "place"
+        role = ("unknown", "unknown") if module is None else architecture.branch_of(module, operation.kind in MOVES)
+        spans.append(Span(operation, module, found, *role))
     return spans
+
+
+def _latest(last: str | None, own: str | None) -> str | None:
+    return last if own is None else own
 
 
 def _calls(operation: Operation) -> Iterator[str]:
@@ -190,29 +183,25 @@ def _common(first: str, second: str, called: Collection[str]) -> str:
     return path
 
 
-def _latest(last: str | None, own: str | None) -> str | None:
-    return last if own is None else own
-
-
 def summed(spans: Iterable[Span]) -> dict[str, Any]:
     """Milliseconds by branch, by block, by block and branch, by module and by kind; and how modules were found."""
     totals: dict[str, dict[str, float]] = {key: {} for key in ("branches", "blocks", "modules", "kinds", "found")}
     cells: dict[str, dict[str, float]] = {}
     for span in spans:
-        ms, (block, branch) = span.operation.ms, span.role
+        ms, kind = span.operation.ms, span.operation.kind
         module = "unknown" if span.module is None else span.module or "(network)"
-        for key, name in zip(totals, (branch, block, module, span.operation.kind, span.found), strict=True):
+        for key, name in zip(totals, (span.branch, span.block, module, kind, span.found), strict=True):
             totals[key][name] = totals[key].get(name, 0.0) + ms
-        cells.setdefault(block, {})[branch] = cells.get(block, {}).get(branch, 0.0) + ms
+        row = cells.setdefault(span.block, {})
+        row[span.branch] = row.get(span.branch, 0.0) + ms
     ordered = {key: dict(sorted(table.items(), key=lambda item: -item[1])) for key, table in totals.items()}
     return {**ordered, "cells": {block: cells[block] for block in sorted(cells)}}
 
 
 def why_sum_differs(data: dict[str, Any]) -> str | None:
     """A sentence where the sum of the layers and the measured p50 differ by more than a third of the p50, else None."""
-    summary = data["subject"].get("summary")
+    summary, total = data["subject"].get("summary"), data["total_ms"]
     p50 = summary.get("p50_ms") if isinstance(summary, dict) else None
-    total = data["total_ms"]
     if not isinstance(p50, (int, float)) or p50 <= 0 or abs(total - p50) <= p50 / 3:
         return None
     why = LONGER if total > p50 else SHORTER
@@ -222,14 +211,15 @@ def why_sum_differs(data: dict[str, Any]) -> str | None:
 def read_layers(path: Path) -> dict[str, Any]:
     """A checked `layers.json`. Raises InputError."""
     data = read_result(path, "ppexport-layers", 1)
+    cells, subject = data.get("cells"), data.get("subject")
     tables = [data.get(name) for name in ("branches", "blocks", "modules", "kinds", "found")]
-    valid = all(isinstance(table, dict) and _numbers(table) for table in tables) and isinstance(data.get("cells"), dict)
-    valid = valid and all(isinstance(row, dict) and _numbers(row) for row in data["cells"].values())
-    valid = valid and isinstance(data.get("subject"), dict) and isinstance(data["subject"].get("name"), str)
-    if not valid or not set(data["branches"]) <= set(branches()) or not _numbers({"total": data.get("total_ms")}):
+    tables += [{"total": data.get("total_ms")}, *(cells.values() if isinstance(cells, dict) else [None])]
+    valid = all(isinstance(table, dict) and all(map(_is_time, table.values())) for table in tables)
+    valid = valid and isinstance(subject, dict) and isinstance(subject.get("name"), str)
+    if not valid or not set(data["branches"]) <= set(branches()):
         raise InputError(f"{path} does not hold what a profile by layer holds")
     return data
 
 
-def _numbers(table: dict[str, Any]) -> bool:
-    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0 for v in table.values())
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0

@@ -37,10 +37,8 @@ class Side:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "file": str(self.profile.path), "subject": self.subject["name"], "summary": self.subject["summary"],
-            "marks": self.profile.data["marks"],
-        }  # fmt: skip
+        name, summary, data = self.subject["name"], self.subject["summary"], self.profile.data
+        return {"file": str(self.profile.path), "subject": name, "summary": summary, "marks": data["marks"]}
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,8 @@ class Comparison:
     def differences(self) -> list[str]:
         """What else differs between the two, for people."""
         first, second = self.a.profile.data, self.b.profile.data
-        pairs = [
-            (what, first["machine"].get(key), second["machine"].get(key))
-            for what, key in (("processor", "cpu"), ("system", "system"), ("cores", "usable_cores"))
-        ]
+        machine = (("processor", "cpu"), ("system", "system"), ("cores", "usable_cores"))
+        pairs = [(what, first["machine"].get(key), second["machine"].get(key)) for what, key in machine]
         pairs.append(("protocol", *(data["protocol"]["plan"].get("name") for data in (first, second))))
         names = ("model", "size", "scale", "precision", "flavour", "runtime", "runtime_versions", "threads")
         pairs += [(name, self.a.subject.get(name), self.b.subject.get(name)) for name in names]
@@ -68,16 +64,12 @@ class Comparison:
         content = [] if hashes[0] == hashes[1] else ["the images differ, and cost follows content"]
         return content + [f"{what}: {one} and {other}" for what, one, other in pairs if one != other]
 
-    def slower(self, percentile: str, limit: float) -> bool:
-        """Whether B is slower than *limit* times A beyond doubt: the whole interval lies above."""
-        return self.ratios[percentile].low > limit
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "format": "ppexport-comparison", "version": 1, "a": self.a.to_dict(), "b": self.b.to_dict(),
             "interleaved": self.interleaved,
-            "ratios": {name: interval.to_dict() for name, interval in self.ratios.items()},
+            "ratios": {name: vars(interval) for name, interval in self.ratios.items()},
             "differences": self.differences,
         }  # fmt: skip
 
@@ -88,8 +80,7 @@ def compare_offline(first: Profile, second: Profile) -> Comparison:
         if len(profile.subjects) > 1:
             names = ", ".join(subject["name"] for subject in profile.subjects)
             raise InputError(f"{profile.path} holds several subjects ({names}): compare it alone, as `compare FILE`")
-    a, b = Side(first, 0), Side(second, 0)
-    images = (second.images, first.images)
+    a, b, images = Side(first, 0), Side(second, 0), (second.images, first.images)
     ratios = {name: ratio_independent(b.ms, a.ms, percent, images) for name, percent in PERCENTILES.items()}
     return Comparison(a, b, False, ratios)
 
@@ -99,7 +90,6 @@ def compare_interleaved(profile: Profile) -> Comparison:
     if len(profile.subjects) != 2:
         held = counted(len(profile.subjects), "measurement")
         raise InputError(f"{profile.path} holds {held}, not two: name a second run to compare it with")
-    a, b = Side(profile, 0), Side(profile, 1)
-    images = 2 * profile.images
+    a, b, images = Side(profile, 0), Side(profile, 1), 2 * profile.images
     ratios = {name: ratio_interleaved(b.ms, a.ms, percent, images) for name, percent in PERCENTILES.items()}
     return Comparison(a, b, True, ratios)

@@ -24,27 +24,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.device.artifact import read_artifact
 from ppexport.device.job import CROPS, Job
 from ppexport.device.launch import ask
 from ppexport.device.machine import Clock
 from ppexport.device.mask import padded_size
-from ppexport.device.measure import Plan
 from ppexport.device.picture import to_input
-from ppexport.device.runner import Prepared
-from ppexport.device.target import Target, open_target
+from ppexport.device.runner import Prepared, Result
+from ppexport.device.target import open_target
 from ppexport.errors import InputError, counted
 from ppexport.imaging.images import pictures_in, read_levels
 from ppexport.imaging.upscaling import upscale_array
-from ppexport.profile.query_crops import crops_of, save_crops, share_of
+from ppexport.profile.latency_run import crops_of, save_crops, share_of
 from ppexport.profile.result import Profile, follow_up
 from ppexport.profile.statistics import PERCENTILES, RESAMPLES, interval_of, percentile
 
@@ -72,21 +71,19 @@ def profile_routing(job: Job, result: Profile, folder: Path | None) -> list[dict
     """
 
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
-        manifest = read_artifact(Path(only.targets[0].artifact)).manifest
+        artifact = only.targets[0].artifact
+        manifest = read_artifact(Path(artifact)).manifest
         if not manifest.options:
-            raise InputError(
-                f"{only.targets[0].artifact} has no Pure-Pass, so its time follows no mask: leave --routing out"
-            )
+            raise InputError(f"{artifact} has no Pure-Pass, so its time follows no mask: leave --routing out")
         crops, place = crops_of(manifest, folder, PLACES), job.journal.parent / CROPS
         place.unlink(missing_ok=True)
         save_crops(place, crops)
         try:
-            found = json.loads(ask("ppexport.profile.content:print_routing", replace(only, images=place)))
+            found = ask("ppexport.profile.content:measure_routing", replace(only, images=place))
         finally:
             place.unlink(missing_ok=True)
-        images = [
-            {"name": c.name, "pure_share": c.pure_share, **m} for c, m in zip(crops, found["images"], strict=True)
-        ]
+        shares = [{"name": c.name, "pure_share": c.pure_share} for c in crops]
+        images = [{**share, **times} for share, times in zip(shares, found["images"], strict=True)]
         return {"images": images, "capacities": found["capacities"], "line": line(images)}
 
     return follow_up("routing", job, result, measure)
@@ -97,56 +94,44 @@ def profile_frames(job: Job, result: Profile, folder: Path) -> list[dict[str, An
 
     def measure(only: Job, subject: dict[str, Any]) -> dict[str, Any]:
         asked = replace(only, images=folder.resolve())
-        return answers(json.loads(ask("ppexport.profile.content:print_frames", asked)))
+        return answers(ask("ppexport.profile.content:measure_frames", asked))
 
     return follow_up("frames", job, result, measure)
 
 
-def print_routing(job: Job) -> None:
-    """Print time against pure share and capacity as JSON, for the measuring process."""
-    images = np.load(job.images, allow_pickle=False)
-    print(json.dumps(measure_routing(job.targets[0], images, job.plan)))
-
-
-def print_frames(job: Job) -> None:
-    """Print the times of the frames in the folder `job.images` as JSON, for the measuring process."""
-    print(json.dumps(measure_frames(job.targets[0], job.images, job.plan)))
-
-
 def spread(values: list[int], count: int) -> list[int]:
     """At most *count* of the ascending *values*, at even distances, the last among them."""
-    if len(values) <= count:
-        return values
-    return [values[i] for i in np.linspace(0, len(values) - 1, count).round().astype(int)]
+    return [values[i] for i in np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
-def measure_routing(target: Target, images: NDArray[np.uint8], plan: Plan) -> dict[str, Any]:
-    """Times of all *images*, uint8 (count, h, w, 3), and capacities, in rounds, so that all see the same machine.
+def measure_routing(job: Job) -> dict[str, Any]:
+    """Times of all images of *job* and of capacities, in rounds, so that all see the same machine.
 
-    Every query follows one of its own kind that is not timed. Raises PpexportError as the runner does.
+    This is for the measuring process. Every query follows one of its own kind that is not timed. Raises PpexportError
+    as the runner does.
     """
-    runner, clock = open_target(target), Clock()
-    manifest = runner.artifact.manifest
-    inputs = [to_input(rgb) for rgb in images]
+    runner, clock = open_target(job.targets[0]), Clock()
+    inputs = [to_input(rgb) for rgb in np.load(job.images, allow_pickle=False)]
     rng = np.random.default_rng(0)
     found: list[dict[str, Any]] = [{"ms": []} for _ in inputs]
-    capacities = spread(manifest.capacities, STEPS) if len(manifest.capacities) > 1 else []
+    known = runner.artifact.manifest.capacities
+    slots: list[dict[str, Any]] = [{"capacity": c, "ms": []} for c in (spread(known, STEPS) if len(known) > 1 else ())]
     pure = np.ones((padded_size(runner.size[0]), padded_size(runner.size[1])), np.bool_)
     flat = np.full((1, 3, *runner.size), 0.5, np.float32) * np.array([0.3, 0.7, 1.5], np.float32).reshape(1, 3, 1, 1)
-    slots: list[dict[str, Any]] = [{"capacity": capacity, "ms": []} for capacity in capacities]
-    for _ in range(ROUNDS[plan.name]):
+
+    def timed(run: Callable[[], Result], ms: list[float]) -> Result:
+        run()
+        begin = clock.now()
+        result = run()
+        ms.append((clock.now() - begin) / 1e6)
+        return result
+
+    for _ in range(ROUNDS[job.plan.name]):
         for i in rng.permutation(len(inputs)):
-            runner(inputs[i])
-            begin = clock.now()
-            result = runner(inputs[i])
-            found[i]["ms"].append((clock.now() - begin) / 1e6)
+            result = timed(partial(runner, inputs[i]), found[i]["ms"])
             found[i] |= {"impure": result.impure_tokens, "capacity": result.capacity}
         for i in rng.permutation(len(slots)):
-            prepared = Prepared(flat, pure, slots[i]["capacity"])
-            runner.run(prepared)
-            begin = clock.now()
-            runner.run(prepared)
-            slots[i]["ms"].append((clock.now() - begin) / 1e6)
+            timed(partial(runner.run, Prepared(flat, pure, slots[i]["capacity"])), slots[i]["ms"])
     return {"images": found, "capacities": slots}
 
 
@@ -169,21 +154,23 @@ def line(images: list[dict[str, Any]]) -> dict[str, Any] | None:
         if np.ptp(shares[chosen]) > 0.05:
             found.append(fit(chosen))
     columns = zip(("at_zero_ms", "slope_ms", "saving"), fit(slice(None)), np.array(found).T, strict=True)
-    return {name: interval_of(middle, resamples).to_dict() for name, middle, resamples in columns}
+    return {name: vars(interval_of(middle, resamples)) for name, middle, resamples in columns}
 
 
-def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
-    """Upscale the frames in *folder*, by name. Raises PpexportError, among them for frames of different sizes."""
-    files = pictures_in(folder)
-    runner, clock = open_target(target), Clock()
+def measure_frames(job: Job) -> dict[str, Any]:
+    """Upscale the frames in the folder `job.images`, by name, for the measuring process.
+
+    Raises PpexportError, among them for frames of different sizes.
+    """
+    files = pictures_in(job.images)
+    runner, clock = open_target(job.targets[0]), Clock()
     first = read_levels(files[0])
     for _ in range(WARM):
         upscale_array(runner, first)
     ns: list[int] = []
     shares: list[float | None] = []
-    begin = clock.now()
-    tiles = 0
-    while True:
+    begin, tiles = clock.now(), 0
+    while len(ns) < FRAMES[job.plan.name] and (clock.now() - begin) / 1e9 <= SECONDS[job.plan.name]:
         for path in files:
             rgb = read_levels(path)
             if rgb.shape != first.shape:
@@ -195,11 +182,9 @@ def measure_frames(target: Target, folder: Path, plan: Plan) -> dict[str, Any]:
             report = upscale_array(runner, rgb).report
             ns.append(clock.now() - start)
             tiles = len(report.tiles)
-        if len(ns) >= FRAMES[plan.name] or (clock.now() - begin) / 1e9 > SECONDS[plan.name]:
-            break
     (h, w), s = first.shape[:2], runner.scale
     return {
-        "folder": folder.name, "frames": len(files), "lr_size": [h, w], "sr_size": [h * s, w * s], "scale": s,
+        "folder": job.images.name, "frames": len(files), "lr_size": [h, w], "sr_size": [h * s, w * s], "scale": s,
         "tiles": tiles, "inside_the_clock": INSIDE, "ns": ns, "pure_share": shares,
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 The program runs with every choice as an explicit flag, on the same pictures, and its result file becomes a journal. It
 keeps its samples in memory until it ends, so a run that is killed has measured nothing; and it takes the pictures at
-random and does not tell which. Flags and the result file, `model,seconds,peak bytes,CPU %,number` a line, are those of
+random and does not say which. Flags and the result file, `model,seconds,peak bytes,CPU %,number` a line, are those of
 onnxruntime/test/perftest (README.md and performance_runner.cc). Untested on hardware.
 """
 
@@ -12,20 +12,18 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppexport.device.job import IMAGES
 from ppexport.device.journal import FORMAT, VERSION
-from ppexport.device.machine import affinity_mask
 from ppexport.device.picture import to_input
 from ppexport.device.sensors import thermal
-from ppexport.errors import InputError, printable
+from ppexport.errors import InputError, printable, require
 from ppexport.files import atomic_path, sha256_file, sha256_text
+from ppexport.profile.received import header_from
 from ppexport.profile.remote import POLL, ProfileWork, Request, job_prefix
 from ppexport.profile.result import Profile, write_profile
 from ppexport.remote.address import TransferError
@@ -35,15 +33,17 @@ from ppexport.remote.transport import Transport
 PROGRAM, RESULT, SENSORS = "perf-program", "perf.csv", "sensors.txt"
 INSIDE = (
     "onnxruntime_perf_test: the run of the session, from a tensor in host memory on; not checks, conversion from 8 "
-    "bits, tiling. Which picture a query had is not told"
+    "bits, tiling. Which picture a query had is not known"
 )
 MAX_RESULT, MAX_SENSORS = 1 << 27, 1 << 26
-LINE = re.compile(r"[^,\n]{0,200},([0-9.]{1,20}(?:e[+-]?[0-9]{1,3})?),([0-9]{1,18}),-?[0-9]{1,6},[0-9]{1,12}")
-FIGURES = {
-    "load": re.compile(r"^Session creation time cost: ?([0-9.e+-]{1,20}) s", re.MULTILINE),
-    "first": re.compile(r"^First inference time cost: ?([0-9.e+-]{1,20}) ms", re.MULTILINE),
-}
 SECOND = 1_000_000_000
+NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,3})?)"
+LINE = re.compile(rf"[^,\n]{{0,200}},{NUMBER},([0-9]{{1,18}}),-?[0-9]{{1,6}},[0-9]{{1,12}}")
+FIGURES = {
+    "load": (re.compile(rf"^Session creation time cost: ?{NUMBER} s", re.MULTILINE), SECOND),
+    "first": (re.compile(rf"^First inference time cost: ?{NUMBER} ms", re.MULTILINE), SECOND // 1000),
+}
+"""What the program prints of its start, and how many ns its unit has."""
 WINDOW = 8
 RUN = r"""
 mask=$1 seconds=$2 queries=$3 provider=$4 threads=$5 model=$6
@@ -84,52 +84,26 @@ exit "$code"
 """The job: affinity mask or -, seconds, queries, provider, threads, model."""
 
 
-def tensor(name: str, values: NDArray[np.float32]) -> bytes:
-    """A float tensor in ONNX's format (TensorProto: dims 1, data_type 2, name 8, raw_data 9), as the program reads."""
+def read_result(text: str) -> tuple[list[int], int]:
+    """The samples of a result file in ns, and the peak memory in bytes; statistics after them are not read.
 
-    def varint(number: int) -> bytes:
-        found = b""
-        while number > 127:
-            found += bytes([number & 127 | 128])
-            number >>= 7
-        return found + bytes([number])
-
-    def text(field: int, data: bytes) -> bytes:
-        return varint(field << 3 | 2) + varint(len(data)) + data
-
-    dims = b"".join(varint(1 << 3) + varint(size) for size in values.shape)
-    return dims + varint(2 << 3) + varint(1) + text(8, name.encode()) + text(9, values.astype("<f4").tobytes())
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a result file holds."""
-
-    ns: list[int]
-    peak: int
-    """Bytes."""
-
-
-def read_result(text: str) -> Measured:
-    """The samples of a result file; statistics after them are not read. Raises TransferError for anything else."""
+    Raises TransferError for anything else.
+    """
     ns, peak = [], 0
     for line in text.splitlines():
         found = LINE.fullmatch(line)
         if found is None:
             if "," in line:
-                raise TransferError(f"the result file of the benchmark program has a line that is none: {line[:80]!r}")
+                raise TransferError(f"the benchmark program's result file has a line that is no result: {line[:80]!r}")
             continue
-        try:
-            seconds = float(found[1])
-        except ValueError:
-            seconds = math.nan
+        seconds = float(found[1])
         if not 0 < seconds < 1e6:
-            raise TransferError(f"the benchmark program tells of a query that took {found[1]} s")
+            raise TransferError(f"the benchmark program reports a query that took {found[1]} s")
         ns.append(max(1, round(seconds * SECOND)))
         peak = max(peak, int(found[2]))
     if not ns:
         raise TransferError("the benchmark program ended well, but its result file holds no query")
-    return Measured(ns, peak)
+    return ns, peak
 
 
 def read_sensors(text: str) -> Iterator[tuple[int, dict[str, float]]]:
@@ -148,12 +122,10 @@ def read_sensors(text: str) -> Iterator[tuple[int, dict[str, float]]]:
 
 def figure(name: str, output: str) -> int:
     """Nanoseconds of loading or the first query, as the program prints them; 0 where it does not."""
-    found = FIGURES[name].search(output)
-    try:
-        value = float(found[1]) if found else 0.0
-    except ValueError:
-        return 0
-    return round(value * (SECOND if name == "load" else 1e6)) if 0 <= value < 1e9 else 0
+    pattern, unit = FIGURES[name]
+    found = pattern.search(output)
+    value = float(found[1]) if found else 0.0
+    return round(value * unit) if value < 1e9 else 0
 
 
 def settled(ns: Sequence[int]) -> bool:
@@ -168,18 +140,17 @@ class PerfBinary(ProfileWork):
     """A measurement by a benchmark program."""
 
     def __init__(
-        self, transport: Transport, request: Request, program: Path, folder: Path, telling: Telling, pace: Pace = POLL
+        self, transport: Transport, request: Request, program: Path, telling: Telling, pace: Pace = POLL
     ) -> None:
-        """Raises InputError for an artifact that needs more than a model run, or where *folder* is another's."""
-        manifest, (target, *more) = request.artifact.manifest, request.targets
+        """Raises InputError for an artifact that needs more than a model run."""
+        (target, *more), settings = request.targets, request.settings
         if more or target.runtime != "onnxruntime":
             raise InputError("--perf-binary times onnxruntime alone")
-        if manifest.needs_host_mask:
+        if request.artifact.manifest.needs_host_mask:
             raise InputError(
                 f"{request.artifact.path.name} needs a mask or a capacity from outside, which a benchmark program does "
                 "not compute: export it with one capacity and the mask in the graph"
             )
-        settings = request.settings
         if settings.power_mode is not None or settings.lock_clocks or settings.python is not None:
             raise InputError(
                 "--perf-binary measures without our agent, which alone sets a Jetson and needs a Python: leave the "
@@ -187,81 +158,76 @@ class PerfBinary(ProfileWork):
             )
         if not program.is_file():
             raise InputError(f"{program} is not a file")
-        self.program, self.target = program, target
+        # Writes the pictures as the program reads them.
+        require("onnx", "export")
+        self.request, self.program, self.target = request, program, target
         name = job_prefix(request.artifact) + sha256_text(request.digest + RUN + sha256_file(program))[:12]
         super().__init__(transport, name, telling, pace)
-        self._begin(request, folder)
 
     def _failed_before(self) -> None:
         self.telling.notice(f"the last measurement on {self.transport.name} failed: starting it again")
 
     def _start(self) -> None:
-        artifact, plan, settings = self.request.artifact, self.request.wanted["plan"], self.request.settings
-        pictures = np.load(self.folder / IMAGES, allow_pickle=False)
+        from onnx import numpy_helper
+
+        artifact, plan, cores = self.request.artifact, self.request.wanted["plan"], self.request.settings.cores
         self.job.discard((RESULT, SENSORS))
         model = artifact.model_file
         files: dict[str, Path | bytes] = {model.name: artifact.read(model), PROGRAM: self.program}
-        self._send({**files, **{f"set-{i}.pb": tensor("lr", to_input(rgb)) for i, rgb in enumerate(pictures)}})
-        mask = affinity_mask(settings.cores) if settings.cores else "-"
-        seconds = str(max(1, math.ceil(plan["seconds"])))
-        threads = str(self.target.threads or 0)
-        provider = self.target.device.lower()
-        arguments = [mask, seconds, str(plan["queries"]), provider, threads, model.name]
-        self._run(["sh", "-c", RUN, "sh", *arguments])
+        for i, rgb in enumerate(np.load(self.request.folder / IMAGES, allow_pickle=False)):
+            files[f"set-{i}.pb"] = numpy_helper.from_array(to_input(rgb), "lr").SerializeToString()
+        self._send(files)
+        # The hexadecimal mask that `taskset` of Android takes: cores 4 to 7 are f0.
+        mask = f"{sum(1 << core for core in cores):x}" if cores else "-"
+        seconds, queries = max(1, math.ceil(plan["seconds"])), plan["queries"]
+        provider, threads = self.target.device.lower(), self.target.threads or 0
+        self._run(["sh", "-c", RUN, "sh", mask, str(seconds), str(queries), provider, str(threads), model.name])
 
     def _kept(self) -> str:
         return "nothing of it is kept: the program writes its result at its end"
 
     def _collect(self) -> Profile:
         limits = ((RESULT, MAX_RESULT), (SENSORS, MAX_SENSORS), (OUTPUT, MAX_SENSORS))
-        texts = {name: printable(self.job.read(name, limit)) for name, limit in limits}
-        measured = read_result(texts[RESULT])
-        with atomic_path(self.journal) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            for record in self._records(measured, texts[SENSORS], texts[OUTPUT]):
+        result, sensors, output = (printable(self.job.read(name, limit)) for name, limit in limits)
+        ns, peak = read_result(result)
+        with atomic_path(self.request.journal) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            for record in self._records(ns, peak, sensors, output):
                 stream.write(json.dumps(record, separators=(",", ":")) + "\n")
-        return Profile(write_profile(self.folder, self.journal, [(0, measured.peak)] if measured.peak else [None]))
+        memory = [(0, peak)] if peak else [None]
+        return Profile(write_profile(self.request.folder, self.request.journal, memory))
 
-    def _records(self, measured: Measured, sensors: str, output: str) -> Iterator[Sequence[Any]]:
+    def _records(self, samples: Sequence[int], peak: int, sensors: str, output: str) -> Iterator[Sequence[Any]]:
         """The journal that an agent would have written."""
         load, first = figure("load", output), figure("first", output)
-        t = load + first
         yield "header", self._header()
         yield "begin", {"t": 0, "now": 0, "wall": None, "boot": None, "memory": None}
         yield "load", 0, load
         yield "first", 0, first
-        yield "warm", 0, 1, settled(measured.ns)
-        capacity = self.request.artifact.manifest.capacities[-1]
-        for ns in measured.ns:
+        yield "warm", 0, 1, settled(samples)
+        t, capacity = load + first, self.request.artifact.manifest.capacities[-1]
+        for ns in samples:
             yield "q", 0, 0, t, ns, ns, 0, capacity, -1
             t += ns
         for moment, reading in read_sensors(sensors):
             yield "c", moment, reading
-        yield "end", {"t": t, "memory": measured.peak or None}
+        yield "end", {"t": t, "memory": peak or None}
 
     def _header(self) -> dict[str, Any]:
-        wanted, facts = self.request.wanted, self.transport.describe()
-        digest = sha256_file(self.program)
-        cores = int(facts["processors"]) if facts.get("processors", "").isdecimal() else 1
+        facts, digest = self.transport.describe(), sha256_file(self.program)
+        counts = {name: int(facts[name]) for name in ("processors", "memory_kb") if facts.get(name, "").isdecimal()}
+        cores = counts.get("processors", 1)
+        named = " ".join(facts[name] for name in ("maker", "board", "soc") if facts.get(name))
         machine = {
-            "address": wanted["address"],
-            "host_name": "",
-            "cpu": " ".join(facts[n] for n in ("maker", "board", "soc") if facts.get(n)) or "unknown processor",
-            "architecture": facts.get("machine", ""),
+            "cpu": named or "unknown processor",
+            "architecture": facts.get("machine"),
             "cores": cores,
             "usable_cores": len(self.request.settings.cores) or cores,
-            "memory_bytes": int(facts["memory_kb"]) * 1024 if facts.get("memory_kb", "").isdecimal() else None,
+            "memory_bytes": counts["memory_kb"] * 1024 if "memory_kb" in counts else None,
             "board": facts.get("board"),
-            "system": f"Android {facts['android']}" if "android" in facts else facts.get("os", facts.get("system", "")),
-            "kernel": facts.get("kernel", ""),
-            "governors": [],
-            "virtual": False,
-            "python": "",
-            "environment": {},
-            "phone": facts,
+            "system": f"Android {facts['android']}" if "android" in facts else facts.get("os", facts.get("system")),
+            "kernel": facts.get("kernel"),
         }
+        wanted = {**self.request.wanted, "packages": [("perf_binary",)], "inside_the_clock": INSIDE}
         subjects = [{**subject, "runtime_versions": {"perf_binary": digest[:16]}} for subject in wanted["subjects"]]
-        return {
-            "format": FORMAT, "version": VERSION, "identity": digest, "request": self.request.digest,
-            "created": wanted["created"], "subjects": subjects, "plan": wanted["plan"], "machine": machine,
-            "versions": {"ppexport": wanted["ppexport"]}, "images": wanted["images"], "inside_the_clock": INSIDE,
-        }  # fmt: skip
+        sent = {"format": FORMAT, "version": VERSION, "identity": digest, "subjects": subjects, "machine": machine}
+        return header_from(sent, wanted, self.request.digest, facts)

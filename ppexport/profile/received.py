@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ppexport.device.journal import FORMAT, VERSION, JournalError, lines_of
+from ppexport.device.journal import FORMAT, VERSION, JournalError, Past, lines_of, read_past
 from ppexport.files import atomic_path
 from ppexport.remote.address import TransferError
 from ppexport.remote.output import cleaned
@@ -25,8 +25,6 @@ MAX_NAMES = 256
 SENSOR = re.compile(r"[A-Za-z0-9_. +:/()-]{1,80}")
 PACKAGE = re.compile(r"[A-Za-z0-9_.+!-]{1,80}")
 HASH = re.compile(r"[0-9a-f]{64}")
-TEXTS = ("cpu", "architecture", "system", "kernel", "python", "host_name")
-COUNTS = ("cores", "usable_cores")
 BIGGEST = 1 << 62
 
 
@@ -38,76 +36,83 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < BIGGEST else None
 
 
+def _items(value: object) -> list[tuple[Any, Any]]:
+    """The first entries of a JSON object, none of anything else."""
+    return list(value.items())[:MAX_NAMES] if isinstance(value, dict) else []
+
+
 def _versions(value: object) -> dict[str, str]:
-    pairs = value.items() if isinstance(value, dict) else ()
-    return {k: v for k, v in pairs if isinstance(v, str) and PACKAGE.fullmatch(v) and PACKAGE.fullmatch(str(k))}
+    return {k: v for k, v in _items(value) if isinstance(v, str) and PACKAGE.fullmatch(v) and PACKAGE.fullmatch(k)}
 
 
-def machine_from(data: object, address: str) -> dict[str, Any]:
-    """What a device says of itself, as `describe` of the agent does. Raises TransferError where it says no CPU."""
-    if not isinstance(data, dict) or not _text(data.get("cpu")):
-        raise TransferError("the device's journal does not say which machine it is of")
-    found: dict[str, Any] = {"address": address, **{name: _text(data.get(name)) for name in TEXTS}}
-    found |= {name: _count(data.get(name)) or 1 for name in COUNTS}
-    found["memory_bytes"] = _count(data.get("memory_bytes"))
-    found["board"] = _text(data.get("board")) or None
-    governors = data.get("governors")
-    found["governors"] = [_text(g) for g in governors[:MAX_NAMES]] if isinstance(governors, list) else []
-    found["virtual"] = data.get("virtual") is True
-    environment = data.get("environment")
-    pairs = list(environment.items())[:MAX_NAMES] if isinstance(environment, dict) else []
-    found["environment"] = {_text(name): _text(value) for name, value in pairs}
-    if isinstance(data.get("jetson"), dict):
-        found["jetson"] = jetson_from(data["jetson"])
-    return found
+def _mode(value: object) -> dict[str, Any] | None:
+    data = dict(_items(value))
+    number = _count(data.get("number"))
+    return None if number is None else {"number": number, "name": _text(data.get("name"))}
 
 
-def jetson_from(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Jetson says of itself, as `describe_jetson` of the agent does; what cannot be read is null."""
-    mode, clocks = data.get("power_mode"), data.get("clocks")
-    mode = mode if isinstance(mode, dict) else {}
-    number = _count(mode.get("number"))
-    found: dict[str, Any] = {"l4t": _text(data.get("l4t")) or None, "jetpack": _text(data.get("jetpack")) or None}
-    found["power_mode"] = None if number is None else {"number": number, "name": _text(mode.get("name"))}
-    found["clocks"] = None
-    if isinstance(clocks, dict):
-        units = {k: v for k, v in list(clocks.items())[:MAX_NAMES] if isinstance(v, dict) and SENSOR.fullmatch(k)}
-        hertz = {k: {part: _count(v.get(part)) for part in ("min", "max", "now")} for k, v in units.items()}
-        found["clocks"] = {**hertz, "locked": clocks["locked"] if isinstance(clocks.get("locked"), bool) else None}
-    return found
+def _clocks(value: object) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    units = {k: v for k, v in _items(value) if isinstance(v, dict) and SENSOR.fullmatch(k)}
+    hertz = {k: {part: _count(v.get(part)) for part in ("min", "max", "now")} for k, v in units.items()}
+    return {**hertz, "locked": value["locked"] if isinstance(value.get("locked"), bool) else None}
+
+
+Readers = Mapping[str, Callable[[object], Any]]
+"""{field: what makes anything that a device may send in it harmless}."""
+MACHINE: Readers = {
+    **dict.fromkeys(("cpu", "architecture", "system", "kernel", "python", "host_name"), _text),
+    **dict.fromkeys(("cores", "usable_cores"), lambda value: _count(value) or 1),
+    "memory_bytes": _count,
+    "board": lambda value: _text(value) or None,
+    "governors": lambda value: [_text(g) for g in value[:MAX_NAMES]] if isinstance(value, list) else [],
+    "virtual": lambda value: value is True,
+    "environment": lambda value: {_text(name): _text(text) for name, text in _items(value)},
+}
+"""What a device says of itself, as `describe` of the agent does."""
+JETSON: Readers = {
+    **dict.fromkeys(("l4t", "jetpack"), lambda value: _text(value) or None),
+    "power_mode": _mode,
+    "clocks": _clocks,
+}
+"""What a Jetson says besides, as `describe_jetson` of the agent does; what cannot be read is null."""
 
 
 def header_from(
     data: Mapping[str, Any], wanted: Mapping[str, Any], digest: str, phone: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """The header of a device's journal of *wanted*. Raises TransferError for one of another measurement."""
-    identity, machine = data.get("identity"), machine_from(data.get("machine"), wanted["address"])
-    if phone is not None:
-        machine["phone"] = dict(phone)
-    theirs = data.get("subjects")
+    """The header of a device's journal of *wanted*, see `ppexport.device.job.wanted_of`, from the one in its *data*.
+
+    *digest* names the request, *phone* are properties that adb reported. Raises TransferError for a header of another
+    measurement, or without a processor.
+    """
+    identity, machine, theirs = data.get("identity"), data.get("machine"), data.get("subjects")
+    if not isinstance(machine, dict) or not _text(machine.get("cpu")):
+        raise TransferError("the device's journal does not say which machine it is of")
     if data.get("format") != FORMAT or data.get("version") != VERSION or not isinstance(theirs, list):
         raise TransferError("the device's journal has another format")
     if not isinstance(identity, str) or not HASH.fullmatch(identity) or len(theirs) != len(wanted["subjects"]):
         raise TransferError("the device's journal is of another measurement")
     subjects = []
     for own, packages, their in zip(wanted["subjects"], wanted["packages"], theirs, strict=True):
-        told = _versions(their.get("runtime_versions") if isinstance(their, dict) else None)
-        if {k: v for k, v in (their if isinstance(their, dict) else {}).items() if k != "runtime_versions"} != own:
+        rest = dict(their) if isinstance(their, dict) else {}
+        told = _versions(rest.pop("runtime_versions", None))
+        if rest != own:
             raise TransferError("the device's journal is of another measurement")
         subjects.append({**own, "runtime_versions": {name: told[name] for name in packages if name in told}})
+    found = {"address": wanted["address"], **{name: read(machine.get(name)) for name, read in MACHINE.items()}}
+    jetson = machine.get("jetson")
+    if isinstance(jetson, dict):
+        found["jetson"] = {name: read(jetson.get(name)) for name, read in JETSON.items()}
+    if phone is not None:
+        found["phone"] = dict(phone)
     return {
-        "format": FORMAT,
-        "version": VERSION,
-        "identity": identity,
-        "request": digest,
-        "created": _moment(data.get("created")) or wanted["created"],
-        "subjects": subjects,
-        "plan": wanted["plan"],
-        "machine": machine,
-        "versions": {**_versions(data.get("versions")), "ppexport": wanted["ppexport"]},
-        "images": wanted["images"],
-        "inside_the_clock": wanted["inside_the_clock"],
-    }
+        "format": FORMAT, "version": VERSION, "identity": identity, "request": digest,
+        "created": _moment(data.get("created")) or wanted["created"], "subjects": subjects, "plan": wanted["plan"],
+        "machine": found, "versions": {**_versions(data.get("versions")), "ppexport": wanted["ppexport"]},
+        "images": wanted["images"], "inside_the_clock": wanted["inside_the_clock"],
+    }  # fmt: skip
 
 
 def _moment(value: object) -> str | None:
@@ -119,14 +124,11 @@ def _moment(value: object) -> str | None:
         return None
 
 
-def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
-    """The readings of a record that are numbers with names; "t" is the record's own."""
-    found: dict[str, float] = {}
-    for name, value in list(data.items())[:MAX_NAMES]:
-        # Neither an integer that no float holds nor one that is no number passes this.
-        if name != "t" and SENSOR.fullmatch(name) and type(value) in (int, float) and -BIGGEST < value < BIGGEST:
-            found[name] = value
-    return found
+def _is_reading(name: str, value: object) -> bool:
+    """Whether a field of a record of readings is a number with a name; "t" is the record's own."""
+    # Neither an integer that no float holds nor one that is no number passes this.
+    number = type(value) in (int, float) and -BIGGEST < value < BIGGEST  # type: ignore[operator]
+    return name != "t" and SENSOR.fullmatch(name) is not None and number
 
 
 def _records(
@@ -140,19 +142,19 @@ def _records(
             if (kind == "header") != (number == 0):
                 raise TransferError("the device's journal has its header in another place")
             if kind == "header":
-                yield ("header", header_from(record[1], wanted, digest, phone))
+                yield (kind, header_from(record[1], wanted, digest, phone))
             elif kind in ("begin", "end"):
-                kept = {name: _count(record[1].get(name)) for name in ("t", "now", "wall", "boot", "memory")}
-                yield (kind, kept if kind == "begin" else {name: kept[name] for name in ("t", "memory")})
+                names = ("t", "now", "wall", "boot", "memory") if kind == "begin" else ("t", "memory")
+                yield (kind, {name: _count(record[1].get(name)) for name in names})
             elif kind == "c":
                 if not 0 <= record[1] < BIGGEST:
                     raise TransferError("the device's journal has a reading at no time")
-                reading = _numbers(record[2])
+                reading = {name: value for name, value in _items(record[2]) if _is_reading(name, value)}
                 # Each becomes a column as long as the run.
                 sensors.update(reading)
                 if len(sensors) > MAX_NAMES:
                     raise TransferError(f"the device's journal has more than {MAX_NAMES} sensors")
-                yield ("c", record[1], reading)
+                yield (kind, record[1], reading)
             else:
                 if not 0 <= record[1] < subjects or (kind == "q" and not (0 <= record[2] < images and record[4] > 0)):
                     raise TransferError(f"the device's journal has a record of what was not asked for: {kind}")
@@ -161,30 +163,26 @@ def _records(
 
 def receive(
     source: Path, wanted: Mapping[str, Any], digest: str, target: Path, phone: Mapping[str, str] | None = None
-) -> int:
-    """Make the journal *target*, atomically, of what a device sent; returns how many queries it holds.
+) -> Past:
+    """Make the journal *target*, atomically, of what a device sent in *source*; returns what it holds.
 
-    *digest* names the request in its header, *phone* are properties that adb told. Raises TransferError for anything
-    that no agent of ours writes.
+    The other arguments are those of `header_from`. Raises TransferError for anything that no agent of ours writes.
     """
-    count = 0
     try:
         with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for record in _records(source, wanted, digest, phone):
-                count += record[0] == "q"
                 stream.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
     except JournalError as error:
         raise TransferError(str(error)) from None
-    return count
+    return read_past(str(target), len(wanted["subjects"]))
 
 
 def memory_from(data: Mapping[str, Any], subjects: int) -> list[tuple[int, int] | None]:
     """Peak memory of every subject, from a device's outcome."""
     theirs = data.get("memory")
-    pairs = theirs if isinstance(theirs, list) else []
+    pairs: list[Any] = theirs[:subjects] if isinstance(theirs, list) else []
     memory: list[tuple[int, int] | None] = []
-    for index in range(subjects):
-        pair = pairs[index] if index < len(pairs) else None
+    for pair in [*pairs, *[None] * (subjects - len(pairs))]:
         before, peak = map(_count, pair) if isinstance(pair, list) and len(pair) == 2 else (None, None)
         memory.append(None if before is None or peak is None else (before, peak))
     return memory

@@ -32,19 +32,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.device.job import Job
 from ppexport.device.journal import FORMAT as JOURNAL
-from ppexport.device.journal import JournalError, lines_of
+from ppexport.device.journal import lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
-from ppexport.profile.marks import Clocks, mark, sample_marks, sensor_marks
-from ppexport.profile.statistics import summary
+from ppexport.profile.statistics import clock_marks, mark, sample_marks, sensor_marks, summary
 from ppexport.remote.output import cleaned
 
 FORMAT = "ppexport-profile"
@@ -53,9 +52,6 @@ PROFILE = "profile.json"
 COLUMNS = ("image", "t_ns", "ns", "cpu_ns", "host_ns", "capacity", "impure")
 MAX_BYTES = 1 << 29
 """A million samples are about 60 MB."""
-CHUNK = 4096
-READINGS = 20_000
-"""Sensor readings that are kept: all of five hours of one a second, of a longer run every second, fourth, ..."""
 
 
 class Collected:
@@ -68,16 +64,13 @@ class Collected:
         self.once: dict[str, dict[int, int]] = {"load": {}, "first": {}}
         """Nanoseconds of what every subject did once."""
         self.warm: dict[int, tuple[int, bool]] = {}
-        self.readings: list[dict[str, Any]] = []
-        self._reading, self._every = 0, 1
-        self.clocks = Clocks()
+        self.processes: list[list[dict[str, Any]]] = []
+        """The readings that each process made."""
         self.complete = False
         try:
             with path.open("rb") as stream:
                 for record in lines_of(stream, str(path)):
                     self._take(record, path)
-        except JournalError as error:
-            raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
         if not self.complete or any(not len(c["ns"]) for c in self.columns):
@@ -101,9 +94,11 @@ class Collected:
             for name, value in values.items():
                 self.columns[subject][name].append(value)
         elif kind == "c":
-            self._read(record[1], record[2])
+            if not self.processes:
+                raise InputError(f"{path}: a reading before the run began")
+            self.processes[-1].append({"t": record[1], **record[2]})
         elif kind == "begin":
-            self.clocks.begin()
+            self.processes.append([])
         elif kind in self.once:
             self.once[kind][record[1]] = record[2]
         elif kind == "warm":
@@ -111,28 +106,16 @@ class Collected:
         elif kind == "end":
             self.complete = True
 
-    def _read(self, t: int, reading: dict[str, Any]) -> None:
-        self.clocks.take(t, reading)
-        if self._reading % self._every == 0:
-            self.readings.append({"t": t, **reading})
-        self._reading += 1
-        if len(self.readings) > READINGS:
-            del self.readings[1::2]
-            self._every *= 2
-
-    def arrays(self, subject: int) -> dict[str, NDArray[np.int64]]:
-        """The columns of one subject."""
-        return {name: np.frombuffer(values, np.int64) for name, values in self.columns[subject].items()}
-
     def sensors(self) -> dict[str, list[float | None]]:
         """The readings as columns; what one reading lacks is None."""
-        names = dict.fromkeys(name for reading in self.readings for name in reading if name not in ("wall", "boot"))
-        columns = {name: [reading.get(name) for reading in self.readings] for name in names}
+        readings = [reading for made in self.processes for reading in made]
+        names = dict.fromkeys(name for reading in readings for name in reading if name not in ("wall", "boot"))
+        columns = {name: [reading.get(name) for reading in readings] for name in names}
         return {name: [v if type(v) in (int, float) else None for v in column] for name, column in columns.items()}
 
 
 def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] | None]) -> Path:
-    """Write `profile.json` into *folder*, atomically.
+    """Write `profile.json` into *folder*, atomically, and return its path.
 
     Args:
         folder: The run's folder.
@@ -143,10 +126,18 @@ def write_profile(folder: Path, journal: Path, memory: Sequence[tuple[int, int] 
         InputError: The journal is damaged or not complete.
     """
     found = Collected(journal)
-    data = _without_samples(found, memory)
+    text = json.dumps(finite(_without_samples(found, memory)), indent=1, allow_nan=False)
     target = folder / PROFILE
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        _write(stream, data, found.columns)
+        stream.write(text.removesuffix("\n}") + ',\n "samples": [')
+        for index, columns in enumerate(found.columns):
+            stream.write(",\n  {" if index else "\n  {")
+            for number, (name, values) in enumerate(columns.items()):
+                # One column at a time, so that a long run takes little memory.
+                column = json.dumps(values.tolist(), separators=(",", ":"))
+                stream.write(f'{"," if number else ""}\n   "{name}": {column}')
+            stream.write("\n  }")
+        stream.write("\n ]\n}\n")
     return target
 
 
@@ -154,16 +145,16 @@ def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None])
     """Everything of `profile.json` but the samples."""
     header, sensors = found.header, found.sensors()
     machine, several = header["machine"], len(header["subjects"]) > 1
-    marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *found.clocks.marks()]
+    sustained = header["plan"]["name"] == "sustained"
+    marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *clock_marks(found.processes)]
     subjects = []
     for index, (facts, spent) in enumerate(zip(header["subjects"], memory, strict=True)):
-        columns = found.arrays(index)
+        columns = {name: np.frombuffer(values, np.int64) for name, values in found.columns[index].items()}
         (h, w), scale = facts["size"], facts["scale"]
         warm, settled = found.warm.get(index, (0, False))
         if not settled:
             marks.append(mark("warm-up", f"{facts['name']}: the median still moved by over 2 % when warm-up ended"))
         marks += sample_marks(facts["name"], columns)
-        sustained = header["plan"]["name"] == "sustained"
         measured = summary(columns, len(header["images"]), h * w * scale**2 / 1e6, sustained=sustained)
         # The power of two that take turns cannot be told apart.
         measured["energy"] = None if several else _energy(columns, sensors)
@@ -199,21 +190,6 @@ def _energy(columns: Mapping[str, NDArray[np.int64]], sensors: Mapping[str, Sequ
     return None if total is None else {"joules_per_image": total / count, "watts": total / ((end - begin) / 1e9)}
 
 
-def _write(stream: IO[str], data: Mapping[str, Any], columns: Sequence[Mapping[str, Sequence[int]]]) -> None:
-    """Write the JSON in pieces, so that a long run takes little memory."""
-    text = json.dumps(finite(dict(data)), indent=1, allow_nan=False)
-    stream.write(text[: text.rindex("}")].rstrip() + ',\n "samples": [')
-    for index, subject in enumerate(columns):
-        stream.write(",\n  {" if index else "\n  {")
-        for number, (name, values) in enumerate(subject.items()):
-            stream.write((",\n   " if number else "\n   ") + json.dumps(name) + ": [")
-            for start in range(0, len(values), CHUNK):
-                stream.write(("," if start else "") + ",".join(map(str, values[start : start + CHUNK])))
-            stream.write("]")
-        stream.write("\n  }")
-    stream.write("\n ]\n}\n")
-
-
 class Profile:
     """A `profile.json` that was read and checked.
 
@@ -243,6 +219,10 @@ class Profile:
         if not valid:
             raise InputError(f"{path} does not hold what a profile holds")
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, as `--json` writes it: without samples and readings of sensors, which the file holds."""
+        return {key: value for key, value in self.data.items() if key not in ("samples", "sensors")}
+
 
 def _arrays(entry: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
     columns = {name: np.asarray(entry[name], np.int64) for name in COLUMNS}
@@ -266,7 +246,7 @@ def read_result(path: Path, expected: str, *versions: int) -> dict[str, Any]:
 def follow_up(
     kind: str, job: Job, result: Profile, measure: Callable[[Job, dict[str, Any]], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Measure more of what a latency run measured, and write it beside it.
+    """Measure more of what a latency run measured, and write it beside it; returns what is in the files.
 
     Args:
         kind: Name of the file: `KIND.json` for the first target, `KIND-RUNTIME.json` for others.
@@ -274,9 +254,6 @@ def follow_up(
         result: What it found.
         measure: Called for every target with a job of it alone and with its subject in *result*; returns the fields
             of the file that follow those that every file begins with.
-
-    Returns:
-        What is in the files.
     """
     made = []
     for index, (target, subject) in enumerate(zip(job.targets, result.subjects, strict=True)):

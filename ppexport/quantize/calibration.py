@@ -65,10 +65,6 @@ class Calibration:
     def _rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.names)}
 
-    @cached_property
-    def _kept_rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.kept)}
-
     def row(self, name: str) -> int:
         """The row of tensor *name*. Raises InputError where it was not recorded."""
         if name not in self._rows:
@@ -76,18 +72,12 @@ class Calibration:
         return self._rows[name]
 
     def figure(self, name: str, column: str) -> float:
-        """A figure of tensor *name*."""
+        """A figure of tensor *name*, one of COLUMNS. Raises InputError where it was not recorded."""
         return float(self.figures[self.row(name), COLUMNS.index(column)])
 
     def largest(self, name: str) -> float:
-        """The largest magnitude of tensor *name*."""
+        """The largest magnitude of tensor *name*. Raises InputError where it was not recorded."""
         return max(-self.figure(name, "low"), self.figure(name, "high"), 0.0)
-
-    def kept_row(self, name: str) -> int:
-        """The row of *name* in `histograms`. Raises InputError where it has none."""
-        if name not in self._kept_rows:
-            raise InputError(f"the calibration of {self.about.name} has no histogram of {name!r}: calibrate again")
-        return self._kept_rows[name]
 
 
 def summarise(about: About, names: tuple[str, ...], histograms: Histograms, keep: frozenset[str]) -> Calibration:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError
@@ -33,14 +34,13 @@ KNOWN_FOLDER = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A picture that was looked at; its pixels are not kept, since a folder may hold more than memory does.
-
-    `sha256` is the `pixel_hash` of its pixels, `size` (height, width).
-    """
+    """A picture that was looked at; its pixels are not kept, since a folder may hold more than memory does."""
 
     path: Path
     sha256: str
+    """The `pixel_hash` of its pixels."""
     size: tuple[int, int]
+    """(height, width)."""
 
     def read(self) -> Pixels:
         """Its pixels (height, width, 3). Raises ImageError, and InputError where the file is another than before."""
@@ -92,11 +92,20 @@ def read_sources(folder: Path) -> list[Source]:
 def cut_crops(
     sources: Sequence[Source], size: tuple[int, int], scale: int, count: int, purpose: str = "calibration"
 ) -> list[Crop]:
-    """*count* crops of LR *size* (h, w), taken from the pictures in turn; LR by antialiased bicubic.
+    """Crops taken from the pictures in turn; LR by antialiased bicubic. Every picture is read once.
 
     Where a crop lies follows from the picture, its number and *purpose* alone, so that a resumed run cuts the same
-    crops, and other purposes others. Every picture is read once; those smaller than a crop are left out. Raises
-    InputError where all are, and where a file is another than when it was looked at.
+    crops, and other purposes others.
+
+    Args:
+        sources: the pictures; those smaller than a crop are left out.
+        size: (h, w) of a crop at low resolution.
+        scale: upscaling factor.
+        count: how many crops.
+        purpose: a word that moves the crops.
+
+    Raises:
+        InputError: no picture is as large as a crop, or a file is another than when it was looked at.
     """
     high, wide = size[0] * scale, size[1] * scale
     usable = [s for s in sources if s.size[0] >= high and s.size[1] >= wide]
@@ -129,12 +138,6 @@ def images_hash(pictures: Sequence[Mapping[str, str]]) -> str:
     return sha256_text("\n".join(sorted(picture["sha256"] for picture in pictures)))
 
 
-def _thumbnail(pixels: Pixels) -> NDArray[np.float64]:
-    """(8, 8, 3): means of an 8x8 grid."""
-    rows = np.array_split(pixels.astype(np.float64), 8, axis=0)
-    return np.array([[cell.mean((0, 1)) for cell in np.array_split(row, 8, axis=1)] for row in rows])
-
-
 def warnings_about(folder: Path, sources: Sequence[Source], crops: Sequence[Crop]) -> list[str]:
     """What makes these pictures poor ones to calibrate on, one sentence each.
 
@@ -157,7 +160,7 @@ def warnings_about(folder: Path, sources: Sequence[Source], crops: Sequence[Crop
         said.append(f"only {len(used)} different pictures: calibration needs at least {LEAST_PICTURES}")
     if len(crops) < LEAST_CROPS:
         said.append(f"only {len(crops)} crops: calibration needs at least {LEAST_CROPS}")
-    thumbnails = np.array([_thumbnail(c.hr) for c in crops])
+    thumbnails = np.array([Image.fromarray(c.hr).resize((8, 8), Image.Resampling.BOX) for c in crops], np.float64)
     spread = float(np.abs(thumbnails - np.median(thumbnails, axis=0)).mean())
     if spread < ALIKE:
         said.append(f"the crops look alike: their thumbnails differ by {spread:.1f} of 255 levels on average")

@@ -38,14 +38,8 @@ def sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[::step]
 
 
-def exponent_above(magnitude: float) -> int:
-    """The smallest e with *magnitude* < 2 ** e."""
-    # frexp says 0 of zero, as it does of one half.
-    return max(math.frexp(magnitude)[1], LEAST_EXPONENT) if magnitude else LEAST_EXPONENT
-
-
 def widen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """*counts* (BINS,) for a range 2 ** *doublings* times as wide."""
+    """*counts* (BINS,) for a range 2 ** *doublings* as wide."""
     bins = (np.arange(BINS) - HALF) >> min(doublings, 62)
     wide: NDArray[np.int64] = np.zeros(BINS, np.int64)
     np.add.at(wide, bins + HALF, counts)
@@ -72,24 +66,23 @@ class Histograms:
 
     def add(self, row: int, values: NDArray[np.float32]) -> None:
         """Count the float32 *values* of any shape into *row*."""
-        flat = values.reshape(-1)
+        flat, figures = values.reshape(-1), self.figures[row]
         finite = np.isfinite(flat)
         if not finite.all():
-            self.figures[row, 6] += flat.size - int(finite.sum())
+            figures[6] += flat.size - int(finite.sum())
             flat = flat[finite]
         if not flat.size:
             return
-        low, high = float(flat.min()), float(flat.max())
-        figures = self.figures[row]
-        figures[0], figures[1] = min(figures[0], low), max(figures[1], high)
-        exponent = exponent_above(max(-low, high))
-        if exponent > self.exponents[row]:
-            self.counts[row] = widen(self.counts[row], exponent - int(self.exponents[row]))
-            self.exponents[row] = exponent
+        figures[0], figures[1] = min(figures[0], float(flat.min())), max(figures[1], float(flat.max()))
+        if largest := self.largest(row):
+            # The smallest power of two above it.
+            exponent = math.frexp(largest)[1]
+            if exponent > self.exponents[row]:
+                self.counts[row] = widen(self.counts[row], exponent - int(self.exponents[row]))
+                self.exponents[row] = exponent
         part = sampled(flat)
-        # The factor is a power of two, so that the product is exact and a bin does not depend on rounding.
-        scale = 1 / self.width(row)
-        bins = np.clip(np.floor(part.astype(np.float64) * scale).astype(np.int64), -HALF, HALF - 1)
+        # The width is a power of two, so that the quotient is exact and a bin does not depend on rounding.
+        bins = np.clip(np.floor(part.astype(np.float64) / self.width(row)).astype(np.int64), -HALF, HALF - 1)
         self.counts[row] += np.bincount(bins + HALF, minlength=BINS)
         with np.errstate(over="ignore", invalid="ignore"):
             half = part.astype(np.float16).astype(np.float64)
@@ -100,13 +93,13 @@ class Histograms:
         figures[4] += float(np.square(error).sum())
         figures[5] += int(((magnitude > 0) & (magnitude < SMALLEST_NORMAL)).sum())
 
+    def largest(self, row: int) -> float:
+        """The largest magnitude of *row*, 0 before anything was seen."""
+        return max(-float(self.figures[row, 0]), float(self.figures[row, 1]), 0.0)
+
     def width(self, row: int) -> float:
         """Of the bins of *row*: R / HALF, a power of two."""
         return 2.0 ** int(self.exponents[row]) / HALF
-
-    def edges(self, row: int) -> NDArray[np.float64]:
-        """(BINS + 1,): where the bins of *row* meet."""
-        return np.asarray((np.arange(BINS + 1) - HALF) * self.width(row), np.float64)
 
     def magnitudes(self, row: int) -> NDArray[np.int64]:
         """(HALF,): the counts of *row* by magnitude, bin i from i to i + 1 widths."""
@@ -118,5 +111,4 @@ class Histograms:
         if not sums[-1]:
             return 0.0
         index = int(np.searchsorted(sums, share * sums[-1]))
-        most = max(-float(self.figures[row, 0]), float(self.figures[row, 1]), 0.0)
-        return min((index + 1) * self.width(row), most)
+        return min((index + 1) * self.width(row), self.largest(row))

@@ -1,7 +1,7 @@
 """A phone or board behind adb, Google's debug bridge.
 
-adb's own failures and those of a program there share exit codes, and old devices forward none. Every call therefore
-ends with a line of ours on standard error that holds the code; where it is missing, the line broke.
+adb's own failures and those of a program on the device share exit codes, and old devices forward none. Every call
+therefore ends with a line of ours on standard error that holds the code; where it is missing, the connection broke.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
 
 from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError
-from ppexport.remote.transport import Sink, TimeIsUp, Transport, fact_lines, last_line, run_limited
+from ppexport.remote.transport import Transport, fact_lines, last_line
 
 HOME = "/data/local/tmp"
 """Where adb's user may write and run programs; its own home is not writable."""
@@ -40,32 +39,27 @@ say build ro.build.fingerprint
 class AdbTransport(Transport):
     """A device behind adb, by its serial. adb's server keeps the connection."""
 
-    python = "python3"
+    install = "; install Android's platform tools"
 
     def __init__(self, address: AdbAddress) -> None:
         self.address = address
         self.name = str(address)
 
-    def _stream(self, script: str, arguments: Sequence[str], source: IO[bytes] | None, sink: Sink, limit: int,
-                timeout: float) -> tuple[int, bytes]:  # fmt: skip
-        # One word for adb, which joins words by blanks; the shell there takes it apart again.
+    def _command(self, script: str, arguments: Sequence[str]) -> list[str]:
+        # One word for adb, which joins words by blanks; the shell on the device takes it apart again.
         inner = shlex.join(("sh", "-c", script, "sh", *arguments))
         line = f'HOME={HOME}; export HOME; {inner}; code=$?; echo >&2; echo "{MARK} $code" >&2; exit "$code"'
-        # -T: no terminal there, which would change line ends.
-        command = ("adb", "-s", self.address.serial, "shell", "-T", line)
-        try:
-            _, messages = run_limited(command, source, sink, limit, timeout)
-        except TimeIsUp:
-            raise ConnectionLost(f"{self.name} does not answer") from None
-        except OSError as error:
-            raise DeviceError(f"adb cannot be started: {error.strerror}; install Android's platform tools") from None
+        # -T: no terminal on the device, which would change line ends.
+        return ["adb", "-s", self.address.serial, "shell", "-T", line]
+
+    def _ended(self, code: int, messages: bytes) -> tuple[int, bytes]:
         ended = ENDED.search(messages)
         if ended is None:
             raise self._explain(messages)
         return int(ended[1]), messages[: ended.start()]
 
     def _explain(self, messages: bytes) -> DeviceError:
-        """The error of a call that did not come to its end."""
+        """The error of a call that ended without our line."""
         said = last_line(messages)
         if "unauthorized" in said:
             return DeviceError(f"{self.name} has not allowed this computer: unlock it and accept its question")
@@ -81,6 +75,3 @@ class AdbTransport(Transport):
         with suppress(DeviceError):
             facts |= fact_lines(self.checked(PROPERTIES))
         return facts
-
-    def close(self) -> None:
-        """Nothing to end: the connection belongs to adb's server."""

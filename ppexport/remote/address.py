@@ -14,11 +14,11 @@ class DeviceError(UnavailableError):
 
 
 class HostKeyError(DeviceError):
-    """A device that is not, or is not yet known to be, the one that was asked for."""
+    """A device that is not the one that the user named, or is not yet known to be."""
 
 
 class ConnectionLost(DeviceError):
-    """The line broke, or nobody answers; whatever runs on the device continues."""
+    """The connection broke, or nobody answers; whatever runs on the device continues."""
 
 
 class DiskFullError(DeviceError):
@@ -26,7 +26,7 @@ class DiskFullError(DeviceError):
 
 
 class TransferError(DeviceError):
-    """A file that is not there, is too large, or arrived damaged."""
+    """A file from a device that is missing, is too large, or arrived damaged."""
 
 
 # Addresses of devices: `local`, `ssh://[user@]host[:port]`, or `adb://serial`.

@@ -1,10 +1,8 @@
 """The program that works on a device: one file, made of this package's own modules, and the jobs that it does.
 
 It needs Python 3.8 to 3.13 and whatever its job imports: a measurement needs NumPy 1.17 or newer and the runtime, a
-build needs TensorRT. Here and on the device the very same code is timed. Equal sources make equal bytes.
-
-A job reads `request.json` in its folder, {"work": "MODULE:FUNCTION", "id": names the request, ...}, and leaves
-`outcome.json`, {"id": the same, ...}; see `ppexport.device.agent`.
+build needs TensorRT. On this machine and on the device the same code is timed. Equal sources make equal bytes.
+`ppexport.device.agent` describes the files of a job.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ class Found:
     version: str | None
     """Such as "3.8.10"; None where no Python starts."""
     has: Mapping[str, str]
-    """{module: its version, "" where it tells none}, the last module of every group that can be imported."""
+    """{module: its version, "" where it has none}, the last module of every group that can be imported."""
     lacks: Mapping[str, str]
     """{module: why it cannot be imported}."""
 
@@ -127,7 +125,7 @@ class AgentWork(DetachedWork[T]):
         """Have the function *work*, "MODULE:FUNCTION", do *request* with *files*; the archive is on the device."""
         self.job.discard((OUTCOME,))
         text = json.dumps({"work": work, "id": self.digest, **request}) + "\n"
-        # A request that is there is that of an earlier call, with its date.
+        # A request that the folder has already is that of an earlier call, with its date.
         self._send({**files, **({} if self.job.has(REQUEST) else {REQUEST: text.encode()})})
         self._run([self.python, "-u", ARCHIVE])
 

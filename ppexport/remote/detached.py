@@ -1,8 +1,8 @@
 """Jobs: programs in a folder on a device, which outlive the connection and are collected when there is one again.
 
-A piece of work, such as a build, is taken up by the same call again: it waits for a job that runs, collects one that is
-done, and starts one that failed anew. The job's folder is named after what is asked for, so that the same call finds
-it; it is removed once everything is here.
+The same call again continues a piece of work, such as a build: it waits for a job that runs, collects one that is done,
+and starts one that failed anew. The job's folder is named after the request, so that the same call finds it; it is
+removed once everything is on this machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ppexport.errors import PpexportError, printable
 from ppexport.remote import scripts
@@ -29,7 +29,7 @@ OUTPUT = "output"
 KILLED = 137
 """Exit code of a program that was ended by SIGKILL."""
 FIRST_POLL = 0.25
-"""Seconds after which a job that was just started is looked at; twice as many after every further look."""
+"""Seconds after which a job that was just started is polled; twice as many after every further poll."""
 CHUNK = 1 << 18
 """Bytes of output that are fetched at a time."""
 FULL_KB = 1024
@@ -37,8 +37,7 @@ FULL_KB = 1024
 NO_SPACE = "No space left on device"
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What a job is doing."""
 
     kind: str
@@ -49,17 +48,17 @@ class State:
     @property
     def succeeded(self) -> bool:
         """Whether it ended as it should."""
-        return self.kind == "exited" and self.code == 0
+        return self == ("exited", 0)
 
     @property
     def failed(self) -> bool:
         """Whether it ended otherwise."""
-        return self.kind == "died" or (self.kind == "exited" and self.code != 0)
+        return self.kind in ("died", "exited") and not self.succeeded
 
     @property
     def killed(self) -> bool:
         """Whether its program was killed, which a machine without memory does."""
-        return self.kind == "exited" and self.code == KILLED
+        return self.code == KILLED
 
     @property
     def ending(self) -> str:
@@ -94,15 +93,15 @@ class Job:
         self.pace = pace or Pace()
         self.notice = notice
 
-    def _again(self, step: Callable[[], T]) -> T:
-        """*step*, tried again while the connection is lost. Raises ConnectionLost at last."""
+    def _again(self, step: Callable[..., T], *arguments: Any) -> T:
+        """Call *step*, and again while the connection is lost. Raises ConnectionLost in the end."""
         for wait in self.pace.reconnect:
             try:
-                return step()
+                return step(*arguments)
             except ConnectionLost as error:
                 self.notice(f"{error}; trying again in {wait:g} s")
                 time.sleep(wait)
-        return step()
+        return step(*arguments)
 
     def _poll(self, offset: int) -> tuple[State, bytes]:
         """The state, and output from byte *offset* on."""
@@ -115,16 +114,16 @@ class Job:
 
     def state(self) -> State:
         """What the job is doing."""
-        # A first connection that fails is a mistake of the address more often than a lost line.
+        # Not tried again: a first connection that fails is a mistake of the address more often than a lost line.
         return self._poll(0)[0]
 
     def put(self, source: Path, name: str) -> None:
         """Copy a file into the folder."""
-        self._again(lambda: self.transport.put(source, self.folder, name))
+        self._again(self.transport.put, source, self.folder, name)
 
     def start(self, command: Sequence[str]) -> None:
         """Run *command* in the folder, detached; a job that runs already continues."""
-        self._again(lambda: self.transport.checked(scripts.START, (self.folder, *command)))
+        self._again(self.transport.checked, scripts.START, (self.folder, *command))
 
     def follow(self, sink: Callable[[bytes], object], timeout: float | None = None) -> State:
         """Give all output to *sink* until the job has ended; returns its last state.
@@ -134,7 +133,7 @@ class Job:
         deadline = None if timeout is None else time.monotonic() + timeout
         offset, pause = 0, FIRST_POLL
         while True:
-            state, output = self._again(lambda offset=offset: self._poll(offset))  # type: ignore[misc]
+            state, output = self._again(self._poll, offset)
             sink(output)
             offset += len(output)
             if len(output) < CHUNK and state.kind != "running":
@@ -142,31 +141,31 @@ class Job:
             if deadline is not None and time.monotonic() > deadline:
                 raise StillRunning(f"the job on {self.transport.name} continues after {timeout:g} s")
             if len(output) < CHUNK:
-                # A job that fails at once is told at once.
+                # Short at first, so that the failure of a job that fails at once is shown at once.
                 time.sleep(min(pause, self.pace.poll))
                 pause *= 2
 
     def discard(self, names: Sequence[str]) -> None:
         """Remove files of an earlier run from the folder."""
-        self._again(lambda: self.transport.checked(scripts.DISCARD, (self.folder, *names)))
+        self._again(self.transport.checked, scripts.DISCARD, (self.folder, *names))
 
     def has(self, name: str) -> bool:
         """Whether the folder has a plain file *name*."""
-        return self._again(lambda: self.transport.stat(self.folder, name)) is not None
+        return self._again(self.transport.stat, self.folder, name) is not None
 
-    def get(self, name: str, target: Path, limit: int) -> str:
-        """Copy a file of at most *limit* bytes from the folder; returns its SHA-256."""
-        return self._again(lambda: self.transport.get(self.folder, name, target, limit))
+    def get(self, name: str, target: Path, limit: int) -> None:
+        """Copy a file of at most *limit* bytes from the folder to *target*."""
+        self._again(self.transport.get, self.folder, name, target, limit)
 
     def read(self, name: str, limit: int) -> bytes:
         """The content of a file of at most *limit* bytes in the folder."""
         with tempfile.TemporaryDirectory() as place:
-            self.get(name, Path(place) / name, limit)
-            return (Path(place) / name).read_bytes()
+            self.get(name, Path(place, name), limit)
+            return Path(place, name).read_bytes()
 
     def remove(self) -> None:
         """Remove the folder; a job that still runs is stopped."""
-        self._again(lambda: remove_jobs(self.transport, self.folder))
+        self._again(remove_jobs, self.transport, self.folder)
 
 
 def remove_jobs(transport: Transport, prefix: str) -> list[str]:
@@ -177,12 +176,12 @@ def remove_jobs(transport: Transport, prefix: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Telling:
-    """Who is told what happens."""
+    """Where messages for people go."""
 
     notice: Callable[[str], object]
-    """Gets sentences and lines of logs."""
+    """Receives sentences and lines of logs."""
     stage: Callable[[str], object]
-    """Gets what is being done now, many times a second."""
+    """Receives what is being done now, many times a second. It may end the waiting by an exception."""
 
 
 class DetachedWork(ABC, Generic[T]):
@@ -218,7 +217,7 @@ class DetachedWork(ABC, Generic[T]):
             raise type(error)(f"{error}; {again}") from None
 
     def _continue(self, state: State, timeout: float | None) -> T:
-        """The rest of `follow_up`, from *state* on."""
+        """The rest of `follow_up`, for a job in *state*."""
         if state.failed:
             self._failed_before()
         if state.kind == "running":
@@ -238,16 +237,14 @@ class DetachedWork(ABC, Generic[T]):
         try:
             made = self._collect()
         except DeviceError as error:
-            # Also while files were copied the folder may go.
+            # Another command may remove the folder also while files are copied.
             if isinstance(error, ConnectionLost) or self.job.state().kind != "absent":
                 raise
             raise self._taken() from None
         try:
             self.job.remove()
         except DeviceError as error:
-            self.telling.notice(
-                f"everything was collected, but its folder on the device is left, see --clean: {error}"
-            )  # fmt: skip
+            self.telling.notice(f"everything was collected, but its folder is left on the device, see --clean: {error}")
         return made
 
     def _taken(self) -> DeviceError:
@@ -258,14 +255,12 @@ class DetachedWork(ABC, Generic[T]):
 
     def _follow(self, timeout: float | None) -> tuple[JobOutput, State]:
         self.telling.stage(self.doing)
-        said = [self.doing]
-        output = JobOutput(lambda doing: said.append(f"{self.doing}: {doing}"))
+        output = JobOutput()
 
         def sink(data: bytes) -> None:
             output.feed(data)
-            # Also where there is nothing new: who is told may end the waiting.
-            del said[:-1]
-            self.telling.stage(said[0])
+            # Also where there is nothing new, since it may end the waiting.
+            self.telling.stage(f"{self.doing}: {output.doing}" if output.doing else self.doing)
 
         state = self.job.follow(sink, timeout)
         output.finish()
@@ -284,7 +279,7 @@ class DetachedWork(ABC, Generic[T]):
     def _run(self, command: list[str]) -> None:
         """Start the job, whose files are on the device."""
         self.telling.stage("starting")
-        # From here on: the job may run even if the answer gets lost.
+        # From now on the job may run, even if the answer gets lost.
         self.running = True
         self.job.start(command)
 
@@ -292,20 +287,18 @@ class DetachedWork(ABC, Generic[T]):
         """The error of a job that ended badly."""
         name, event, kept = self.transport.name, output.failure, self._kept()
         lines = [*output.tail, *([] if event is None else [event["message"]])]
-        known = self._explain(event, output, state)
+        error = self._explain(event, output, state)
         full = any(NO_SPACE in line for line in lines)
-        if full or (known is None and event is None and self._looks_full()):
-            return DiskFullError(
-                f"the disk of {name} is full: make room there, then run the same command again{kept and f'; {kept}'}"
-            )
-        if known is None and state.kind == "died":
-            known = self.failed(
+        if full or (error is None and event is None and self._looks_full()):
+            error = DiskFullError(f"the disk of {name} is full: make room on it, then run the same command again")
+        elif error is None and state.kind == "died":
+            error = self.failed(
                 f"the {self.noun} on {name} was ended from outside: {name} was restarted, or ran out of memory"
             )
-        if known is None:
+        elif error is None:
             said = output.tail[-1] if output.tail else "it gave no reason"
-            known = self.failed(f"the {self.noun} on {name} {state.ending}: {said[:500]}")
-        return type(known)(f"{known}{kept and f'; {kept}'}")
+            error = self.failed(f"the {self.noun} on {name} {state.ending}: {said[:500]}")
+        return type(error)(f"{error}{kept and f'; {kept}'}")
 
     def _looks_full(self) -> bool:
         """Whether the device has hardly any room left."""
@@ -313,16 +306,19 @@ class DetachedWork(ABC, Generic[T]):
         return free.isdecimal() and int(free) < FULL_KB
 
     def _explain(self, event: dict[str, Any] | None, output: JobOutput, state: State) -> PpexportError | None:
-        """The error of a job that ended badly for a reason that this kind of work knows; *event* is its last words."""
+        """The error of a job that ended badly, None for no reason that this kind of work knows.
+
+        *event* is the job's own event "failed", if it printed one.
+        """
         return None
 
     def _kept(self) -> str:
-        """What of a failed job is kept, for people; "" for nothing."""
+        """What of a failed job is kept, for people; "" where there is nothing to say."""
         return ""
 
     @abstractmethod
     def _failed_before(self) -> None:
-        """Tell of a job that was found failed, before it is started again."""
+        """Report a job that was found failed, before it is started again."""
 
     @abstractmethod
     def _start(self) -> None:
@@ -330,4 +326,4 @@ class DetachedWork(ABC, Generic[T]):
 
     @abstractmethod
     def _collect(self) -> T:
-        """Bring here and check what a job left that ended well. Its folder is removed afterwards."""
+        """Fetch and check what a job left that ended well. Its folder is removed afterwards."""

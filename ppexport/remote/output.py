@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from ppexport.errors import printable
@@ -42,10 +41,11 @@ STAMP = re.compile(r"^\[[0-9/:-]+\] ")
 
 
 class JobOutput:
-    """Takes the output in pieces; *stage* is told what the job is doing, for people."""
+    """Reads the output in pieces."""
 
-    def __init__(self, stage: Callable[[str], object]) -> None:
-        self.stage = stage
+    def __init__(self) -> None:
+        self.doing = ""
+        """What the job is doing, for people."""
         self.failure: dict[str, Any] | None = None
         """The event `failed`, if there was one."""
         self.notices: list[str] = []
@@ -72,15 +72,12 @@ class JobOutput:
                 text = printable(line).strip()
                 if text:
                     self.tail.append(text)
-                    self.stage(STAMP.sub("", text)[:100])
+                    self.doing = STAMP.sub("", text)[:100]
             case {"event": "progress", "phase": str(phase), "step": int(step), "steps": int(steps)}:
-                self.stage(f"{phase[:80]} {step}/{steps}")
+                self.doing = f"{phase[:80]} {step}/{steps}"
             case {"event": "log", "severity": str(severity), "text": str(text)}:
                 self.tail.append(f"{severity[:20]}: {text[:2000]}")
-            case {"event": "notice", "text": str(text)}:
-                if len(self.notices) < TAIL:
-                    self.notices.append(text[:1000])
+            case {"event": "notice", "text": str(text)} if len(self.notices) < TAIL:
+                self.notices.append(text[:1000])
             case {"event": "failed", "kind": str(), "message": str()}:
                 self.failure = event
-            case _:
-                pass

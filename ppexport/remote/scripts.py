@@ -6,7 +6,7 @@ In a job folder lie the job's own files and
     pid       its process, which leads a process group
     starting  locked by whoever is starting it
     started   it was started; when it ends this becomes exit.CODE, a renaming, which a full disk does not prevent
-    *-before* settings of the device that the job is to put back
+    *-before* settings of the device that the job is to restore
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ alive() {
     pid=$(cat "$job/pid" 2>/dev/null) || return 1
     case $pid in ''|*[!0-9]*) return 1 ;; esac
     kill -0 "$pid" 2>/dev/null || return 1
-    # After a restart of the machine the number may belong to another program. Our own names the job from its first
-    # moment on, when it is still a copy of the shell that starts it.
+    # After a restart of the machine the number may belong to another program. The command line of ours names the job
+    # from its first moment on, when it is still a copy of the shell that starts it.
     if [ -r "/proc/$pid/cmdline" ]; then
-        [ "$pid" != "$$" ] && tr '\0' ' ' < "/proc/$pid/cmdline" | grep -q -F "${job##*/}"
+        [ "$pid" != "$$" ] || return 1
+        line=$(tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline")
+        # A process has no command line for a moment while it becomes another program.
+        if [ -z "$line" ]; then
+            sleep 1
+            line=$(tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline")
+        fi
+        case $line in *"${job##*/}"*) ;; *) return 1 ;; esac
     fi
 }
 state() {
@@ -53,7 +60,7 @@ rm -f "$job"/exit.* "$job/output" "$job/pid"
 : > "$job/started"
 if command -v setsid > /dev/null; then detach=setsid; else detach=nohup; fi
 cd "$job"
-# The output is opened here, so that a full disk is told now.
+# The output is opened here, so that a full disk is an error of this script.
 exec 3> output
 $detach sh -c '
     trap "" HUP
@@ -61,7 +68,7 @@ $detach sh -c '
     trap "kill \"\$child\"" TERM
     "$@" >&3 2>&3 3>&- &
     child=$!
-    # A signal ends the waiting, not yet the command, which may have something to put back.
+    # A signal ends the waiting, not yet the command, which may have something to restore.
     while code=0; wait "$child" || code=$?; kill -0 "$child" 2> /dev/null; do :; done
     mv -f started "exit.$code"
 ' "${job##*/}" "$@" < /dev/null > /dev/null 2>&1 9>&- &
@@ -90,7 +97,7 @@ for job in "$root/$1"*; do
     if alive; then
         # A process group; dash takes `--` only after `-s`.
         kill -s TERM -- "-$pid" 2>/dev/null || kill -s TERM "$pid" || :
-        # A job may have something to put back first.
+        # A job may have something to restore first.
         second=0
         while alive && [ "$second" -lt 20 ]; do
             sleep 1
@@ -110,7 +117,7 @@ done
 rmdir "$root" 2>/dev/null || :
 """
 )
-"""Stop and remove every job whose name begins with `$1`; tells of settings that none of them put back."""
+"""Stop and remove every job whose name begins with `$1`; names settings that none of them restored."""
 
 PUT = (
     PRELUDE

@@ -1,4 +1,7 @@
-"""A device behind the OpenSSH client: keys only, host keys checked, one connection that all steps share."""
+"""A device behind the OpenSSH client: keys only, host keys checked, one connection that all steps share.
+
+`open_device` chooses among this and the other transports.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ppexport.errors import InputError, printable
-from ppexport.remote.address import ConnectionLost, DeviceError, HostKeyError, SshAddress
-from ppexport.remote.transport import MAX_REPLY, Sink, TimeIsUp, Transport, last_line, run_limited
+from ppexport.remote.adb import AdbTransport
+from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError, HostKeyError, SshAddress, parse_address
+from ppexport.remote.transport import MAX_REPLY, LocalTransport, Transport, last_line, run_limited
 
 FAILED = 255
 """ssh's own exit code; no script of ours ends with it."""
@@ -55,7 +58,7 @@ def quoted(path: Path) -> str:
 class SshTransport(Transport):
     """A device behind ssh. The connection is made when it is first needed, and again after it was lost."""
 
-    python = "python3"
+    install = "; install the OpenSSH client"
 
     def __init__(self, address: SshAddress, options: SshOptions | None = None) -> None:
         self.address = address
@@ -98,12 +101,7 @@ class SshTransport(Transport):
     def _connect(self) -> None:
         """Start the shared connection in the background. Raises DeviceError with the reason where it fails."""
         command = self._ssh("-M", "-N", "-f", "-o", f"ControlPersist={IDLE_SECONDS}")
-        try:
-            code, messages = run_limited(command, None, lambda _: None, MAX_REPLY, 2 * CONNECT_SECONDS)
-        except TimeIsUp:
-            raise ConnectionLost(f"{self.name} does not answer") from None
-        except OSError as error:
-            raise DeviceError(f"ssh cannot be started: {error.strerror}; install the OpenSSH client") from None
+        code, messages = self._run(command, None, lambda _: None, MAX_REPLY, 2 * CONNECT_SECONDS)
         if code:
             raise self._explain(messages)
 
@@ -122,22 +120,18 @@ class SshTransport(Transport):
             )
         if "Permission denied" in text or "Too many authentication failures" in text:
             return DeviceError(
-                f"{self.name} refuses the login: ssh must work there without a password, see --identity ({said})"
+                f"{self.name} refuses the login: ssh must work without a password, see --identity ({said})"
             )
         return ConnectionLost(f"{self.name} cannot be reached: {said}")
 
-    def _stream(self, script: str, arguments: Sequence[str], source: IO[bytes] | None, sink: Sink, limit: int,
-                timeout: float) -> tuple[int, bytes]:  # fmt: skip
+    def _command(self, script: str, arguments: Sequence[str]) -> list[str]:
         # The shared connection removes its socket when it ends.
         if not self._socket.exists():
             self._connect()
-        # The login shell there gets one line, in which every word is quoted.
-        line = shlex.join(("sh", "-c", script, "sh", *arguments))
-        try:
-            code, messages = run_limited([*self._ssh("-o", "ControlMaster=no"), line], source, sink, limit, timeout)
-        except TimeIsUp:
-            self._disconnect()
-            raise ConnectionLost(f"{self.name} does not answer") from None
+        # The login shell on the device gets one line, in which every word is quoted.
+        return [*self._ssh("-o", "ControlMaster=no"), shlex.join(("sh", "-c", script, "sh", *arguments))]
+
+    def _ended(self, code: int, messages: bytes) -> tuple[int, bytes]:
         if code == FAILED:
             self._disconnect()
             raise self._explain(messages)
@@ -152,5 +146,32 @@ class SshTransport(Transport):
 
     def close(self) -> None:
         """End the shared connection; jobs on the device continue."""
-        self._disconnect()
+        super().close()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
+
+
+@contextmanager
+def open_device(text: str, options: SshOptions | None = None) -> Iterator[Transport]:
+    """The transport to the device that *text* names, closed at the end of the block.
+
+    Args:
+        text: An address as `parse_address` reads it.
+        options: How to reach a device behind ssh; other devices need none.
+
+    Raises:
+        InputError: The address is not one, or a file of the options is missing.
+    """
+    address, options = parse_address(text), options or SshOptions()
+    for file in (options.identity, options.config):
+        if file is not None and not file.is_file():
+            raise InputError(f"{file} is not a file")
+    if address is None:
+        transport: Transport = LocalTransport()
+    elif isinstance(address, AdbAddress):
+        transport = AdbTransport(address)
+    else:
+        transport = SshTransport(address, options)
+    try:
+        yield transport
+    finally:
+        transport.close()

@@ -5,78 +5,71 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from ppexport.errors import require
 from ppexport.profile.by_layer import branches
 from ppexport.profile.result import Profile
 from ppexport.report.material import Material
 
+P = ParamSpec("P")
 TEXT = "#010203"
 """Stands for the colour of the page's text until the SVG is finished."""
 COLORS = ("#3b82c4", "#d9822b", "#3f9f5f", "#b05fb0", "#c0504d", "#7f8c8d", "#8a7f2b", "#4aa3a3", "#999999")
 SIZE = (4.8, 3.0)
 """Inches: legible on a phone, where it is shown a little smaller."""
+LOOK: Any = {
+    # Names in files are texts, never formulas; and the same page comes out of the same files.
+    **{"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "ppexport"},
+    **{"figure.constrained_layout.use": True, "figure.facecolor": "none", "axes.facecolor": "none"},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
+    **{"axes.edgecolor": f"{TEXT}66", "legend.fontsize": 8, "legend.framealpha": 0},
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"), 9),
+}
 BINS = 40
 POINTS = 2000
 """Samples that a time series draws, at most."""
 
 
-class Plot:
-    """One figure; `svg()` finishes it."""
+def drawn(draw: Callable[Concatenate[Any, P], None]) -> Callable[P, str]:
+    """Make a function that returns an SVG element of *draw*, which draws into the axes that it is given first."""
 
-    def __init__(self, height: float = SIZE[1]) -> None:
-        require("matplotlib", "report")
+    @wraps(draw)
+    def plot(*args: P.args, **kwargs: P.kwargs) -> str:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        # Names in files are texts, never formulas; and the same page comes out of the same files.
-        self._context = rc_context({"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "ppexport"})
-        self._context.__enter__()
-        self.figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-        self.figure.patch.set_alpha(0)
-        self.axes = self.figure.subplots()
-        self.axes.set_facecolor("none")
-
-    def legend_above(self, columns: int) -> None:
-        """Put the legend outside, where nothing lies under it."""
-        self.figure.legend(loc="outside upper center", ncols=columns, fontsize=7.5, frameon=False, labelcolor=TEXT)
-
-    def medians(self, x: Any, entries: Sequence[dict[str, Any]], label: str, **style: Any) -> None:
-        """Draw the median and the quartiles of every entry's "ms" over *x*."""
-        low, ms, high = np.array([np.percentile(entry["ms"], (25, 50, 75)) for entry in entries]).T
-        self.axes.errorbar(x, ms, (ms - low, high - ms), markersize=4, color=COLORS[0], elinewidth=0.8, **style)
-        self.axes.set_xlabel(label)
-        self.axes.set_ylabel("ms: median and quartiles")
-        self.axes.set_ylim(bottom=0)
-
-    def svg(self) -> str:
-        """The SVG element."""
-        for axes in self.figure.axes:
-            axes.tick_params(colors=TEXT, labelsize=9)
-            for spine in axes.spines.values():
-                spine.set(color=TEXT, alpha=0.4)
-            for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
-                label.set(color=TEXT, fontsize=9)
-            legend = axes.get_legend()
-            if legend is not None:
-                legend.get_frame().set_alpha(0)
-                for entry in legend.get_texts():
-                    entry.set_color(TEXT)
         out = io.StringIO()
-        with warnings.catch_warnings():
+        with rc_context(LOOK), warnings.catch_warnings():
+            figure = Figure(figsize=SIZE)
+            draw(figure.subplots(), *args, **kwargs)
             # Texts stay texts, which the browser draws in a font of its own.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        self._context.__exit__(None, None, None)
+            figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         text = out.getvalue()
         text = text[text.index("<svg") :].replace(TEXT, "currentColor")
         # Metadata names addresses, and a fixed size would not shrink.
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
         return re.sub(r"<svg[^>]*>", lambda tag: re.sub(r' (width|height)="[^"]*"', "", tag[0]), text, count=1)
+
+    return plot
+
+
+def _legend_above(axes: Any, columns: int) -> None:
+    """Put the legend outside, where nothing lies under it."""
+    axes.figure.legend(loc="outside upper center", ncols=columns, fontsize=7.5, frameon=False)
+
+
+def _draw_medians(axes: Any, x: Any, entries: Sequence[dict[str, Any]], label: str, **style: Any) -> None:
+    """Draw the median and the quartiles of every entry's "ms" over *x*."""
+    low, ms, high = np.array([np.percentile(entry["ms"], (25, 50, 75)) for entry in entries]).T
+    axes.errorbar(x, ms, (ms - low, high - ms), markersize=4, color=COLORS[0], elinewidth=0.8, **style)
+    axes.set_xlabel(label)
+    axes.set_ylabel("ms: median and quartiles")
+    axes.set_ylim(bottom=0)
 
 
 def _short(name: str, length: int = 44) -> str:
@@ -89,102 +82,95 @@ def _visible(ms: Sequence[Any]) -> float:
     return max(min(float(np.percentile(values, 99)), 4 * float(np.median(values))) for values in ms) * 1.1
 
 
-def distributions(profile: Profile) -> str:
+@drawn
+def distributions(axes: Any, profile: Profile) -> None:
     """Histograms of the latencies of every subject, with p50 and p90."""
-    plot = Plot()
     ms = [columns["ns"] / 1e6 for columns in profile.samples]
-    top = _visible(ms)
     low = min(float(values.min()) for values in ms) * 0.95
-    edges = np.linspace(low, max(top, low + 1e-6), BINS).tolist()
+    edges = np.linspace(low, max(_visible(ms), low + 1e-6), BINS).tolist()
     for index, (subject, values) in enumerate(zip(profile.subjects, ms, strict=True)):
         color = COLORS[index % len(COLORS)]
-        plot.axes.hist(np.minimum(values, edges[-1]), edges, color=color, alpha=0.55, label=_short(subject["name"]))
+        axes.hist(np.minimum(values, edges[-1]), edges, color=color, alpha=0.55, label=_short(subject["name"]))
         for figure, style in (("p50_ms", "-"), ("p90_ms", "--")):
-            plot.axes.axvline(subject["summary"][figure], color=color, linestyle=style, linewidth=1.4)
-    plot.axes.set_xlabel("ms a query: p50 solid, p90 dashed; the last bar holds all above")
-    plot.axes.set_ylabel("queries")
-    plot.axes.legend(fontsize=8)
-    return plot.svg()
+            axes.axvline(subject["summary"][figure], color=color, linestyle=style, linewidth=1.4)
+    axes.set_xlabel("ms a query: p50 solid, p90 dashed; the last bar holds all above")
+    axes.set_ylabel("queries")
+    axes.legend()
 
 
-def time_series(profile: Profile) -> str:
+@drawn
+def time_series(axes: Any, profile: Profile) -> None:
     """Latency over time, and temperature where the machine shows it."""
-    plot = Plot()
     top = _visible([columns["ns"] / 1e6 for columns in profile.samples])
     begin = min(int(columns["t_ns"][0]) for columns in profile.samples)
     for index, (subject, columns) in enumerate(zip(profile.subjects, profile.samples, strict=True)):
         step = -(-len(columns["ns"]) // POINTS)
         t, ms = (columns["t_ns"][::step] - begin) / 1e9, np.minimum(columns["ns"][::step] / 1e6, top)
-        plot.axes.plot(t, ms, ".", markersize=2.5, color=COLORS[index % len(COLORS)], label=_short(subject["name"]))
-    plot.axes.set_xlabel("s; what lies on the upper edge took longer")
-    plot.axes.set_ylabel("ms a query")
-    plot.axes.set_ylim(0, top * 1.05)
-    plot.axes.legend(fontsize=8, loc="lower right")
+        axes.plot(t, ms, ".", markersize=2.5, color=COLORS[index % len(COLORS)], label=_short(subject["name"]))
+    axes.set_xlabel("s; what lies on the upper edge took longer")
+    axes.set_ylabel("ms a query")
+    axes.set_ylim(0, top * 1.05)
+    axes.legend(loc="lower right")
     sensors = profile.data["sensors"]
     zones = [name for name in sensors if name.startswith("celsius.")]
     if zones:
-        right = plot.axes.twinx()
+        right = axes.twinx()
         for zone in zones[:4]:
             pairs = [((t - begin) / 1e9, c) for t, c in zip(sensors["t"], sensors[zone], strict=False) if c is not None]
             right.plot(*zip(*pairs, strict=True), color="#c0504d", linewidth=1, alpha=0.8)
         right.set_ylabel("°C (lines)")
-    return plot.svg()
 
 
-def layer_bars(layers: Sequence[dict[str, Any]]) -> str:
+@drawn
+def layer_bars(axes: Any, layers: Sequence[dict[str, Any]]) -> None:
     """Time by branch of every profile, one bar each, as shares."""
-    plot = Plot(1.5 + 0.42 * len(layers))
+    axes.figure.set_figheight(1.5 + 0.42 * len(layers))
     for row, data in enumerate(layers):
         left = 0.0
         for index, branch in enumerate(branches()):
             share = 100 * data["branches"].get(branch, 0.0) / max(data["total_ms"], 1e-12)
             label = branch if row == 0 else None
-            plot.axes.barh(row, share, left=left, color=COLORS[index % len(COLORS)], label=label, height=0.65)
+            axes.barh(row, share, left=left, color=COLORS[index % len(COLORS)], label=label, height=0.65)
             if share > 6:
-                style: Any = {"ha": "center", "va": "center", "fontsize": 8, "color": "white"}
-                plot.axes.text(left + share / 2, row, f"{share:.0f}", **style)
+                axes.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color="white")
             left += share
-    plot.axes.set_yticks(range(len(layers)), [_short(d["subject"]["name"], 26) for d in layers])
-    plot.axes.invert_yaxis()
-    plot.axes.set_xlim(0, 100)
-    plot.axes.set_xlabel("% of the time of all operations")
-    plot.legend_above(3)
-    return plot.svg()
+    axes.set_yticks(range(len(layers)), [_short(d["subject"]["name"], 26) for d in layers])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the time of all operations")
+    _legend_above(axes, 3)
 
 
-def block_bars(data: dict[str, Any]) -> str:
+@drawn
+def block_bars(axes: Any, data: dict[str, Any]) -> None:
     """Time by block, split into branches."""
-    plot = Plot()
     blocks = sorted(data["cells"])
     base = np.zeros(len(blocks))
     for index, branch in enumerate(branches()):
         values = np.array([data["cells"][block].get(branch, 0.0) for block in blocks])
         if values.any():
-            plot.axes.bar(range(len(blocks)), values, bottom=base, color=COLORS[index % len(COLORS)], label=branch)
+            axes.bar(range(len(blocks)), values, bottom=base, color=COLORS[index % len(COLORS)], label=branch)
             base += values
-    plot.axes.set_xticks(range(len(blocks)), [f"block {b}" if b.isdigit() else b for b in blocks], fontsize=8)
-    plot.axes.set_ylabel("ms")
-    plot.legend_above(3)
-    return plot.svg()
+    axes.set_xticks(range(len(blocks)), [f"block {b}" if b.isdigit() else b for b in blocks])
+    axes.set_ylabel("ms")
+    _legend_above(axes, 3)
 
 
-def pure_share(data: dict[str, Any]) -> str:
+@drawn
+def pure_share(axes: Any, data: dict[str, Any]) -> None:
     """Median latency of every image over its pure share, and the line."""
-    plot = Plot()
     shares = np.array([image["pure_share"] for image in data["images"]], np.float64)
     if data["line"]:
         zero, slope = (data["line"][name]["middle"] for name in ("at_zero_ms", "slope_ms"))
-        plot.axes.plot([0, 100], [zero, zero + slope], color=COLORS[1])
-    plot.medians(100 * shares, data["images"], "% pure pixels", fmt="o")
-    return plot.svg()
+        axes.plot([0, 100], [zero, zero + slope], color=COLORS[1])
+    _draw_medians(axes, 100 * shares, data["images"], "% pure pixels", fmt="o")
 
 
-def capacities(data: dict[str, Any]) -> str:
+@drawn
+def capacities(axes: Any, data: dict[str, Any]) -> None:
     """Latency over the capacity."""
-    plot = Plot()
     slots = [entry["capacity"] for entry in data["capacities"]]
-    plot.medians(slots, data["capacities"], "slots of category attention", marker="o")
-    return plot.svg()
+    _draw_medians(axes, slots, data["capacities"], "slots of category attention", marker="o")
 
 
 def pareto_points(material: Material) -> list[dict[str, Any]]:
@@ -199,24 +185,22 @@ def pareto_points(material: Material) -> list[dict[str, Any]]:
         for subject in profile.subjects
         if (decibel := [quality[digest] for digest in subject["files"].values() if digest in quality])
     ]
-    for point in points:
-        own = (point["ms"], -point["db"], point["mb"])
-        others = [(o["ms"], -o["db"], o["mb"]) for o in points]
-        point["beaten"] = any(o != own and all(a <= b for a, b in zip(o, own, strict=True)) for o in others)
+    figures = [(point["ms"], -point["db"], point["mb"]) for point in points]
+    for point, own in zip(points, figures, strict=True):
+        point["beaten"] = any(o != own and all(a <= b for a, b in zip(o, own, strict=True)) for o in figures)
     return points
 
 
-def pareto(points: Sequence[dict[str, Any]]) -> str:
+@drawn
+def pareto(axes: Any, points: Sequence[dict[str, Any]]) -> None:
     """dB over ms, the area of a point its size; a ring is round those that no other one beats."""
-    plot = Plot()
     for index, point in enumerate(points):
-        color = COLORS[index % len(COLORS)]
-        plot.axes.scatter(point["ms"], point["db"], s=14 * point["mb"] + 10, color=color, alpha=0.7,
-                          edgecolors="none" if point["beaten"] else TEXT, label=_short(point["name"]))  # fmt: skip
-    plot.axes.set_xlabel("p90 in ms; area: MB; ringed: beaten by none")
-    plot.axes.set_ylabel("PSNR-Y in dB")
-    plot.axes.margins(0.25)
-    plot.axes.ticklabel_format(axis="y", useOffset=False)
+        ring = "none" if point["beaten"] else TEXT
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "alpha": 0.7, "edgecolors": ring}
+        axes.scatter(point["ms"], point["db"], s=14 * point["mb"] + 10, label=_short(point["name"]), **style)
+    axes.set_xlabel("p90 in ms; area: MB; ringed: beaten by none")
+    axes.set_ylabel("PSNR-Y in dB")
+    axes.margins(0.25)
+    axes.ticklabel_format(axis="y", useOffset=False)
     # A legend's dots among the points would look like points.
-    plot.legend_above(2)
-    return plot.svg()
+    _legend_above(axes, 2)

@@ -27,14 +27,9 @@ class Parity:
     data: dict[str, Any]
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.path.parent
-
-    @property
     def name(self) -> str:
         """What it is called: its folder, and the column if that was filled in later."""
-        return self.folder.name + self.path.stem.removeprefix("report").replace("-", " ", 1)
+        return self.path.parent.name + self.path.stem.removeprefix("report").replace("-", " ", 1)
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -67,11 +62,9 @@ class Parity:
 
     @property
     def psnr_y(self) -> float | None:
-        """Mean PSNR-Y of the artifact against ground truth as it runs, dB; None where no input has one, or not all
-        inputs that have one were measured like that (version 1)."""
-        rows = [row for row in self.rows if row.get("task") or row.get("task_same_routing")]
-        known = [row["task"][1] for row in rows if row.get("task")]
-        return sum(known) / len(known) if known and len(known) == len(rows) else None
+        """Mean PSNR-Y of the artifact against ground truth as it runs, in dB; None where no input has one."""
+        known = [row["task"][1] for row in self.rows if row.get("task")]
+        return sum(known) / len(known) if known else None
 
 
 @dataclass
@@ -85,25 +78,21 @@ class Material:
     parities: list[Parity] = field(default_factory=list)
 
 
-def read_parity(path: Path) -> Parity:
-    """The parity run whose report is *path*. Raises InputError."""
-    data = read_result(path, "ppexport-parity", 1, 2)
+def _read_parity(path: Path) -> Parity:
+    data = read_result(path, "ppexport-parity", 2)
     try:
-        if data["version"] == 1:
-            _label_version_1(data["pairs"])
         valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
+        valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
+        valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
         numbers: list[Any] = []
         for pair in data["pairs"]:
-            float(pair["gate"]["psnr"])
-            numbers += [pair.get(name) for name in CHANGES]
+            numbers += [float(pair["gate"]["psnr"]), *(pair.get(name) for name in CHANGES)]
             valid &= isinstance(pair["reference"], str) and isinstance(pair["other"], str)
             for row in pair["rows"]:
                 valid &= isinstance(row["name"], str) and isinstance(row["passed"], bool)
                 numbers += [row["errors"]["psnr"], (row.get("injected") or row["errors"])["psnr"]]
                 numbers += [*(row.get("task") or ()), *(row.get("task_same_routing") or ())]
         valid &= all(number is None or isinstance(number, (int, float)) for number in numbers)
-        valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
-        valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
     except (AttributeError, KeyError, TypeError, ValueError):
         valid = False
     if not valid:
@@ -111,33 +100,8 @@ def read_parity(path: Path) -> Parity:
     return Parity(path, data)
 
 
-def _label_version_1(pairs: list[dict[str, Any]]) -> None:
-    """Put the quality of a report of version 1 under the names of version 2.
-
-    It had one figure for both: that of the same routing in a row whose flips were accepted with the reference's
-    categories, else that of the artifact as it runs.
-    """
-    for pair in pairs:
-        # An infinite gap: every flip was allowed, and nothing was judged with other categories.
-        any_flip = pair["gate"].get("near_tie") is None
-        same, runs = True, True
-        for row in pair["rows"]:
-            task = row.get("task")
-            injected = bool(row.get("injected")) and row["passed"] and not any_flip
-            equal = row.get("flips") is not None and not any(row["flips"])
-            if injected:
-                row["task"] = None
-            if injected or equal:
-                row["task_same_routing"] = task
-            runs &= task is None or not injected
-            same &= task is None or injected or equal
-        for old, new in (("task_change", "psnr_y_change"), ("ssim_change", "ssim_y_change")):
-            change = pair.pop(old, None)
-            pair[new], pair[f"{new}_same_routing"] = change if runs else None, change if same else None
-
-
-def _further(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
-    """The files of *kind* in *folder*, which have a subject and the fields *names*. Raises InputError."""
+def _read_further(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
+    """The files of *kind* in *folder*, which have a subject and the fields *names*."""
     found = []
     for path in sorted(folder.glob(f"{kind}*.json")):
         data = read_result(path, f"ppexport-{kind}", 1)
@@ -149,7 +113,11 @@ def _further(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
 
 
 def gather(folders: Sequence[Path]) -> Material:
-    """What lies in *folders*: runs of `profile` and of `parity`. Raises InputError for one that holds neither."""
+    """What lies in *folders*: runs of `profile` and of `parity`.
+
+    Raises:
+        InputError: A folder holds neither, or a file in it is damaged or of another version.
+    """
     found = Material()
     for folder in folders:
         if not folder.is_dir():
@@ -159,8 +127,8 @@ def gather(folders: Sequence[Path]) -> Material:
         if not reports and not measured:
             raise InputError(f"{folder} holds neither {PROFILE} nor a parity run's {PARITY}")
         found.profiles += [Profile(folder / PROFILE)] if measured else []
-        found.parities += [read_parity(path) for path in reports]
+        found.parities += [_read_parity(path) for path in reports]
         found.layers += [read_layers(path) for path in sorted(folder.glob("layers*.json"))]
-        found.routing += _further(folder, "routing", "images", "capacities", "line")
-        found.frames += _further(folder, "frames", "ns", "deadlines", "sentence")
+        found.routing += _read_further(folder, "routing", "images", "capacities", "line")
+        found.frames += _read_further(folder, "frames", "ns", "deadlines", "sentence")
     return found

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 import ppexport
+from ppexport.device.mask import padded_size
+from ppexport.device.picture import to_uint8
 from ppexport.errors import InputError, require
-from ppexport.files import write_text
+from ppexport.files import is_plain_name, write_text
+from ppexport.imaging.alpha import mask_overlay
+from ppexport.imaging.bicubic import enlarge_bicubic
+from ppexport.parity.columns import load_column, load_inputs
+from ppexport.parity.run import heat
 from ppexport.profile.by_layer import branches, why_sum_differs
 from ppexport.report import figures
 from ppexport.report.material import Material, Parity
-from ppexport.report.slides import slides
 
 TEMPLATE, SCRIPT, STYLE = "page.html", "page.js", "page.css"
+SHOWN = 320
+"""Pixels of the longer side of a picture, at least."""
+MOST = 6
+"""Inputs that are shown: those with ground truth first, then the worst."""
 
 
 def write_page(material: Material, out: Path) -> None:
@@ -26,7 +40,12 @@ def write_page(material: Material, out: Path) -> None:
 
 
 def render(material: Material, title: str) -> str:
-    """The page. Raises UnavailableError without jinja2 or matplotlib, InputError for damaged pictures and files."""
+    """The page.
+
+    Raises:
+        UnavailableError: jinja2 or matplotlib is missing.
+        InputError: Pictures or files are damaged.
+    """
     require("jinja2", "report")
     require("matplotlib", "report")
     from jinja2 import Environment, StrictUndefined, UndefinedError
@@ -87,3 +106,60 @@ def board_line(machine: dict[str, Any]) -> str:
         names = (("", "maker"), ("", "board"), ("SoC ", "soc"), ("Android ", "android"), ("build ", "build"))
         found += [f"{name}{phone[key]}" for name, key in names if phone.get(key)]
     return ", ".join(found)
+
+
+def slides(parity: Parity) -> list[dict[str, Any]]:
+    """The pictures of a run, fewer where its columns are not kept.
+
+    Returns:
+        For every input its name and verdict; data: addresses of "before" (bicubic enlargement), "after" (what the
+        artifact made), "mask" (pure pixels over the input, None where they are not known) and "error" against the
+        reference; the largest error, of peak 1; and the share of pure pixels, or None.
+
+    Raises:
+        InputError: A picture is damaged.
+    """
+    pair, folder = parity.judged, parity.path.parent
+    names = (pair["reference"], pair["other"])
+    kept = [folder / "inputs.npz", *(folder / f"{name}.npz" for name in names)]
+    if not all(is_plain_name(f"{name}.npz") for name in names) or not all(file.is_file() for file in kept):
+        return []
+    h, w = parity.data["size"]
+    padded = padded_size(h), padded_size(w)
+    inputs = {item.name: item for item in load_inputs(kept[0], (h, w))}
+    reference, other = load_column(kept[1]).samples, load_column(kept[2]).samples
+    rows = [row for row in parity.rows if all(row["name"] in column for column in (inputs, reference, other))]
+    rows.sort(key=lambda row: (not (row.get("task") or row.get("task_same_routing")), row["name"] != pair.get("worst")))
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        lr, first, second = to_uint8(inputs[row["name"]].lr), reference[row["name"]], other[row["name"]]
+        whole = np.isfinite(first.sr).all() and np.isfinite(second.sr).all()
+        if len(found) == MOST or first.sr.shape != second.sr.shape or second.sr.shape[2] % h or not whole:
+            continue
+        difference = np.abs(first.sr.astype(np.float64) - second.sr).max(axis=(0, 1))
+        largest = float(difference.max())
+        slide = {
+            "name": row["name"],
+            "verdict": "pass" if row["passed"] else "FAIL",
+            "largest": largest,
+            "before": _address(enlarge_bicubic(lr, second.sr.shape[2] // h)),
+            "after": _address(to_uint8(second.sr)),
+            "error": _address(np.asarray(heat(difference, max(largest, 1e-12)))),
+            "mask": None,
+            "pure": None,
+        }
+        if first.pure is not None and first.pure.size == padded[0] * padded[1]:
+            slide["mask"] = _address(mask_overlay(lr, first.pure.reshape(padded)))
+            slide["pure"] = float(first.pure.mean())
+        found.append(slide)
+    return found
+
+
+def _address(rgb: NDArray[np.uint8]) -> str:
+    """The picture (H, W, 3) as a data: address, enlarged in whole steps until it can be seen."""
+    image = Image.fromarray(rgb)
+    factor = max(1, -(-SHOWN // max(image.size)))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

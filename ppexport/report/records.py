@@ -21,13 +21,14 @@ from typing import Any
 
 import yaml
 
+from ppexport.backends.backend import find_backend
 from ppexport.device.artifact import Manifest
 from ppexport.errors import InputError, present
 from ppexport.files import read_limited_text, write_text
 from ppexport.networks.card import Card, find_card, models_folder, read_card
 from ppexport.parity.evaluation import Evaluation
 from ppexport.profile.result import Profile
-from ppexport.report.material import Parity
+from ppexport.report.material import CHANGES, Parity
 
 NUMERICS, LATENCY = "numerics.yaml", "latency.yaml"
 HEADERS = {
@@ -41,24 +42,36 @@ NETWORK = "pytorch-fp32"
 LATENCIES = ("p50_ms", "p90_ms", "p99_ms", "p90_ms_per_megapixel", "host_p50_ms")
 
 
-def _read(path: Path, keys: str) -> dict[str, Any]:
-    """What *path* holds by *keys*, such as "machines"; empty where it does not exist. Raises InputError if damaged."""
+def _read(path: Path) -> dict[str, Any]:
+    """What *path* holds, empty where it does not exist."""
     if not path.is_file():
         return {}
     try:
-        data = yaml.safe_load(read_limited_text(path, MAX_BYTES, f"a mapping of {keys}"))
+        data = yaml.safe_load(read_limited_text(path, MAX_BYTES, "a mapping of figures"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not all(isinstance(part, dict) for part in data.values()):
-        raise InputError(f"{path} is not a mapping of {keys}")
+        raise InputError(f"{path} is not a mapping of figures")
+    if path.name == NUMERICS and not set(data) <= {EVALUATION, PARITY}:
+        raise InputError(f"{path} does not hold {EVALUATION} and {PARITY}: remove it to record anew")
     return data
 
 
 def _write(path: Path, data: dict[str, Any]) -> Path:
-    """Write *data* without its empty parts."""
-    kept = {name: part for name, part in data.items() if part}
-    write_text(path, HEADERS[path.name] + yaml.safe_dump(kept, sort_keys=True, allow_unicode=True))
+    write_text(path, HEADERS[path.name] + yaml.safe_dump(data, sort_keys=True, allow_unicode=True))
     return path
+
+
+def _record(file: str, entries: Mapping[tuple[str, str, str], dict[str, Any]]) -> list[Path]:
+    """Write {(model, part of the file, key): entry} into *file* beside the cards, beside what it holds.
+
+    Everything that can be refused is refused before the first file is written.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for (model, part, key), entry in entries.items():
+        path = model_folder(model) / file
+        found.setdefault(path, _read(path)).setdefault(part, {})[key] = entry
+    return [_write(path, data) for path, data in found.items()]
 
 
 def read_numerics(folder: Path) -> dict[str, Any]:
@@ -66,10 +79,7 @@ def read_numerics(folder: Path) -> dict[str, Any]:
 
     Raises InputError for a damaged file.
     """
-    data = _read(folder / NUMERICS, "figures")
-    if not set(data) <= {EVALUATION, PARITY}:
-        raise InputError(f"{folder / NUMERICS} does not hold {EVALUATION} and {PARITY}: remove it to record anew")
-    return {EVALUATION: data.get(EVALUATION, {}), PARITY: data.get(PARITY, {})}
+    return {EVALUATION: {}, PARITY: {}, **_read(folder / NUMERICS)}
 
 
 def _key_of(facts: Mapping[str, Any], precision: str | None = None) -> str:
@@ -80,7 +90,7 @@ def _key_of(facts: Mapping[str, Any], precision: str | None = None) -> str:
 
 def half_in_single(m: Manifest) -> bool:
     """Whether the artifact's half precision is computed in fp32, as ONNX Runtime's CPU kernels do."""
-    return m.backend == "onnx" and m.precision in ("fp16", "mixed")
+    return m.precision in find_backend(m.backend).rounded
 
 
 def artifact_key(m: Manifest) -> str:
@@ -129,7 +139,7 @@ def record_evaluation(folder: Path, name: str, card: Card, result: Evaluation, k
     """
     check_record(folder, name)
     weights = present(card.weights, f"the weights of card {card.name}")
-    data, mean = read_numerics(folder), result.mean
+    data, mean = _read(folder / NUMERICS), result.mean
     entry: dict[str, Any] = {
         "weights_sha256": weights.sha256,
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -139,33 +149,28 @@ def record_evaluation(folder: Path, name: str, card: Card, result: Evaluation, k
     }
     if name in card.published:
         entry["published_psnr_y"] = card.published[name]
-    data[EVALUATION].setdefault(name, {})[key] = entry
+    data.setdefault(EVALUATION, {}).setdefault(name, {})[key] = entry
     return _write(folder / NUMERICS, data)
 
 
 def record_parity(parities: Sequence[Parity]) -> list[Path]:
     """Write *parities* into the `numerics.yaml` of their models, beside other artifacts' figures.
 
-    Returns the files. Raises InputError; everything that can be refused is refused before the first file is written.
+    Returns the files. Raises InputError, before the first file is written.
     """
-    found: dict[Path, dict[str, Any]] = {}
     for parity in parities:
-        m = parity.data
-        if not {"created", "flavour", "capacities"} <= set(m):
+        if not {"created", "flavour", "capacities"} <= set(parity.data):
             raise InputError(f"{parity.path} is of an older ppexport and does not tell its flavour: run parity again")
-        folder = model_folder(m["model"])
-        data = found.setdefault(folder, read_numerics(folder))
-        data[PARITY][_key_of(m)] = parity_of(parity)
-    return [_write(folder / NUMERICS, data) for folder, data in found.items()]
+    return _record(NUMERICS, {(p.data["model"], PARITY, _key_of(p.data)): _parity_of(p) for p in parities})
 
 
-def parity_of(parity: Parity) -> dict[str, Any]:
+def _parity_of(parity: Parity) -> dict[str, Any]:
     """What is recorded of a parity run: the pair of the artifact. A PSNR of null stands for equal pictures."""
     data, pair, agreement = parity.data, parity.judged, parity.judged.get("agreement")
 
-    def rounded(name: str, digits: int) -> float | None:
+    def rounded(value: float | None, digits: int) -> float | None:
         # Without a sign where it rounds to zero.
-        return None if pair.get(name) is None else round(pair[name], digits) + 0.0
+        return None if value is None else round(value, digits) + 0.0
 
     return {
         "date": str(data["created"])[:10],
@@ -173,12 +178,11 @@ def parity_of(parity: Parity) -> dict[str, Any]:
         "gate_psnr": pair["gate"]["psnr"],
         "inputs": len(pair["rows"]),
         "reference": pair["reference"],
-        "psnr": None if parity.worst is None else round(parity.worst, 2),
-        "psnr_same_routing": None if parity.worst_same_routing is None else round(parity.worst_same_routing, 2),
+        "psnr": rounded(parity.worst, 2),
+        "psnr_same_routing": rounded(parity.worst_same_routing, 2),
         "flips": parity.flips,
-        "equal_categories": None if agreement is None else round(min(agreement), 4),
-        **{f"psnr_y_change{kind}": rounded(f"psnr_y_change{kind}", 4) for kind in ("", "_same_routing")},
-        **{f"ssim_y_change{kind}": rounded(f"ssim_y_change{kind}", 6) for kind in ("", "_same_routing")},
+        "equal_categories": None if agreement is None else rounded(min(agreement), 4),
+        **{name: rounded(pair.get(name), 4 if name.startswith("psnr") else 6) for name in CHANGES},
         "files": data["files"],
         "weights_sha256": data["weights"]["sha256"],
         "versions": data["versions"],
@@ -188,20 +192,18 @@ def parity_of(parity: Parity) -> dict[str, Any]:
 def record_latency(profiles: Sequence[Profile]) -> list[Path]:
     """Write *profiles* into the `latency.yaml` of their models, beside other machines' figures.
 
-    Returns the files. Raises InputError; everything that can be refused is refused before the first file is written.
+    Returns the files. Raises InputError, before the first file is written.
     """
-    found: dict[Path, dict[str, Any]] = {}
+    found = {}
     for profile in profiles:
         machine = profile.data["machine"]
         mode = (machine.get("jetson") or {}).get("power_mode")
         # A board in another power mode is another machine.
         called = str(machine["cpu"]) + (f", {mode['name']}" if isinstance(mode, dict) and mode.get("name") else "")
         for subject in profile.subjects:
-            folder = model_folder(subject["model"])
-            data = found.setdefault(folder, _read(folder / LATENCY, "machines"))
             key = f"{_key_of(subject)} {subject['runtime']}:{subject['runtime_device']}"
-            data.setdefault(called, {})[key] = _latency_of(profile, subject)
-    return [_write(folder / LATENCY, data) for folder, data in found.items()]
+            found[subject["model"], called, key] = _latency_of(profile, subject)
+    return _record(LATENCY, found)
 
 
 def _latency_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,6 @@ from ppexport.quantize.crops import Crop, Source, used_pictures
 from ppexport.quantize.recipe import CALIBRATORS, GROUPS, Recipe, write_recipe
 from ppexport.search.trials import MARGIN, STATE, Search, Trial
 
-BUDGET = 0.05
-"""dB of PSNR-Y that a placement may cost on the search's crops, half of what the gate allows on an evaluation set."""
 FLOOR = 0.001
 """Costs below this many dB count as this much: crops differ by more."""
 FP32, FOUND, CALIBRATION, RECIPE, TABLE, PICTURE = (
@@ -62,8 +60,7 @@ class Outcome:
 
 
 def fp32_artifact(network: nn.Module, size: tuple[int, int], out: Path) -> Artifact:
-    """The portable fp32 artifact of *network* for LR *size* (h, w) in the search's folder *out*, made unless it is
-    there."""
+    """The portable fp32 artifact of *network* for LR *size* (h, w) in the folder *out*, made unless it exists."""
     folder = out / FP32
     if is_artifact(folder):
         artifact = read_artifact(folder)
@@ -77,7 +74,7 @@ def own_calibration(
     artifact: Artifact, sources: Sequence[Source], crops: Sequence[Crop], warnings: list[str], out: Path,
     progress: Progress,
 ) -> Path:  # fmt: skip
-    """The calibration file of the search's folder *out*, measured on *crops* of *sources* unless it is there."""
+    """The calibration file in the folder *out*, measured on *crops* of *sources* unless it exists."""
     path = out / CALIBRATION
     if not (path.is_file() and is_of(load_calibration(path), artifact, sources, crops)):
         calibrate(artifact, sources, crops, warnings, path, lambda done, total: progress("calibration", done, total))
@@ -88,7 +85,7 @@ def order_of(alone: Sequence[Trial], fp32_bytes: int) -> list[Trial]:
     """The groups' trials, best first: what they save, time before size, for what they cost."""
 
     def worth(trial: Trial) -> float:
-        saved = max(1 - trial.time.median, 0.0) + 0.1 * max(1 - trial.bytes / fp32_bytes, 0.0)
+        saved = max(1 - trial.time.middle, 0.0) + 0.1 * max(1 - trial.bytes / fp32_bytes, 0.0)
         return saved / max(-trial.change, FLOOR)
 
     return sorted(alone, key=worth, reverse=True)
@@ -109,31 +106,31 @@ def choose(trials: Sequence[Trial], budget: float) -> tuple[Trial, str]:
         )
     faster = [t for t in fitting if t.time.high < 1]
     if faster:
-        return min(faster, key=lambda t: t.time.median), "the fastest within the budget"
+        return min(faster, key=lambda t: t.time.middle), "the fastest within the budget"
     smallest = min(fitting, key=lambda t: (t.bytes, -t.change))
     return smallest, "none was surely faster than fp32, so the smallest within the budget"
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
     """The placeable trials that no other beats in PSNR-Y, time and size at once, fastest first."""
-    placeable = [((-t.change, t.time.median, t.bytes), t) for t in trials if t.placeable]
+    placeable = [((-t.change, t.time.middle, t.bytes), t) for t in trials if t.placeable]
     kept = [
         trial
         for own, trial in placeable
         if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other, _ in placeable)
     ]
-    return sorted(kept, key=lambda t: t.time.median)
+    return sorted(kept, key=lambda t: t.time.middle)
 
 
 def run_search(search: Search, progress: Progress) -> Outcome:
     """All steps of *search*. Raises InputError where nothing is within the budget."""
-    steps = len(CALIBRATORS) + len(GROUPS) + 1 + len(GROUPS) - 2
+    stage, steps = f"{search.artifact.manifest.name}: placements", len(CALIBRATORS) + len(GROUPS) + 1 + len(GROUPS) - 2
     trials: list[Trial] = []
 
     def measured(name: str, groups: Sequence[str], calibrator: str) -> Trial:
-        progress(f"{search.artifact.manifest.name}: placements", len(trials), steps)
+        progress(stage, len(trials), steps)
         trials.append(search.measure(name, groups, calibrator))
-        progress(f"{search.artifact.manifest.name}: placements", len(trials), steps)
+        progress(stage, len(trials), steps)
         return trials[-1]
 
     whole = [measured(f"all, {c}", GROUPS, c) for c in CALIBRATORS]
@@ -146,7 +143,6 @@ def run_search(search: Search, progress: Progress) -> Outcome:
     for count in range(2, len(ordered)):
         measured(f"{count} groups", [g for g in GROUPS if g in ordered[:count]], best)
     chosen, reason = choose(trials, search.options.budget)
-    search.prepare()
     return Outcome(float(np.mean([p for p, _ in search.reference])), size, trials, chosen, reason)
 
 
@@ -155,18 +151,11 @@ def rows(outcome: Outcome) -> list[list[str]]:
     best = {t.name for t in pareto(outcome.trials)}
     found = [["fp32", "0", "0", "1", f"{outcome.fp32_bytes / 1e6:.2f}", "100.0 %", ""]]
     for t in outcome.trials:
-        mean = sum(t.agreement) / len(t.agreement)
-        found.append(
-            [
-                t.name,
-                f"{t.change:+.4f} ± {t.error:.4f}",
-                f"{t.worst:+.3f}",
-                f"{t.time.median:.3f} ({t.time.low:.3f} to {t.time.high:.3f})",
-                f"{t.bytes / 1e6:.2f}",
-                f"{100 * mean:.1f} % (least {100 * min(t.agreement):.1f})",
-                "chosen" if t is outcome.chosen else "yes" if t.name in best else "",
-            ]
-        )
+        time = f"{t.time.middle:.3f} ({t.time.low:.3f} to {t.time.high:.3f})"
+        equal = f"{100 * np.mean(t.agreement):.1f} % (least {100 * min(t.agreement):.1f})"
+        mark = "chosen" if t is outcome.chosen else "yes" if t.name in best else ""
+        figures = f"{t.change:+.4f} ± {t.error:.4f}", f"{t.worst:+.3f}", time, f"{t.bytes / 1e6:.2f}"
+        found.append([t.name, *figures, equal, mark])
     return found
 
 
@@ -188,8 +177,7 @@ def write_outcome(out: Path, outcome: Outcome, search: Search, card: Card, sourc
     write_text(out / TABLE, markdown(outcome, summary(outcome, search, card)))
     plot(out / PICTURE, outcome, f"{card.name}: {search.options.precision} on {search.options.runtime}")
     weights = None if card.weights is None else card.weights.sha256
-    pictures = used_pictures(sources, search.crops)
-    write_recipe(out / RECIPE, found_recipe(outcome, search, pictures, weights))
+    write_recipe(out / RECIPE, found_recipe(outcome, search, used_pictures(sources, search.crops), weights))
 
 
 def markdown(outcome: Outcome, about: str) -> str:
@@ -228,7 +216,7 @@ def found_recipe(outcome: Outcome, search: Search, pictures: list[dict[str, str]
             "crops": len(search.crops),
             "images": pictures,
             "runtime": options.runtime,
-            "time_of_fp32s": [round(v, 3) for v in (chosen.time.median, chosen.time.low, chosen.time.high)],
+            "time_of_fp32s": [round(v, 3) for v in (chosen.time.middle, chosen.time.low, chosen.time.high)],
             "reason": outcome.reason,
             "calibration_sha256": search.calibration.sha256,
         },
@@ -242,26 +230,22 @@ def plot(path: Path, outcome: Outcome, title: str) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(title)
     views: list[tuple[str, float, Callable[[Trial], float]]] = [
-        ("time, fp32 = 1", 1.0, lambda t: t.time.median),
+        ("time, fp32 = 1", 1.0, lambda t: t.time.middle),
         ("file, MB", outcome.fp32_bytes / 1e6, lambda t: t.bytes / 1e6),
     ]
     placeable = [t for t in outcome.trials if t.placeable]
-    series: list[tuple[list[Trial], dict[str, Any]]] = [
-        ([t for t in outcome.trials if not t.placeable], {"marker": "x", "color": "tab:red",
-         "label": "similarity, never placed"}),
-        (pareto(outcome.trials), {"marker": "o", "color": "tab:orange", "zorder": 4, "label": "Pareto set"}),
-        ([outcome.chosen], {"marker": "o", "markersize": 15, "fillstyle": "none", "color": "tab:green",
-         "label": "chosen"}),
-    ]  # fmt: skip
+    series: list[tuple[str, list[Trial], str, dict[str, Any]]] = [
+        ("similarity, never placed", [t for t in outcome.trials if not t.placeable], "x", {"color": "tab:red"}),
+        ("Pareto set", pareto(outcome.trials), "o", {"color": "tab:orange", "zorder": 4}),
+        ("chosen", [outcome.chosen], "o", {"color": "tab:green", "markersize": 15, "fillstyle": "none"}),
+    ]
     for axes, (label, fp32, value) in zip(figure.subplots(1, 2, sharey=True), views, strict=True):
         axes.axhline(0, color="0.8", linewidth=1)
-        axes.errorbar(
-            [value(t) for t in placeable], [t.change for t in placeable], [t.error for t in placeable],
-            fmt="o", color="tab:blue", ecolor="0.75", label="placement, ± standard error",
-        )  # fmt: skip
+        points = [value(t) for t in placeable], [t.change for t in placeable], [t.error for t in placeable]
+        axes.errorbar(*points, fmt="o", color="tab:blue", ecolor="0.75", label="placement, ± standard error")
         axes.plot([fp32], [0], "s", color="black", label="fp32")
-        for trials, look in series:
-            axes.plot([value(t) for t in trials], [t.change for t in trials], linestyle="none", **look)
+        for name, trials, marker, look in series:
+            axes.plot([value(t) for t in trials], [t.change for t in trials], marker, label=name, **look)
         at = value(outcome.chosen), outcome.chosen.change
         axes.annotate(outcome.chosen.name, at, textcoords="offset points", xytext=(8, -14), fontsize=8)
         axes.set_xlabel(label)

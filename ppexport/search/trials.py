@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -13,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ppexport.backends.backend import Inside
 from ppexport.backends.onnx import BACKEND
-from ppexport.backends.onnx.collect import crop_inputs
 from ppexport.backends.onnx.model_file import artifact_model
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import quantised
@@ -27,22 +28,36 @@ from ppexport.device.picture import psnr_y, to_uint8
 from ppexport.errors import InputError
 from ppexport.files import sha256_text, write_text
 from ppexport.networks.architecture import find_architecture
-from ppexport.profile.statistics import median_interval
-from ppexport.quantize.bundled import Quantisation
+from ppexport.profile.statistics import Interval, median_interval
 from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.crops import Crop, pixel_hash
-from ppexport.quantize.recipe import ROUTING, Recipe
+from ppexport.quantize.recipe import ROUTING, Quantisation, Recipe
 
 MARGIN = 1.645
 """Standard errors that are added to what a placement costs before it is compared with the budget: with 95 % confidence
 it costs no more on pictures like these."""
-STATE, STATE_VERSION = "search.json", 3
+STATE, STATE_VERSION = "search.json", 4
 """The file of the measurements, and the version of what it holds."""
-RUNTIMES = ("onnxruntime", "openvino")
 PRECISIONS = ("int8", "mixed")
 Inputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Inputs], NDArray[np.float32]]
 """Inputs -> `sr`."""
+
+
+def _in_onnxruntime(model: Path, threads: int) -> Run:
+    session = make_session(model.read_bytes(), str(model), threads)
+    return lambda inputs: np.asarray(session.run(["sr"], dict(inputs))[0], np.float32)
+
+
+def _in_openvino(model: Path, threads: int) -> Run:
+    compiled = Session(model.read_bytes(), str(model), threads=threads)
+    return lambda inputs: np.asarray(compiled.run(dict(inputs), ["sr"])["sr"], np.float32)
+
+
+RUNTIMES = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+"""What opens a model's file on this machine's CPU with a number of threads: in fp32 but for what Q/DQ says.
+
+Raises UnavailableError where the runtime is not installed, ArtifactError where it refuses the file."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +76,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         for what, value, known in (("runtime", self.runtime, RUNTIMES), ("precision", self.precision, PRECISIONS)):
             if value not in known:
-                raise InputError(f"{what} is one of {', '.join(known)}, not {value!r}")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Time of one graph over that of another, from rounds in which both took turns; `low` to `high` is the bootstrap
-    interval of 95 % of the median, `base_ms` the median time of the other graph."""
-
-    median: float
-    low: float
-    high: float
-    base_ms: float
+                raise InputError(f"a {what} is one of {', '.join(known)}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Trial:
     """Share of impure tokens of equal category, per layer."""
     bytes: int
     """Size of the file."""
-    time: Ratio
+    time: Interval
     """Against fp32, on the runtime."""
 
     @property
@@ -110,12 +114,7 @@ class Search:
     """The measurements of one search, kept in *folder* so that a search that was killed continues."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        calibration: Calibration,
-        crops: Sequence[Crop],
-        options: SearchOptions,
-        folder: Path,
+        self, artifact: Artifact, calibration: Calibration, crops: Sequence[Crop], options: SearchOptions, folder: Path
     ) -> None:
         self.artifact, self.calibration, self.crops = artifact, calibration, crops
         self.options, self.folder = options, folder
@@ -126,73 +125,63 @@ class Search:
         named = [STATE_VERSION, artifact.manifest.files, calibration.sha256, cut, asked]
         self.key = sha256_text(json.dumps(named))
         self.kept = self._read()
-        self.reference: list[tuple[float, Inside]] = []
 
     def _read(self) -> dict[str, Any]:
         """The measurements of the same search so far."""
         path = self.folder / STATE
-        if path.is_file():
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                raise InputError(f"{path} is damaged: remove it to search anew") from None
-            if isinstance(data, dict) and data.get("key") == self.key and isinstance(data.get("trials"), dict):
-                return dict(data["trials"])
-        return {}
+        if not path.is_file():
+            return {}
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(f"{path} is damaged: remove it to search anew") from None
+        same = isinstance(data, dict) and data.get("key") == self.key and isinstance(data.get("trials"), dict)
+        return dict(data["trials"]) if same else {}
 
     def _pictures(self, probe: OnnxProbe) -> list[tuple[float, Inside]]:
         """PSNR-Y and routing of every crop."""
         found = []
         for crop in self.crops:
-            inside = probe.run(crop_inputs(self.artifact, crop))
+            inside = probe.run({"lr": crop.lr})
             if not np.isfinite(inside.sr).all():
                 raise InputError(f"the graph returned NaN or infinite values for the crop {crop.name}")
             found.append((psnr_y(to_uint8(inside.sr), crop.hr, self.artifact.scale), inside))
         return found
 
-    def prepare(self) -> None:
-        """Measure fp32."""
-        if not self.reference:
-            self.reference = self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
+    @cached_property
+    def reference(self) -> list[tuple[float, Inside]]:
+        """PSNR-Y and routing of every crop in fp32."""
+        return self._pictures(OnnxProbe(self.artifact.graph_file, self.architecture.routing, self.model))
 
     def measure(self, name: str, groups: Sequence[str], calibrator: str) -> Trial:
         """The trial *name*, measured now unless it was before."""
         if name not in self.kept:
-            self.prepare()
             self.kept[name] = asdict(self._measure(name, tuple(groups), calibrator))
             write_text(self.folder / STATE, json.dumps({"key": self.key, "trials": self.kept}, indent=1) + "\n")
-        data = dict(self.kept[name])
-        # JSON has neither tuples nor classes.
-        lists = {key: tuple(data[key]) for key in ("groups", "agreement")}
-        return Trial(**{**data, **lists, "time": Ratio(**data["time"])})
+        return TypeAdapter(Trial).validate_python(self.kept[name])
 
     def _measure(self, name: str, groups: tuple[str, ...], calibrator: str) -> Trial:
         precision = self.options.precision
         recipe = Recipe(calibrator=calibrator, weight_bits=self.options.weight_bits)
+        # Not checked, since the routing is measured too.
+        recipe = recipe.model_copy(update={"groups": groups})
         request = Quantisation(precision, self.architecture, self.calibration, recipe)
-        model, _ = quantised(self.model, request, groups)
+        model, _ = quantised(self.model, request)
         # ONNX Runtime's CPU kernels would compute in fp32 what is fp16.
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "trial.onnx"
             onnx.save(model, path)
             pictures = self._pictures(OnnxProbe(path, self.architecture.routing, rounds=precision in BACKEND.rounded))
-            run, base = (
-                open_in(self.options.runtime, p, self.options.threads) for p in (path, self.artifact.graph_file)
-            )
+            files = path, self.artifact.graph_file
+            run, base = (RUNTIMES[self.options.runtime](file, self.options.threads) for file in files)
         pairs = [*zip(self.reference, pictures, strict=True)]
         changes = np.array([b[0] - a[0] for a, b in pairs])
         agreement = np.mean([_agreement(a[1], b[1]) for a, b in pairs], axis=0)
-        return Trial(
-            name,
-            groups,
-            calibrator,
-            float(changes.mean()),
-            float(changes.std(ddof=1) / np.sqrt(changes.size)),
-            float(changes.min()),
-            tuple(float(a) for a in agreement),
-            model.ByteSize(),
-            compare_times(run, base, crop_inputs(self.artifact, self.crops[0]), self.options.rounds),
-        )
+        mean, error, worst = changes.mean(), changes.std(ddof=1) / np.sqrt(changes.size), changes.min()
+        time_of_fp32s = compare_times(run, base, {"lr": self.crops[0].lr}, self.options.rounds)
+        shares = tuple(float(share) for share in agreement)
+        figures = float(mean), float(error), float(worst)
+        return Trial(name, groups, calibrator, *figures, shares, model.ByteSize(), time_of_fp32s)
 
 
 def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:
@@ -202,27 +191,12 @@ def _agreement(reference: Inside, other: Inside) -> NDArray[np.float64]:
     return np.asarray(equal.mean(axis=1) if equal.size else np.ones(len(equal)), np.float64)
 
 
-def open_in(runtime: str, model: Path, threads: int) -> Run:
-    """The file *model* on this machine's CPU, in *runtime*: in fp32 but for what Q/DQ says.
-
-    Raises InputError for one that is not known, UnavailableError for one that is missing, ArtifactError where it
-    refuses the file.
-    """
-    if runtime == "onnxruntime":
-        session = make_session(model.read_bytes(), str(model), threads)
-        return lambda inputs: np.asarray(session.run(["sr"], dict(inputs))[0], np.float32)
-    if runtime == "openvino":
-        compiled = Session(model.read_bytes(), str(model), threads=threads)
-        return lambda inputs: np.asarray(compiled.run(dict(inputs), ["sr"])["sr"], np.float32)
-    raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
-
-
-def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Ratio:
-    """Time *run* against *base* in turns, A B B A in every round.
+def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Interval:
+    """The time of *run* over that of *base*, which take turns, A B B A in every one of *rounds* rounds.
 
     Each is run twice and the second run timed, as caches are then its own.
     """
-    ratios, base_times = [], []
+    ratios = []
 
     def timed(which: Run) -> float:
         which(inputs)
@@ -234,6 +208,4 @@ def compare_times(run: Run, base: Run, inputs: Inputs, rounds: int) -> Ratio:
     for _ in range(rounds):
         first, second, third, fourth = timed(base), timed(run), timed(run), timed(base)
         ratios.append((second + third) / (first + fourth))
-        base_times.append((first + fourth) / 2)
-    ratio = median_interval(ratios)
-    return Ratio(ratio.middle, ratio.low, ratio.high, 1000 * float(np.median(base_times)))
+    return median_interval(ratios)

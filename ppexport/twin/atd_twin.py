@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import copy
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
+from ppexport.device.artifact import GROUP
 from ppexport.device.mask import mirror_index, padded_size, padded_tokens
-from ppexport.device.sizes import whole_numbers
 from ppexport.errors import TwinError
-from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, TransformerLayer
-from ppexport.networks.atd.pp_atd_light import PPATDLight
-from ppexport.networks.network import Network, Trace
+from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, PPATDLight, TransformerLayer
+from ppexport.networks.network import Trace
+from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean
-from ppexport.twin.layers import PortableLayer, StaticLayer, image_of, tokens_of
+from ppexport.twin.layers import PortableLayer, Shared, StaticLayer, image_of, tokens_of
 from ppexport.twin.ort_layers import RowLayer
 from ppexport.twin.padded_heads import PaddedLayer
-from ppexport.twin.routing import check_capacity
-from ppexport.twin.shared import BlockCut, Shared
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import RoutedLayer, StaticTwin
 
-FLAVOURS: dict[str, type[StaticLayer]] = {
-    "portable": PortableLayer,
-    "ort": RowLayer,
-    "tensorrt": PaddedLayer,
-}
+FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": RowLayer, "tensorrt": PaddedLayer}
 """The layers that a twin is made of."""
 
 
@@ -40,16 +35,16 @@ class StaticGroup(nn.Module):
         self.td = nn.Parameter(group.td.detach().clone())
         self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
 
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c); *first* is the network-wide number of the first layer."""
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
+        """Tokens (n, c) -> tokens (n, c)."""
         dictionary: Tensor = self.td
-        for i, layer in enumerate(self.layers):
-            x, dictionary = layer(x, dictionary, shared, first + i)
+        for layer in self.layers:
+            x, dictionary = layer(x, dictionary, shared)
         return x
 
 
 class StaticBlock(nn.Module):
-    """Six layers, a 3x3 convolution and a residual connection."""
+    """Transformer layers, a 3x3 convolution and a residual connection."""
 
     def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
         super().__init__()
@@ -57,9 +52,9 @@ class StaticBlock(nn.Module):
         self.residual_group = StaticGroup(source, size, dense, layer)
         self.conv = copy.deepcopy(source.conv)
 
-    def forward(self, x: Tensor, shared: Shared, first: int) -> Tensor:
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
-        y = self.residual_group(x, shared, first)
+        y = self.residual_group(x, shared)
         return tokens_of(self.conv(image_of(y, self.size))) + x
 
 
@@ -75,7 +70,7 @@ class AtdTwin(StaticTwin):
     def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int, flavour: str) -> None:
         padded = height, width = padded_size(size[0]), padded_size(size[1])
         super().__init__(network, size, padded, capacity, flavour)
-        self.depths, self.categories = network.config.depths, network.config.dictionary_tokens
+        self.categories = network.config.dictionary_tokens
         dense = not isinstance(network, PPATDLight)
         if isinstance(network, PPATDLight):
             self.pure_pass = StaticPurePass(network.options, height, width)
@@ -94,11 +89,10 @@ class AtdTwin(StaticTwin):
         assert isinstance(last, nn.Conv2d)
         self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
         self.register_buffer("mean", network.mean.detach().clone())
-        high, low = count_up(self.tokens)
-        for name, value in (("high", high), ("low", low)):
+        for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
-            self.register_buffer(name, torch.from_numpy(mirror_index(*sides)).int())
+        self.register_buffer("rows", torch.from_numpy(mirror_index(size[0], height)).int())
+        self.register_buffer("columns", torch.from_numpy(mirror_index(size[1], width)).int())
 
     def pad(self, lr: Tensor) -> Tensor:
         """Mirror (1, 3, h, w) up to multiples of 16, by two constant gathers."""
@@ -115,9 +109,10 @@ class AtdTwin(StaticTwin):
         if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
             raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
         if slots is not None:
-            if slots.dim() != 2 or slots.shape[0] != 1:
-                raise ValueError(f"slots are (1, C), not {tuple(slots.shape)}")
-            check_capacity(int(slots.shape[1]), self.capacity)
+            allowed = range(GROUP, self.capacity + 1, GROUP)
+            if slots.dim() != 2 or slots.shape[0] != 1 or int(slots.shape[1]) not in allowed:
+                allows = f"C a multiple of {GROUP} up to {self.capacity}"
+                raise ValueError(f"slots are (1, C), {allows}, not {tuple(slots.shape)}")
 
     def forward(
         self,
@@ -139,14 +134,14 @@ class AtdTwin(StaticTwin):
         tokens = (self.high + self.low).view(-1)
         capacity = self.capacity if slots is None else slots.shape[1]
         cuts = self.cut(tokens), self.shifted_cut(tokens)
-        shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=categories, trace=trace)
+        # One by one, not by iter(), which would put another operation into the graph.
+        forced = None if categories is None else (categories[layer] for layer in count())
+        shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=forced, trace=trace)
         FLAVOURS[self.flavour].prepare(shared, capacity, impure, self.categories)
         first = self.conv_first(padded - self.mean)
         x = self.patch_embed(first).squeeze(0)
-        done = 0
-        for block, depth in zip(self.layers, self.depths, strict=True):
-            x = block(x, shared, done)
-            done += depth
+        for block in self.layers:
+            x = block(x, shared)
         deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
         sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
         return sr, impure
@@ -156,19 +151,9 @@ class AtdTwin(StaticTwin):
         return {name: module for name, module in self.named_modules() if isinstance(module, StaticLayer)}
 
 
-def make_atd_twin(network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
-    """The twin of *network*, as `make_twin`; *size* is checked."""
-    if not isinstance(network, ATDLight):
-        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use atd_light or pp_atd_light")
+def make_atd_twin(network: ATDLight, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
+    """The twin of *network*, as `make_twin`, which has checked size and capacity."""
     tokens = padded_tokens(size)
-    if capacity is not None:
-        try:
-            (capacity,) = whole_numbers([capacity])
-            check_capacity(capacity, tokens)
-        except TypeError:
-            raise TwinError(f"a capacity is a whole number, not {capacity!r}") from None
-        except ValueError as error:
-            raise TwinError(str(error)) from None
-        if capacity != tokens and not isinstance(network, PPATDLight):
-            raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
+    if capacity not in (None, tokens) and not isinstance(network, PPATDLight):
+        raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
     return AtdTwin(network, size, capacity or tokens, flavour).eval()

@@ -1,8 +1,8 @@
 """The blocks that window attention works in, without a cyclic shift and without a mask.
 
 Before (networks/atd/attention.py): the image is rolled by half a window, cut into windows of 16 x 16, and in the
-windows
-that hold pieces of opposite borders -100 is added to the logits between pieces (rank 6, and a mask for every window).
+windows that hold pieces of opposite borders -100 is added to the logits between pieces (rank 6, and a mask for every
+window).
 
 After: what the mask keeps apart is cut apart. A shifted image is interior windows, and along its borders blocks of
 half a window:
@@ -23,6 +23,7 @@ which CPUs handle a hundred times as slowly. Tensors have rank 4 at most (Core M
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,20 +108,16 @@ def from_blocks(blocks: list[Tensor], kinds: list[Kind]) -> Tensor:
     return torch.cat(joined) if len(joined) > 1 else joined[0]
 
 
-# Which entries of a position bias table a block of tokens uses.
-#
-# Before (networks/atd/attention.py): a stored index (256, 256) int64 of 512 KiB, and a gather that exporters fold to 1
-# MiB
-# per layer.
-#
-# After: the index comes out of one number per token inside the graph, once for all layers that share it, for blocks of
-# any size up to a window:
-#
-#     index = base[i] - base[j] + 480,   base = 31 * y + x                              (area,) int32
-
-
 class PositionIndex(nn.Module):
-    """The row of the bias table for every pair of tokens in blocks of one kind: int32 (area * area,)."""
+    """The row of the position bias table for every pair of tokens in blocks of one kind: int32 (area * area,).
+
+    Before (networks/atd/attention.py): a stored index (256, 256) int64 of 512 KiB, and a gather that exporters fold to
+    1 MiB in every layer.
+
+    After: the index comes out of one number per token inside the graph, once for all layers that share it:
+
+        index = base[i] - base[j] + 480,   base = 31 * y + x                              (area,) int32
+    """
 
     base: Tensor
 
@@ -134,3 +131,37 @@ class PositionIndex(nn.Module):
     def forward(self) -> Tensor:
         """Computed in the graph."""
         return (self.base.unsqueeze(1) - self.base.unsqueeze(0) + self.center).view(-1)
+
+
+class Cut(NamedTuple):
+    """How the layers of one shift cut the image into blocks."""
+
+    shift: int
+    kinds: list[Kind]
+    indices: list[Tensor]
+    """For every kind (area * area,) int32: rows of the position bias tables."""
+    order: Tensor
+    """(n,) int32: the token at every position in the order of the blocks."""
+    place: Tensor
+    """(n,) int32: the position of every token in that order."""
+
+
+class BlockCut(nn.Module):
+    """Computes a `Cut` in the graph from the numbers of the tokens."""
+
+    def __init__(self, size: tuple[int, int], window: int, shift: int) -> None:
+        super().__init__()
+        self.size, self.shift = size, shift
+        self.kinds = kinds_of(*size, window, shift)
+        self.index = nn.ModuleList(PositionIndex(kind, window) for kind in self.kinds)
+
+    def forward(self, tokens: Tensor) -> Cut:
+        """*tokens* = 0 ... n - 1, int32."""
+        image = tokens.view(*self.size, 1)
+        # Lengths in plain numbers: shape inference does not follow the slices of every kind.
+        order = [to_blocks(image, kind).view(kind.tokens) for kind in self.kinds]
+        positions = torch.split(tokens, [kind.tokens for kind in self.kinds]) if len(self.kinds) > 1 else (tokens,)
+        parts = [part.view(-1, kind.area, 1) for part, kind in zip(positions, self.kinds, strict=True)]
+        place = from_blocks(parts, self.kinds).reshape(-1)
+        indices = [index() for index in self.index]
+        return Cut(self.shift, self.kinds, indices, torch.cat(order) if len(order) > 1 else order[0], place)

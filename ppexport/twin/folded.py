@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ppexport.networks.atd.attention import CategoryAttention, DictionaryAttention, WindowAttention
+
+M = TypeVar("M", nn.Linear, nn.Conv2d)
 
 
 def scale_queries(wqkv: nn.Linear, scale: float) -> nn.Linear:
@@ -40,9 +43,10 @@ def fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
     return folded
 
 
-def add_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
-    """A copy of *linear* whose bias also holds *bias*."""
-    folded = copy.deepcopy(linear)
+def add_bias(module: M, bias: Tensor) -> M:
+    """A copy of *module* whose bias also holds *bias*."""
+    folded = copy.deepcopy(module)
+    assert folded.bias is not None
     with torch.no_grad():
         folded.bias.add_(bias)
     return folded
@@ -66,8 +70,4 @@ def position_table(attention: WindowAttention) -> Tensor:
 
 def add_mean(upsample: nn.Conv2d, mean: Tensor, scale: int) -> nn.Conv2d:
     """A copy of the last convolution whose bias holds the RGB mean, once for each of the scale^2 sub-pixels."""
-    folded = copy.deepcopy(upsample)
-    assert folded.bias is not None
-    with torch.no_grad():
-        folded.bias += mean.flatten().repeat_interleave(scale * scale)
-    return folded
+    return add_bias(upsample, mean.flatten().repeat_interleave(scale * scale))

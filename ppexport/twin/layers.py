@@ -1,7 +1,7 @@
 """The layers of a twin: one image, tokens (n, c), the module names of the network so that node names tell the layer.
 
 Before (networks/atd/atd_light.py): batched tokens, boolean masks, lists whose length depends on the data.
-After: the same sums with `routing`, `blocks`, `window_bias` and `folded` in place of the dynamic parts. How window and
+After: the same sums with `routing`, `blocks` and `folded` in place of the dynamic parts. How window and
 category attention lay out their heads is the flavour's: here within every window, as accelerators like it; in
 `ort_layers` inside the rows of the tokens, as a CPU kernel does.
 """
@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.device.artifact import GROUP
 from ppexport.networks.atd.atd_light import ConvFFN, TransformerLayer
-from ppexport.networks.atd.attention import GROUP_SIZE, CategoryAttention, DictionaryAttention, WindowAttention
-from ppexport.networks.atd.pp_atd_light import PPTransformerLayer
-from ppexport.twin.blocks import from_blocks, to_blocks
+from ppexport.networks.atd.attention import CategoryAttention, DictionaryAttention, WindowAttention
+from ppexport.networks.network import Trace
+from ppexport.twin.blocks import Cut, from_blocks, to_blocks
 from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries
-from ppexport.twin.routing import Router, plan_slots
-from ppexport.twin.shared import Shared
+from ppexport.twin.ort_routing import RowPlan
+from ppexport.twin.routing import Router, Slots, plan_slots
 
 
 def heads_of(qkv: Tensor, size: int, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +46,26 @@ def image_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 def tokens_of(image: Tensor) -> Tensor:
     """Image (1, c, h, w) -> tokens (n, c)."""
     return image.reshape(image.shape[1], -1).t()
+
+
+@dataclass
+class Shared:
+    """What all layers of one run share."""
+
+    tokens: Tensor
+    """(n,) int32: 0 ... n - 1."""
+    cuts: dict[int, Cut]
+    """By shift, 0 and half a window."""
+    pure: Tensor | None
+    """(n,) bool, None for a network without Pure-Pass."""
+    slots: Slots | None = None
+    """The slots of category attention in the portable flavour, None for a network without Pure-Pass."""
+    rows: RowPlan | None = None
+    """What the layers of the flavour `ort` share beside this."""
+    forced: Iterator[Tensor] | None = None
+    """For every layer (n,) int32: categories to use in place of the tokens' own choice."""
+    trace: Trace | None = None
+    """Filled with what every layer chose and computed."""
 
 
 class StaticDictionaryAttention(nn.Module):
@@ -98,7 +121,7 @@ class StaticCategoryAttention(nn.Module):
 
     def attend(self, slots: Tensor) -> Tensor:
         """qkv of the slots (C, 3c) -> mixed and projected (C, c)."""
-        q, k, v = heads_of(slots, GROUP_SIZE, self.heads, self.channels)
+        q, k, v = heads_of(slots, GROUP, self.heads, self.channels)
         weights = (q * self.scale @ k.transpose(2, 3)).softmax(dim=-1)
         mixed = (weights @ v).transpose(1, 2).reshape(-1, self.channels)
         out: Tensor = self.proj(mixed)
@@ -110,10 +133,10 @@ class StaticCategoryAttention(nn.Module):
             assert self.dense is not None
             slot, source = self.dense(categories, shared.tokens)
             return self.attend(qkv.index_select(0, source)).index_select(0, slot)
-        routes = self.router(categories, shared.slots, shared.tokens)
-        slot = torch.minimum(routes.rank, shared.slots.last)
-        mixed = self.attend(qkv.index_select(0, routes.source)).index_select(0, slot)
-        return torch.where(routes.routed.unsqueeze(1), mixed, torch.zeros(()) if rest is None else rest)
+        source, rank, routed = self.router(categories, shared.slots, shared.tokens)
+        slot = torch.minimum(rank, shared.slots.last)
+        mixed = self.attend(qkv.index_select(0, source)).index_select(0, slot)
+        return torch.where(routed.unsqueeze(1), mixed, torch.zeros(()) if rest is None else rest)
 
 
 class StaticWindowAttention(nn.Module):
@@ -161,17 +184,17 @@ class StaticLayer(nn.Module, ABC):
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
         self.convffn = StaticConvFFN(source.convffn, size)
         self.output = Output()
-        self.compensation = source.kind if isinstance(source, PPTransformerLayer) else "zero"
+        self.compensation = source.compensation
         self.refines = source.refines
         if source.refines:
             self.norm3 = copy.deepcopy(source.norm3)
             s = source.sigma.detach().sigmoid()
             self.register_buffer("s", s)
             self.register_buffer("rest", 1 - s)
-        self.add_attention(source, size, dense)
+        self._add_attention(source, size, dense)
 
     @abstractmethod
-    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+    def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         """Make the modules of window and category attention."""
 
     @classmethod
@@ -180,11 +203,11 @@ class StaticLayer(nn.Module, ABC):
         """Put into *shared* what all layers of a run share, for *capacity* slots and *impure* (1,) int32 tokens."""
 
     @abstractmethod
-    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
+    def _normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
         """*norm* of the tokens *x* (n, c)."""
 
     @abstractmethod
-    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+    def _mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
 
     def similarity(self, tokens: Tensor, dictionary: Tensor) -> Tensor:
@@ -192,15 +215,18 @@ class StaticLayer(nn.Module, ABC):
         similarity: Tensor = self.attn_atd(tokens, self.norm1(tokens), dictionary)[1]
         return similarity
 
-    def forward(self, x: Tensor, dictionary: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, dictionary: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """Tokens (n, c), dictionary (t, c) -> both, for the next layer."""
-        z = self.normalise(self.norm1, x, shared)
+        if shared.trace is not None:
+            # Detached, because a block starts with its own parameter.
+            shared.trace.inputs.append((x.detach(), dictionary.detach()))
+        z = self._normalise(self.norm1, x, shared)
         x, similarity = self.attn_atd(x, z, dictionary)
         categories = own = similarity.argmax(dim=1).to(torch.int32)
         if shared.forced is not None:
-            categories = shared.forced[layer]
-        x = self.mix(x, z, categories, shared)
-        x = self.output(x, self.convffn(self.normalise(self.norm2, x, shared)))
+            categories = next(shared.forced)
+        x = self._mix(x, z, categories, shared)
+        x = self.output(x, self.convffn(self._normalise(self.norm2, x, shared)))
         if self.refines:
             weights = self.norm3(similarity.t().unsqueeze(0)).squeeze(0).softmax(dim=1)
             dictionary = self.s * dictionary + self.rest * (weights @ x)
@@ -213,15 +239,12 @@ class StaticLayer(nn.Module, ABC):
 class PortableLayer(StaticLayer):
     """All heads at once, tokens in the order of the image."""
 
-    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
-        """Make the modules of window and category attention."""
+    def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         attention = source.attn_win
         self.wqkv = scale_queries(source.wqkv, attention.scale)
         self.attn_win = StaticWindowAttention(attention, size, source.shift)
-        categories = source.attn_atd.dictionary_tokens
-        self.attn_aca = StaticCategoryAttention(
-            source.attn_aca, size[0] * size[1], categories, dense, folded=attention.scale
-        )
+        tokens, categories = size[0] * size[1], source.attn_atd.dictionary_tokens
+        self.attn_aca = StaticCategoryAttention(source.attn_aca, tokens, categories, dense, folded=attention.scale)
 
     @classmethod
     def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
@@ -229,19 +252,17 @@ class PortableLayer(StaticLayer):
         if shared.pure is not None:
             shared.slots = plan_slots(shared.tokens, capacity, shared.pure, impure, categories)
 
-    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
-        """*norm* of the tokens *x* (n, c)."""
+    def _normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
         out: Tensor = norm(x)
         return out
 
-    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
-        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
+    def _mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
         qkv = self.wqkv(z)
         # What pure tokens take instead of category attention.
-        rest = {"value": self.values(qkv, z.shape[1]), "normed": z, "zero": None}[self.compensation]
+        rest = {"value": self._values(qkv, z.shape[1]), "normed": z, "zero": None}[self.compensation]
         out: Tensor = x + self.attn_win(qkv, shared) + self.attn_aca(qkv, categories, rest, shared)
         return out
 
-    def values(self, qkv: Tensor, channels: int) -> Tensor:
+    def _values(self, qkv: Tensor, channels: int) -> Tensor:
         """v of all heads (n, c)."""
         return qkv[:, 2 * channels :]

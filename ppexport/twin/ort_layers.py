@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.device.artifact import GROUP
 from ppexport.networks.atd.atd_light import TransformerLayer
-from ppexport.networks.atd.attention import GROUP_SIZE, CategoryAttention, WindowAttention
+from ppexport.networks.atd.attention import CategoryAttention, WindowAttention
+from ppexport.twin.blocks import Cut
 from ppexport.twin.folded import add_bias, category_scale, fold_norm, position_table, scale_queries
-from ppexport.twin.layers import StaticLayer
-from ppexport.twin.ort_routing import plan_places, plan_slots, sort_grid, sorted_places
-from ppexport.twin.shared import Cut, Shared
+from ppexport.twin.layers import Shared, StaticLayer
+from ppexport.twin.ort_routing import RowPlan, plan_rows, sorted_places
 
 Rows = tuple[Tensor, Tensor, Tensor]
 """q, k, v (n, c), tokens in the order of the blocks."""
@@ -91,41 +92,37 @@ class RowCategoryAttention(nn.Module):
         self.scale = category_scale(source, folded)
         self.proj = add_bias(source.proj, bias)
 
-    def attend(self, rows: Rows, source: Tensor) -> Tensor:
-        """q, k, v (n, c) and the row (C,) of every slot -> mixed and projected (C, c)."""
-        q, k, v = rows
-        slots = q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)
-        out: Tensor = self.proj(attend(slots, GROUP_SIZE, self.heads, self.width, scale=self.scale))
-        return out
-
-    def forward(self, rows: Rows, categories: Tensor, rest: Tensor | None, cut: Cut, shared: Shared) -> Tensor:
+    def forward(self, rows: Rows, categories: Tensor, rest: Tensor | None, cut: Cut, plan: RowPlan) -> Tensor:
         """*rows* and *rest* in the order of the blocks, *categories* (n,) int32 by token -> (n, c), as *rows*.
 
         *rest* (n, c) is what pure tokens take; None where no token is.
         """
-        if rest is None or shared.row_slots is None:
-            return self.mix_every(rows, categories, cut, shared)
-        mixed = self.mix_impure(rows, categories, rest, cut, shared)
-        if shared.slots_for_all is None:
+        if rest is None or plan.slots is None:
+            return self._mix_every(rows, categories, cut, plan)
+        mixed = self._mix_impure(rows, categories, rest, cut, plan)
+        if plan.slots_for_all is None:
             return mixed
         # In the graph a branch (backends/onnx/branch_where.py): a picture without pure tokens pays nothing for slots.
-        return torch.where(shared.slots_for_all, self.mix_every(rows, categories, cut, shared), mixed)
+        return torch.where(plan.slots_for_all, self._mix_every(rows, categories, cut, plan), mixed)
 
-    def mix_every(self, rows: Rows, categories: Tensor, cut: Cut, shared: Shared) -> Tensor:
-        """As `forward` where no token is pure."""
-        assert shared.grid is not None
-        place = sorted_places(categories, shared.grid)
-        mixed = self.attend(rows, cut.place.scatter(0, place, cut.place))
+    def _attend(self, rows: Rows, source: Tensor) -> Tensor:
+        """q, k, v (n, c) and the row (C,) of every slot -> mixed and projected (C, c)."""
+        q, k, v = rows
+        slots = q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)
+        out: Tensor = self.proj(attend(slots, GROUP, self.heads, self.width, scale=self.scale))
+        return out
+
+    def _mix_every(self, rows: Rows, categories: Tensor, cut: Cut, plan: RowPlan) -> Tensor:
+        place = sorted_places(categories, plan.grid)
+        mixed = self._attend(rows, cut.place.scatter(0, place, cut.place))
         return mixed.index_select(0, place.index_select(0, cut.order))
 
-    def mix_impure(self, rows: Rows, categories: Tensor, rest: Tensor, cut: Cut, shared: Shared) -> Tensor:
-        """As `forward` with slots."""
-        slots, grid = shared.row_slots, shared.slot_grid
+    def _mix_impure(self, rows: Rows, categories: Tensor, rest: Tensor, cut: Cut, plan: RowPlan) -> Tensor:
+        slots, grid, listed = plan.slots, plan.slot_grid, plan.places[cut.shift]
         assert slots is not None
         assert grid is not None
         place = sorted_places(torch.maximum(categories.index_select(0, slots.tokens), slots.past), grid)
-        listed = shared.places[cut.shift]
-        mixed = self.attend(rows, listed.place.scatter(0, place, listed.place).index_select(0, slots.reads))
+        mixed = self._attend(rows, listed.place.scatter(0, place, listed.place).index_select(0, slots.reads))
         row = slots.rest.scatter(0, listed.target, torch.maximum(place.to(torch.int32), listed.least))
         return torch.cat((mixed, rest)).index_select(0, row)
 
@@ -136,7 +133,7 @@ class RowLayer(StaticLayer):
     k: Tensor
     v: Tensor
 
-    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+    def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         """Make the modules of window and category attention, and move weights and biases of the norms."""
         attention, category, c = source.attn_win, source.attn_aca, source.attn_win.proj.in_features
         self.shift, self.dense = source.shift, dense
@@ -162,26 +159,16 @@ class RowLayer(StaticLayer):
 
     @classmethod
     def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:
-        """Put into *shared* what all layers of a run share."""
-        ones = torch.ones(1).expand(shared.tokens.shape[0])
-        shared.norm = ones, torch.zeros(1).expand(shared.tokens.shape[0])
-        shared.grid = sort_grid(shared.tokens, categories)
-        if shared.pure is None:
-            return
-        positions = shared.tokens[:capacity]
-        shared.row_slots = plan_slots(shared.tokens, positions, shared.pure, impure, categories)
-        shared.slot_grid = sort_grid(positions, categories + 1)
-        if not isinstance(capacity, int) or capacity == len(shared.tokens):
-            shared.slots_for_all = shared.row_slots.limit == shared.tokens.shape[0]
-        shared.places = {shift: plan_places(shared.row_slots, cut.place) for shift, cut in shared.cuts.items()}
+        """Put the plan of the rows into *shared*."""
+        shared.rows = plan_rows(shared.tokens, shared.cuts, shared.pure, capacity, impure, categories)
 
-    def normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
+    def _normalise(self, norm: nn.Module, x: Tensor, shared: Shared) -> Tensor:
         """*x* (n, c) with mean 0 and deviation 1 in every row."""
-        assert shared.norm is not None
-        out: Tensor = norm(x, *shared.norm)
+        assert shared.rows is not None
+        out: Tensor = norm(x, shared.rows.ones, shared.rows.zeros)
         return out
 
-    def for_pure(self, z: Tensor, v: Tensor) -> Tensor | None:
+    def _for_pure(self, z: Tensor, v: Tensor) -> Tensor | None:
         """What pure tokens take (n, c), of the standardised *z* and *v* (n, c)."""
         if self.dense:
             return None
@@ -193,11 +180,11 @@ class RowLayer(StaticLayer):
         # Not zeros_like, which the trace would store number by number.
         return torch.zeros(1, 1).expand(v.shape[0], v.shape[1])
 
-    def mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
-        """Tokens *x* plus window and category attention of the normed *z*, all (n, c)."""
+    def _mix(self, x: Tensor, z: Tensor, categories: Tensor, shared: Shared) -> Tensor:
+        assert shared.rows is not None
         cut = shared.cuts[self.shift]
         z = z.index_select(0, cut.order)
         rows = self.q(z), z @ self.k, z @ self.v
-        from_category = self.attn_aca(rows, categories, self.for_pure(z, rows[2]), cut, shared)
+        from_category = self.attn_aca(rows, categories, self._for_pure(z, rows[2]), cut, shared.rows)
         mixed = torch.addmm(from_category, self.attn_win(rows, cut), self.proj)
         return x + mixed.index_select(0, cut.place)

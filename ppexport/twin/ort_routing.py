@@ -17,11 +17,13 @@ picture count as pure, the same ones in all layers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppexport.twin.blocks import Cut
 from ppexport.twin.counting_sort import BLOCK
 from ppexport.twin.routing import mirror_slots
 
@@ -124,3 +126,44 @@ def plan_places(slots: Slots, place: Tensor) -> Places:
     # A scalar: zeros of a known length would be stored one by one.
     zero = torch.zeros((), dtype=torch.int32)
     return Places(listed, listed.long(), torch.where(slots.mixed, zero, slots.rest.index_select(0, listed)))
+
+
+class RowPlan(NamedTuple):
+    """What all layers of one run share, computed once."""
+
+    ones: Tensor
+    """(n,) fp32."""
+    zeros: Tensor
+    """(n,) fp32."""
+    grid: SortGrid
+    """For sorting the categories of all tokens."""
+    places: dict[int, Places]
+    """By shift: where the tokens of the slots stand in the order of the blocks; {} for a network without Pure-Pass."""
+    slots: Slots | None = None
+    """None for a network without Pure-Pass, as the next one."""
+    slot_grid: SortGrid | None = None
+    """For sorting the categories of the slots."""
+    slots_for_all: Tensor | None = None
+    """(1,) bool: whether no token is pure and each has a slot; None where that cannot be."""
+
+
+def plan_rows(
+    tokens: Tensor,
+    cuts: Mapping[int, Cut],
+    pure: Tensor | None,
+    capacity: Tensor | int,
+    impure: Tensor,
+    categories: int,
+) -> RowPlan:
+    """The plan of a picture, with *capacity* slots and *impure* (1,) int32 tokens that are not *pure* (n,) bool."""
+    ones, zeros = torch.ones(1).expand(tokens.shape[0]), torch.zeros(1).expand(tokens.shape[0])
+    grid = sort_grid(tokens, categories)
+    if pure is None:
+        return RowPlan(ones, zeros, grid, {})
+    positions = tokens[:capacity]
+    slots = plan_slots(tokens, positions, pure, impure, categories)
+    slot_grid = sort_grid(positions, categories + 1)
+    enough = not isinstance(capacity, int) or capacity == len(tokens)
+    for_all = slots.limit == tokens.shape[0] if enough else None
+    places = {shift: plan_places(slots, cut.place) for shift, cut in cuts.items()}
+    return RowPlan(ones, zeros, grid, places, slots, slot_grid, for_all)

@@ -49,16 +49,15 @@ def pad_columns(linear: nn.Linear, heads: int) -> nn.Linear:
 class PaddedLayer(PortableLayer):
     """A layer for TensorRT."""
 
-    def add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
-        """Make the modules of window and category attention, with padded heads."""
+    def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         padded = copy.deepcopy(source)
         self.heads = source.attn_win.heads
         padded.wqkv = pad_rows(source.wqkv, 3 * self.heads)
         for attention in (padded.attn_win, padded.attn_aca):
             attention.proj = pad_columns(attention.proj, self.heads)
-        super().add_attention(padded, size, dense)
+        super()._add_attention(padded, size, dense)
 
-    def values(self, qkv: Tensor, channels: int) -> Tensor:
+    def _values(self, qkv: Tensor, channels: int) -> Tensor:
         """v of all heads (n, c) without its padding."""
         v = qkv[:, 2 * self.heads * WIDTH :].view(-1, self.heads, WIDTH)
         return v[:, :, : channels // self.heads].reshape(-1, channels)

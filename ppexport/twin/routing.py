@@ -1,8 +1,7 @@
 """Which token every slot of category attention reads, and where every token finds its result.
 
 Before (networks/atd/attention.py): a boolean mask, a stable argsort, and index lists whose length is the number of
-impure
-tokens m.
+impure tokens m.
 
 After: pure tokens get the key past the last category, one counting sort orders all tokens, and C slots read
 
@@ -22,19 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppexport.networks.atd.attention import GROUP_SIZE
 from ppexport.twin.counting_sort import CountingSort
-
-
-class StaticRoutes(NamedTuple):
-    """Fixed-size counterpart of `networks.routing.Routes` for one image."""
-
-    source: Tensor
-    """(C,) int32: token read by every slot."""
-    rank: Tensor
-    """(n,) int32: place of every token in the sorted order, which is its slot if it was mixed."""
-    routed: Tensor
-    """(n,) bool: whether the token was mixed; the others take the compensation."""
 
 
 class Slots(NamedTuple):
@@ -70,15 +57,6 @@ def mirror_slots(slots: Tensor, m: Tensor) -> Tensor:
     return torch.minimum(q, 2 * m - 1 - q)
 
 
-def check_capacity(capacity: int, tokens: int) -> None:
-    """Raise ValueError unless *capacity* is a multiple of 128 in [128, tokens]."""
-    if capacity % GROUP_SIZE or not GROUP_SIZE <= capacity <= tokens:
-        raise ValueError(
-            f"a capacity is a multiple of {GROUP_SIZE} from {GROUP_SIZE} to the {tokens} tokens of the padded image, "
-            f"not {capacity}"
-        )
-
-
 class Router(nn.Module):
     """Routes n tokens into slots by category, pure tokens left out."""
 
@@ -86,8 +64,18 @@ class Router(nn.Module):
         super().__init__()
         self.sort = CountingSort(tokens, categories + 1)
 
-    def forward(self, categories: Tensor, slots: Slots, tokens: Tensor) -> StaticRoutes:
-        """*categories* (n,) int32, *slots* of the picture, *tokens* = 0 ... n - 1."""
-        # The larger one: no choice between integers (backends/onnx/rules/tensor_types.py, IntegerChoice).
+    def forward(self, categories: Tensor, slots: Slots, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The routing of one layer.
+
+        Args:
+            categories: (n,) int32, of every token.
+            slots: of the picture.
+            tokens: 0 ... n - 1, int32.
+
+        Returns:
+            (C,) int32, the token that every slot reads; (n,) int32, the place of every token in the sorted order,
+            which is its slot if it was mixed; (n,) bool, whether it was mixed: the others take the compensation.
+        """
+        # The larger of two keys, since not every runtime can choose between integers.
         rank, order = self.sort(torch.maximum(categories, slots.least), tokens)
-        return StaticRoutes(order.index_select(0, slots.ranks), rank, rank < slots.limit)
+        return order.index_select(0, slots.ranks), rank, rank < slots.limit

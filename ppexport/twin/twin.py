@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from ppexport.device.sizes import check_size
+from ppexport.device.artifact import check_capacities, check_size
 from ppexport.errors import InputError, TwinError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import check_network
@@ -34,13 +32,6 @@ class PurePassModule(Protocol):
         """(1, 1, H, W) fp32: the label of every pixel."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a twin was made from. No module, so that the network is neither traced nor saved with the twin."""
-
-    network: Network
-
-
 class StaticTwin(nn.Module):
     """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots at most; gives (sr, impure_tokens)."""
 
@@ -48,7 +39,9 @@ class StaticTwin(nn.Module):
         self, network: Network, size: tuple[int, int], padded: tuple[int, int], capacity: int, flavour: str
     ) -> None:
         super().__init__()
-        self.source, self.flavour, self.scale = Source(network), flavour, network.scale
+        # In a tuple, so that the network is no module of the twin, and is neither traced nor saved with it.
+        self.source = (network,)
+        self.flavour, self.scale = flavour, network.scale
         self.size, self.padded, self.capacity = size, padded, capacity
         self.tokens = padded[0] * padded[1]
         self.pure_pass: PurePassModule | None = None
@@ -57,7 +50,7 @@ class StaticTwin(nn.Module):
     @property
     def network(self) -> Network:
         """The network that this twin rewrites."""
-        return self.source.network
+        return self.source[0]
 
     def with_capacity(self, capacity: int) -> StaticTwin:
         """The twin of the same network with *capacity* slots; this one where it has them."""
@@ -79,11 +72,18 @@ class StaticTwin(nn.Module):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """*lr* (1, 3, h, w) -> sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32.
+        """Super-resolve *lr*.
 
-        Above the capacity, impure_tokens says that the picture is not the network's; of a network without routing it
-        is 0. *mask* (1, 1, H', W') of 1 (pure) and 0 replaces the computed one; the length of *slots* (1, C), whatever
-        it holds, the capacity; *categories* (layers, n) int32 the routing of every layer. *trace* records every layer.
+        Args:
+            lr: (1, 3, h, w) in [0, 1].
+            mask: (1, 1, H', W') of 1 (pure) and 0, in place of the computed one.
+            slots: (1, C): its length, whatever it holds, is used in place of the capacity.
+            categories: (layers, n) int32, in place of the routing of every layer.
+            trace: records what every layer chose and computed.
+
+        Returns:
+            sr (1, 3, h * scale, w * scale), not clipped, and impure_tokens (1,) int32: 0 for a network without
+            routing; where it exceeds the capacity, the picture is not the network's.
         """
         raise NotImplementedError
 
@@ -100,38 +100,20 @@ def make_twin(
         flavour: "portable"; "ort", arranged for ONNX Runtime's CPU kernels; "tensorrt", with padded heads.
 
     Raises:
-        TwinError: the rewrite cannot express this network, size, capacity or flavour.
+        TwinError: the rewrite cannot express this size, capacity or flavour.
         InputError: `networks.load.check_network` refuses the network.
     """
-    if not isinstance(network, Network):
-        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use a registered architecture")
-    architecture = find_architecture(check_network(network).arch)
+    network = check_network(network)
+    architecture = find_architecture(network.arch)
     if flavour not in architecture.flavours:
         raise TwinError(
             f"a flavour of {architecture.name} is one of {', '.join(architecture.flavours)}, not {flavour!r}"
         )
     try:
         size = check_size(size)
+        if capacity is not None:
+            (capacity,) = check_capacities([capacity], size)
     except InputError as error:
         raise TwinError(str(error)) from None
     make: Callable[[Network, tuple[int, int], int | None, str], StaticTwin] = resolve_name(architecture.twin)
     return make(network, size, capacity, flavour)
-
-
-@contextmanager
-def layer_inputs(twin: StaticTwin) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Gives a list that grows by the tokens (n, c) and the dictionary (t, c) of every routed layer as *twin* runs."""
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        # A block starts with its own parameter.
-        found.append((given[0].detach(), given[1].detach()))
-
-    hooks = [
-        layer.register_forward_pre_hook(note) for layer in twin.routed_layers().values() if isinstance(layer, nn.Module)
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,8 +1,7 @@
 """Training patches and validation images from folders of HR pictures.
 
 LR pictures are made of *whole* HR pictures by `ppexport.imaging.bicubic.resize_bicubic` and kept in memory as 8 bits,
-so a
-patch has exactly the pixels that evaluation would give the network, at its borders too.
+so a patch has exactly the pixels that evaluation would give the network, at its borders too.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.device.artifact import GROUP
 from ppexport.errors import UnavailableError
 from ppexport.networks.atd.atd_light import DepthwiseConv
-from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, group_size, mirror_slots
+from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, mirror_slots
 
 LANES = 16
 """Floats in a vector of the kernels; also the largest head."""
@@ -189,7 +190,6 @@ class FastWindowAttention(WindowAttention):
 def category_slots(categories: Tensor, pure: Tensor | None) -> tuple[Tensor, Tensor]:
     """Token of every slot and the row its result goes to (-1: a copy in the tail), both (groups, s) int32."""
     b, n = categories.shape
-    size = group_size(n)
     # Small whole numbers sort several times as fast in 16 bits as in 64.
     key = categories.to(torch.int16)
     if pure is not None:
@@ -199,15 +199,15 @@ def category_slots(categories: Tensor, pure: Tensor | None) -> tuple[Tensor, Ten
     source, target = [], []
     for image, m in enumerate(counts):
         if m:
-            position = torch.arange(-(-m // size) * size)
+            position = torch.arange(-(-m // GROUP) * GROUP)
             ranked = order[image] + image * n
             # Impure tokens come first; when they fill their groups exactly there is nothing to mirror.
             token = ranked[:m] if m == len(position) else ranked[mirror_slots(position, m)]
             source.append(token)
             target.append(torch.where(position < m, token, -1))
     if not source:
-        return torch.empty(0, size, dtype=torch.int32), torch.empty(0, size, dtype=torch.int32)
-    return tuple(torch.cat(x).to(torch.int32).view(-1, size) for x in (source, target))  # type: ignore[return-value]
+        return torch.empty(0, GROUP, dtype=torch.int32), torch.empty(0, GROUP, dtype=torch.int32)
+    return tuple(torch.cat(x).to(torch.int32).view(-1, GROUP) for x in (source, target))  # type: ignore[return-value]
 
 
 class FastCategoryAttention(CategoryAttention):

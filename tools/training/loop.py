@@ -132,24 +132,12 @@ class Trainer:
     files: RunFiles
     clip: float
     say: Callable[[str], None]
-    teacher: nn.Module | None = None
-    teacher_weight: float = 1.0
     log_every: int = 20
     """Steps."""
     save_minutes: float = 3.0
     save_every: int | None = None
     """Steps between saves, instead of minutes."""
     val_minutes: float = 15.0
-
-    def loss(self, lr: Tensor, hr: Tensor) -> Tensor:
-        """L1 to the HR patch, plus the weighted L1 to the teacher's output."""
-        sr = self.state.network(lr)
-        loss = F.l1_loss(sr, hr)
-        if self.teacher is not None:
-            with torch.no_grad():
-                target = self.teacher(lr)
-            loss = loss + self.teacher_weight * F.l1_loss(sr, target)
-        return loss
 
     def step(self) -> tuple[float, float, int]:
         """One optimiser step: loss, gradient norm before clipping, LR pixels. Raises InputError when it diverged."""
@@ -158,7 +146,7 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = self.schedule.rate(position.progress, position.step)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(lr, hr)
+        loss = F.l1_loss(state.network(lr), hr)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.clip, foreach=True)
         value = float(loss.detach())
@@ -190,7 +178,7 @@ class Trainer:
         write_weights(self.state.ema.weights, self.files.weights, metadata)
 
     def timed_step(self, clock: StepClock) -> tuple[float, float, int, float]:
-        """One step and the progress it makes: as `step`, and the seconds that *clock* counts."""
+        """One step and the progress it makes: what `step` returns, and the seconds that *clock* counts."""
         position = self.state.position
         begin = time.monotonic()
         loss, norm, pixels = self.step()

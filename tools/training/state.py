@@ -18,8 +18,7 @@ from torch import Generator, Tensor, nn
 
 from ppexport.errors import CheckpointError, InputError
 from ppexport.files import atomic_path, write_text
-from ppexport.networks.atd.atd_light import ATDLight
-from ppexport.networks.atd.pp_atd_light import PPATDLight
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.checkpoint import load_state, read_state
 
 NETWORKS: dict[str, Callable[[int], ATDLight]] = {"atd_light": ATDLight, "pp_atd_light": PPATDLight}
@@ -38,11 +37,6 @@ def build(arch: str, scale: int) -> ATDLight:
         return NETWORKS[arch](scale)
     except ValueError as error:
         raise InputError(str(error)) from None
-
-
-def load_weights(network: ATDLight, path: Path) -> None:
-    """Load the checkpoint at *path* whole. Raises CheckpointError when it belongs to another network or scale."""
-    load_state(network, read_state(path), str(path))
 
 
 def start_from(network: ATDLight, path: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppexport.backends.backend import FP16_GATE, FP32_GATE, Backend, BuildJob, Built, Probe
+from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
@@ -37,10 +38,14 @@ class CoreAIBackend(Backend):
         return CoreAIRunner(artifact)
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
-        """A second asset of the same twin that tells what its layers chose, and from what."""
-        from ppexport.backends.coreai.asset_probe import probe
+        """A second asset of the same twin with what its layers chose, and from what, as outputs; None if none can be
+        made or the network has no routing.
+        """
+        from ppexport.backends.coreai.asset_probe import AssetProbe
 
-        return probe(runner, twin, folder)
+        if twin is None or folder is None or find_architecture(runner.artifact.manifest.arch).routing is None:
+            return None
+        return AssetProbe(runner, twin, folder)
 
 
 BACKEND = CoreAIBackend()

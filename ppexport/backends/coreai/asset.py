@@ -40,32 +40,26 @@ def quiet_runtime() -> Iterator[None]:
             os.close(opened)
 
 
-def check_program(path: Path) -> None:
-    """Raise ArtifactError unless the program of the asset at *path* has the SHA-256 that lies beside it.
+def load_asset(path: Path) -> Any:
+    """The asset at *path*, whose program has the SHA-256 that lies beside it.
 
     The runtime does not look (coreai-core 1.0.0b3), and a damaged program aborts the process that compiles it.
+
+    Raises:
+        ArtifactError: it is no asset, or damaged.
+        UnavailableError: coreai-core is not installed.
     """
-    try:
-        expected = (path / HASH).read_bytes().hex()
-        found = sha256_file(path / PROGRAM)
-    except OSError as error:
-        raise ArtifactError(f"{path} is not a Core AI asset: {error.filename} cannot be read") from None
-    if found != expected:
-        raise ArtifactError(f"{path} is damaged: {PROGRAM} does not match its hash in {HASH}")
-
-
-def load_asset(path: Path) -> Any:
-    """The asset at *path*. Raises ArtifactError where it is none, UnavailableError without coreai-core."""
     require("coreai", "coreai")
     from coreai.authoring import AIModelAsset
 
     if not path.is_dir() or not AIModelAsset.is_valid(str(path)):
         raise ArtifactError(f"{path} is not a Core AI asset")
-    check_program(path)
     try:
+        if sha256_file(path / PROGRAM) != (path / HASH).read_bytes().hex():
+            raise ArtifactError(f"{path} is damaged: {PROGRAM} does not match its hash in {HASH}")
         return AIModelAsset.load(str(path))
     except (RuntimeError, ValueError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read as a Core AI asset: {first_line(error)}") from None
+        raise ArtifactError(f"{path} is not a Core AI asset that can be read: {first_line(error)}") from None
 
 
 class Session:
@@ -74,32 +68,27 @@ class Session:
     def __init__(self, path: Path) -> None:
         """Raises ArtifactError for a damaged asset, UnavailableError without coreai-core."""
         self.path, self.asset = path, load_asset(path)
+        self.facts = {k: str(v) for k, v in self.asset.metadata.creator_defined_metadata.items()}
         self._loop = asyncio.new_event_loop()
         self._open = AsyncExitStack()
         self._model: Any = None
         self._functions: dict[str, Any] = {}
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """The asset's own metadata."""
-        return {k: str(v) for k, v in self.asset.metadata.creator_defined_metadata.items()}
-
     def function(self, capacity: int | None = None) -> Any:
         """The function for *capacity* slots, None for the only one. Raises InputError where the asset has none."""
         name = "main" if capacity is None else capacity_function(capacity)
-        if name in self._functions:
-            return self._functions[name]
-        try:
-            with quiet_runtime():
-                if self._model is None:
-                    self._model = self._loop.run_until_complete(self._open.enter_async_context(self.asset.executable()))
-                names = list(self._model.function_names)
-                if name in names:
+        if name not in self._functions:
+            try:
+                with quiet_runtime():
+                    if self._model is None:
+                        opening = self._open.enter_async_context(self.asset.executable())
+                        self._model = self._loop.run_until_complete(opening)
+                    names = list(self._model.function_names)
+                    if name not in names:
+                        raise InputError(f"the asset has functions {', '.join(names)}, not {name!r}")
                     self._functions[name] = self._model.load_function(name)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ArtifactError(f"{self.path}: the Core AI runtime refuses it: {first_line(error)}") from None
-        if name not in names:
-            raise InputError(f"the asset has functions {', '.join(names)}, not {name!r}")
+            except (RuntimeError, ValueError, OSError) as error:
+                raise ArtifactError(f"{self.path}: the Core AI runtime refuses it: {first_line(error)}") from None
         return self._functions[name]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -1,11 +1,10 @@
-"""Looks into a Core AI asset, which Apple's runtime computes, by a second, open one.
+"""Looks into a Core AI asset, which Apple's runtime computes, by means of a second, open one.
 
-An asset cannot be looked into by name. So the same twin is converted once more, with more outputs: what its layers
-chose, what from, and what they computed. Both must compute the same picture, else that copy tells nothing of what
-ships.
+An asset gives its outputs only. So the same twin is converted once more, with more outputs: what its layers chose, what
+from, and what they computed. Both must compute the same picture, or the copy says nothing about the file that ships.
 
-A picture takes minutes. So whatever was computed is kept until the run is complete, and a run that was ended continues
-from there.
+A picture takes minutes. So whatever was computed is kept until the run is complete, and an interrupted run continues
+from what was kept.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from torch import Tensor
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreai.convert_asset import Front, make_program, save_program
+from ppexport.backends.coreai.convert_asset import Front, write_asset
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import atomic_path, is_plain_name, sha256_text
-from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
-from ppexport.twin.twin import StaticTwin, layer_inputs
+from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays, Runner
@@ -54,9 +52,8 @@ class OpenFront(Front):
         (layers, n, c); with Pure-Pass the mask (n,) and the labels (n,) that it comes from.
         """
         trace = Trace()
-        with layer_inputs(self.twin) as found:
-            sr, impure = self.twin(lr, mask, trace=trace)
-        given = (torch.stack([pair[i] for pair in found]) for i in (0, 1))
+        sr, impure = self.twin(lr, mask, trace=trace)
+        given = (torch.stack([pair[i] for pair in trace.inputs]) for i in (0, 1))
         inside = (torch.stack(trace.categories), *given, torch.stack(trace.tokens))
         if self.twin.pure_pass is None:
             return sr, impure, *inside
@@ -107,27 +104,26 @@ class AssetProbe(Probe):
         self.kept = KeptResults(folder, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
         path = self.kept.folder / "open.aimodel"
         if not path.is_dir():
-            card, capacities, precision = card_of(twin.network), manifest.capacities, manifest.precision
             new = path.with_name("new.aimodel")
             shutil.rmtree(new, ignore_errors=True)
-            program = make_program(twin, capacities, manifest.mask == "input", precision, OpenFront)
-            save_program(program, new, twin, card, capacities, precision)
+            write_asset(new, twin, card_of(twin.network), manifest, OpenFront)
             new.rename(path)
         self.open = Session(path)
 
-    def _shipped(self, inputs: Arrays) -> Arrays:
-        """What the asset itself computes."""
-        result = self.runner.run_unchecked(self.runner.prepare(inputs["lr"]))
-        return {"sr": result.sr, "impure_tokens": np.asarray(result.impure_tokens)}
-
     def _opened(self, inputs: Arrays) -> Arrays:
+        """What the copy computes."""
         return self.kept.arrays(f"{_key(inputs)}-open", lambda: self.open.run(inputs))
 
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
         """As `Probe.run`, without *categories*. Raises ArtifactError where the copy computes another picture."""
         if categories is not None:
             raise InputError("categories cannot be injected into an asset")
-        shipped, inside = self.kept.arrays(_key(inputs), lambda: self._shipped(inputs)), self._opened(inputs)
+
+        def run_shipped() -> Arrays:
+            result = self.runner.run_unchecked(self.runner.prepare(inputs["lr"]))
+            return {"sr": result.sr, "impure_tokens": np.asarray(result.impure_tokens)}
+
+        shipped, inside = self.kept.arrays(_key(inputs), run_shipped), self._opened(inputs)
         sr = shipped["sr"]
         same = psnr(sr, inside["sr"].astype(np.float32), 1.0)
         # A picture that is not finite fails by itself, whatever its copy computes.
@@ -161,11 +157,3 @@ class AssetProbe(Probe):
 
 def _key(inputs: Arrays) -> str:
     return hashlib.sha256(inputs["lr"].tobytes()).hexdigest()[:16]
-
-
-def probe(runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> AssetProbe | None:
-    """The asset of *runner* with an open copy in *folder*; None for a network without routing, and where no copy can be
-    made: without a *twin* or a *folder*."""
-    if twin is None or folder is None or find_architecture(runner.artifact.manifest.arch).routing is None:
-        return None
-    return AssetProbe(runner, twin, folder)

@@ -18,19 +18,18 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name, model_facts
+from ppexport.device.artifact import Manifest, function_name
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
@@ -44,11 +43,6 @@ LEAST_DB = {"fp32": 90.0, "fp16": 30.0}
 the second figure."""
 
 
-def _narrowed(value: Any) -> Any:
-    """*value* in half precision, if it is a tensor of fp32."""
-    return value.half() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
-
-
 class Halved(nn.Module):
     """A module that computes in fp16 between fp32 inputs and outputs."""
 
@@ -58,7 +52,8 @@ class Halved(nn.Module):
 
     def forward(self, *given: Any) -> Tensor:
         """What the module gives, computed in fp16."""
-        out: Tensor = self.module(*map(_narrowed, given)).float()
+        narrowed = [x.half() if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in given]
+        out: Tensor = self.module(*narrowed).float()
         return out
 
 
@@ -90,19 +85,28 @@ class Front(nn.Module):
         return out
 
 
-def make_program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precision: str, kind: type[Front]) -> Any:
-    """The program of *twin* in *precision*, with a function for each capacity. Raises ExportError, UnavailableError."""
+def write_asset(
+    target: Path, twin: StaticTwin, card: Card, given: BuildJob | Manifest, kind: type[Front] = Front
+) -> None:
+    """Write *twin* to *target*, in the precision and with the capacities and the mask of *given*.
+
+    Raises:
+        ExportError: it cannot be converted or written.
+        UnavailableError: coreai-torch is not installed.
+    """
+    capacities, precision = given.capacities, given.precision
     require("coreai_torch", "coreai")
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            from coreai.runtime import AIModelAssetMetadata
             from coreai_torch import TorchConverter, get_decomp_table
 
             converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
             for capacity in capacities or (twin.capacity,):
                 fitting = twin.with_capacity(capacity)
                 front = kind(halved(fitting) if precision == "fp16" else fitting).eval()
-                inputs = example_inputs(twin, mask=mask)
+                inputs = example_inputs(twin, mask=given.mask == "input")
                 with torch.no_grad():
                     program = torch.export.export(front, tuple(inputs.values()))
                     program = program.run_decompositions(get_decomp_table())
@@ -112,59 +116,19 @@ def make_program(twin: StaticTwin, capacities: Sequence[int], mask: bool, precis
                     output_names=list(front.outputs),
                     entrypoint_name=function_name(capacity, capacities),
                 )
-            return converter.to_coreai()
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError) as error:
-        raise ExportError(f"coreai-torch cannot convert the twin: {first_line(error)}") from error
-
-
-def save_program(
-    program: Any, target: Path, twin: StaticTwin, card: Card, capacities: Sequence[int], precision: str
-) -> None:
-    """Write *program* to *target* with its description. Raises ExportError."""
-    from coreai.runtime import AIModelAssetMetadata
-
-    facts = {**model_facts(twin, card, capacities), "ppexport.precision": precision}
-    metadata = AIModelAssetMetadata()
-    metadata.author, metadata.license = "ppexport", card.licence
-    metadata.model_description = (
-        f"{card.name}: super-resolution x{facts['ppexport.scale']} of {facts['ppexport.size']} images, "
-        f"{precision}. Input lr: float32 (1, 3, h, w) in [0, 1]. Outputs sr: float32, not clipped; "
-        "impure_tokens: above the function's capacity, the picture is not the network's."
-    )
-    for key, value in facts.items():
-        metadata.set_custom(key, value)
-    try:
-        program.save_asset(target, metadata)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ExportError(f"the asset cannot be written: {first_line(error)}") from error
-
-
-def _check_asset(path: Path, twin: StaticTwin, job: BuildJob) -> None:
-    """Raise ExportError unless the asset at *path* computes the picture of *twin* in Apple's runtime."""
-    session = Session(path)
-    h, w = twin.size
-    # An even picture: in noise near ties flip in fp16, and cost 40 dB.
-    ramp = torch.linspace(0, 1, h * w).view(1, 1, h, w)
-
-    def compute(inputs: Arrays, _: Any) -> tuple[Any, int]:
-        found = session.run(inputs)
-        return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
-
-    try:
-        self_check(
-            compute,
-            twin,
-            job.capacities,
-            least=LEAST_DB[job.precision],
-            kind="asset",
-            precision=job.precision,
-            backend="coreai",
-            lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
-            mask=job.mask == "input",
-            full=False,
-        )
-    finally:
-        session.close()
+            facts = {**model_facts(twin, card, capacities), "ppexport.precision": precision}
+            metadata = AIModelAssetMetadata()
+            metadata.author, metadata.license = "ppexport", card.licence
+            metadata.model_description = (
+                f"{card.name}: super-resolution x{facts['ppexport.scale']} of {facts['ppexport.size']} images, "
+                f"{precision}. Input lr: float32 (1, 3, h, w) in [0, 1]. Outputs sr: float32, not clipped; "
+                "impure_tokens: above the function's capacity, the picture is not the network's."
+            )
+            for key, value in facts.items():
+                metadata.set_custom(key, value)
+            converter.to_coreai().save_asset(target, metadata)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AssertionError, OSError) as error:
+        raise ExportError(f"coreai-torch cannot make an asset of the twin: {first_line(error)}") from error
 
 
 def build_for_coreai(job: BuildJob) -> str:
@@ -174,10 +138,27 @@ def build_for_coreai(job: BuildJob) -> str:
         ExportError: a stage or the comparison with the twin failed.
         UnavailableError: coreai-torch is not installed.
     """
-    twin, target = job.twin(), job.folder / MODEL
+    twin = job.twin()
     job.step("converting")
-    program = make_program(twin, job.capacities, job.mask == "input", job.precision, Front)
-    save_program(program, target, twin, job.card, job.capacities, job.precision)
+    write_asset(job.folder / MODEL, twin, job.card, job)
     job.step("comparing with the twin, in Apple's runtime")
-    _check_asset(target, twin, job)
+    h, w = twin.size
+    # An even picture: in noise near ties flip in fp16, and cost 40 dB.
+    ramp = torch.linspace(0, 1, h * w).view(1, 1, h, w)
+    with closing(Session(job.folder / MODEL)) as session:
+
+        def compute(inputs: Arrays, _: Any) -> tuple[Any, int]:
+            found = session.run(inputs)
+            return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
+
+        self_check(
+            compute,
+            twin,
+            job,
+            backend="coreai",
+            kind="asset",
+            least=LEAST_DB[job.precision],
+            lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
+            full=False,
+        )
     return MODEL

@@ -18,15 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreml import specification
-from ppexport.backends.coreml.evaluated import Session
-from ppexport.backends.coreml.mil_program import convert, coremltools, quiet_converter, trace
-from ppexport.backends.coreml.package_probe import PackageProbe
-from ppexport.backends.coreml.precision import compute_precision, computes_half, quantising_pass
-from ppexport.backends.coreml.specification import ModulePaths
+from ppexport.backends.coreml.evaluated import PackageProbe, Session
+from ppexport.backends.coreml.mil_program import convert, coremltools, make_pipeline, module_paths, quiet_converter
+from ppexport.backends.coreml.precision import computes_half, quantising_pass
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name, model_facts
+from ppexport.device.artifact import function_name
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
@@ -98,24 +96,28 @@ def _convert_twin(twin: StaticTwin, job: BuildJob, ranges: Mapping[str, float], 
     """Write *twin* as a package of one function to *target*. Raises ExportError."""
     ct = coremltools()
     front = Front(twin, job.options.interface == "image").eval()
-    paths = ModulePaths(front, "twin")
+    module_of, in_half = module_paths(front, "twin"), computes_half(twin)
+
+    def selects(operation: Any) -> bool:
+        """An operation of an unknown module stays in fp32."""
+        module = module_of(operation)
+        return module is not None and in_half(module)
+
     half = job.precision != "fp32"
+    passes = [quantising_pass(ranges, module_of)] if job.precision == "w8a8" else []
     model = convert(
-        trace(front, tuple(example_inputs(twin, mask=job.mask == "input").values())),
-        {
-            **_interface(twin, job),
-            "minimum_deployment_target": getattr(ct.target, job.options.target),
-            "compute_precision": compute_precision(computes_half(twin), paths.of) if half else ct.precision.FLOAT32,
-        },
+        front,
+        tuple(example_inputs(twin, mask=job.mask == "input").values()),
         half=half,
-        tokens=twin.tokens,
-        passes=[quantising_pass(ranges, paths.of)] if job.precision == "w8a8" else [],
-        weights_of_8_bits=job.precision in ("w8", "w8a8"),
+        **_interface(twin, job),
+        minimum_deployment_target=getattr(ct.target, job.options.target),
+        compute_precision=ct.transform.FP16ComputePrecision(op_selector=selects) if half else ct.precision.FLOAT32,
+        pass_pipeline=make_pipeline(twin.tokens, passes, job.precision in ("w8", "w8a8")),
     )
     try:
         spec = model.get_spec()
         for block in specification.blocks(spec):
-            specification.rename(block, specification.module_names(model._mil_program, paths.of))
+            specification.rename(block, specification.module_names(model._mil_program, module_of))
         ct.utils.save_spec(spec, str(target), weights_dir=model.weights_dir)
     finally:
         # coremltools would keep its copy until this process ends.
@@ -161,20 +163,16 @@ def check_package(path: Path, twin: StaticTwin, job: BuildJob) -> None:
     session = Session(path) if probe is None else probe.session
 
     def compute(inputs: Arrays, categories: NDArray[np.int64] | None) -> tuple[NDArray[Any], int]:
-        if probe is not None:
-            return probe.run(inputs, categories)[:2]
-        found = session.run(inputs)
+        found = session.run(inputs, replace=None if probe is None else probe.stand_in(categories))
         return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
 
     self_check(
         compute,
         twin,
-        job.capacities,
-        least=min(least, PICTURE_DB) if images else least,
-        kind="package",
-        precision=job.precision,
+        job,
         backend="coreml",
-        mask=job.mask == "input",
+        kind="package",
+        least=min(least, PICTURE_DB) if images else least,
         clipped=images,
     )
 
@@ -191,7 +189,6 @@ def build_for_coreml(job: BuildJob, ranges: Mapping[str, float] | None = None) -
 
     Raises:
         ExportError: a stage or the comparison with the twin failed.
-        UnavailableError: coremltools is not installed.
     """
     twin, target = job.twin(), job.folder / MODEL
     with TemporaryDirectory(dir=job.folder) as scratch:

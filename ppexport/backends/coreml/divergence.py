@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.coreml.evaluated import PackageProbe
 from ppexport.backends.coreml.evaluator.evaluate import Evaluator
-from ppexport.backends.coreml.package_probe import PackageProbe
 from ppexport.backends.coreml.specification import decode
 from ppexport.errors import InputError
 from ppexport.files import finite
@@ -34,10 +34,9 @@ class Divergence:
     name: str
     operation: str
     module: str | None
-    """Dotted path of the PyTorch module, None where the name does not tell."""
+    """Dotted path of the PyTorch module, None where the name contains none."""
     decibel: float
-    """Power of the reference's result over the power of the difference; -inf where other values are
-    infinite or no numbers."""
+    """Power of the reference's result over the power of the difference; -inf where other values are not finite."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; infinite figures become null."""
@@ -61,13 +60,13 @@ def divergences(
     replace: Mapping[str, NDArray[Any]] | None = None,
 ) -> Iterator[Divergence]:
     """Every result that both compute, in order, and how well they agree. *replace* stands in for results of both."""
-    shapes = {port.name: port.type for op in reference.steps for port in op.outputs}
+    shapes = {port.name: port.type.shape for op in reference.steps for port in op.outputs if port.type is not None}
     common = [
         (port.name, op.type)
         for op in other.steps
         if op.type != "cast"
         for port in op.outputs
-        if port.name in shapes and port.type is not None and port.type.shape == getattr(shapes[port.name], "shape", ())
+        if port.type is not None and shapes.get(port.name) == port.type.shape
     ]
     for first in range(0, len(common), CHUNK):
         names = [name for name, _ in common[first : first + CHUNK]]
@@ -79,18 +78,24 @@ def divergences(
 def compare_packages(
     path: Path, reference: Path | None, routing: Routing, inputs: Mapping[str, NDArray[Any]]
 ) -> Iterator[Divergence]:
-    """Every result of the package at *path* and of *reference*, None for the same one without rounding to fp16.
+    """Every result of two packages, computed with the reference's categories.
 
-    *routing* are the roles of their network's modules, *inputs* what `Session.run` takes. The reference's categories
-    are injected into both.
+    Args:
+        path: a package.
+        reference: the other one; None for the same one without rounding to fp16.
+        routing: roles of their network's modules.
+        inputs: what `Session.run` takes.
+
+    Raises:
+        ArtifactError: a package is damaged, or the names of its operations do not contain the layers.
+        InputError: an input of a package is a picture.
     """
     debug = PackageProbe(path, routing)
     other = PackageProbe(reference or path, routing, rounding=reference is not None)
-    if debug.session.images or other.session.images:
+    if debug.session.package.images or other.session.package.images:
         raise InputError("packages whose input is a picture are not searched: export one with tensors")
+    replace = other.stand_in(other.run(dict(inputs)).categories)
     fed = dict(inputs)
-    chosen = other.run(fed).categories
     slots = fed.pop("slots", None)
     capacity = None if slots is None else slots.shape[1]
-    replace = {name: row.astype(np.int32) for name, row in zip(other.choices, chosen, strict=True)}
     yield from divergences(other.session.evaluator(capacity), debug.session.evaluator(capacity), fed, replace)

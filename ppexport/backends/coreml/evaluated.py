@@ -1,4 +1,8 @@
-"""Runs the functions of a package in the evaluator, with what an app would feed. Imports torch when it is opened."""
+"""Runs a package in the evaluator, with what an app would feed, and looks into it. Imports torch when it is opened.
+
+The probe reads and replaces results of the very package that ships, where the names of its operations (`specification`)
+contain the modules that the network's roles name.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppexport.backends.backend import ChosenFrom, Inside, Probe
+from ppexport.backends.coreml.specification import decode
 from ppexport.device.artifact import Artifact, capacity_function
-from ppexport.device.runner import SessionRunner
-from ppexport.errors import ArtifactError, require
+from ppexport.device.runner import Runner, SessionRunner
+from ppexport.errors import ArtifactError, InputError, require
+from ppexport.networks.architecture import Place, Routing, find_architecture, place_of
 
 if TYPE_CHECKING:
     from ppexport.backends.coreml.evaluator.evaluate import Evaluator
+    from ppexport.backends.coreml.program import Operation
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -23,23 +31,14 @@ class Session:
     """An opened package of this project."""
 
     def __init__(self, path: Path, *, rounding: bool = True) -> None:
-        """*rounding* False computes what is fp16 in fp32. Raises ArtifactError for a damaged package."""
+        """*rounding* False computes in fp32 what is fp16. Raises ArtifactError for a damaged package."""
         require("torch", "coreml")
         from ppexport.backends.coreml.package import read_package
 
         self.path, self.rounding = path, rounding
         self.package = read_package(path)
+        self.facts = self.package.facts
         self._evaluators: dict[str, Evaluator] = {}
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The package's own metadata."""
-        return self.package.facts
-
-    @property
-    def images(self) -> bool:
-        """Whether `lr` and `sr` are pictures."""
-        return any(f.image is not None for f in self.package.interfaces[self.package.default].inputs)
 
     def evaluator(self, capacity: int | None = None) -> Evaluator:
         """The evaluator of the function for *capacity* slots, made when it is first needed; None for the default.
@@ -59,14 +58,21 @@ class Session:
         keep: Collection[str] = (),
         replace: Mapping[str, NDArray[Any]] | None = None,
     ) -> Arrays:
-        """Outputs for *inputs* as the ONNX graph takes them, and the results named in *keep*.
+        """Outputs by name, and the results named in *keep*.
 
-        `lr` and `sr` are float32 in [0, 1], also where the package takes pictures, which have 8 bits; `slots` (1, C)
-        of a capacity set chooses the function for C slots. Raises ArtifactError for a foreign package without them.
+        Args:
+            inputs: as the ONNX graph takes them. `lr` is float32 (1, 3, h, w) in [0, 1], and so is `sr`, also where the
+                package takes pictures of 8 bits. The length of `slots` (1, C) chooses the function of a capacity set.
+            keep: names of inner results.
+            replace: results that stand in for what an operation computed.
+
+        Raises:
+            ArtifactError: the package is damaged or computes no `sr` and `impure_tokens`.
+            InputError: the package has no such function, inputs or results.
         """
         fed = dict(inputs)
         slots = fed.pop("slots", None)
-        if self.images:
+        if self.package.images:
             fed["lr"] = np.floor(np.clip(fed["lr"], 0, 1) * np.float32(255) + np.float32(0.5))
         evaluator = self.evaluator(None if slots is None else slots.shape[1])
         found = evaluator.run(fed, keep=keep, replace=replace)
@@ -74,7 +80,7 @@ class Session:
             if name not in found:
                 raise ArtifactError(f"{self.path} computes no {name}: no export made it")
         found["sr"] = found["sr"].astype(np.float32)
-        if self.images:
+        if self.package.images:
             found["sr"] /= np.float32(255)
         return found
 
@@ -88,3 +94,89 @@ class CoreMLRunner(SessionRunner):
 
     def _close(self) -> None:
         del self.session
+
+
+class PackageProbe(Probe):
+    """The layers of one package, opened for looking into."""
+
+    def __init__(self, path: Path, routing: Routing, *, rounding: bool = True) -> None:
+        """Find the places to look at.
+
+        Args:
+            path: the package.
+            routing: roles of the network's modules.
+            rounding: False computes in fp32 what is fp16.
+
+        Raises:
+            ArtifactError: the package is damaged, or the names of its operations do not contain the layers.
+        """
+        self.session, self.where = Session(path, rounding=rounding), str(path)
+        self.steps, constants = self.session.evaluator().steps, self.session.evaluator().constants
+        mask = routing.mask
+        self.choices, self.tokens = self._results(routing.choice, "reduce_argmax"), self._results(routing.tokens, "add")
+        self.labels, self.mask = (self._results(mask, kind) if mask else [] for kind in ("reduce_argmax", "greater"))
+        if not self.choices or len(self.choices) != len(self.tokens):
+            raise ArtifactError(
+                f"{path}: the names of its operations do not contain the layers, so it cannot be inspected"
+            )
+
+        def read(role: str, kind: str) -> dict[Place, str]:
+            """The first thing that each operation reads and that is no constant."""
+            given = {place: [n for n in op.reads() if n not in constants] for place, op in self._placed(role, kind)}
+            return {place: names[0] for place, names in given.items() if names}
+
+        self._read_tokens, self._read_keys = read(routing.norm, "layer_norm"), read(routing.keys, "linear")
+
+    def _placed(self, role: str, kind: str) -> list[tuple[Place, Operation]]:
+        """The operations of the type *kind* in the modules of the *role*, in the order of block and layer."""
+        placed = ((place_of(role, decode(op.name)), op) for op in self.steps if op.type == kind)
+        return sorted(((place, op) for place, op in placed if place is not None), key=lambda found: found[0])
+
+    def _results(self, role: str, kind: str) -> list[str]:
+        """The names of their results, which are the same in all functions."""
+        return list({place: op.outputs[0].name for place, op in self._placed(role, kind)}.values())
+
+    def stand_in(self, categories: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
+        """What replaces the choices of the layers."""
+        if categories is None:
+            return {}
+        return {name: chosen.astype(np.int32) for name, chosen in zip(self.choices, categories, strict=True)}
+
+    def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
+        """As `Probe.run`; *inputs* are `lr`, and `slots` and `mask` where the package has functions or a mask."""
+        found = self.session.run(inputs, [*self.choices, *self.labels, *self.mask], self.stand_in(categories))
+        chosen = [found[name].reshape(-1) for name in self.choices]
+        if len({row.size for row in chosen}) != 1 or not found["impure_tokens"].size:
+            raise ArtifactError(f"{self.where}: its layers choose for different numbers of tokens: no export made it")
+        return Inside(
+            found["sr"],
+            int(found["impure_tokens"].reshape(-1)[0]),
+            np.stack(chosen).astype(np.int64),
+            found[self.labels[0]].astype(np.int64) if self.labels else None,
+            found[self.mask[0]].astype(np.bool_).reshape(-1) if self.mask else None,
+        )
+
+    def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
+        """The output (n, c) of every layer."""
+        found = self.session.run(inputs, self.tokens, self.stand_in(categories))
+        return [found[name].astype(np.float32) for name in self.tokens]
+
+    def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
+        """As `Probe.chosen_from`. The dictionary is None in the first layer of a block, where it is a constant."""
+        tokens, keys = self._read_tokens, self._read_keys
+        if len(tokens) != len(self.choices):
+            raise ArtifactError(f"{self.where}: the names of its operations do not show what the layers choose from")
+        found = self.session.run(inputs, [*tokens.values(), *keys.values()], self.stand_in(categories))
+        return [
+            ChosenFrom(found[name].astype(np.float32), found[keys[place]].astype(np.float32) if place in keys else None)
+            for place, name in tokens.items()
+        ]
+
+
+def routing_of(runner: Runner) -> Routing:
+    """The roles of the network that a Core ML package was made from. Raises InputError for anything else."""
+    manifest = runner.artifact.manifest
+    routing = find_architecture(manifest.arch).routing
+    if manifest.backend != "coreml" or routing is None:
+        raise InputError(f"diverge looks into Core ML packages, not {manifest.backend}")
+    return routing

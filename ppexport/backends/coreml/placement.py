@@ -15,13 +15,12 @@ the cost of a crossing, may keep more on one side. Read it as a comparison of tw
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ppexport.backends.coreml.program import Function, Operation, Package
-from ppexport.backends.coreml.specification import module_of
-from ppexport.errors import ArtifactError, InputError
+from ppexport.backends.coreml.program import Function, Operation
+from ppexport.backends.coreml.specification import decode
+from ppexport.errors import ArtifactError
 
 NO_KERNEL = frozenset(
     (
@@ -36,15 +35,6 @@ FREE = frozenset({"cast", "identity"})
 """Run on whichever side their data is."""
 
 
-class Reason(str, Enum):
-    """Why an operation leaves the Neural Engine."""
-
-    FP32 = "fp32"
-    INTEGER = "integer"
-    GATHER = "data-dependent gather"
-    NO_KERNEL = "no kernel"
-
-
 @dataclass(frozen=True)
 class Leaving:
     """An operation that leaves the Neural Engine."""
@@ -52,8 +42,9 @@ class Leaving:
     name: str
     operation: str
     module: str | None
-    """Dotted path of the PyTorch module, None where the name does not tell."""
-    reason: Reason
+    """Dotted path of the PyTorch module, None where the name contains none."""
+    reason: str
+    """fp32, integer, data-dependent gather, or no kernel."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class PlacementReport:
     @property
     def reasons(self) -> dict[str, int]:
         """Operations by reason, the most frequent first."""
-        return dict(Counter(item.reason.value for item in self.leaving).most_common())
+        return dict(Counter(item.reason for item in self.leaving).most_common())
 
     @property
     def modules(self) -> dict[str, int]:
@@ -81,23 +72,22 @@ class PlacementReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        leaving = [{**vars(item), "reason": item.reason.value} for item in self.leaving]
-        return {**vars(self), "leaving": leaving, "reasons": self.reasons, "modules": self.modules}
+        return {**asdict(self), "reasons": self.reasons, "modules": self.modules}
 
 
-def _reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> Reason | None:
+def _reason_of(op: Operation, kinds: dict[str, str], constant: set[str]) -> str | None:
     """Why *op* leaves, None if it stays. *kinds* are the element types of all results, *constant* those known."""
     if op.type in NO_KERNEL:
-        return Reason.NO_KERNEL
+        return "no kernel"
     if op.type in GATHERS and not constant.issuperset(op.reads("indices")):
-        return Reason.GATHER
+        return "data-dependent gather"
     # Indices are integers without being computed with; constants as parameters are no data.
     data = [name for key in op.inputs if key != "indices" for name in op.reads(key) if name not in constant]
     touched = {kinds.get(name, "") for name in (*data, *(port.name for port in op.outputs))}
     if "fp32" in touched:
-        return Reason.FP32
+        return "fp32"
     whole = op.type not in QUANTISES and any("int" in kind for kind in touched)
-    return Reason.INTEGER if whole else None
+    return "integer" if whole else None
 
 
 def _count_crossings(steps: list[Operation], leaving: set[str]) -> int:
@@ -107,34 +97,26 @@ def _count_crossings(steps: list[Operation], leaving: set[str]) -> int:
     """
     makers = {port.name: op.name for op in steps for port in op.outputs}
     needs = {op.name: {makers[n] for n in op.reads() if n in makers} for op in steps}
-    pending, done, crossings, away, idle = list(steps), set[str](), -1, False, False
+    pending, done, crossings, away, idle = steps, set[str](), -1, False, False
     while pending:
-        crossings += 1
-        before = len(pending)
-        progress = True
-        while progress:
-            rest = []
-            for op in pending:
-                side = op.type in FREE or (op.name in leaving) == away
-                if side and needs[op.name] <= done:
-                    done.add(op.name)
-                else:
-                    rest.append(op)
-            progress = len(rest) < len(pending)
-            pending = rest
-        if len(pending) == before:
-            # Nothing could run on the side it started from.
-            if idle:
-                waiting = ", ".join(repr(op.name) for op in pending[:3])
-                raise ArtifactError(f"the package is damaged: its operations wait for each other ({waiting})")
-            crossings -= 1
-            idle = True
-        away = not away
+        rest = []
+        for op in pending:
+            if (op.type in FREE or (op.name in leaving) == away) and needs[op.name] <= done:
+                done.add(op.name)
+            else:
+                rest.append(op)
+        ran = len(rest) < len(pending)
+        if not ran and idle:
+            waiting = ", ".join(repr(op.name) for op in pending[:3])
+            raise ArtifactError(f"the package is damaged: its operations wait for each other ({waiting})")
+        # A schedule may start on either side: nothing may run on the first one.
+        crossings += ran
+        pending, away, idle = rest, not away, not ran
     return max(crossings, 0)
 
 
 def place(function: Function) -> PlacementReport:
-    """Where the operations of *function* may run."""
+    """Where the operations of *function* may run. Raises ArtifactError for operations that wait for each other."""
     kinds = {p.name: p.type.element.name for p in function.inputs if p.type is not None}
     constant: set[str] = set()
     steps: list[Operation] = []
@@ -150,17 +132,8 @@ def place(function: Function) -> PlacementReport:
         steps.append(op)
         reason = None if op.type in FREE else _reason_of(op, kinds, constant)
         if reason is not None:
-            leaving.append(Leaving(op.name, op.type, module_of(op.name, op.reads()), reason))
+            # The name of a function's output contains no module, but the names of what it reads do.
+            modules = [module for module in map(decode, (op.name, *op.reads())) if module is not None]
+            leaving.append(Leaving(op.name, op.type, modules[0] if modules else None, reason))
     crossings = _count_crossings(steps, {item.name for item in leaving})
     return PlacementReport(function.name, len(steps), known, tuple(leaving), crossings)
-
-
-def place_package(package: Package, function: str | None = None) -> PlacementReport:
-    """Where the operations of one function of *package* may run; None is its default.
-
-    Raises InputError for a function that it lacks.
-    """
-    name = package.default if function is None else function
-    if name not in package.functions:
-        raise InputError(f"the package has functions {', '.join(package.functions)}, not {name!r}")
-    return place(package.functions[name])

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.coreml.mil_program import SMALLEST_HALF, coremltools
+from ppexport.backends.coreml.mil_program import SMALLEST_HALF
 from ppexport.errors import ExportError
 from ppexport.networks.architecture import find_architecture, place_of
 from ppexport.twin.twin import StaticTwin
@@ -47,16 +47,6 @@ def computes_half(twin: StaticTwin) -> Callable[[str], bool]:
     """Tells whether the module at a dotted path of *twin* is computed in fp16 in a half-precision file."""
     roles = find_architecture(twin.network.arch).half_modules
     return lambda module: any(place_of(role, module) is not None for role in roles)
-
-
-def compute_precision(half: Callable[[str], bool], module_of: ModuleOf) -> Any:
-    """coremltools' `compute_precision` with fp16 in those modules that *half* tells; unknown ones stay in fp32."""
-
-    def select(operation: Any) -> bool:
-        module = module_of(operation)
-        return module is not None and half(module)
-
-    return coremltools().transform.FP16ComputePrecision(op_selector=select)
 
 
 def scale_of(limit: float, half: bool, module: str) -> np.float16 | np.float32:
@@ -89,7 +79,7 @@ def _quantise_inputs(program: Any, ranges: Mapping[str, float], module_of: Modul
                 levels = Builder.quantize(input=x, scale=scale, output_dtype="int8", before_op=op)
                 number = Builder.dequantize(input=levels, scale=scale, before_op=op)
                 function.replace_uses_of_var_after_op(number.op, x, number, end_op=op)
-                # Names tell the module, and come from the scopes.
+                # Names contain the module, and come from the scopes.
                 levels.op.scopes = number.op.scopes = op.scopes
                 placed.add(module)
     missing = sorted(ranges.keys() - placed)

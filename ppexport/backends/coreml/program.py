@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.errors import ArtifactError
+from ppexport.errors import ArtifactError, InputError
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,16 @@ class ElementType:
     """Its number in a weight file; None where weights cannot be of this type."""
 
     def unpack(self, data: memoryview, count: int) -> NDArray[np.generic]:
-        """*count* elements out of the bytes *data*. Raises ArtifactError where there are fewer or more."""
+        """*count* elements out of the bytes *data*. Raises ArtifactError if *data* has fewer or more."""
         expected = -(-count * self.bits // 8)
         if self.numpy is None or len(data) != expected:
             raise ArtifactError(f"{count} values of {self.name} take {expected} bytes, not {len(data)}")
         if self.bits >= 8:
             return np.frombuffer(data, self.numpy)
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * self.bits]
-        values = np.zeros(count, np.int16)
-        for place, column in enumerate(bits.reshape(count, self.bits).T):
-            values |= column.astype(np.int16) << place
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * self.bits, bitorder="little")
+        values = bits.reshape(count, self.bits) @ (1 << np.arange(self.bits))
         if np.issubdtype(self.numpy, np.signedinteger):
-            values = np.where(values >> (self.bits - 1), values - (1 << self.bits), values)
+            values -= values >> (self.bits - 1) << self.bits
         return values.astype(self.numpy)
 
 
@@ -61,13 +59,6 @@ TYPES: dict[int, ElementType] = {
     39: ElementType("uint3", 3, np.dtype("u1"), 12),
 }
 """By their number in a model file."""
-
-
-def element_type(number: int) -> ElementType:
-    """The element type *number*. Raises ArtifactError for one that is not known."""
-    if number not in TYPES:
-        raise ArtifactError(f"element type {number} is not known")
-    return TYPES[number]
 
 
 Value: TypeAlias = "NDArray[np.generic] | str | list[Value] | dict[str, Value]"
@@ -137,39 +128,20 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Feature:
-    """An input or output as an app sees it."""
-
-    name: str
-    description: str
-    image: tuple[int, int] | None = None
-    """(height, width) of a picture, None for a tensor."""
-    color: str = ""
-    """Of a picture: RGB, BGR or GRAY."""
-
-
-@dataclass(frozen=True)
-class Interface:
-    """What an app sees of one function."""
-
-    inputs: tuple[Feature, ...]
-    outputs: tuple[Feature, ...]
-
-
-@dataclass(frozen=True)
 class Package:
     """An opened package."""
 
-    specification: int
-    """Core ML's specification version: 7 is iOS 16, 8 iOS 17, 9 iOS 18."""
     functions: dict[str, Function]
-    interfaces: dict[str, Interface]
-    """By function."""
     default: str
     """The function that runs if none is named."""
-    author: str = ""
-    licence: str = ""
-    description: str = ""
-    version: str = ""
+    images: bool = False
+    """Whether the default function takes a picture."""
     facts: dict[str, str] = field(default_factory=dict)
     """The maker's own metadata."""
+
+    def function(self, name: str | None = None) -> Function:
+        """The function *name*, by default the default. Raises InputError if the package has none."""
+        name = self.default if name is None else name
+        if name not in self.functions:
+            raise InputError(f"the package has functions {', '.join(self.functions)}, not {name!r}")
+        return self.functions[name]

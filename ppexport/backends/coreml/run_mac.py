@@ -7,8 +7,7 @@ documentation of coremltools 9.0, tested with a stand-in; models/pp_atd_light_x2
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from ppexport.device.artifact import Artifact, capacity_function
 from ppexport.device.picture import to_input, to_uint8
-from ppexport.device.runner import Prepared, Result, Runner, feeds
+from ppexport.device.runner import SessionRunner
 from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
@@ -32,17 +31,16 @@ class Planned(NamedTuple):
     """What Core ML plans for one operation."""
 
     name: str
-    """Of its first result, which tells the module (`specification`)."""
+    """That of its first result, which contains the module (`specification`)."""
     operator: str
     """ "ios18.matmul"."""
     device: str
-    """ "MLNeuralEngineComputeDevice"; "" where the plan tells none, as for constants."""
+    """ "MLNeuralEngineComputeDevice"; "" where the plan names none, as for constants."""
     cost: float | None
     """Estimated share of a prediction, of 1."""
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """One function of a package on one compute unit."""
 
     predict: Callable[[Arrays], Arrays]
@@ -50,6 +48,8 @@ class Opened:
     the package takes pictures."""
     plan: Callable[[], list[Planned]]
     """Every operation in the order of the program. Raises what coremltools raises."""
+    facts: dict[str, str]
+    """The package's own metadata."""
 
 
 def check_platform() -> None:
@@ -74,7 +74,8 @@ def open_function(package: str, unit: str, function: str | None) -> Opened:
         model = tools.models.MLModel(package, compute_units=units, function_name=function)
     except Exception as error:  # Core ML's errors arrive as RuntimeError
         raise ArtifactError(f"Core ML cannot load {package}: {first_line(error)}") from None
-    pictures = takes_pictures(model.get_spec())
+    spec = model.get_spec()
+    pictures = takes_pictures(spec)
 
     def predict(fed: Arrays) -> Arrays:
         given: dict[str, Any] = dict(fed)
@@ -90,7 +91,7 @@ def open_function(package: str, unit: str, function: str | None) -> Opened:
         plans = import_module("coremltools.models.compute_plan").MLComputePlan
         return planned(plans.load_from_path(str(model.get_compiled_model_path()), compute_units=units), function)
 
-    return Opened(predict, plan)
+    return Opened(predict, plan, dict(spec.description.metadata.userDefined))
 
 
 def takes_pictures(spec: Any) -> bool:
@@ -117,40 +118,61 @@ def planned(plan: Any, function: str | None) -> list[Planned]:
     return found
 
 
-class CoreMLMacRunner(Runner):
+class MacSession:
+    """A package on one compute unit, whose functions are opened when they are first needed."""
+
+    def __init__(self, package: str, unit: str) -> None:
+        self._package, self._unit = package, unit
+        self._functions: dict[int, Opened] = {}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The package's own metadata."""
+        return self._largest().facts
+
+    def function(self, capacity: int) -> Opened:
+        """The function for *capacity* slots of a set; 0 is the only one of another package."""
+        if capacity not in self._functions:
+            name = capacity_function(capacity) if capacity else None
+            self._functions[capacity] = open_function(self._package, self._unit, name)
+        return self._functions[capacity]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Outputs for *inputs* as the ONNX graph takes them; the length of `slots` (1, C) chooses the function."""
+        fed = dict(inputs)
+        slots = fed.pop("slots", None)
+        return self.function(0 if slots is None else slots.shape[1]).predict(fed)
+
+    def plan(self) -> list[Planned]:
+        """Core ML's plan of the function with the most slots that was opened."""
+        return self._largest().plan()
+
+    def _largest(self) -> Opened:
+        return self._functions[max(self._functions)]
+
+    def close(self) -> None:
+        """Release the functions."""
+        self._functions.clear()
+
+
+class CoreMLMacRunner(SessionRunner):
     """A Core ML artifact on this Mac, on the compute units *units*."""
 
     def __init__(self, artifact: Artifact, units: str = "ALL") -> None:
         """Raises UnavailableError anywhere but on a Mac, InputError for unknown units."""
-        super().__init__(artifact)
         if units not in UNITS.values():
             raise InputError(f"compute units are {', '.join(UNITS.values())}, not {units}")
         check_platform()
-        self._units = units
-        self._functions: dict[int, Opened] = {}
-        self._largest = max(artifact.manifest.capacities, default=0)
-        self._function(self._largest)
-
-    def _function(self, capacity: int) -> Opened:
-        """The function for *capacity* slots, opened when it is first needed."""
-        if capacity not in self._functions:
-            name = capacity_function(capacity) if len(self.artifact.manifest.capacities) > 1 else None
-            self._functions[capacity] = open_function(str(self.artifact.model_file), self._units, name)
-        return self._functions[capacity]
+        self._mac, capacities = MacSession(str(artifact.model_file), units), artifact.manifest.capacities
+        self._mac.function(capacities[-1] if len(capacities) > 1 else 0)
+        super().__init__(artifact, self._mac)
 
     def plan(self) -> list[Planned]:
         """Core ML's plan of the largest capacity."""
-        return self._function(self._largest).plan()
+        return self._mac.plan()
 
     def _close(self) -> None:
-        self._functions.clear()
-
-    def _run(self, prepared: Prepared) -> Result:
-        inputs = feeds(self.artifact.manifest, prepared)
-        # A function stands for the slots.
-        inputs.pop("slots", None)
-        found = self._function(prepared.capacity).predict(inputs)
-        return Result(found["sr"], int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)
+        self._mac.close()
 
 
 RUNTIME = Runtime(
@@ -160,5 +182,5 @@ RUNTIME = Runtime(
     "ALL",
     lambda artifact, target: CoreMLMacRunner(artifact, target.device),
     lambda: ["ALL"] if sys.platform == "darwin" else [],
-    times="ppexport.backends.coreml.planned_times",
+    times="ppexport.backends.coreml.trial",
 )

@@ -1,10 +1,10 @@
-"""Names and constants of a saved package: every operation's name tells the PyTorch module that it comes from.
+"""Names and constants of a saved package: every operation's name contains the PyTorch module that it comes from.
 
     before    %op_504 = gather(x=%var_499, axis=%op_504_axis_0, ...)        a constant for every parameter
     after     %layers__0__...__router___gather_0 = gather(x=..., axis=%constant__3, ...)   one for every value
 
 coremltools keeps TorchScript's scopes while it converts, and drops them when it saves. A tracing scope is a path of
-calls, in which lists do not appear (`0/residual_group/3` is `layers.0.residual_group.layers.3`); `ModulePaths` finds
+calls, in which lists do not appear (`0/residual_group/3` is `layers.0.residual_group.layers.3`); `mil_program` finds
 them again. In the saved package the path is part of every name, as an identifier, which is all that MIL allows:
 
     layers__0__residual_group__layers__3__attn_aca___matmul_2       the third matmul of that module
@@ -17,55 +17,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-
-from torch import nn
 
 DOT, END = "__", "___"
 _NAME = re.compile(r"(?P<path>(?:[A-Za-z0-9]\w*?)?)___(?P<op>[a-z]\w*?)(?:_(?P<number>\d+))?")
 CONSTANT = "constant__"
 """Starts the names of shared constants; the converter makes no name with two underscores."""
-
-
-def path_of_scope(module: nn.Module, scope: Sequence[str]) -> str:
-    """The dotted path below *module* of a tracing *scope*, as far as it can be followed."""
-    path: list[str] = []
-    for name in scope:
-        # The name may hold the list it comes from: layers.0.
-        for part in name.split("."):
-            children = dict(module.named_children())
-            if part in children:
-                path.append(part)
-                module = children[part]
-                continue
-            lists = [k for k, child in children.items() if isinstance(child, nn.ModuleList) and part in child._modules]
-            if len(lists) != 1:
-                return ".".join(path)
-            path += [lists[0], part]
-            module = children[lists[0]].get_submodule(part)
-    return ".".join(path)
-
-
-class ModulePaths:
-    """The module of every operation of a program in coremltools' memory."""
-
-    def __init__(self, root: nn.Module, within: str) -> None:
-        """Paths below the submodule *within* of *root* are given without its name."""
-        self._within = within
-        self._path = cache(lambda scope: path_of_scope(root, scope))
-
-    def of(self, operation: Any) -> str | None:
-        """The dotted path, "" for *root* or *within* itself, None where no scope is known."""
-        from coremltools.converters.mil.mil.scope import ScopeSource
-
-        scope = operation.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME)
-        # The last entry is the operation's own name.
-        if not scope:
-            return None
-        path = str(self._path(tuple(scope[:-1])))
-        return path.removeprefix(self._within).removeprefix(".") if path.partition(".")[0] == self._within else path
 
 
 def encode(path: str, operation: str, number: int) -> str:
@@ -77,11 +35,6 @@ def decode(name: str) -> str | None:
     """The module's path in a name that `encode` made, None for another name."""
     match = _NAME.fullmatch(name)
     return None if match is None else match["path"].replace(DOT, ".")
-
-
-def module_of(name: str, reads: Iterable[str] = ()) -> str | None:
-    """The module of the operation *name*, or of the first of those it *reads* that tells one."""
-    return next((path for path in map(decode, (name, *reads)) if path is not None), None)
 
 
 def module_names(program: Any, module_of: Callable[[Any], str | None]) -> dict[str, str]:
@@ -126,21 +79,18 @@ def share_constants(block: Any) -> None:
     """Keep one constant for every value, under a short name unless it is a stored weight or an output."""
     first: dict[bytes, str] = {}
     new: dict[str, str] = {}
-    kept = []
-    for op in block.operations:
+    repeated = []
+    for number, op in enumerate(block.operations):
         if op.type == "const" and op.outputs[0].name not in block.outputs:
-            value = op.attributes["val"]
+            value, name = op.attributes["val"], op.outputs[0].name
             key = value.SerializeToString(deterministic=True)
-            name = op.outputs[0].name
             if key in first:
                 new[name] = first[key]
+                repeated.append(number)
                 continue
             stored = value.WhichOneof("value") == "blobFileValue"
             new[name] = first[key] = name if stored else f"{CONSTANT}{len(first)}"
             op.attributes["name"].immediateValue.tensor.strings.values[:] = [new[name]]
-        copy = type(op)()
-        copy.CopyFrom(op)
-        kept.append(copy)
-    del block.operations[:]
-    block.operations.extend(kept)
+    for number in reversed(repeated):
+        del block.operations[number]
     rename(block, new)

@@ -1,8 +1,11 @@
-"""Runs a package on a Mac with each compute unit, every trial in a child process with a limit of time and memory.
+"""Core ML on a Mac: the pictures of each compute unit, every trial in a child process, and the plan of operations.
 
-Core ML compiles while it loads, may take minutes or all memory for one unit, and may end the process: none of that may
-take a parity run with it. The child is `python -m ppexport.backends.coreml.trial FOLDER`, where FOLDER holds
-`request.json` and `inputs.npz`; it writes `outputs.npz` and `plan.json` beside them.
+Core ML compiles while it loads, may take very long for one unit, and may end the process: none of that may end a parity
+run. The child is `python -m ppexport.backends.coreml.trial FOLDER`, where FOLDER holds `request.json` and the inputs of
+every run, `input0.npz` and so on; it writes `output0.npz` and so on, and `plan.json`, beside them.
+
+The plan says where every operation would run, and which share of a prediction it is expected to take: Core ML's
+estimate, not a measurement. Like `run_mac.py`, which asks for it, all of this is untested on hardware.
 """
 
 from __future__ import annotations
@@ -10,10 +13,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,63 +24,40 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ppexport.backends.coreml.run_mac import UNITS, Opened, Planned, open_function
-from ppexport.device.artifact import capacity_function
-from ppexport.errors import PpexportError, first_line
+from ppexport.backends.backend import Operation, UnitRun
+from ppexport.backends.coreml.run_mac import UNITS, CoreMLMacRunner, MacSession, Planned, check_platform
+from ppexport.backends.coreml.specification import decode
+from ppexport.errors import InputError, PpexportError, first_line
 
 if TYPE_CHECKING:
-    from ppexport.device.runner import Arrays
+    from ppexport.device.artifact import Artifact
+    from ppexport.device.runner import Arrays, Runner
+    from ppexport.device.target import Target
 
 CHILD = (sys.executable, "-m", "ppexport.backends.coreml.trial")
-SECONDS, MEGABYTES = 900.0, 8192
+SECONDS = 900.0
 """What a trial may take."""
-POLL = 0.2
-"""Seconds between two looks at a child."""
+METHOD = "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)"
+ESTIMATES = True
+"""The times of `layer_times` are shares of a run, of 1."""
 
 
 class TrialError(PpexportError):
-    """A trial that failed, took too long, or took too much memory."""
+    """A trial that failed or took too long."""
 
     exit_code = 1
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one compute unit computed."""
+def unit_runs(runner: Runner, names: Sequence[str]) -> dict[str, UnitRun]:
+    """{compute unit: what runs the package of *runner* on it}, for this Mac.
 
-    outputs: list[Arrays]
-    """One for every input, in order."""
-    plan: dict[str, Any] = field(default_factory=dict)
-    """operations by device, crossings, and the device of every operation; empty where coremltools tells none."""
-
-
-def resident_megabytes(process: int) -> float:
-    """Memory of a *process*, 0 where `ps` does not answer in time. Raises TrialError where it does not run."""
-    look = ["ps", "-o", "rss=", "-p", str(process)]
-    try:
-        done = subprocess.run(look, capture_output=True, text=True, check=False, timeout=10)
-    except subprocess.TimeoutExpired:
-        # A Mac that is busy compiling; the next look tells, and the trial's own time is limited.
-        return 0.0
-    except OSError as error:
-        raise TrialError(f"the memory of a trial cannot be watched: ps does not run ({error.strerror})") from None
-    return int(done.stdout) / 1024 if done.stdout.strip().isdigit() else 0.0
-
-
-def _save(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Write the arrays of all *runs* to one file."""
-    arrays = {f"{number}.{name}": value for number, run in enumerate(runs) for name, value in run.items()}
-    np.savez(path, **arrays)
-
-
-def _load(path: Path, count: int) -> list[Arrays]:
-    """The arrays of *count* runs that `_save` wrote."""
-    runs: list[Arrays] = [{} for _ in range(count)]
-    with np.load(path, allow_pickle=False) as data:
-        for key in data.files:
-            number, _, name = key.partition(".")
-            runs[int(number)][name] = data[key]
-    return runs
+    Raises InputError for an unknown unit, UnavailableError where this is no Mac.
+    """
+    unknown = [name for name in names if name not in UNITS]
+    if unknown:
+        raise InputError(f"compute units are {', '.join(UNITS)}, not {unknown[0]!r}")
+    check_platform()
+    return {name: partial(run_trial, runner.artifact.model_file, name) for name in names}
 
 
 def run_trial(
@@ -87,9 +66,8 @@ def run_trial(
     inputs: Sequence[Arrays],
     *,
     seconds: float = SECONDS,
-    megabytes: float = MEGABYTES,
     command: Sequence[str] = CHILD,
-) -> Trial:
+) -> tuple[list[Arrays], dict[str, Any]]:
     """Run *package* in a child process.
 
     Args:
@@ -97,52 +75,70 @@ def run_trial(
         unit: cpu, gpu, ne or all.
         inputs: of every run, as `Session.run` takes them.
         seconds: that the trial may take.
-        megabytes: of memory that it may take.
         command: the child, which receives the folder of the request.
 
+    Returns:
+        The outputs of every run, in order, and the plan: operations by device, crossings, and the device of every
+        operation; where coremltools gives no plan, the reason.
+
     Raises:
-        TrialError: it failed, or exceeded a limit.
+        TrialError: it failed or took too long.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _save(folder / "inputs.npz", inputs)
+        for number, fed in enumerate(inputs):
+            _save(folder / f"input{number}.npz", fed)
         request = {"package": str(package.resolve()), "unit": UNITS[unit], "count": len(inputs)}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (folder / "log").open("wb") as log:
-            child = subprocess.Popen([*command, str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             try:
-                _watch(child, unit, time.monotonic() + seconds, megabytes)
-            finally:
-                if child.poll() is None:
-                    child.kill()
-                child.wait()
-        if child.returncode:
+                ended = subprocess.run(
+                    [*command, str(folder)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=seconds, check=False,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise TrialError(f"Core ML with {UNITS[unit]} did not end in time") from None
+        if ended:
             lines = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said = lines[-1][:300] if lines else "it said nothing"
-            raise TrialError(f"Core ML with {UNITS[unit]} ended with {child.returncode}: {said}")
+            raise TrialError(f"Core ML with {UNITS[unit]} ended with {ended}: {said}")
         try:
-            outputs = _load(folder / "outputs.npz", len(inputs))
+            outputs = [_load(folder / f"output{number}.npz") for number in range(len(inputs))]
             plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, IndexError, EOFError, BadZipFile) as error:
             raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
     if any("sr" not in found for found in outputs):
         raise TrialError(f"Core ML with {UNITS[unit]} left no picture")
-    return Trial(outputs, plan)
+    return outputs, plan
 
 
-def _watch(child: subprocess.Popen[bytes], unit: str, deadline: float, megabytes: float) -> None:
-    """Wait for the end of *child*. Raises TrialError beyond a limit."""
-    while child.poll() is None:
-        if time.monotonic() > deadline:
-            raise TrialError(f"Core ML with {UNITS[unit]} did not end in time")
-        used = resident_megabytes(child.pid)
-        if used > megabytes:
-            raise TrialError(f"Core ML with {UNITS[unit]} took {used:.0f} MB, more than {megabytes:.0f}")
-        time.sleep(POLL)
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)
+
+
+def _load(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as data:
+        return dict(data)
+
+
+def run_child(folder: Path) -> None:
+    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots.
+
+    The plan is extra, the numbers count: without a plan its file says why.
+    """
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    session = MacSession(request["package"], request["unit"])
+    for number in range(request["count"]):
+        _save(folder / f"output{number}.npz", session.run(_load(folder / f"input{number}.npz")))
+    try:
+        plan = summary(session.plan())
+    except Exception as error:  # whatever coremltools raises; the outputs are kept
+        plan = {"unknown": f"{type(error).__name__}: {error}"[:300]}
+    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
 
 
 def summary(operations: Sequence[Planned]) -> dict[str, Any]:
-    """Counts, crossings, and every operation's device, for those that the plan tells one of."""
+    """Counts, crossings, and every operation's device, for those that the plan places."""
     placed = [op for op in operations if op.device]
     kinds = [op.device for op in placed]
     return {
@@ -152,28 +148,23 @@ def summary(operations: Sequence[Planned]) -> dict[str, Any]:
     }
 
 
-def run_child(folder: Path, opens: Callable[[str, str, str | None], Opened] = open_function) -> None:
-    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots.
+def layer_times(target: Target, artifact: Artifact, images: Any) -> list[Operation]:
+    """The operations that Core ML plans for *artifact*, with shares of 1 as their times; no image is run.
 
-    The plan is extra, the numbers count: where there is none, its file says why.
+    Raises UnavailableError anywhere but on a Mac, InputError for a plan without estimates.
     """
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    functions: dict[int, Opened] = {}
-    outputs = []
-    for fed in _load(folder / "inputs.npz", request["count"]):
-        slots = fed.pop("slots", None)
-        # The length of `slots` chooses the function; 0 is the only one.
-        capacity = 0 if slots is None else slots.shape[1]
-        if capacity not in functions:
-            name = capacity_function(capacity) if capacity else None
-            functions[capacity] = opens(request["package"], request["unit"], name)
-        outputs.append(functions[capacity].predict(fed))
-    _save(folder / "outputs.npz", outputs)
-    try:
-        plan = summary(functions[max(functions)].plan())
-    except Exception as error:  # whatever coremltools raises; the outputs are kept
-        plan = {"unknown": f"{type(error).__name__}: {error}"[:300]}
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    return operations_of(CoreMLMacRunner(artifact, target.device).plan())
+
+
+def operations_of(plan: Iterable[Planned]) -> list[Operation]:
+    """The operations that *plan* estimates, in its order. Raises InputError if it estimates none."""
+    found = []
+    for op in plan:
+        if op.cost is not None:
+            found.append(Operation(op.name, f"{op.operator} ({op.device})", op.cost, module=decode(op.name)))
+    if not found:
+        raise InputError("Core ML's plan estimates no operation")
+    return found
 
 
 if __name__ == "__main__":

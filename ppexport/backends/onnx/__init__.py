@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ppexport.backends.backend import (
-    FP16_GATE,
-    FP32_GATE,
-    INT8_GATE,
-    Backend,
-    BuildJob,
-    Built,
-    Probe,
-    Request,
-)
+from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, Backend, BuildJob, Built, Probe, Request
+from ppexport.errors import InputError
+from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,6 +16,9 @@ if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
     from ppexport.device.runner import Runner
     from ppexport.twin.twin import StaticTwin
+
+ORT_FORMAT_PRECISIONS = ("fp32", "int8")
+"""ONNX Runtime would write an fp16 graph as it computes it on a CPU: in fp32, with casts."""
 
 
 class OnnxBackend(Backend):
@@ -40,15 +37,33 @@ class OnnxBackend(Backend):
 
     def options(self) -> type[BaseModel]:
         """Flavour, file format, and where to keep the graphs."""
-        from ppexport.backends.onnx.onnx_options import OnnxOptions
+        from pydantic import Field
+
+        from ppexport.backends.options import OnnxGraphOptions
+
+        class OnnxOptions(OnnxGraphOptions):
+            flavour: Literal["portable", "ort"] = Field(
+                default="portable",
+                description="portable is for every runtime; ort is faster on a CPU, for ONNX Runtime 1.23 or newer",
+            )
+            format: Literal["onnx", "ort"] = Field(
+                default="onnx", description="ort also writes model.ort, which ONNX Runtime Mobile reads"
+            )
 
         return OnnxOptions
 
     def check(self, request: Request) -> None:
-        """Refuse flavours and formats for which there is no such precision."""
-        from ppexport.backends.onnx.onnx_options import check_request
-
-        check_request(request)
+        """Refuse flavours and formats that this network or precision is not written in."""
+        options, precision = request.options, request.precision
+        if options.flavour not in request.architecture.flavours:
+            raise InputError(f"{request.architecture.name} has no flavour {options.flavour}: leave the flavour out")
+        if precision != "fp32" and options.flavour == "ort":
+            raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
+        if options.format == "ort" and precision not in ORT_FORMAT_PRECISIONS:
+            raise InputError(
+                f"--format ort is for --precision {' or '.join(ORT_FORMAT_PRECISIONS)}: in its own format ONNX Runtime "
+                "writes fp16 back to fp32"
+            )
 
     def prefers_host_mask(self, options: Any, is_set: bool) -> bool:
         """Who chooses a capacity knows the mask: the flavour made for speed does not compute it again."""
@@ -56,7 +71,7 @@ class OnnxBackend(Backend):
 
     def build(self, job: BuildJob) -> Built:
         """Write `model.onnx`, and `model.ort` where it is asked for."""
-        from ppexport.backends.onnx.export_onnx import build_for_onnx
+        from ppexport.backends.onnx.build_onnx import build_for_onnx
 
         return build_for_onnx(job)
 
@@ -68,9 +83,15 @@ class OnnxBackend(Backend):
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
         """A debug copy of the shipped file; None without the package `onnx`, which opens it."""
-        from ppexport.backends.onnx.onnx_probe import probe
+        artifact = runner.artifact
+        routing = find_architecture(artifact.manifest.arch).routing
+        rounds = artifact.manifest.precision in self.rounded
+        if find_spec("onnx") is None or (routing is None and not rounds):
+            return None
+        from ppexport.backends.onnx.model_file import artifact_model
+        from ppexport.backends.onnx.onnx_probe import OnnxProbe
 
-        return probe(runner, twin, folder)
+        return OnnxProbe(artifact.graph_file, routing, artifact_model(artifact), rounds=rounds)
 
 
 BACKEND = OnnxBackend()

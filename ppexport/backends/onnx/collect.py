@@ -7,33 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto
 
 from ppexport.backends.onnx.model_file import artifact_model
-from ppexport.backends.onnx.modules import module_of_name
 from ppexport.backends.onnx.pattern import Graph, copied
-from ppexport.backends.onnx.qdq import check_not_quantised, quantisable, sources_of
-from ppexport.backends.onnx.quantised import audit, rounding_db
+from ppexport.backends.onnx.qdq import quantisable, sources_of
 from ppexport.backends.onnx.run_onnxruntime import make_frugal_session
 from ppexport.backends.tensorrt.half import MOVES
 from ppexport.device.artifact import Artifact
-from ppexport.device.runner import Prepared, feeds
+from ppexport.device.machine import versions
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, sha256_text
 from ppexport.folders import work_beside
-from ppexport.networks.architecture import find_architecture, place_of
-from ppexport.quantize.calibration import PERCENTILES, About, Calibration, load_arrays, save_calibration, summarise
+from ppexport.quantize.calibration import About, Calibration, load_arrays, save_calibration, summarise
 from ppexport.quantize.crops import Crop, Source, images_hash, used_pictures
-from ppexport.quantize.histogram import Histograms
+from ppexport.quantize.histogram import COLUMNS, Histograms
 
 Progress = Callable[[int, int], None]
 PACKAGES = ("ppexport", "onnxruntime", "onnx", "numpy")
@@ -50,16 +44,12 @@ def check_artifact(artifact: Artifact) -> None:
         )
     if m.backend != "onnx" or m.flavour != "portable":
         raise InputError(f"{artifact.path} is {m.backend}, flavour {m.flavour}: calibrate the model, or portable ONNX")
-    if len(m.capacities) > 1 or m.capacities[-1] != m.tokens or m.mask == "input":
+    if len(m.capacities) > 1 or m.capacities[-1:] not in ([], [m.tokens]) or m.mask == "input":
         raise InputError(f"{artifact.path} is a capacity set or takes its mask from outside: calibrate the model")
 
 
 def find_tensors(model: onnx.ModelProto) -> dict[str, int]:
-    """{name: bytes} of the tensors of *model* to record: float32, dependent on the picture, and computed.
-
-    Raises InputError for a file that is quantised already.
-    """
-    check_not_quantised(model, "the artifact's graph")
+    """{name: bytes} of the tensors of *model* to record: float32, dependent on the picture, and computed."""
     graph, found = Graph(model), [port.name for port in model.graph.input]
     dependent = set(found)
     for node in model.graph.node:
@@ -81,8 +71,7 @@ class State:
     """What a run has recorded so far, in a file beside the result, replaced after every crop."""
 
     def __init__(self, path: Path, key: str, tensors: int) -> None:
-        self.path, self.key = path, key
-        self.done = 0
+        self.path, self.key, self.done = path, key, 0
         self.histograms = Histograms.empty(tensors)
         if path.is_file():
             arrays = load_arrays(path, "the state of a calibration run")
@@ -95,33 +84,6 @@ class State:
         arrays = {"key": np.array(self.key), "done": np.array(self.done), **vars(self.histograms)}
         with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)
-
-
-def crop_inputs(artifact: Artifact, crop: Crop) -> dict[str, NDArray[Any]]:
-    """The graph's inputs for *crop*."""
-    return feeds(artifact.manifest, Prepared(crop.lr, None, artifact.manifest.capacities[-1]))
-
-
-def _sessions(model: onnx.ModelProto, tensors: dict[str, int]) -> list[tuple[list[str], Any]]:
-    """Sessions of copies of *model* whose outputs are the *tensors*, each at most CHUNK_BYTES of them."""
-    inputs = {port.name for port in model.graph.input}
-    chunks: list[list[str]] = [[]]
-    total = 0
-    for name, size in tensors.items():
-        if name in inputs:
-            continue
-        if chunks[-1] and total + size > CHUNK_BYTES:
-            chunks.append([])
-            total = 0
-        chunks[-1].append(name)
-        total += size
-    sessions = []
-    for names in chunks:
-        copy = copied(model)
-        del copy.graph.output[:]
-        copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-        sessions.append((names, make_frugal_session(copy.SerializeToString(), "the calibrated graph")))
-    return sessions
 
 
 def calibrate(
@@ -145,7 +107,7 @@ def calibrate(
         progress: called with (crops run, crops in all).
 
     Raises:
-        InputError: the artifact cannot be calibrated, or another process writes *out*.
+        InputError: the artifact cannot be calibrated, its weights are damaged, or another process writes *out*.
     """
     check_artifact(artifact)
     with work_beside(out.resolve(), "calibrate"):
@@ -154,7 +116,7 @@ def calibrate(
         names, pictures = tuple(tensors), used_pictures(sources, crops)
         named = [m.weights, m.options, m.size, [c.name for c in crops], images_hash(pictures), names]
         state = State(state_path(out), sha256_text(json.dumps(named)), len(names))
-        _record(artifact, _sessions(model, tensors), names, crops, state, progress)
+        _record(_sessions(model, tensors), names, crops, state, progress)
         about = About(
             name=m.name,
             weights_sha256=m.weights["sha256"],
@@ -166,7 +128,7 @@ def calibrate(
             images_sha256=images_hash(pictures),
             warnings=warnings,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=_versions(),
+            versions=versions(PACKAGES),
         )
         ends = [t for node, _ in quantisable(model) for t in (node.input[0], node.output[0])]
         keep = frozenset(source for parts in sources_of(model, ends).values() for source in parts)
@@ -176,17 +138,24 @@ def calibrate(
         return calibration
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        # A checkout that was never installed has no version.
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+def _sessions(model: onnx.ModelProto, tensors: dict[str, int]) -> list[tuple[list[str], Any]]:
+    """Sessions of copies of *model* whose outputs are the *tensors*, each at most CHUNK_BYTES of them."""
+    chunks: dict[int, list[str]] = {}
+    inputs, total = {port.name for port in model.graph.input}, 0
+    for name, size in tensors.items():
+        if name not in inputs:
+            chunks.setdefault(total // CHUNK_BYTES, []).append(name)
+            total += size
+    sessions = []
+    for names in chunks.values():
+        copy = copied(model)
+        del copy.graph.output[:]
+        copy.graph.output.extend(ValueInfoProto(name=name) for name in names)
+        sessions.append((names, make_frugal_session(copy.SerializeToString(), "the calibrated graph")))
+    return sessions
 
 
 def _record(
-    artifact: Artifact,
     sessions: list[tuple[list[str], Any]],
     names: tuple[str, ...],
     crops: Sequence[Crop],
@@ -200,17 +169,15 @@ def _record(
     row = {name: i for i, name in enumerate(names)}
     progress(state.done, len(crops))
     for crop in crops[state.done :]:
-        inputs = crop_inputs(artifact, crop)
-        for name, value in inputs.items():
-            if name in row:
-                state.histograms.add(row[name], value)
+        inputs = {"lr": crop.lr}
+        state.histograms.add(row["lr"], crop.lr)
         for shown, session in sessions:
             for name, value in zip(shown, session.run(shown, inputs), strict=True):
                 state.histograms.add(row[name], value)
         state.done += 1
         state.save()
         progress(state.done, len(crops))
-    for name, count in zip(names, state.histograms.figures[:, 6], strict=True):
+    for name, count in zip(names, state.histograms.figures[:, COLUMNS.index("not_finite")], strict=True):
         if count:
             raise InputError(f"tensor {name!r} held {int(count)} numbers that are not finite: the weights are damaged")
 
@@ -221,31 +188,3 @@ def is_of(calibration: Calibration, artifact: Artifact, sources: Sequence[Source
     measured = about.weights_sha256, about.options, about.images_sha256, about.crops, list(about.size)
     pictures = images_hash(used_pictures(sources, crops))
     return measured == (m.weights["sha256"], m.options, pictures, len(crops), m.size)
-
-
-def audit_rows(artifact: Artifact, calibration: Calibration) -> list[list[str]]:
-    """[node, reason] of everything that fp16 is meant for and that the audit keeps in fp32, for people."""
-    findings = audit(artifact_model(artifact), calibration, find_architecture(artifact.manifest.arch))
-    return [[f.node, f"{f.tensor} {f.reason}"] for f in findings]
-
-
-def block_rows(calibration: Calibration, tokens: str) -> list[list[str]]:
-    """[block, largest magnitude, 99.99 %, dB] of the tokens behind the last layer of every block, for people.
-
-    *tokens* is the role of what hands them on.
-    """
-    found = {}
-    for name in calibration.names:
-        if place := place_of(tokens, module_of_name(name)):
-            found[place] = name
-    last = {block: found[block, layer] for block, layer in sorted(found)}
-    column = PERCENTILES.index(0.9999)
-    return [
-        [
-            str(block),
-            f"{calibration.largest(name):.4g}",
-            f"{calibration.percentiles[calibration.row(name), column]:.4g}",
-            f"{rounding_db(calibration, name):.1f}",
-        ]
-        for block, name in last.items()
-    ]

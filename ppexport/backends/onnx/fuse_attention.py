@@ -54,9 +54,7 @@ def _fused(graph: Graph, softmax: NodeProto) -> Replacement | None:
         return None
     gone, logits, bias = [softmax, last], softmax.input[0], []
     if (add := graph.made_by(logits, "Add")) is not None:
-        product = next((i for i in (0, 1) if graph.made_by(add.input[i], "MatMul")), None)
-        if product is None:
-            return None
+        product = 0 if graph.made_by(add.input[0], "MatMul") else 1
         logits, bias = add.input[product], [add.input[1 - product]]
         gone.append(add)
     matmul = graph.made_by(logits, "MatMul")
@@ -75,28 +73,19 @@ def _fused(graph: Graph, softmax: NodeProto) -> Replacement | None:
         for label, rows in zip("qkv", (q, k, v), strict=True)
     ]
     attention = helper.make_node(
-        "Attention",
-        [*inputs, *bias],
-        [out.output[0]],
-        name=name,
-        q_num_heads=q.heads,
-        kv_num_heads=k.heads,
-        scale=scale,
+        "Attention", [*inputs, *bias], out.output, name, q_num_heads=q.heads, kv_num_heads=k.heads, scale=scale
     )
     return Replacement(out.output[0], [*made, attention], [*gone, matmul, *mul, *q.nodes, *k.nodes, *v.nodes])
 
 
 def _rows(graph: Graph, name: str, perm: list[int]) -> Rows | None:
     """The rows that *name* is made of by Reshape and Transpose."""
-    transpose = graph.made_by(name, "Transpose")
-    reshape = None if transpose is None else graph.made_by(transpose.input[0], "Reshape")
-    if transpose is None or reshape is None or attribute(transpose, "perm") != perm:
-        return None
-    shape = graph.constant(reshape.input[1])
-    if shape is None or shape.size != 4:
+    nodes = graph.chain(name, "Transpose", "Reshape")
+    shape = None if nodes is None else graph.constant(nodes[1].input[1])
+    if nodes is None or attribute(nodes[0], "perm") != perm or shape is None or shape.size != 4:
         return None
     size, heads, width = (int(side) for side in shape[1:])
-    return Rows(reshape.input[0], size, heads, width, [transpose, reshape])
+    return Rows(nodes[1].input[0], size, heads, width, nodes)
 
 
 def _scaled(graph: Graph, name: str) -> tuple[str, float, list[NodeProto]]:

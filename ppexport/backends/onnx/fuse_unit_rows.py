@@ -30,17 +30,15 @@ def fuse_unit_rows(model: onnx.ModelProto) -> None:
 
 
 def _fused(graph: Graph, div: NodeProto) -> Replacement | None:
-    limit = graph.made_by(div.input[1], "Max")
-    root = None if limit is None else graph.made_by(limit.input[0], "Sqrt")
-    total = None if root is None else graph.made_by(root.input[0], "ReduceSum")
-    power = None if total is None else graph.made_by(total.input[0], "Pow")
-    if limit is None or root is None or total is None or power is None or power.input[0] != div.input[0]:
+    chain = graph.chain(div.input[1], "Max", "Sqrt", "ReduceSum", "Pow")
+    if chain is None or chain[-1].input[0] != div.input[0]:
         return None
+    limit, _, total, power = chain
     least, axis = graph.number(limit.input[1]), graph.number(total.input[1])
-    if least is None or not 0 < least < TINY or graph.number(power.input[1]) != 2 or axis is None:
+    if least is None or not 0 < least < TINY or graph.number(power.input[1]) != 2:
         return None
-    if attribute(total, "keepdims") == 0:
+    if axis is None or attribute(total, "keepdims") == 0:
         return None
     name = div.name.removesuffix("Div") + "LpNormalization"
     unit = helper.make_node("LpNormalization", [div.input[0]], [div.output[0]], name=name, axis=int(axis), p=2)
-    return Replacement(div.output[0], [unit], [limit, root, total, power])
+    return Replacement(div.output[0], [unit], chain)

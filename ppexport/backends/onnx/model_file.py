@@ -59,11 +59,6 @@ def read_model(path: Path) -> ModelFile:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse_model(path, data)
-
-
-def parse_model(path: Path, data: bytes) -> ModelFile:
-    """As `read_model`, of the bytes *data* that were read from *path*."""
     proto = _parse(path, data)
     if not proto.HasField("graph") or not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise InputError(f"{path} is not an ONNX model: it has no graph")

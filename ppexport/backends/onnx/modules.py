@@ -7,9 +7,9 @@ What torch's exporters write (checked with torch 2.13):
     dynamo                   metadata      pkg.torch.onnx.name_scopes = ['', 'layers.0', ..., 'linear_1']
                              initializer   as above
 
-A tracing scope is a path of calls, not of attributes: a list's name is joined to its element's (`layers.0`), while a
-child of an `nn.Sequential` repeats its parent's name (`/body/body.1` is `body.1`), and a module that is called twice
-gets a counter (`/norm_1` is `norm` again). Where this is ambiguous, the names of the model's parameters decide.
+A tracing scope is a path of calls, not of attributes: a list's name is joined to its element's (`layers.0`), a child of
+an `nn.Sequential` repeats its parent's name (`/body/body.1` is `body.1`), and a second call of a module has a counter
+(`/norm_1` is `norm` again). Where this is ambiguous, the names of the model's parameters decide.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def module_of(node: NodeProto, known: Collection[str] = ()) -> str | None:
-    """Dotted path of the module that *node* comes from.
+    """Dotted path of the module that *node* comes from: "" is the network itself, None means that nothing is known.
 
-    "" is the network itself, None means that nothing is known: another exporter, or a node made by an optimiser.
     *known* are the paths of modules that certainly exist, see `known_modules`.
     """
     for entry in node.metadata_props:
@@ -57,11 +56,8 @@ def module_of_name(name: str, known: Collection[str] = ()) -> str | None:
 
 
 def module_of_initializer(name: str) -> str | None:
-    """Module that owns the parameter or buffer after which an initializer is named, else None.
-
-    Names that exporters make up (`onnx::MatMul_175`, `val_18`, `/attn/Constant_output_0`) name no parameter; neither
-    does a name without a dot, which could as well be made up.
-    """
+    """Module that owns the parameter or buffer after which an initializer is named; None for a name that an exporter
+    made up (`onnx::MatMul_175`, `val_18`), or might have: one without a dot."""
     return name.rpartition(".")[0] if _PARAMETER.fullmatch(name) else None
 
 

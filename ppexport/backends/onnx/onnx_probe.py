@@ -19,36 +19,31 @@ a GPU, whose order of summation is its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
-from ppexport.backends.onnx import BACKEND
 from ppexport.backends.onnx.modules import known_modules, module_of
+from ppexport.backends.onnx.pattern import copied, set_nodes
 from ppexport.backends.onnx.run_onnxruntime import load, make_frugal_session
 from ppexport.errors import ArtifactError
-from ppexport.networks.architecture import Place, Routing, find_architecture, place_of
+from ppexport.networks.architecture import Place, Routing, place_of
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
-
-    from ppexport.device.runner import Arrays, Runner
-    from ppexport.twin.twin import StaticTwin
+    from ppexport.device.runner import Arrays
 
 INJECTED = "categories"
 
 
 def round_outputs(model: ModelProto) -> ModelProto:
     """A copy of *model* with two Identity nodes behind everything that makes fp16."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    copy = _copy(model)
+    copy = copied(model)
     inferred = onnx.shape_inference.infer_shapes(copy, strict_mode=True).graph
     half = {info.name for info in inferred.value_info if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
     nodes = []
@@ -60,8 +55,7 @@ def round_outputs(model: ModelProto) -> ModelProto:
                 node.output[i] = exact
                 nodes.append(helper.make_node("Identity", [exact], [between], name=f"{name}/round"))
                 nodes.append(helper.make_node("Identity", [between], [name], name=f"{name}/rounded"))
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+    set_nodes(copy, nodes)
     return copy
 
 
@@ -71,12 +65,6 @@ def rounding_session(model: ModelProto, where: str) -> Any:
 
     settings = {"graph_optimization_level": GraphOptimizationLevel.ORT_DISABLE_ALL}
     return load(round_outputs(model).SerializeToString(), where, enable_cpu_mem_arena=False, **settings)
-
-
-def _copy(model: ModelProto) -> ModelProto:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
 
 
 class OnnxProbe(Probe):
@@ -96,48 +84,44 @@ class OnnxProbe(Probe):
         Raises:
             ArtifactError: the names of its nodes do not tell the layers.
         """
-        import onnx
-
         self.model = onnx.load_model_from_string(path.read_bytes()) if model is None else model
         self.where, self.gives_picture = str(path), rounds
-        self._open = rounding_session if rounds else _frugal_session
-        self._sessions: dict[tuple[str, bool], Any] = {}
+        self._sessions: dict[tuple[tuple[str, ...], bool], Any] = {}
         self.choices, self.tokens, self.mask = list[str](), list[str](), list[str]()
-        self._chosen_from: list[tuple[str | None, str | None]] | None = None
+        self._read: list[tuple[str, str | None]] = []
         if routing is not None:
             self._find(routing)
 
     def _find(self, routing: Routing) -> None:
-        known = known_modules(value.name for value in self.model.graph.initializer)
+        stored = {value.name for value in self.model.graph.initializer}
+        known = known_modules(stored)
         modules = [(module_of(node, known), node) for node in self.model.graph.node]
 
-        def nodes(role: str, *operators: str) -> dict[Place, NodeProto]:
-            placed = ((place_of(role, module), node) for module, node in modules if node.op_type in operators)
-            found = {place: node for place, node in placed if place is not None}
-            return {place: found[place] for place in sorted(found)}
+        def nodes(role: str, operator: str) -> list[NodeProto]:
+            """Those of *operator* in a module of the *role*, in the order of layers; of one module the last."""
+            found: dict[Place, NodeProto] = {}
+            for module, node in modules:
+                if node.op_type == operator and (place := place_of(role, module)) is not None:
+                    found[place] = node
+            return [found[place] for place in sorted(found)]
 
-        self.choices = [node.output[0] for node in nodes(routing.choice, "ArgMax").values()]
-        self.tokens = [node.output[0] for node in nodes(routing.tokens, "Add").values()]
-        masks = (nodes(routing.mask, "ArgMax"), nodes(routing.mask, "Greater")) if routing.mask else ()
-        self.mask = [node.output[0] for found in masks for node in found.values()]
-        # A mask that is an input has neither of its nodes.
+        self.choices = [node.output[0] for node in nodes(routing.choice, "ArgMax")]
+        self.tokens = [node.output[0] for node in nodes(routing.tokens, "Add")]
+        if routing.mask:
+            # A mask that is an input has neither of its nodes.
+            masks = [*nodes(routing.mask, "ArgMax"), *nodes(routing.mask, "Greater")]
+            self.mask = [node.output[0] for node in masks]
         if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{self.where}: its node names do not tell the layers, so it cannot be looked into")
-        stored = {value.name for value in self.model.graph.initializer}
-        read = [
-            [None if node.input[0] in stored else node.input[0] for node in found.values()]
-            for found in (nodes(routing.norm, "LayerNormalization"), nodes(routing.keys, "Gemm"))
-        ]
-        if all(len(names) == len(self.choices) for names in read):
-            self._chosen_from = list(zip(*read, strict=True))
+        norms, keys = nodes(routing.norm, "LayerNormalization"), nodes(routing.keys, "Gemm")
+        if len(norms) == len(keys) == len(self.choices):
+            dictionaries = [None if node.input[0] in stored else node.input[0] for node in keys]
+            self._read = list(zip([node.input[0] for node in norms], dictionaries, strict=True))
 
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
         """As `Probe.run`; *inputs* are `lr`, and `slots` and `mask` where the graph has them."""
-        from onnx import TensorProto
-
-        kinds = dict.fromkeys([*self.choices, *self.mask[:1]], TensorProto.INT64)
-        kinds |= dict.fromkeys(self.mask[1:], TensorProto.BOOL)
-        sr, impure, *rest = self._run("routing", kinds, inputs, categories, ["sr", "impure_tokens"])
+        shown = [*self.choices, *self.mask]
+        sr, impure, *rest = self._run(shown, inputs, categories, ["sr", "impure_tokens"])
         chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
         labels, pure = mask if mask else (None, None)
         own = np.stack(chosen) if chosen else np.zeros((0, 0), np.int64)
@@ -145,87 +129,48 @@ class OnnxProbe(Probe):
 
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
         """The output (n, c) of every layer, which a runtime keeps to the end of the run."""
-        from onnx import TensorProto
-
-        return self._run("tokens", dict.fromkeys(self.tokens, TensorProto.FLOAT), inputs, categories)
+        return self._run(self.tokens, inputs, categories)
 
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """As `Probe.chosen_from`. The dictionary is None in the first layer of a block, where it is stored."""
-        from onnx import TensorProto
-
-        if self._chosen_from is None:
+        if not self._read:
             raise ArtifactError(f"{self.where}: its node names do not tell what the layers choose from")
-        names = dict.fromkeys(name for pair in self._chosen_from for name in pair if name is not None)
-        kinds = dict.fromkeys(names, TensorProto.FLOAT)
-        found = dict(zip(names, self._run("sources", kinds, inputs, categories), strict=True))
-        chosen = []
-        for tokens, dictionary in self._chosen_from:
-            if tokens is None:
-                raise ArtifactError(f"{self.where} stores what a layer chooses from, so it cannot be looked into")
-            chosen.append(ChosenFrom(found[tokens], None if dictionary is None else found[dictionary]))
-        return chosen
+        names = list(dict.fromkeys(name for pair in self._read for name in pair if name is not None))
+        found = dict(zip(names, self._run(names, inputs, categories), strict=True))
+        return [ChosenFrom(found[tokens], found[keys] if keys else None) for tokens, keys in self._read]
 
     def close(self) -> None:
         """Release the sessions."""
         self._sessions.clear()
 
     def _run(
-        self,
-        copy: str,
-        kinds: Mapping[str, int],
-        inputs: Arrays,
-        categories: NDArray[np.int64] | None,
-        first: list[str] | None = None,
+        self, shown: list[str], inputs: Arrays, categories: NDArray[np.int64] | None, first: Sequence[str] = ()
     ) -> list[Any]:
-        """The outputs *first* and *kinds*, {name: element type}, of a debug copy, opened when it is first needed."""
-        key = (copy, categories is not None)
+        """The outputs *first*, and the tensors *shown* by a debug copy, which is opened when it is first needed."""
+        key = (tuple(shown), categories is not None)
         if key not in self._sessions:
-            model = self._with_outputs(kinds)
+            model = copied(self.model)
+            model.graph.output.extend(ValueInfoProto(name=name) for name in shown)
             if categories is not None:
                 self._inject(model)
-            self._sessions[key] = self._open(model, self.where)
+            self._sessions[key] = self._open(model)
         if categories is not None:
             inputs = {**inputs, INJECTED: categories.astype(np.int64)}
-        return list(self._sessions[key].run([*(first or []), *kinds], inputs))
+        return list(self._sessions[key].run([*first, *shown], inputs))
 
-    def _with_outputs(self, kinds: Mapping[str, int]) -> ModelProto:
-        from onnx import helper
-
-        copy = _copy(self.model)
-        copy.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items())
-        return copy
+    def _open(self, model: ModelProto) -> Any:
+        if self.gives_picture:
+            return rounding_session(model, self.where)
+        return make_frugal_session(model.SerializeToString(), self.where)
 
     def _inject(self, model: ModelProto) -> None:
         """Have the layers of *model* take their categories from a new input (layers, n) int64."""
-        from onnx import TensorProto, helper
-
-        graph = model.graph
-        layer_of = {name: layer for layer, name in enumerate(self.choices)}
+        graph, injected = model.graph, {name: f"{INJECTED}_{layer}" for layer, name in enumerate(self.choices)}
         nodes = []
-        for layer in layer_of.values():
-            number = f"{INJECTED}_{layer}_number"
-            graph.initializer.append(helper.make_tensor(number, TensorProto.INT64, [], [layer]))
-            nodes.append(helper.make_node("Gather", [INJECTED, number], [f"{INJECTED}_{layer}"], axis=0))
+        for layer, name in enumerate(injected.values()):
+            graph.initializer.append(helper.make_tensor(f"{name}_number", TensorProto.INT64, [], [layer]))
+            nodes.append(helper.make_node("Gather", [INJECTED, f"{name}_number"], [name], axis=0))
         for node in graph.node:
-            for i, name in enumerate(node.input):
-                if name in layer_of:
-                    node.input[i] = f"{INJECTED}_{layer_of[name]}"
-        nodes.extend(graph.node)
-        del graph.node[:]
-        graph.node.extend(nodes)
-        graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT64, [len(layer_of), None]))
-
-
-def _frugal_session(model: ModelProto, where: str) -> Any:
-    return make_frugal_session(model.SerializeToString(), where)
-
-
-def probe(runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> OnnxProbe | None:
-    """The file of *runner*, opened; None without the package `onnx`, and where there is nothing to look into."""
-    manifest = runner.artifact.manifest
-    routing, rounds = find_architecture(manifest.arch).routing, manifest.precision in BACKEND.rounded
-    if find_spec("onnx") is None or (routing is None and not rounds):
-        return None
-    from ppexport.backends.onnx.model_file import artifact_model
-
-    return OnnxProbe(runner.artifact.graph_file, routing, artifact_model(runner.artifact), rounds=rounds)
+            node.input[:] = [injected.get(name, name) for name in node.input]
+        set_nodes(model, [*nodes, *graph.node])
+        graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT64, [len(injected), None]))

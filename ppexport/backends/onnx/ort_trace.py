@@ -9,9 +9,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import PROFILE_WARM_UP, PROFILED_RUNS, Operation
-from ppexport.backends.onnx.run_onnxruntime import OnnxRunner, load
+from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
 from ppexport.device.picture import to_input
-from ppexport.device.runner import check_threads
 from ppexport.errors import InputError
 from ppexport.files import read_limited_json
 
@@ -35,15 +34,8 @@ def layer_times(target: Target, artifact: Artifact, images: NDArray[np.uint8]) -
     Raises PpexportError as the runner does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        runner = OnnxRunner(artifact, target.threads, target.device)
-        runner.session = load(
-            artifact.read(artifact.model_file),
-            str(artifact.model_file),
-            target.device,
-            intra_op_num_threads=check_threads(target.threads) or 0,
-            enable_profiling=True,
-            profile_file_prefix=str(Path(folder) / "trace"),
-        )
+        settings = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "trace")}
+        runner = OnnxRunner(artifact, target.threads, target.device, **settings)
         for i in range(PROFILE_WARM_UP + PROFILED_RUNS):
             runner(to_input(images[i % len(images)]))
         trace = read_limited_json(Path(runner.session.end_profiling()), MAX_BYTES, "a trace of ONNX Runtime")
@@ -73,12 +65,11 @@ def operations_of(events: Iterable[dict[str, Any]], skip: int = 1) -> list[Opera
     if not times or not runs:
         raise InputError("the trace of ONNX Runtime holds no run")
     found = []
-    for node, all_times in times.items():
-        if len(all_times) < runs:
-            found.append(Operation(node, kinds[node], sum(all_times) / runs))
-            continue
-        per_run = max(1, len(all_times) // runs)
-        kept = all_times[skip * per_run :] or all_times
-        sums = [sum(kept[i : i + per_run]) for i in range(0, len(kept) - per_run + 1, per_run)]
-        found.append(Operation(node, kinds[node], median(sums)))
+    for node, measured in times.items():
+        ms = sum(measured) / runs
+        if len(measured) >= runs:
+            each = len(measured) // runs
+            kept = measured[skip * each :] or measured
+            ms = median(sum(kept[i : i + each]) for i in range(0, len(kept) - each + 1, each))
+        found.append(Operation(node, kinds[node], ms))
     return found

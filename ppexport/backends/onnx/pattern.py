@@ -62,6 +62,16 @@ class Graph:
             return None
         return node
 
+    def chain(self, name: str, *ops: str) -> list[NodeProto] | None:
+        """The nodes of types *ops*, back from *name*, each as `made_by` finds it; the first input leads to the next."""
+        found: list[NodeProto] = []
+        for op in ops:
+            node = self.made_by(found[-1].input[0] if found else name, op)
+            if node is None:
+                return None
+            found.append(node)
+        return found
+
     def read_by(self, node: NodeProto, op: str) -> NodeProto | None:
         """The node of type *op* that alone reads what *node* makes."""
         readers = self.readers[node.output[0]]

@@ -31,16 +31,6 @@ from ppexport.quantize.calibration import Calibration
 from ppexport.quantize.recipe import Recipe, find_range, group_of
 
 OPERATORS = ("Gemm", "MatMul", "Conv")
-QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-
-
-def check_not_quantised(model: onnx.ModelProto, where: str) -> None:
-    """Raise InputError where *model* computes in integers or in half precision already."""
-    found = next((n.op_type for n in model.graph.node if n.op_type.startswith(QUANTISED)), None)
-    half = any(value.data_type == TensorProto.FLOAT16 for value in model.graph.initializer)
-    if found or half:
-        what = f"holds {found}" if found else "has fp16 weights"
-        raise InputError(f"{where} is quantised already ({what}): calibrate the fp32 artifact it was made from")
 
 
 def quantisable(model: onnx.ModelProto) -> list[tuple[NodeProto, str]]:
@@ -83,21 +73,17 @@ def find_ranges(
     return {name: max(found[source] for source in parts) for name, parts in sources.items()}
 
 
-def write_int8(
-    model: onnx.ModelProto, calibration: Calibration, recipe: Recipe, groups: Collection[str] | None = None
-) -> onnx.ModelProto:
-    """A copy of the fp32 *model* whose layers of *groups*, the recipe's if left out, are int8.
+def write_int8(model: onnx.ModelProto, calibration: Calibration, recipe: Recipe) -> onnx.ModelProto:
+    """A copy of the fp32 *model* whose layers of the recipe's groups are int8.
 
     Raises InputError where the calibration is of another model or nothing would be quantised.
     """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import QuantType
 
-    check_not_quantised(model, "the graph")
-    groups = recipe.groups if groups is None else groups
     copy = copied(model)
-    chosen = {node.name for node, group in quantisable(copy) if group in groups}
+    chosen = {node.name for node, group in quantisable(copy) if group in recipe.groups}
     if not chosen:
         raise InputError("the recipe names no layer of this model, so that nothing would be int8: export it as fp32")
     chosen |= _split_linear(copy, chosen)

@@ -1,4 +1,4 @@
-"""Twin -> model.onnx in fp16, int8 or both, by a calibration; for ONNX Runtime, TensorRT and OpenVINO alike.
+"""An fp32 graph in fp16, int8 or both, by a calibration; for ONNX Runtime, TensorRT and OpenVINO alike.
 
 Calibration also says which nodes that could be fp16 must not: what exceeds its range or loses its precision there.
 """
@@ -6,8 +6,7 @@ Calibration also says which nodes that could be fp16 must not: what exceeds its 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,24 +14,18 @@ from typing import Any, NamedTuple
 import onnx
 from torch import nn
 
-from ppexport.backends.backend import Step
-from ppexport.backends.onnx.export_onnx import MODEL, Shape, build_rewritten, simplified
+from ppexport.backends.onnx.export_onnx import simplified
 from ppexport.backends.onnx.modules import module_of_name
 from ppexport.backends.onnx.pattern import copied
 from ppexport.backends.onnx.qdq import find_ranges, int8_nodes, quantisable, sources_of, write_int8
-from ppexport.backends.tensorrt.export_tensorrt import against_fp32, half_check
+from ppexport.backends.self_check import example_inputs
 from ppexport.backends.tensorrt.half import LARGEST, computes_half, split_sum, write_half
 from ppexport.errors import ExportError
-from ppexport.networks.architecture import Architecture, find_architecture
-from ppexport.networks.card import Card
-from ppexport.networks.load import card_of
-from ppexport.quantize.bundled import Quantisation
+from ppexport.networks.architecture import Architecture
 from ppexport.quantize.calibration import Calibration
-from ppexport.quantize.recipe import Recipe
-from ppexport.twin.twin import StaticTwin, make_twin
+from ppexport.quantize.recipe import Quantisation, Recipe
+from ppexport.twin.twin import make_twin
 
-LEAST_DB = 25.0
-"""Least PSNR of an int8 file against the fp32 one on the example, with equal routing: below, it is broken."""
 MARGIN = 8.0
 """What other pictures may exceed the calibrated ones by."""
 LEAST_HALF_DB = 60.0
@@ -43,24 +36,18 @@ class Finding(NamedTuple):
     """A node that stays fp32, and why."""
 
     node: str
-    tensor: str
     reason: str
-
-
-def rounding_db(calibration: Calibration, name: str) -> float:
-    """Power of tensor *name* over that of its rounding to fp16, in dB; infinite where nothing is rounded."""
-    power, error = calibration.figure(name, "power"), calibration.figure(name, "half_error")
-    return 10 * math.log10(power / error) if error and power else math.inf
 
 
 def _judge(calibration: Calibration, name: str) -> str | None:
     """Why tensor *name* cannot be fp16, None where it can."""
     largest = calibration.largest(name)
     if largest * MARGIN > LARGEST:
-        return f"reaches {largest:.4g}, fp16 ends at {LARGEST:g}"
-    decibel = rounding_db(calibration, name)
+        return f"{name} reaches {largest:.4g}, fp16 ends at {LARGEST:g}"
+    power, error = calibration.figure(name, "power"), calibration.figure(name, "half_error")
+    decibel = 10 * math.log10(power / error) if error and power else math.inf
     if decibel < LEAST_HALF_DB:
-        return f"keeps {decibel:.1f} dB in fp16: too many of its numbers are below 6e-5"
+        return f"{name} keeps {decibel:.1f} dB in fp16: too many of its numbers are below 6e-5"
     return None
 
 
@@ -78,28 +65,27 @@ def audit(model: onnx.ModelProto, calibration: Calibration, architecture: Archit
     findings = []
     for node in candidates:
         parts = dict.fromkeys(s for name in (*node.input, *node.output) for s in sources.get(name, ()) if s in recorded)
-        forbidden = ((source, _judge(calibration, source)) for source in parts)
-        findings += [Finding(node.name, source, reason) for source, reason in forbidden if reason][:1]
+        reasons = (_judge(calibration, source) for source in parts)
+        findings += [Finding(node.name, reason) for reason in reasons if reason][:1]
     return findings
 
 
-def quantised(
-    model: onnx.ModelProto, request: Quantisation, groups: Collection[str] | None = None
-) -> tuple[onnx.ModelProto, list[Finding]]:
-    """*model* in the requested precision, and what the audit of fp16 kept in fp32.
+def quantised(model: onnx.ModelProto, request: Quantisation) -> tuple[onnx.ModelProto, list[Finding]]:
+    """The fp32 graph *model* in the requested precision, and what the audit of fp16 kept in fp32.
 
-    *groups* are int8 in place of the recipe's.
+    Raises:
+        InputError: the calibration lacks a tensor of this graph, or nothing would be quantised.
+        ExportError: the graph has a form that a pass does not know.
     """
     findings: list[Finding] = []
     result = model
     if request.precision != "fp16":
-        result = write_int8(model, request.calibration, request.recipe, groups)
+        result = write_int8(model, request.calibration, request.recipe)
     if request.precision != "int8":
         int8 = int8_nodes(result)
         # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.
-        findings = [
-            found for found in audit(result, request.calibration, request.architecture) if found.node not in int8
-        ]
+        audited = audit(result, request.calibration, request.architecture)
+        findings = [found for found in audited if found.node not in int8]
         result = write_half(result, request.architecture, keep=int8 | {finding.node for finding in findings})
     return result, findings
 
@@ -118,50 +104,21 @@ def origin(request: Quantisation) -> dict[str, Any]:
 
 def placement(request: Quantisation) -> dict[str, Any]:
     """What the manifest says of the recipe."""
-    recipe = request.recipe
-    return {
-        "groups": list(recipe.groups),
-        "calibrator": recipe.calibrator,
-        "percentile": recipe.percentile,
-        "weight_bits": recipe.weight_bits,
-        "recipe": request.recipe_from,
-    }
+    chosen = request.recipe.model_dump(mode="json", exclude={"weights_sha256", "measured"})
+    return {**chosen, "recipe": request.recipe_from}
 
 
-def build_quantised(
-    twin: StaticTwin, card: Card, folder: Path, shape: Shape, keep: Path | None, step: Step, request: Quantisation
-) -> tuple[str, dict[str, Any]]:
-    """Write `model.onnx` into *folder*; its name, and what the manifest says of it. *keep* receives the stages.
-
-    Raises InputError where the calibration lacks a tensor of this graph, ExportError when a stage or a check fails.
-    """
-    findings: list[Finding] = []
-
-    def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-        result, kept = quantised(model, request)
-        findings.extend(kept)
-        return result
-
-    check = half_check if request.precision == "fp16" else _int8_check
-    model = build_rewritten(twin, card, folder, shape, keep, step, request.precision, rewrite, check)
+def described(model: onnx.ModelProto, request: Quantisation, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What the manifest says of the quantised *model* and of what the audit found."""
     said = origin(request)
     if request.precision != "fp16":
-        counts = Counter(node.op_type for node in model.graph.node)
-        layers = {"layers": len(int8_nodes(model)), "quantize_nodes": counts["QuantizeLinear"]}
+        quantize_nodes = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        layers = {"layers": len(int8_nodes(model)), "quantize_nodes": quantize_nodes}
         said["int8"] = {**placement(request), **layers}
     if request.precision != "int8":
-        said["kept_fp32"] = {f.node: f"{f.tensor} {f.reason}" for f in findings}
+        said["kept_fp32"] = dict(findings)
         said["onnxruntime_cpu"] = "fp16 weights: its CPU kernels compute in fp32"
-    return MODEL, said
-
-
-def _int8_check(single: Path, target: Path, twin: StaticTwin, shape: Shape) -> None:
-    """Raise ExportError unless the file *target* makes about the picture of *single*, as an int8 file should."""
-    decibel, same = against_fp32(single, target, twin, shape)
-    if decibel < LEAST_DB or not same:
-        raise ExportError(
-            f"in int8 the graph is far from fp32 ({decibel:.1f} dB): calibrate on other pictures, or on more"
-        )
+    return said
 
 
 def module_ranges(network: nn.Module, calibration: Calibration, recipe: Recipe) -> dict[str, float]:
@@ -172,15 +129,14 @@ def module_ranges(network: nn.Module, calibration: Calibration, recipe: Recipe) 
     """
     height, width = calibration.about.size
     twin = make_twin(network, (height, width))
-    shape = Shape((twin.capacity,), find_architecture(card_of(network).arch).masks[0])
     with TemporaryDirectory() as scratch:
-        model = simplified(twin, shape, Path(scratch), False, lambda stage: None)
+        model = simplified(twin, example_inputs(twin), Path(scratch), False, lambda stage: None)
     chosen = [node for node, group in quantisable(model) if group in recipe.groups]
     limits = find_ranges(model, [node.name for node in chosen], calibration, recipe)
     found: dict[str, float] = {}
     for node in chosen:
         module = module_of_name(node.name)
         if module is None or module in found:
-            raise ExportError(f"the layer {node.name} cannot be told from others by its module")
+            raise ExportError(f"the layer {node.name} cannot be distinguished from others by its module")
         found[module] = limits[node.input[0]]
     return found

@@ -34,11 +34,17 @@ class Session:
 
 
 def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Session:
-    """A session for the bytes *model*; *where* names it in errors.
+    """A session for an ONNX model.
 
-    *provider* is an execution provider without that suffix, such as CUDA; *settings* are attributes of
-    `onnxruntime.SessionOptions`. Raises ArtifactError where the model names another file or ONNX Runtime cannot load
-    it, UnavailableError where it lacks the provider or cannot start it.
+    Args:
+        model: its bytes.
+        where: what errors call it.
+        provider: an execution provider without that suffix, such as CUDA.
+        settings: attributes of `onnxruntime.SessionOptions`.
+
+    Raises:
+        ArtifactError: the model names another file, or ONNX Runtime cannot load it.
+        UnavailableError: ONNX Runtime lacks the provider, or cannot start it.
     """
     # Also of bytes: ONNX Runtime would open the files that they name, looked for from the current folder on.
     if not is_ort_format(model):
@@ -71,9 +77,9 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Sess
     return Session(session)
 
 
-def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU) -> Session:
+def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU, **settings: Any) -> Session:
     """A session for running the bytes *model*, as `load`; *threads* as `check_threads` takes them."""
-    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0)
+    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0, **settings)
 
 
 def make_frugal_session(model: bytes, where: str) -> Session:
@@ -81,22 +87,18 @@ def make_frugal_session(model: bytes, where: str) -> Session:
     return load(model, where, enable_cpu_mem_arena=False, enable_mem_pattern=False)
 
 
-# Runs an ONNX artifact with ONNX Runtime.
-
-
 class OnnxRunner(Runner):
     """An ONNX artifact in ONNX Runtime, on its CPU provider unless another is named."""
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU, **settings: Any) -> None:
+        """Raises as `load`, whose *settings* these are, and ArtifactError where the file is not what the manifest says.
+
+        *threads* are as `check_threads` takes them.
+        """
         super().__init__(artifact)
         file = artifact.model_file
-        self.session: Any = make_session(artifact.read(file), str(file), threads, provider)
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ArtifactError unless the model file is what the manifest says."""
-        m = self.artifact.manifest
-        (h, w), s = self.size, self.scale
+        self.session: Any = make_session(artifact.read(file), str(file), threads, provider, **settings)
+        m, (h, w), s = artifact.manifest, self.size, self.scale
         expected: dict[str, list[int | str]] = {"lr": [1, 3, h, w], "sr": [1, 3, h * s, w * s], "impure_tokens": [1]}
         if len(m.capacities) > 1:
             expected["slots"] = [1, "slots"]
@@ -104,7 +106,7 @@ class OnnxRunner(Runner):
             expected["mask"] = [1, 1, *(padded_size(side) for side in self.size)]
         found = {port.name: port.shape for port in (*self.session.get_inputs(), *self.session.get_outputs())}
         if found != expected:
-            raise ArtifactError(f"{self.artifact.model_file} has {found}, but the manifest says {expected}")
+            raise ArtifactError(f"{file} has {found}, but the manifest says {expected}")
         self.check_facts(self.session.get_modelmeta().custom_metadata_map)
 
     def _run(self, prepared: Prepared) -> Result:

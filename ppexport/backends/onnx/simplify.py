@@ -39,13 +39,10 @@ def simplify_file(source: Path, target: Path) -> None:
 def _failure(code: int, said: str) -> str:
     """What to say of a child that ended with *code* and whose standard error is *said*."""
     if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        hint = (
-            "memory may have run out, so export a smaller size"
-            if code == -signal.SIGKILL
-            else "try another of its versions"
-        )
-        return f"onnxsim was ended by {names.get(-code, f'signal {-code}')} while it simplified the graph: {hint}"
+        killed = code == -signal.SIGKILL
+        hint = "memory may have run out, so export a smaller size" if killed else "try another of its versions"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"onnxsim was ended by {known.get(-code, f'signal {-code}')} while it simplified the graph: {hint}"
     last = (said.strip() or "no message").splitlines()[-1]
     return f"onnxsim failed with exit code {code}: {last}"
 

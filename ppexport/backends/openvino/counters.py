@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ppexport.backends.backend import PROFILE_WARM_UP, PROFILED_RUNS, Operation
 from ppexport.backends.openvino.run_openvino import OpenVinoRunner
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METHOD = "OpenVINO's counters: median of every operation over 12 runs; counting adds to the time"
 ORIGINAL = "originalLayersNames"
+"""What holds the names in the ONNX file of everything that an operation was made from."""
 
 
 def layer_times(target: Target, artifact: Artifact, images: NDArray[np.uint8]) -> list[Operation]:
@@ -27,30 +28,17 @@ def layer_times(target: Target, artifact: Artifact, images: NDArray[np.uint8]) -
     Raises PpexportError as the runner does.
     """
     runner = OpenVinoRunner(artifact, target.device, target.threads, counters=True)
-    runs = []
+    session, runs = runner.session, []
     for i in range(PROFILE_WARM_UP + PROFILED_RUNS):
         runner(to_input(images[i % len(images)]))
-        runs.append(_last_run(runner.session.request))
-    return operations_of(runs[PROFILE_WARM_UP:], _original_names(runner.session.compiled))
-
-
-def _original_names(compiled: Any) -> dict[str, tuple[str, ...]]:
-    """The names in the ONNX file of everything that each operation of a compiled model was made from."""
-    found = {}
-    for node in compiled.get_runtime_model().get_ordered_ops():
+        executed = (entry for entry in session.request.profiling_info if str(entry.status).endswith("EXECUTED"))
+        runs.append({e.node_name: (e.node_type, e.real_time.total_seconds() * 1e3) for e in executed})
+    names = {}
+    for node in session.compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         text = str(info[ORIGINAL].value) if ORIGINAL in info else ""
-        found[node.get_friendly_name()] = tuple(name.strip() for name in text.split(",") if name.strip())
-    return found
-
-
-def _last_run(request: Any) -> dict[str, tuple[str, float]]:
-    """{operation: (kind, milliseconds)} of what ran in the last run, in the order of execution."""
-    return {
-        entry.node_name: (entry.node_type, entry.real_time.total_seconds() * 1e3)
-        for entry in request.profiling_info
-        if str(entry.status).endswith("EXECUTED")
-    }
+        names[node.get_friendly_name()] = tuple(name.strip() for name in text.split(",") if name.strip())
+    return operations_of(runs[PROFILE_WARM_UP:], names)
 
 
 def operations_of(runs: Sequence[dict[str, tuple[str, float]]], names: dict[str, tuple[str, ...]]) -> list[Operation]:

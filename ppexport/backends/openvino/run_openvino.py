@@ -1,8 +1,9 @@
-"""Whether a CPU's int8 products saturate in OpenVINO, and whether a model would notice.
+"""Runs ONNX artifacts in OpenVINO, which needs no conversion; imports openvino when a model is opened.
 
 CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits (`vpmaddubsw`), which end at 32767, while
-2 * 255 * 127 is 64770: large sums come out too small, without a word. Two products with weights of 7 bits stay within,
-2 * 255 * 64 = 32640. ONNX Runtime's kernels do not have this limit.
+2 * 255 * 127 is 64770: large sums of int8 come out too small, without a word. Two products with weights of 7 bits stay
+within, 2 * 255 * 64 = 32640. ONNX Runtime's kernels do not have this limit. So a model that would notice is refused
+where products saturate.
 """
 
 from __future__ import annotations
@@ -16,51 +17,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppexport.backends.onnx.run_external import refuse_external
-from ppexport.device.runner import Flushed, check_threads
+from ppexport.device.artifact import Artifact
+from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
 from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, UnavailableError, first_line, require
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
-from ppexport.device.artifact import Artifact
-from ppexport.device.runner import Prepared, Result, Runner, feeds
 
 SAFE_WEIGHT = 64
 """The largest magnitude of an int8 weight whose products never saturate: that of 7 bits."""
-_DEPTH, _OUTPUTS = 8, 16
 
 
 def has_wide_weights(model: Any) -> bool:
     """Whether an int8 constant of *model*, an openvino.Model, goes beyond `SAFE_WEIGHT`."""
-    for node in model.get_ops():
-        if node.get_type_name() == "Constant" and node.get_output_element_type(0).get_type_name() == "i8":
-            # Wider than int8, in which 128 is no number.
-            values = node.data.astype(np.int16)
-            if values.size and np.abs(values).max() > SAFE_WEIGHT:
-                return True
-    return False
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    stored = (node.data for node in constants if node.get_output_element_type(0).get_type_name() == "i8")
+    # Wider than int8, in which 128 is no number.
+    return any(np.abs(values.astype(np.int16)).max(initial=0) > SAFE_WEIGHT for values in stored)
 
 
 def saturates(core: Any, device: str, settings: dict[str, Any]) -> bool:
     """Whether *core*, an openvino.Core, computes 127 * 127 summed over eight inputs as anything else on *device*."""
     openvino, op = import_module("openvino"), import_module("openvino.opset13")
-    x = op.parameter([1, _DEPTH], np.float32)
+    depth, outputs = 8, 16
+    x = op.parameter([1, depth], np.float32)
     low, high = (op.constant(np.float32(limit)) for limit in (-128, 127))
-    weights = op.convert(op.constant(np.full((_DEPTH, _OUTPUTS), 127, np.int8)), "f32")
-    scaled = op.multiply(weights, op.constant(np.ones((1, _OUTPUTS), np.float32)))
+    weights = op.convert(op.constant(np.full((depth, outputs), 127, np.int8)), "f32")
+    scaled = op.multiply(weights, op.constant(np.ones((1, outputs), np.float32)))
     product = op.matmul(op.fake_quantize(x, low, high, low, high, 256), scaled, False, False)
     compiled = core.compile_model(openvino.Model([op.result(product)], [x], "saturation"), device, settings)
-    found = compiled.create_infer_request().infer([np.full((1, _DEPTH), 127, np.float32)])[0]
-    return bool((found != _DEPTH * 127 * 127).any())
-
-
-# An ONNX file compiled by OpenVINO. Imports openvino when it is opened.
+    found = compiled.create_infer_request().infer([np.full((1, depth), 127, np.float32)])[0]
+    return bool((found != depth * 127 * 127).any())
 
 
 def reason(error: Exception) -> str:
     """What an error of OpenVINO says, which begins with the places in its sources where it was raised."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
-    return first_line(RuntimeError(lines[0])) if lines else first_line(error)
+    return first_line(RuntimeError(lines[0]) if lines else error)
 
 
 class Session:
@@ -69,10 +63,19 @@ class Session:
     def __init__(
         self, model: bytes, where: str, device: str = "CPU", threads: int | None = None, *, counters: bool = False
     ) -> None:
-        """The ONNX file with the bytes *model*; *where* names it in errors. *counters* True times every operation,
-        which costs time. Raises UnavailableError without OpenVINO or the device, and where the device would compute
-        the file's int8 weights wrongly; ArtifactError where the graph names another file or OpenVINO refuses it;
-        InputError as `check_threads`.
+        """Compile an ONNX model.
+
+        Args:
+            model: its bytes.
+            where: what errors call it.
+            device: an OpenVINO device.
+            threads: as `check_threads` takes them, for the CPU.
+            counters: time every operation, which costs time.
+
+        Raises:
+            ArtifactError: the model names another file, or OpenVINO refuses it.
+            UnavailableError: OpenVINO or the device is missing, or would compute the int8 weights wrongly.
+            InputError: threads are no such number.
         """
         # Also of bytes: OpenVINO would open the files that they name, looked for from the current folder on.
         refuse_external(model, where)
@@ -97,7 +100,7 @@ class Session:
             with Flushed():
                 graph = core.read_model(model, b"")
                 wrong = has_wide_weights(graph) and saturates(core, device, settings)
-                self.compiled = None if wrong else core.compile_model(graph, device, settings)
+                self.compiled: Any = None if wrong else core.compile_model(graph, device, settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise ArtifactError(f"OpenVINO {openvino.__version__} refuses {where}: {reason(error)}") from None
         if self.compiled is None:
@@ -106,16 +109,13 @@ class Session:
                 "another picture: run it in ONNX Runtime, or export it with a recipe of weight_bits: 7"
             )
         self.request = self.compiled.create_infer_request()
-        self.inputs = [port.get_any_name() for port in self.compiled.inputs]
+        self.inputs = {port.get_any_name() for port in self.compiled.inputs}
 
     def run(self, inputs: Arrays, outputs: Sequence[str] = ("sr", "impure_tokens")) -> Arrays:
         """The *outputs* for *inputs*, copied out."""
         with Flushed():
             self.request.infer(inputs)
         return {name: np.array(self.request.get_tensor(name).data) for name in outputs}
-
-
-# Runs an ONNX artifact with OpenVINO.
 
 
 class OpenVinoRunner(Runner):
@@ -126,11 +126,10 @@ class OpenVinoRunner(Runner):
     ) -> None:
         """Raises as `Session`, and ArtifactError where the graph is not what the manifest says."""
         super().__init__(artifact)
-        file = artifact.graph_file
+        file, m = artifact.graph_file, artifact.manifest
         self.session = Session(artifact.read(file), str(file), device, threads, counters=counters)
-        m = artifact.manifest
         expected = {"lr"} | ({"slots"} if len(m.capacities) > 1 else set()) | ({"mask"} if m.mask == "input" else set())
-        if set(self.session.inputs) != expected:
+        if self.session.inputs != expected:
             raise ArtifactError(f"{file} takes {sorted(self.session.inputs)}, but the manifest says {sorted(expected)}")
 
     def _run(self, prepared: Prepared) -> Result:

@@ -31,7 +31,14 @@ class TensorRTBackend(Backend):
 
     def options(self) -> type[BaseModel]:
         """Padded heads, and where to keep the graphs."""
-        from ppexport.backends.tensorrt.tensorrt_options import TensorRTOptions
+        from pydantic import Field
+
+        from ppexport.backends.options import OnnxGraphOptions
+
+        class TensorRTOptions(OnnxGraphOptions):
+            """Options of `--backend tensorrt`."""
+
+            pad_heads: bool = Field(default=True, description="attention heads of 16 channels in place of 12")
 
         return TensorRTOptions
 
@@ -43,9 +50,9 @@ class TensorRTBackend(Backend):
 
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
         """An engine, on this machine's GPU."""
-        from ppexport.backends.tensorrt.run_engine import TensorRTRunner
+        from ppexport.backends.tensorrt.run_engine import open_engine
 
-        return TensorRTRunner(artifact, trust)
+        return open_engine(artifact, trust)
 
 
 BACKEND = TensorRTBackend()

@@ -21,25 +21,11 @@ from typing import Any
 from ppexport.backends.onnx.modules import module_of_name
 from ppexport.backends.onnx.run_external import graph_bytes
 from ppexport.backends.tensorrt import trtexec
-from ppexport.backends.tensorrt.run_builder import (
-    ENGINE,
-    LAYERS,
-    LOG,
-    MODEL,
-    RUNTIMES,
-    TIMING_CACHE,
-)
+from ppexport.backends.tensorrt.run_builder import ENGINE, LAYERS, LOG, MODEL, RUNTIMES, TIMING_CACHE
 from ppexport.backends.tensorrt.run_facts import Machine, machine_of, sign
 from ppexport.device.agent import ARCHIVE, OUTCOME
 from ppexport.device.artifact import Artifact, read_artifact, write_manifest
-from ppexport.errors import (
-    EXIT_GATE_FAILED,
-    ArtifactError,
-    ExportError,
-    PpexportError,
-    UnavailableError,
-    printable,
-)
+from ppexport.errors import EXIT_GATE_FAILED, ArtifactError, ExportError, PpexportError, UnavailableError, printable
 from ppexport.files import sha256_file, sha256_text, write_text
 from ppexport.folders import artifact_target, new_folder, work_beside
 from ppexport.remote.address import TransferError
@@ -50,8 +36,7 @@ from ppexport.remote.transport import Transport
 
 WORK = "ppexport.backends.tensorrt.run_builder:build"
 DEVICE = "device.json"
-MIB = 1 << 20
-LIMITS = {ENGINE: 8192 * MIB, LOG: 256 * MIB, TIMING_CACHE: 1024 * MIB, LAYERS: 256 * MIB}
+LIMITS = {ENGINE: 8 << 30, LOG: 256 << 20, TIMING_CACHE: 1 << 30, LAYERS: 256 << 20}
 """Bytes that each file from a device may have. The layer list of a large set takes some ten megabytes."""
 MAX_TEXT = 200
 MACHINE = tuple(field.name for field in fields(Machine))
@@ -105,19 +90,13 @@ class EngineRequest:
         manifest = self.source.manifest
         return {
             "onnx_sha256": self.onnx_sha256,
-            "precision": manifest.precision,
             "tf32": self.tf32,
-            "slots": {"name": "slots", "lengths": manifest.capacities} if len(manifest.capacities) > 1 else None,
+            "slots": manifest.capacities if len(manifest.capacities) > 1 else [],
             "workspace_mb": self.workspace_mb,
             "optimization_level": self.optimization_level,
             "runtime": self.runtime,
             "activation_bytes": manifest.activation_bytes or None,
         }
-
-    @property
-    def digest(self) -> str:
-        """What names the request."""
-        return sha256_text(json.dumps(self.data, sort_keys=True))
 
     @property
     def prefix(self) -> str:
@@ -126,25 +105,21 @@ class EngineRequest:
 
 
 def _check_outcome(outcome: Mapping[str, Any], engine: Path) -> None:
-    """Raise TransferError unless *outcome*, as a device told it, can be kept and is of the file *engine*."""
-    for name in MACHINE:
+    """Raise TransferError unless *outcome*, which comes from a device, can be kept and is of the file *engine*."""
+    kinds: dict[str, tuple[type, ...]] = {name: (str, type(None)) for name in MACHINE}
+    kinds.update(seconds=(int, float), activation_bytes=(int, type(None)), device=(dict,))
+    for name, kind in kinds.items():
         value = outcome.get(name)
-        if value is not None and not (isinstance(value, str) and len(value) <= MAX_TEXT):
-            raise TransferError(f"the device's result has no usable {name}")
-    seconds = outcome.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
-        raise TransferError("the device's result has no usable seconds")
-    for name, kind in (("activation_bytes", (int, type(None))), ("device", dict)):
-        if not isinstance(outcome.get(name), kind):
+        long = isinstance(value, str) and len(value) > MAX_TEXT
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if not isinstance(value, kind) or isinstance(value, bool) or long or endless:
             raise TransferError(f"the device's result has no usable {name}")
     if outcome.get("engine_sha256") != sha256_file(engine):
-        raise TransferError("the engine that arrived is not the one that the device's result tells of")
+        raise TransferError("the engine that arrived is not the one that the device's result describes")
 
 
-def _is_fused(layers: list[Any] | None) -> bool | None:
-    """Whether some layer is attention in one kernel, as far as names tell; None without a layer list."""
-    if not layers:
-        return None
+def _is_fused(layers: list[Any]) -> bool:
+    """Whether some layer is attention in one kernel, as far as names tell."""
     keys = ("Name", "LayerType", "TacticName")
     return any(FUSED.search(str(layer.get(key, ""))) for layer in layers if isinstance(layer, dict) for key in keys)
 
@@ -174,9 +149,9 @@ def engine_artifact(request: EngineRequest, outcome: Mapping[str, Any], folder: 
     machine = {name: outcome.get(name) for name in MACHINE}
     facts = {
         **machine,
-        **{name: getattr(request, name) for name in ("tf32", "workspace_mb", "optimization_level")},
+        **{name: request.data[name] for name in ("tf32", "workspace_mb", "optimization_level")},
         **{name: outcome.get(name) for name in ("seconds", "activation_bytes")},
-        "attention_fused": _is_fused(layers),
+        "attention_fused": _is_fused(layers) if layers else None,
         "source": {"name": source.path.resolve().name, "onnx_sha256": request.onnx_sha256},
         "profiles": source.manifest.capacities,
         "layers": None if layers is None else len(layers),
@@ -208,14 +183,17 @@ class EngineBuild(AgentWork[Path]):
         self, transport: Transport, request: EngineRequest, out: Path, telling: Telling, pace: Pace | None = None
     ) -> None:
         """*out* is the engine artifact's folder; the whole log of a failed build becomes the file `OUT-build.log`."""
-        super().__init__(transport, request.prefix, request.digest, None, telling, pace)
+        digest = sha256_text(json.dumps(request.data, sort_keys=True))
+        super().__init__(transport, request.prefix, digest, None, telling, pace)
         self.request, self.out = request, out
 
     def run(self, timeout: float | None = None) -> Path:
         """Build, or continue with an earlier build, and make the engine artifact; returns its folder.
 
-        Raises BuildFailed after showing the log, UnavailableError for a device without TensorRT, and DeviceError, among
-        them StillRunning after *timeout* seconds.
+        Raises:
+            BuildFailed: TensorRT built no engine; its log was shown.
+            UnavailableError: the device has no TensorRT.
+            DeviceError: the device cannot be used; StillRunning after *timeout* seconds.
         """
         with work_beside(Path(os.path.abspath(self.out)), "build") as self.work:
             return self.follow_up(timeout)
@@ -226,38 +204,35 @@ class EngineBuild(AgentWork[Path]):
         self.telling.notice("starting it again")
 
     def _start(self) -> None:
-        self.job.discard((OUTCOME, ENGINE, LOG, LAYERS, trtexec.ARGUMENTS))
-        module, wanted = WORK.partition(":")[0], self.request.runtime
+        self.job.discard((OUTCOME, ENGINE, LOG, LAYERS))
+        name, wanted, module = self.transport.name, self.request.runtime, WORK.partition(":")[0]
         runtimes = RUNTIMES if wanted is None else (wanted,)
-        found = self._probe((module, *(f"{name}:Builder" for name in runtimes)))
-        python = not found.old and module in found.has and any(name in found.has for name in runtimes)
-        if not python:
+        found = self._probe((module, *(f"{runtime}:Builder" for runtime in runtimes)))
+        by_python = not found.old and module in found.has and any(runtime in found.has for runtime in runtimes)
+        if not by_python:
+            # The archive in a job's folder says that Python builds.
             self.job.discard((ARCHIVE,))
-            if wanted == "tensorrt_rtx" or self.transport.checked(trtexec.PROBE).strip() != b"yes":
-                raise UnavailableError(self._missing())
+            if wanted == "tensorrt_rtx":
+                raise UnavailableError(
+                    f"{name} has no TensorRT-RTX: its {self.python} does not import tensorrt_rtx; leave --runtime out"
+                )
+            if self.transport.checked(trtexec.PROBE).strip() != b"yes":
+                raise UnavailableError(
+                    f"{name} has no TensorRT: neither its {self.python} imports one, nor is there a trtexec; on a "
+                    "Jetson it comes with JetPack"
+                )
         self._estimate()
         files: dict[str, Path | bytes] = {MODEL: graph_bytes(self.request.source)}
-        if python:
+        if by_python:
             self._start_agent(WORK, self.request.data, files)
         else:
-            arguments = trtexec.arguments(self.request.data)
-            self._send({trtexec.ARGUMENTS: "".join(f"{line}\n" for line in arguments).encode(), **files})
-            self._run(["sh", "-c", trtexec.LAUNCH, "trtexec", *arguments])
-
-    def _missing(self) -> str:
-        """Why nothing can be built on the device."""
-        name, python = self.transport.name, self.python
-        if self.request.runtime == "tensorrt_rtx":
-            return f"{name} has no TensorRT-RTX: its {python} does not import tensorrt_rtx; leave --runtime out"
-        return (
-            f"{name} has no TensorRT: neither its {python} imports one, nor is there a trtexec; on a Jetson it comes "
-            "with JetPack"
-        )
+            self._send(files)
+            self._run(trtexec.command(self.request.data))
 
     def _estimate(self) -> None:
         """Say before building what a run will take, and what the device has."""
-        need = self.request.data["activation_bytes"]
-        if need is None:
+        need = self.request.source.manifest.activation_bytes
+        if not need:
             return
         has = self.transport.describe().get("memory_kb", "")
         of = f" of the {int(has) / 2**20:.1f} GiB of {self.transport.name}" if has.isdecimal() else ""
@@ -266,17 +241,17 @@ class EngineBuild(AgentWork[Path]):
         )
 
     def _collect(self) -> Path:
-        folder, by_trtexec = self.work / "collected", self.job.has(trtexec.ARGUMENTS)
+        folder, by_python = self.work / "collected", self.job.has(ARCHIVE)
         folder.mkdir()
         try:
             self.job.get(ENGINE, folder / ENGINE, LIMITS[ENGINE])
             if (folder / ENGINE).stat().st_size == 0:
                 raise BuildFailed("TensorRT says that the build went well, but its engine is an empty file")
             self.job.get(TIMING_CACHE, folder / TIMING_CACHE, LIMITS[TIMING_CACHE])
-            self.job.get(OUTPUT if by_trtexec else LOG, folder / LOG, LIMITS[LOG])
+            self.job.get(LOG if by_python else OUTPUT, folder / LOG, LIMITS[LOG])
             if self.job.has(LAYERS):
                 self.job.get(LAYERS, folder / LAYERS, LIMITS[LAYERS])
-            outcome = self._told_by_trtexec(folder) if by_trtexec else self._outcome()
+            outcome = self._outcome() if by_python else self._outcome_of_trtexec(folder)
             return engine_artifact(self.request, outcome, folder, self.out)
         except BuildFailed:
             self._show_log()
@@ -284,22 +259,15 @@ class EngineBuild(AgentWork[Path]):
             self.job.remove()
             raise
         except TransferError as error:
-            raise TransferError(f"{error}; if that happens again, --clean removes the build there") from None
+            raise TransferError(f"{error}; if that happens again, --clean removes the build on the device") from None
 
-    def _told_by_trtexec(self, folder: Path) -> dict[str, Any]:
+    def _outcome_of_trtexec(self, folder: Path) -> dict[str, Any]:
         """What `run_builder.build` would return, from trtexec's log in *folder*."""
         said = trtexec.read_log(printable((folder / LOG).read_bytes()))
         if not said.passed:
             raise BuildFailed(said.errors[0] if said.errors else "trtexec ended well, but its log does not say so")
-        return {
-            "runtime": "tensorrt",
-            "tensorrt": said.tensorrt,
-            "gpu": said.gpu,
-            "compute_capability": said.compute_capability,
-            "seconds": said.seconds,
-            "engine_sha256": sha256_file(folder / ENGINE),
-            "device": self.transport.describe(),
-        }
+        here = {"engine_sha256": sha256_file(folder / ENGINE), "device": self.transport.describe()}
+        return {"runtime": "tensorrt", **said._asdict(), **here}
 
     def _show_log(self) -> None:
         """Show the end of the job's log, all of which goes into the file `OUT-build.log`, if there is one."""
@@ -323,35 +291,26 @@ class EngineBuild(AgentWork[Path]):
             return failure(event)
         if state.killed:
             return BuildFailed(
-                f"the build on {name} {state.ending}: free memory there, limit it with --workspace, or export a "
-                "smaller --size; the same command starts it again"
+                f"the build on {name} {state.ending}: free memory on it, limit what TensorRT uses with --workspace, or "
+                "export a smaller --size; the same command starts it again"
             )
         said = trtexec.read_log("\n".join(output.tail)).errors
         return BuildFailed(f"trtexec on {name} built no engine: {said[0]}") if said and state.kind == "exited" else None
 
 
-def _module_of(node: str) -> str:
-    """Where the node *node* of an exported graph comes from, as far as its name tells."""
-    if not node.startswith("/"):
-        return node or "an unnamed node"
-    return f"module {module_of_name(node) or 'the network itself'}"
-
-
 def failure(event: Mapping[str, Any]) -> PpexportError:
-    """The error of a builder's event "failed", which names the PyTorch modules that TensorRT's parser objects to.
-
-    UnavailableError where TensorRT is missing.
-    """
-    kind, message = event.get("kind"), " ".join(str(event.get("message", "")).split())
-    if kind == "no-tensorrt":
+    """The error of a builder's event "failed", which names the PyTorch modules that TensorRT's parser objects to."""
+    message, errors = " ".join(event["message"].split()), event.get("errors")
+    if event["kind"] == "no-tensorrt":
         return UnavailableError(message)
-    errors = event.get("errors")
-    if kind != "parse" or not isinstance(errors, list) or not errors:
+    if event["kind"] != "parse" or not isinstance(errors, list) or not errors:
         return BuildFailed(message or "TensorRT built no engine and gave no reason")
     told = []
     for error in errors[:SHOWN]:
         texts = error if isinstance(error, dict) else {}
         node, operator, text = (" ".join(str(texts.get(key, "")).split()) for key in ("node", "operator", "text"))
-        told.append(f"{operator or 'an operator'} in {_module_of(node)}: {text or 'no reason given'}")
+        module = module_of_name(node)
+        where = f"module {module}" if module else node or "an unnamed node"
+        told.append(f"{operator or 'an operator'} in {where}: {text or 'no reason given'}")
     more = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
     return BuildFailed(f"TensorRT cannot read the model: {'; '.join(told)}{more}")

@@ -9,7 +9,7 @@ After, h = fp16:
     x -> [Cast h] -> Gemm h -> Reshape h -> Transpose h -> MatMul h -> [Cast f] -> Add bias -> Softmax -> [Cast h]
       -> MatMul h -> Gemm h -> [Cast f] -> Add -> ...
 
-Half precision is what costs time and is safe there: projections, products and feed-forward (GELU included) of every
+Half precision is used where it saves time and is safe: projections, products and feed-forward (GELU included) of every
 layer, the convolutions of the blocks, and the values of the dictionary. What only moves numbers (Reshape, Transpose,
 Gather, Slice, ...) follows its neighbours. fp32 stay
 
@@ -26,7 +26,6 @@ Weights that only half nodes read are stored as fp16.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 
 import numpy as np
@@ -34,6 +33,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ppexport.backends.onnx.modules import module_of_name
+from ppexport.backends.onnx.pattern import Graph, copied, set_nodes
 from ppexport.errors import ExportError
 from ppexport.networks.architecture import Architecture, place_of
 
@@ -76,109 +76,103 @@ def split_sum(model: onnx.ModelProto, architecture: Architecture) -> None:
         product = f"{node.output[0]}_product"
         nodes.append(helper.make_node("MatMul", list(node.input[:2]), [product], name=f"{node.name}/product"))
         nodes.append(helper.make_node("Add", [node.input[2], product], [node.output[0]], name=f"{node.name}/sum"))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, nodes)
 
 
-class Halver:
-    """Turns one model."""
+class _Floats(Graph):
+    """A graph in which fp32 tensors are chosen that become fp16, all that a node makes together."""
 
-    def __init__(self, model: onnx.ModelProto, architecture: Architecture, keep: Collection[str]) -> None:
-        self.model, self.architecture, self.keep = model, architecture, frozenset(keep)
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-        infos = [*inferred.value_info, *inferred.input, *inferred.output]
-        self.values = {init.name: init for init in model.graph.initializer}
-        self.floats = {info.name for info in infos if info.type.tensor_type.elem_type == TensorProto.FLOAT}
-        self.floats |= {name for name, value in self.values.items() if value.data_type == TensorProto.FLOAT}
-        self.fixed = {info.name for info in (*model.graph.input, *model.graph.output)}
-        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
-        self.maker = {name: node for node in model.graph.node for name in node.output}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__(model)
+        known = self.known.items()
+        self.floats = {name for name, info in known if info.type.tensor_type.elem_type == TensorProto.FLOAT}
 
     def data(self, node: NodeProto) -> list[int]:
         """The numbers of the inputs of *node* that hold floats to compute with or to move."""
-        if node.op_type in MOVES:
-            return [i for i in MOVES[node.op_type] or range(len(node.input)) if node.input[i] in self.floats]
-        return [i for i, name in enumerate(node.input) if name in self.floats]
+        numbers = MOVES.get(node.op_type) or range(len(node.input))
+        return [i for i in numbers if node.input[i] in self.floats]
 
-    def constant(self, name: str) -> bool:
-        """Whether *name* is stored in the file, directly or by a Constant node."""
-        return name in self.values or (name in self.maker and self.maker[name].op_type == "Constant")
-
-    def choose(self) -> set[int]:
-        """The `id` of every node that is to be half."""
+    def choose(self, architecture: Architecture, keep: Collection[str]) -> set[str]:
+        """The outputs of every node that is to be half."""
         nodes = list(self.model.graph.node)
-        half = {id(node) for node in nodes if computes_half(node, self.architecture) and node.name not in self.keep}
+        chosen = [node for node in nodes if computes_half(node, architecture) and node.name not in keep]
+        half = {name for node in chosen for name in node.output}
         movers = [node for node in nodes if node.op_type in MOVES and self.data(node)]
-        changed = True
-        while changed:
-            changed = False
+        count = -1
+        while count < len(half):
+            count = len(half)
             for node in movers:
-                if id(node) not in half and (self._follows(node, half) or self._leads(node, half)):
-                    half.add(id(node))
-                    changed = True
+                if self._follows(node, half) or self._leads(node, half):
+                    half.update(node.output)
         return half
 
-    def _follows(self, node: NodeProto, half: set[int]) -> bool:
-        """Whether all that *node* moves comes from half nodes, some of it at least."""
-        sources = [node.input[i] for i in self.data(node) if not self.constant(node.input[i])]
-        return bool(sources) and all(name in self.maker and id(self.maker[name]) in half for name in sources)
+    def _follows(self, node: NodeProto, half: set[str]) -> bool:
+        """Whether all that *node* moves comes from half nodes, some of it at least; stored constants do not count."""
+        moved = {node.input[i] for i in self.data(node)}
+        stored = {name for name in moved if name in self.maker and self.maker[name].op_type == "Constant"}
+        sources = moved - stored - set(self.values)
+        return bool(sources) and sources <= half
 
-    def _leads(self, node: NodeProto, half: set[int]) -> bool:
+    def _leads(self, node: NodeProto, half: set[str]) -> bool:
         """Whether all that *node* moves goes into half nodes, as data."""
-        if any(name in self.fixed for name in node.output):
-            return False
         readers = [reader for name in node.output for reader in self.readers[name]]
-        return bool(readers) and all(id(reader) in half for reader in readers)
+        return bool(readers) and self.outputs.isdisjoint(node.output) and all(r.output[0] in half for r in readers)
 
-    def run(self) -> None:
-        """Rewrite the model."""
-        half = self.choose()
-        if not half:
-            raise ExportError("the graph holds no node that the fp16 pass knows")
-        wanted = {
-            name
-            for node in self.model.graph.node
-            if id(node) in half
-            for name in (node.input[i] for i in self.data(node))
-        }
-        made = {name for node in self.model.graph.node if id(node) in half for name in node.output}
-        made &= self.floats
-        self._store(wanted, half)
-        inputs = [port.name for port in self.model.graph.input if port.name in wanted]
-        nodes = [_cast(name, _half(name), TensorProto.FLOAT16) for name in inputs]
-        for node in self.model.graph.node:
-            nodes.append(node)
+
+def write_half(model: onnx.ModelProto, architecture: Architecture, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of *model*, as the exporter of the flavours `portable` and `tensorrt` names its nodes, in fp16.
+
+    Args:
+        model: a graph in fp32.
+        architecture: says what may be half.
+        keep: names of nodes that stay fp32 too.
+
+    Raises:
+        ExportError: the pass does not know the graph, or weights are beyond the range of fp16.
+    """
+    copy = copied(model)
+    split_sum(copy, architecture)
+    graph = _Floats(copy)
+    half = graph.choose(architecture, keep)
+    if not half:
+        raise ExportError("the graph holds no node that the fp16 pass knows")
+    halves = [node for node in copy.graph.node if node.output[0] in half]
+    read = {node.input[i] for node in halves for i in graph.data(node)}
+    single = {name for name in read | half if any(r.output[0] not in half for r in graph.readers[name])}
+    single |= graph.outputs
+    _store(graph, read, single)
+    nodes = [_cast(port.name, _half(port.name), TensorProto.FLOAT16) for port in copy.graph.input if port.name in read]
+    for node in copy.graph.node:
+        nodes.append(node)
+        if node.output[0] in half:
+            for i in graph.data(node):
+                node.input[i] = _half(node.input[i])
             for i, name in enumerate(node.output):
-                if name in made:
+                if name in graph.floats:
                     # The fp32 copy keeps the name, so that fp32 readers need no change.
-                    if any(id(reader) not in half for reader in self.readers[name]):
+                    if name in single:
                         nodes.append(_cast(_half(name), name, TensorProto.FLOAT))
                     node.output[i] = _half(name)
-                elif name in wanted:
-                    nodes.append(_cast(name, _half(name), TensorProto.FLOAT16))
-            if id(node) in half:
-                for i in self.data(node):
-                    node.input[i] = _half(node.input[i])
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(nodes)
+        else:
+            nodes += [_cast(name, _half(name), TensorProto.FLOAT16) for name in node.output if name in read]
+    set_nodes(copy, nodes)
+    return copy
 
-    def _store(self, wanted: set[str], half: set[int]) -> None:
-        """Store fp16 copies of the constants in *wanted*; originals that nothing else reads go."""
-        graph = self.model.graph
-        for name in sorted(wanted & set(self.values)):
-            array = numpy_helper.to_array(self.values[name])
-            if np.abs(array).max(initial=0) > LARGEST:
-                raise ExportError(f"{name} holds numbers above {LARGEST:g}, which fp16 cannot: export it as fp32")
-            graph.initializer.append(numpy_helper.from_array(array.astype(np.float16), _half(name)))
-            if all(id(reader) in half for reader in self.readers[name]):
-                graph.initializer.remove(self.values[name])
+
+def _store(graph: Graph, read: set[str], single: set[str]) -> None:
+    """Store fp16 copies of the constants in *read*; originals that nothing in *single* needs go."""
+    stored = graph.model.graph.initializer
+    for name in sorted(read & set(graph.values)):
+        array = numpy_helper.to_array(graph.values[name])
+        if np.abs(array).max(initial=0) > LARGEST:
+            raise ExportError(f"{name} holds numbers above {LARGEST:g}, which fp16 cannot: export it as fp32")
+        stored.append(numpy_helper.from_array(array.astype(np.float16), _half(name)))
+        if name not in single:
+            stored.remove(graph.values[name])
 
 
 def _half(name: str) -> str:
-    """The name of the fp16 copy of a tensor; the module that owns it can still be told."""
+    """The name of the fp16 copy of a tensor; the module that owns it can still be found by it."""
     return f"{name}_half"
 
 
@@ -186,19 +180,3 @@ def _cast(source: str, target: str, kind: int) -> NodeProto:
     """A cast, named after what it makes."""
     path = source.removesuffix("_half").rpartition("_output_")[0] or source
     return helper.make_node("Cast", [source], [target], name=f"{path}/{target.rpartition('/')[2]}/Cast", to=kind)
-
-
-def write_half(model: onnx.ModelProto, architecture: Architecture, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy of *model*, as the exporter of the flavours `portable` and `tensorrt` names its nodes, in fp16.
-
-    *architecture* tells what may be half.
-
-    Nodes whose names are in *keep* stay fp32 too.
-
-    Raises ExportError for a graph that the pass does not know, and for weights beyond the range of fp16.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    split_sum(copy, architecture)
-    Halver(copy, architecture, keep).run()
-    return copy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,13 +39,9 @@ class CudaMemoryError(UnavailableError):
 
 def _load() -> Any:
     """The CUDA runtime library. Raises UnavailableError."""
-    found = ctypes.util.find_library("cudart")
-    for name in (*NAMES, found):
-        if name:
-            try:
-                return ctypes.CDLL(name)
-            except OSError:
-                continue
+    for name in (*NAMES, ctypes.util.find_library("cudart") or NAMES[0]):
+        with suppress(OSError):
+            return ctypes.CDLL(name)
     raise UnavailableError(f"{NO_GPU} (the CUDA runtime, libcudart, is not installed)")
 
 

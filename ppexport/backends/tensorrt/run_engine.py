@@ -5,28 +5,25 @@ What is around TensorRT and CUDA is tested with a stand-in for both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppexport.backends.tensorrt.run_builder import BuildError, Log, describe_gpu, import_tensorrt
+from ppexport.backends.tensorrt.run_builder import RUNTIMES, Log, describe_gpu, import_tensorrt
 from ppexport.backends.tensorrt.run_cuda import MEMORY, NO_GPU, Cuda, CudaMemoryError
 from ppexport.backends.tensorrt.run_facts import Machine, check_machine, check_trust, machine_of
 from ppexport.device.artifact import Artifact
 from ppexport.device.mask import padded_size
 from ppexport.device.runner import Prepared, Result, Runner, feeds
-from ppexport.device.target import Runtime, Target
+from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
     from numpy.typing import NDArray
 
-    from ppexport.device.runner import Arrays
 
-
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """An input or output of the engine, at its largest."""
 
     host: NDArray[Any]
@@ -35,16 +32,7 @@ class Port:
     is_input: bool
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """One profile, ready to run."""
-
-    context: Any
-    graph: int | None
-    """The recorded run, None where it could not be recorded."""
-
-
-def ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]]:
+def _ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]]:
     """{name: (largest shape, type, whether it is an input)} of the engine that the manifest promises."""
     m, s = artifact.manifest, artifact.scale
     h, w = artifact.size
@@ -60,15 +48,17 @@ def ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]]
     return ports
 
 
-class Session:
-    """The engine of an artifact on this machine's GPU. `close` frees what it holds there."""
+class TensorRTRunner(Runner):
+    """An engine artifact on this machine's GPU; *trt* is the module that TensorRT is."""
 
     def __init__(self, artifact: Artifact, trt: Any, cuda: Cuda) -> None:
-        self.artifact, self.cuda = artifact, cuda
+        super().__init__(artifact)
+        self.cuda = cuda
         self.capacities = artifact.manifest.capacities
         self.stream = 0
         self.ports: dict[str, Port] = {}
-        self._loaded: dict[int, Loaded] = {}
+        self._loaded: dict[int, tuple[Any, int | None]] = {}
+        """{profile: its context, and the recorded run, None where it could not be recorded}."""
         self._log = Log(trt, lambda severity, text: None)
         self._runtime = trt.Runtime(self._log.logger)
         try:
@@ -82,7 +72,7 @@ class Session:
         self.engine = self._runtime.deserialize_cuda_engine(artifact.read(artifact.model_file))
         if self.engine is None:
             raise self._refused(f"TensorRT {trt.__version__} cannot load {artifact.model_file}: build it again")
-        expected = ports_of(artifact)
+        expected = _ports_of(artifact)
         found = {self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)}
         # An input whose content nothing reads, such as `slots`, may be gone; its profiles are not.
         if not set(expected) - {"slots"} <= found <= set(expected):
@@ -97,6 +87,7 @@ class Session:
             if name in found:
                 host = cuda.host_array(shape, dtype)
                 host.fill(0)
+                # Noted before device memory is asked for, so that `close` frees it where there is none.
                 self.ports[name] = Port(host, 0, is_input)
                 self.ports[name] = Port(host, cuda.device_array(host.nbytes), is_input)
 
@@ -106,11 +97,10 @@ class Session:
             return CudaMemoryError(f"{self.artifact.path.name}: {MEMORY}")
         return ArtifactError(message)
 
-    def close(self) -> None:
-        """Free graphs, contexts, device and host memory and the stream; what is freed already stays so."""
-        for loaded in self._loaded.values():
-            if loaded.graph is not None:
-                self.cuda.destroy_graph(loaded.graph)
+    def _close(self) -> None:
+        for _, graph in self._loaded.values():
+            if graph is not None:
+                self.cuda.destroy_graph(graph)
         # TensorRT frees the memory of contexts and engine when nobody refers to them any more.
         self._loaded.clear()
         self.engine = None
@@ -120,22 +110,23 @@ class Session:
         self.ports.clear()
         if self.stream:
             self.cuda.destroy_stream(self.stream)
-            self.stream = 0
 
-    def run(self, inputs: Arrays, capacity: int) -> Arrays:
-        """Run *inputs* (`lr`, and `mask` where it is one) with *capacity* slots; returns `sr` and `impure_tokens`."""
+    def _run(self, prepared: Prepared) -> Result:
+        inputs = feeds(self.artifact.manifest, prepared)
+        # The engine's profile stands for the slots, whose content nothing reads.
+        inputs.pop("slots", None)
         for name, array in inputs.items():
             self.ports[name].host[...] = array
-        loaded = self._profile(self.capacities.index(capacity))
-        if loaded.graph is None:
-            self._enqueue(loaded.context)
+        context, graph = self._profile(self.capacities.index(prepared.capacity))
+        if graph is None:
+            self._enqueue(context)
         else:
-            self.cuda.launch(loaded.graph, self.stream)
+            self.cuda.launch(graph, self.stream)
         self.cuda.wait(self.stream)
-        # Copies: the buffers are written again by the next run.
-        return {name: port.host.copy() for name, port in self.ports.items() if not port.is_input}
+        # A copy: the buffer is written again by the next run.
+        return Result(self.ports["sr"].host.copy(), int(self.ports["impure_tokens"].host[0]), prepared.capacity)
 
-    def _profile(self, index: int) -> Loaded:
+    def _profile(self, index: int) -> tuple[Any, int | None]:
         """Profile number *index*, loaded when it is first needed."""
         if index not in self._loaded:
             context = self.engine.create_execution_context()
@@ -151,23 +142,20 @@ class Session:
             # Once outside the graph: the first run of a context allocates, which cannot be recorded.
             self._enqueue(context)
             self.cuda.wait(self.stream)
-            self._loaded[index] = Loaded(context, self._record(context))
+            self._loaded[index] = context, self._record(context)
         return self._loaded[index]
 
     def _record(self, context: Any) -> int | None:
         """The run of *context* with its copies as a CUDA graph; None where this engine cannot be recorded."""
         self.cuda.begin_capture(self.stream)
-        try:
-            self._enqueue(context)
-        except ArtifactError:
-            recorded = False
-        else:
-            recorded = True
-        try:
-            graph = self.cuda.end_capture(self.stream)
-        except ArtifactError:
-            return None
-        return graph if recorded else None
+        with suppress(ArtifactError):
+            try:
+                self._enqueue(context)
+            finally:
+                # A recording that failed must be ended too.
+                graph = self.cuda.end_capture(self.stream)
+            return graph
+        return None
 
     def _enqueue(self, context: Any) -> None:
         """Put copies and run into the stream."""
@@ -181,55 +169,34 @@ class Session:
                 self.cuda.download(port.host, port.device, self.stream)
 
 
-def open_session(artifact: Artifact, trust: bool) -> Session:
-    """Load the engine of *artifact*, after everything that speaks against it was ruled out.
+def open_engine(artifact: Artifact, trust: bool) -> TensorRTRunner:
+    """The engine of *artifact* on this machine's GPU, loaded after everything that speaks against it was ruled out.
 
-    Raises UnavailableError without TensorRT or a GPU, ArtifactError for an engine of another machine, InputError for
-    one that this user did not build and does not *trust*.
+    Args:
+        artifact: an engine artifact.
+        trust: load it even if this user did not build it. Loading an engine runs the code in it.
+
+    Raises:
+        UnavailableError: there is no GPU, no TensorRT, or not enough memory.
+        ArtifactError: the engine is of another machine, or is not what the manifest says.
+        InputError: this user did not build the engine, and does not *trust* it.
     """
     name, manifest = artifact.path.name, artifact.manifest
-    built = machine_of(manifest)
-    gpu = describe_gpu()
+    built, gpu = machine_of(manifest), describe_gpu()
     if gpu["gpu"] is None:
         raise UnavailableError(NO_GPU)
-    try:
-        trt = import_tensorrt(built.runtime)
-    except BuildError as error:
-        raise UnavailableError(str(error)) from None
+    trt = import_tensorrt(built.runtime)
     check_machine(name, manifest, Machine(trt.__name__, trt.__version__, **gpu))
     check_trust(name, manifest, trust)
-    return Session(artifact, trt, Cuda())
+    return TensorRTRunner(artifact, trt, Cuda())
 
 
-class TensorRTRunner(Runner):
-    """An engine artifact on this machine's GPU."""
-
-    def __init__(self, artifact: Artifact, trust: bool = False) -> None:
-        super().__init__(artifact)
-        self.session = open_session(artifact, trust)
-
-    def _run(self, prepared: Prepared) -> Result:
-        inputs = feeds(self.artifact.manifest, prepared)
-        # The engine's profile stands for the slots, whose content nothing reads.
-        inputs.pop("slots", None)
-        out = self.session.run(inputs, prepared.capacity)
-        return Result(out["sr"], int(out["impure_tokens"][0]), prepared.capacity)
-
-    def _close(self) -> None:
-        self.session.close()
-
-
-def open_target(artifact: Artifact, target: Target) -> TensorRTRunner:
-    """*artifact* on this machine's GPU."""
-    return TensorRTRunner(artifact, target.trust)
-
-
-def installed_gpu() -> list[str]:
+def _installed_gpu() -> list[str]:
     """ "GPU" where a TensorRT is installed; whether there is a GPU shows when an engine is opened."""
-    return ["GPU"] if any(find_spec(name) is not None for name in ("tensorrt", "tensorrt_rtx")) else []
+    return ["GPU"] if any(find_spec(name) is not None for name in RUNTIMES) else []
 
 
-def find_gpu(text: str) -> str:
+def _find_gpu(text: str) -> str:
     """ "GPU". Raises InputError for anything else."""
     if text != "GPU":
         raise InputError(f"a TensorRT engine runs on the GPU that it was built for: tensorrt:{text} cannot be chosen")
@@ -241,8 +208,8 @@ RUNTIME = Runtime(
     "tensorrt",
     ("tensorrt", "tensorrt_rtx_cu12"),
     "GPU",
-    open_target,
-    installed_gpu,
-    find_gpu,
-    times="ppexport.backends.tensorrt.layer_profile",
+    lambda artifact, target: open_engine(artifact, target.trust),
+    _installed_gpu,
+    _find_gpu,
+    times="ppexport.backends.tensorrt.trtexec",
 )

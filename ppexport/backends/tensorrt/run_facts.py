@@ -32,7 +32,6 @@ import secrets
 import stat
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from ppexport.backends.tensorrt.run_builder import RUNTIMES
 from ppexport.device.artifact import Manifest
@@ -57,23 +56,13 @@ class Machine:
 def machine_of(manifest: Manifest) -> Machine:
     """The machine that built the engine of *manifest*. Raises ArtifactError for a manifest that does not say."""
     found = {field.name: manifest.engine.get(field.name) for field in fields(Machine)}
-    if found["runtime"] not in RUNTIMES or not isinstance(found["tensorrt"], str):
-        raise ArtifactError("the manifest does not say which TensorRT built the engine: build it again")
-    for name in ("gpu", "compute_capability", "driver"):
-        if not isinstance(found[name], (str, type(None))):
-            raise ArtifactError(f"the manifest's engine.{name} cannot be {found[name]!r}: build the engine again")
+    texts = all(isinstance(value, (str, type(None))) for value in found.values())
+    if found["runtime"] not in RUNTIMES or found["tensorrt"] is None or not texts:
+        raise ArtifactError("the manifest does not say which TensorRT and GPU the engine is for: build it again")
     return Machine(**found)  # type: ignore[arg-type]
 
 
-def rebuild_command(name: str, engine: dict[str, Any]) -> str:
-    """The command that makes the engine artifact *name* again, on the machine where it is to run."""
-    source = engine.get("source")
-    known = source.get("name") if isinstance(source, dict) else None
-    return f"ppexport build {known or 'ONNX_ARTIFACT'} -o {name}"
-
-
 def _numbers(version: str) -> tuple[int, ...]:
-    """The parts of a version that are numbers."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
@@ -105,9 +94,11 @@ def check_machine(name: str, manifest: Manifest, here: Machine) -> None:
     """
     foreign = differences(machine_of(manifest), here)
     if foreign:
+        source = manifest.engine.get("source")
+        known = source.get("name") if isinstance(source, dict) else None
         raise ArtifactError(
             f"{name} was built for another machine ({'; '.join(foreign)}): build it here with "
-            f"`{rebuild_command(name, manifest.engine)}`"
+            f"`ppexport build {known or 'ONNX_ARTIFACT'} -o {name}`"
         )
 
 

@@ -1,4 +1,4 @@
-"""ATD-light (arXiv 2401.08209, CVPR 2024): the host network, with the module names of published checkpoints.
+"""ATD-light (arXiv 2401.08209, CVPR 2024), with the module names of published checkpoints, and PP-ATD-light.
 
 A layer computes, on tokens x (b, n, c):
 
@@ -6,6 +6,9 @@ A layer computes, on tokens x (b, n, c):
     x <- x + dictionary(z) + category(qkv) + window(qkv)
     x <- x + ConvFFN(LayerNorm(x))
     td <- s * td + (1 - s) * softmax_n(InstanceNorm(similarity^T)) @ x        (not in a block's last layer)
+
+PP-ATD-light (arXiv 2510.01997) is the same network, whose pure tokens skip category attention. It adds no parameters: a
+checkpoint of ATD-light loads as it is. What its paper leaves open are options of the model card.
 """
 
 from __future__ import annotations
@@ -21,37 +24,21 @@ from torch import Tensor, nn
 
 from ppexport.device.mask import MULTIPLE, mirror_index, padded_size
 from ppexport.errors import CheckpointError
+from ppexport.networks.atd import AtdConfig
 from ppexport.networks.atd.attention import (
     CategoryAttention,
     DictionaryAttention,
     WindowAttention,
     relative_position_index,
 )
+from ppexport.networks.card import Compensation, PurePassOptions
 from ppexport.networks.network import Network, Trace
+from ppexport.networks.pure_pass import mask_from_labels, pixel_labels, pure_mask
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-
-
-@dataclass(frozen=True)
-class AtdConfig:
-    """The published configuration of ATD-light; only *scale* varies."""
-
-    scale: int
-    dim: int = 48
-    depths: tuple[int, ...] = (6, 6, 6, 6)
-    heads: int = 4
-    window: int = 16
-    dictionary_tokens: int = 64
-    reduced_dim: int = 8
-    kernel: int = 7
-
-    @property
-    def layers(self) -> int:
-        """Number of transformer layers."""
-        return sum(self.depths)
 
 
 @dataclass
@@ -105,6 +92,9 @@ class ConvFFN(nn.Module):
 class TransformerLayer(nn.Module):
     """One layer; *refines* is false for the last layer of a block."""
 
+    compensation: Compensation = "zero"
+    """What pure tokens take in place of category attention."""
+
     def __init__(self, config: AtdConfig, shift: int, refines: bool) -> None:
         super().__init__()
         dim = config.dim
@@ -121,10 +111,6 @@ class TransformerLayer(nn.Module):
             self.norm3 = nn.InstanceNorm1d(config.dictionary_tokens, affine=True)
             self.sigma = nn.Parameter(torch.zeros(config.dictionary_tokens, 1))
 
-    def compensation(self, z: Tensor, qkv: Tensor) -> Tensor | None:
-        """Branch output of pure tokens (b, n, c), or None for zeros; ATD-light has no pure tokens."""
-        return None
-
     def forward(
         self, x: Tensor, dictionary: Tensor, size: tuple[int, int], index: Tensor, routing: Routing
     ) -> tuple[Tensor, Tensor]:
@@ -133,7 +119,7 @@ class TransformerLayer(nn.Module):
         qkv = self.wqkv(z)
         from_dictionary, similarity = self.attn_atd(z, dictionary)
         categories = routing.categories(similarity)
-        rest = None if routing.pure is None else self.compensation(z, qkv)
+        rest = {"value": qkv[..., -z.shape[-1] :], "normed": z, "zero": None}[self.compensation]
         from_category = self.attn_aca(qkv, categories, routing.pure, rest)
         x = x + self.attn_win(qkv, size, self.shift, index) + from_dictionary + from_category
         x = x + self.convffn(self.norm2(x), size)
@@ -149,11 +135,12 @@ class TransformerLayer(nn.Module):
 class LayerGroup(nn.Module):
     """The layers of one block and the token dictionary they share and refine."""
 
-    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
+    def __init__(self, config: AtdConfig, depth: int) -> None:
         super().__init__()
         self.td = nn.Parameter(torch.randn(config.dictionary_tokens, config.dim))
         self.layers = nn.ModuleList(
-            layer(config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1) for i in range(depth)
+            TransformerLayer(config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1)
+            for i in range(depth)
         )
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
@@ -165,11 +152,11 @@ class LayerGroup(nn.Module):
 
 
 class Block(nn.Module):
-    """Six layers, a 3x3 convolution and a residual connection."""
+    """Transformer layers, a 3x3 convolution and a residual connection."""
 
-    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
+    def __init__(self, config: AtdConfig, depth: int) -> None:
         super().__init__()
-        self.residual_group = LayerGroup(config, depth, layer)
+        self.residual_group = LayerGroup(config, depth)
         self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
@@ -207,7 +194,6 @@ class ATDLight(Network):
     """ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
     arch = "atd_light"
-    layer_type: type[TransformerLayer] = TransformerLayer
     mean: Tensor
     relative_position_index_SA: Tensor
 
@@ -215,11 +201,11 @@ class ATDLight(Network):
         super().__init__(scale, options)
         if scale not in (2, 3, 4):
             raise ValueError(f"{self.arch} is made for scales 2, 3 and 4, not {scale}")
-        self.config = config = AtdConfig(scale)
+        self.config = config = AtdConfig()
         dim = config.dim
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
         self.patch_embed = PatchNorm(dim)
-        self.layers = nn.ModuleList(Block(config, depth, self.layer_type) for depth in config.depths)
+        self.layers = nn.ModuleList(Block(config, depth) for depth in config.depths)
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
         self.upsample = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
@@ -272,3 +258,31 @@ class ATDLight(Network):
         own = self.relative_position_index_SA
         if index is not None and index.shape == own.shape and not torch.equal(index.to(own.dtype), own):
             raise CheckpointError(f"{where}: 'relative_position_index_SA' is not the 16x16 window index of {self.arch}")
+
+
+class PPATDLight(ATDLight):
+    """PP-ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch = "pp_atd_light"
+    options: PurePassOptions
+
+    def __init__(self, scale: int, options: PurePassOptions | None = None) -> None:
+        super().__init__(scale, options or PurePassOptions())
+        for module in self.modules():
+            if isinstance(module, TransformerLayer):
+                module.compensation = self.options.compensation
+
+    def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor:
+        """Pure tokens (b, H' * W') bool of the padded image (b, 3, H', W'), from *mask* (b, H', W') if given."""
+        b, _, h, w = padded.shape
+        if mask is None:
+            o = self.options
+            mask = pure_mask(padded, o.colors, o.window, o.csmf)
+        elif tuple(mask.shape) != (b, h, w):
+            raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
+        return mask.bool().flatten(1)
+
+    def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and pure pixels of the padded *x*."""
+        labels = pixel_labels(mirror_pad(x), self.options.colors)
+        return labels, mask_from_labels(labels, self.options.window, self.options.csmf)

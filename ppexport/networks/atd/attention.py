@@ -1,7 +1,11 @@
-"""Which token sits in which slot of category attention (AC-MSA), for a batch with or without pure tokens.
+"""The three token mixers of an ATD layer (arXiv 2401.08209, section 3): dictionary, category and window attention.
 
-Order: ascending category, ties by token position (a stable sort). Slot p of an image with m impure tokens reads the
-sorted token r(p): q = p mod 2m, r = q if q < m else 2m-1-q, which is ATD's mirrored tail, defined also for small m.
+All work on tokens (b, n, c) in row-major image order; category and window attention share a qkv (b, n, 3c). Module and
+parameter names are those of published checkpoints.
+
+Category attention (AC-MSA) works on slots. Tokens are sorted by ascending category, ties by token position (a stable
+sort). Slot p of an image with m impure tokens reads the sorted token r(p): q = p mod 2m, r = q if q < m else 2m-1-q,
+which is ATD's mirrored tail, defined also for small m.
 """
 
 from __future__ import annotations
@@ -13,13 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP_SIZE = 128
-"""Slots per attention group ("category_size" of the published configuration)."""
-
-
-def group_size(tokens: int) -> int:
-    """Slots per group for images of *tokens* tokens."""
-    return min(tokens, GROUP_SIZE)
+from ppexport.device.artifact import GROUP
 
 
 def mirror_slots(slots: Tensor, m: int) -> Tensor:
@@ -41,33 +39,23 @@ class Routes:
 
 
 def route(categories: Tensor, pure: Tensor | None) -> Routes:
-    """Routes for *categories* (b, n) int64 and *pure* (b, n) bool, True = skips the branch; None = no pure token."""
+    """Routes for *categories* (b, n) int64 and *pure* (b, n) bool, True = skips the branch; None = no pure token.
+
+    n is that of a padded image, so at least 256 tokens.
+    """
     b, n = categories.shape
-    size = group_size(n)
     key = categories if pure is None else categories.masked_fill(pure, torch.iinfo(categories.dtype).max)
     order = key.argsort(dim=1, stable=True)
     counts = [n] * b if pure is None else (n - pure.sum(dim=1)).tolist()
     source, tokens, slots, start = [], [], [], 0
     for image, m in enumerate(counts):
-        if m == 0:
-            continue
-        position = torch.arange(-(-m // size) * size, device=categories.device)
+        position = torch.arange(-(-m // GROUP) * GROUP, device=categories.device)
         ranked = order[image] + image * n
         source.append(ranked[mirror_slots(position, m)])
         tokens.append(ranked[:m])
         slots.append(position[:m] + start)
         start += len(position)
-    if not source:
-        empty = order.new_empty(0)
-        return Routes(empty, empty, empty)
     return Routes(torch.cat(source), torch.cat(tokens), torch.cat(slots))
-
-
-# The three token mixers of an ATD layer (arXiv 2401.08209, section 3): dictionary, category and window attention.
-#
-# All work on tokens (b, n, c) in row-major image order and on a qkv (b, n, 3c) that category and window attention
-# share.
-# Module and parameter names are those of published checkpoints.
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -130,7 +118,7 @@ class CategoryAttention(nn.Module):
         b, n, width = qkv.shape
         dim = width // 3
         routes = route(categories, pure)
-        groups = qkv.reshape(b * n, width)[routes.source].view(-1, group_size(n), width)
+        groups = qkv.reshape(b * n, width)[routes.source].view(-1, GROUP, width)
         q, k, v = split_heads(groups, self.heads)
         q = q * self.logit_scale.clamp(max=math.log(100)).exp()
         mixed = merge_heads(attend(q, k, v)).view(-1, dim)

@@ -4,15 +4,18 @@ It checks the *converted program*: its operations, constants, types and rounding
 which sum in another order, may keep more or fewer bits inside an operation, and differ between CPU, GPU and Neural
 Engine: what they compute is known on a device only.
 
-Every operation is one small function, registered here:
+Every operation is one small function, registered here: as a line of a table, where the kind of a parameter follows from
+its name (`KINDS`), or as a function with annotations:
+
+    operations({"transpose": lambda x, perm: x.permute(perm)})
 
     @operation
     def gelu(x: Tensor, mode: str = "EXACT") -> Tensor: ...
 
-The name is MIL's, and so are the parameters; a default is what MIL says of a missing one. What a parameter is comes
-from its annotation: `Tensor`, `list[Tensor]` for a tuple, or plain numbers and text for what is always constant.
-A function sees fp32 in place of fp16, int32 in place of shorter integers, and bool; the evaluator rounds its result
-to the type that the file declares. `opset` is the number in the program's opset, 7 for CoreML7 (iOS 17).
+The name is MIL's, and so are the parameters; a default is what MIL says of a missing one. A kind is `Tensor`,
+`list[Tensor]` for a tuple, or plain numbers and text for what is always constant. A function sees fp32 in place of
+fp16, int32 in place of shorter integers, and bool; the evaluator rounds its result to the type that the file declares.
+`opset` is the number in the program's opset, 7 for CoreML7 (iOS 17).
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -30,7 +34,17 @@ from ppexport.backends.coreml.program import Value
 from ppexport.errors import ArtifactError
 
 Kernel = Callable[..., Any]
+K = TypeVar("K", bound=Kernel)
 OPSET = "opset"
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("x", "y", "cond", "a", "b", "weight", "bias", "ref_tensor", "source_val"), Tensor),
+    "values": list[Tensor],
+    **dict.fromkeys(("shape", "perm", "reps", "axes"), list[int]),
+    **dict.fromkeys(("axis", "upscale_factor", "downscale_factor"), int),
+    **dict.fromkeys(("keep_dims", "ascending", "transpose_x", "transpose_y"), bool),
+    "output_dtype": str,
+}
+"""What the parameters of a function in a table are, by name; all others are floats."""
 
 
 def to_tensor(value: Value) -> Tensor:
@@ -46,31 +60,25 @@ def to_tensor(value: Value) -> Tensor:
     return torch.from_numpy(wide.astype(np.int32) if fits else wide)
 
 
-def _convert(bindings: list[Value | Tensor], wanted: Any) -> Any:
-    """*bindings* as what the annotation *wanted* says: a Tensor, a number, a text, or a list of one of these.
-
-    Raises ArtifactError where they cannot be that.
-    """
-    kinds = [kind for kind in get_args(wanted) if kind is not type(None)]
-    if type(None) in get_args(wanted):
-        wanted = kinds[0]
-    if wanted is Tensor or wanted == list[Tensor]:
+def _convert(bindings: list[Value | Tensor], kind: Any) -> Any:
+    """*bindings* as a *kind* of parameter. Raises ArtifactError where they cannot be that."""
+    if kind is Tensor or kind == list[Tensor]:
         found = [b if isinstance(b, Tensor) else to_tensor(b) for b in bindings]
-        if wanted is Tensor and len(found) != 1:
+        if kind is Tensor and len(found) != 1:
             raise ArtifactError(f"one tensor is needed, not {len(found)}")
-        return found[0] if wanted is Tensor else found
+        return found[0] if kind is Tensor else found
     plain = [b.tolist() if isinstance(b, (Tensor, np.ndarray, np.generic)) else b for b in bindings]
-    if wanted in (list[int], list[bool]):
+    if kind in (list[int], list[bool]):
         # One list, or several scalars.
         values = plain[0] if len(plain) == 1 and isinstance(plain[0], list) else plain
-        return [get_args(wanted)[0](v) for v in values]
+        return [get_args(kind)[0](v) for v in values]
     value: Any = plain[0] if len(plain) == 1 else None
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     try:
-        return wanted(value) if value is not None else None
+        return kind(value) if value is not None else None
     except (TypeError, ValueError):
-        raise ArtifactError(f"a {wanted.__name__} is needed, not {value!r}") from None
+        raise ArtifactError(f"a {kind.__name__} is needed, not {value!r}") from None
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Entry:
 
     function: Kernel
     kinds: dict[str, Any]
-    """{parameter: annotation}."""
+    """{parameter: kind}."""
     required: frozenset[str]
 
     def arguments(self, given: dict[str, list[Value | Tensor]], opset: int) -> dict[str, Any]:
@@ -98,20 +106,23 @@ OPERATIONS: dict[str, Entry] = {}
 """By MIL name; filled when the modules with the operations are imported."""
 
 
-def operation(function: Kernel, name: str = "") -> Kernel:
-    """Register *function* as the operation *name*, by default its own without a last underscore."""
-    _register(name or function.__name__.rstrip("_"), function, get_type_hints(function))
+def operation(function: K) -> K:
+    """Register *function* under its own name without a last underscore; its annotations are the kinds."""
+    kinds = {}
+    for name, hint in get_type_hints(function).items():
+        choices = get_args(hint)
+        kinds[name] = next(k for k in choices if k is not NoneType) if NoneType in choices else hint
+    _register(function.__name__.rstrip("_"), function, kinds)
     return function
 
 
 def operations(functions: Mapping[str, Kernel]) -> None:
-    """Register *functions* by name, whose parameters `x` and `y` are tensors and whose others are numbers."""
+    """Register *functions* by name, whose parameters have the kinds in `KINDS`."""
     for name, function in functions.items():
-        parameters = inspect.signature(function).parameters
-        _register(name, function, {p: Tensor if p in ("x", "y") else float for p in parameters})
+        _register(name, function, KINDS)
 
 
 def _register(name: str, function: Kernel, kinds: Mapping[str, Any]) -> None:
     parameters = inspect.signature(function).parameters
     required = frozenset(n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n != OPSET)
-    OPERATIONS[name] = Entry(function, {n: kinds[n] for n in parameters}, required)
+    OPERATIONS[name] = Entry(function, {n: kinds.get(n, float) for n in parameters}, required)

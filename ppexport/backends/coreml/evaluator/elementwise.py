@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator import operation, operations
+from ppexport.backends.coreml.evaluator import Kernel, operation, operations
 from ppexport.errors import ArtifactError
+
+UNARY = (
+    torch.abs, torch.sign, torch.floor, torch.ceil, torch.round, torch.sqrt, torch.exp, torch.exp2, torch.sin,
+    torch.cos, torch.tanh, torch.erf, torch.relu, torch.sigmoid, torch.logical_not, F.relu6, F.silu, F.softplus,
+)  # fmt: skip
+"""Functions of PyTorch that are MIL's as well; `round` rounds halves to even in both."""
+BINARY = (torch.maximum, torch.minimum, torch.logical_and, torch.logical_or, torch.logical_xor)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -18,6 +25,16 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.is_floating_point() or x.dtype == torch.bool else x.long()
 
 
+def _of_x(function: Kernel) -> Kernel:
+    return lambda x: function(x)
+
+
+def _of_x_and_y(function: Kernel) -> Kernel:
+    return lambda x, y: function(x, y)
+
+
+operations({function.__name__: _of_x(function) for function in UNARY})
+operations({function.__name__: _of_x_and_y(function) for function in BINARY})
 operations(
     {
         "identity": lambda x: x,
@@ -26,45 +43,24 @@ operations(
         "mul": lambda x, y: _wide(x) * _wide(y),
         "mod": lambda x, y: torch.remainder(x, y),  # x - y * floor_div(x, y)
         "square": lambda x: _wide(x) * _wide(x),
-        "abs": lambda x: x.abs(),
-        "sign": lambda x: x.sign(),
-        "floor": lambda x: x.floor(),
-        "ceil": lambda x: x.ceil(),
-        "round": lambda x: x.round(),  # halves to even
         "clip": lambda x, alpha, beta: x.clamp(alpha, beta),
         "threshold": lambda x, alpha: x.clamp(min=alpha),
-        "maximum": lambda x, y: torch.maximum(x, y),
-        "minimum": lambda x, y: torch.minimum(x, y),
         "equal": lambda x, y: x == y,
         "not_equal": lambda x, y: x != y,
         "less": lambda x, y: x < y,
         "less_equal": lambda x, y: x <= y,
         "greater": lambda x, y: x > y,
         "greater_equal": lambda x, y: x >= y,
-        "logical_and": lambda x, y: torch.logical_and(x, y),
-        "logical_or": lambda x, y: torch.logical_or(x, y),
-        "logical_xor": lambda x, y: torch.logical_xor(x, y),
-        "logical_not": lambda x: torch.logical_not(x),
-        "sqrt": lambda x: x.sqrt(),
+        "select": lambda cond, a, b: torch.where(cond, a, b),
         "rsqrt": lambda x, epsilon=1e-12: 1 / torch.sqrt(x + epsilon),
         "inverse": lambda x, epsilon=1e-4: 1 / (x + epsilon),
-        "exp": lambda x: x.exp(),
-        "exp2": lambda x: torch.exp2(x),
         "log": lambda x, epsilon=1e-45: torch.log(x + epsilon),
-        "sin": lambda x: x.sin(),
-        "cos": lambda x: x.cos(),
-        "tanh": lambda x: torch.tanh(x),
-        "erf": lambda x: torch.erf(x),
-        "relu": lambda x: F.relu(x),
-        "relu6": lambda x: F.relu6(x),
         "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
         "thresholded_relu": lambda x, alpha: torch.where(x >= alpha, x, torch.zeros(())),
         "elu": lambda x, alpha: F.elu(x, alpha),
         "linear_activation": lambda x, alpha, beta: alpha * x + beta,
-        "sigmoid": lambda x: torch.sigmoid(x),
         "sigmoid_hard": lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1),
-        "silu": lambda x: F.silu(x),
-        "softplus": lambda x: F.softplus(x),
+        "softmax": lambda x, axis=-1: F.softmax(x, axis),
     }
 )
 
@@ -94,19 +90,11 @@ def pow_(x: Tensor, y: Tensor) -> Tensor:
 
 
 @operation
-def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """*a* where *cond*, else *b*."""
-    return torch.where(cond, a, b)
-
-
-@operation
 def cast(x: Tensor, dtype: str) -> Tensor:
     """*x* as *dtype*: floats lose their fraction on the way to integers, a bool is whether a number is not 0."""
     if dtype == "bool":
         return x != 0
-    if dtype in ("fp16", "fp32"):
-        return x.float()
-    return x.trunc().to(torch.int64) if x.is_floating_point() else x.to(torch.int64)
+    return x.float() if dtype in ("fp16", "fp32") else x.long()
 
 
 @operation
@@ -122,12 +110,6 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode not in modes:
         raise ArtifactError(f"gelu has no mode {mode!r}")
     return F.gelu(x, approximate=modes[mode])
-
-
-@operation
-def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """e^x divided by its sum along *axis*."""
-    return F.softmax(x, axis)
 
 
 def _along(value: Tensor, input: Tensor, axis: int | None) -> Tensor:
@@ -156,3 +138,21 @@ def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, a
     """scale * (input - zero_point)."""
     levels = input if zero_point is None else input - _along(zero_point, input, axis)
     return _along(scale, input, axis) * levels.float()
+
+
+@operation
+def constexpr_affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """scale * (quantized_data - zero_point): weights of iOS 16, the last two scalars or vectors along *axis*."""
+    return dequantize(quantized_data, scale, zero_point, axis)
+
+
+@operation
+def constexpr_blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """scale * (data - offset): weights from iOS 18 on. A scale holds for a block, the quotient of the shapes."""
+    for axis, (length, blocks) in enumerate(zip(data.shape, scale.shape, strict=True)):
+        if length % blocks:
+            raise ArtifactError(f"{blocks} scales do not divide {length} weights")
+        if blocks not in (1, length):
+            scale = scale.repeat_interleave(length // blocks, dim=axis)
+            offset = None if offset is None else offset.repeat_interleave(length // blocks, dim=axis)
+    return scale * (data.float() if offset is None else (data - offset).float())

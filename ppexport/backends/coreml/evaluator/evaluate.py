@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator import OPERATIONS, elementwise, indexing, layout, sums, to_tensor
-from ppexport.backends.coreml.program import Function, Operation, Package, Port, Reference, Value
+from ppexport.backends.coreml.evaluator import OPERATIONS, elementwise, layout, sums, to_tensor
+from ppexport.backends.coreml.program import Operation, Package, Port, Reference, Value
 from ppexport.errors import ArtifactError, InputError, first_line
 
 if TYPE_CHECKING:
@@ -27,16 +27,8 @@ if TYPE_CHECKING:
 
 CONST = "const"
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
-_FILL_OPERATIONS = (elementwise, indexing, layout, sums)
+_FILL_OPERATIONS = (elementwise, layout, sums)
 """These modules register what they know when they are imported."""
-
-
-def _opset_number(opset: str) -> int:
-    """7 of "CoreML7". Raises ArtifactError for another text."""
-    match = re.fullmatch(r"CoreML(\d+)", opset)
-    if match is None:
-        raise ArtifactError(f"opset {opset!r} is not one of Core ML")
-    return int(match[1])
 
 
 def _rounded(result: Tensor, port: Port, rounding: bool) -> Tensor:
@@ -75,17 +67,23 @@ class Evaluator:
     """One function of a package, ready to run."""
 
     def __init__(self, package: Package, function: str | None = None, *, rounding: bool = True) -> None:
-        """*function* None is the package's default. Without *rounding*, fp16 results stay fp32: what the program
-        would compute with more bits, to see which operation needs them.
+        """Read the constants.
 
-        Raises ArtifactError for operations that are not known, naming them, and InputError for an unknown function.
+        Args:
+            package: an opened package.
+            function: its name; None is the package's default.
+            rounding: False leaves fp16 results in fp32, to see which operation needs more bits.
+
+        Raises:
+            ArtifactError: operations are not known, which the message names.
+            InputError: the package has no such function.
         """
-        name = package.default if function is None else function
-        if name not in package.functions:
-            raise InputError(f"the package has functions {', '.join(package.functions)}, not {name!r}")
-        self.function: Function = package.functions[name]
+        self.function = package.function(function)
         self.rounding = rounding
-        self.opset = _opset_number(self.function.opset)
+        opset = re.fullmatch(r"CoreML(\d+)", self.function.opset)
+        if opset is None:
+            raise ArtifactError(f"opset {self.function.opset!r} is not one of Core ML")
+        self.opset = int(opset[1])
         unknown = Counter(
             op.type for op in self.function.operations if op.type != CONST and (op.type not in OPERATIONS or op.blocks)
         )
@@ -138,7 +136,7 @@ class Evaluator:
             kind = expected[name].type
             if kind is None:
                 raise ArtifactError(f"input {name!r} of the package is no tensor, which the evaluator cannot feed")
-            if kind.element.numpy != array.dtype or len(kind.shape) != array.ndim or kind.shape != array.shape:
+            if kind.element.numpy != array.dtype or kind.shape != array.shape:
                 raise InputError(f"input {name!r} is {kind}, not {array.dtype} {array.shape}")
             found[name] = to_tensor(array)
         return found
@@ -150,9 +148,16 @@ class Evaluator:
         keep: Collection[str] = (),
         replace: Mapping[str, NDArray[Any]] | None = None,
     ) -> Arrays:
-        """The function's outputs for *inputs*, by name, and those inner results whose names are in *keep*.
+        """The function's outputs for *inputs*, by name.
 
-        *replace* gives results that stand in for what an operation computed; *keep* still returns what it computed.
+        Args:
+            inputs: arrays by name, of the declared types and shapes.
+            keep: names of inner results that are returned as well.
+            replace: results that stand in for what an operation computed; *keep* still returns what it computed.
+
+        Raises:
+            ArtifactError: an operation, which the message names, cannot be computed.
+            InputError: the function has no such inputs or results.
         """
         wanted = {*self.function.outputs, *keep}
         unknown = sorted((replace or {}).keys() - {port.name for op in self.steps for port in op.outputs})

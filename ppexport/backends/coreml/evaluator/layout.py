@@ -1,4 +1,7 @@
-"""What moves, repeats and makes elements without computing with them, and what enlarges images."""
+"""What moves, repeats, chooses and makes elements without computing with them, and what enlarges images.
+
+An index outside its axis is an error here; on a device its result is undefined.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.backends.coreml.evaluator import operation
+from ppexport.backends.coreml.evaluator import operation, operations
 from ppexport.errors import ArtifactError
 
 EXACT = torch.float64
 """Holds every int32; the evaluator rounds it to the type that the file declares."""
+NO_NEGATIVES = 7
+"""From CoreML7 (iOS 17) on, negative indices are outside."""
+
+operations(
+    {
+        "transpose": lambda x, perm: x.permute(perm),
+        "squeeze": lambda x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(axes)),
+        "tile": lambda x, reps: x.repeat(reps),
+        "stack": lambda values, axis: torch.stack(values, dim=axis),
+        "reverse": lambda x, axes=None: x.flip(list(range(x.dim())) if axes is None else axes),
+        "shape": lambda x: torch.tensor(x.shape, dtype=torch.int32),
+        "fill": lambda shape, value=0.0: torch.full(shape, value, dtype=EXACT),
+        "fill_like": lambda ref_tensor, value=0.0: torch.full(ref_tensor.shape, value, dtype=EXACT),
+        "range_1d": lambda end, start, step: torch.arange(start, end, step, dtype=EXACT),
+        # Equal elements keep their order.
+        "argsort": lambda x, axis=-1, ascending=False: torch.argsort(
+            x, dim=axis, descending=not ascending, stable=True
+        ),
+        "pixel_shuffle": lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor),
+        "pixel_unshuffle": lambda x, downscale_factor: F.pixel_unshuffle(x, downscale_factor),
+        "upsample_nearest_neighbor": lambda x, scale_factor_height=1, scale_factor_width=1: F.interpolate(
+            x, scale_factor=(scale_factor_height, scale_factor_width), mode="nearest"
+        ),
+        # Weights as another type of floats, which the evaluator rounds to.
+        "constexpr_cast": lambda source_val, output_dtype: source_val,
+    }
+)
 
 
 @operation
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """The elements of *x* in *shape*; one length may be -1, 0 is the length of *x*."""
     return x.reshape([x.shape[i] if n == 0 and i < x.dim() else n for i, n in enumerate(shape)])
-
-
-@operation
-def transpose(x: Tensor, perm: list[int]) -> Tensor:
-    """Axis i of the result is axis perm[i] of *x*."""
-    return x.permute(perm)
 
 
 @operation
@@ -35,34 +59,12 @@ def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
 
 
 @operation
-def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
-    """*x* without *axes*, which have length 1; None for all such axes."""
-    if axes is None:
-        return x.squeeze()
-    if any(x.shape[a] != 1 for a in axes):
-        raise ArtifactError(f"axes {axes} of {tuple(x.shape)} are not all of length 1")
-    return x.squeeze(tuple(axes))
-
-
-@operation
-def tile(x: Tensor, reps: list[int]) -> Tensor:
-    """*x* repeated *reps* times along every axis."""
-    return x.repeat(reps)
-
-
-@operation
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """*values* one after the other along *axis*; *interleave* takes their elements in turns."""
     if not interleave:
         return torch.cat(values, dim=axis)
     axis %= values[0].dim()
     return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)
-
-
-@operation
-def stack(values: list[Tensor], axis: int) -> Tensor:
-    """*values* along a new *axis*."""
-    return torch.stack(values, dim=axis)
 
 
 @operation
@@ -75,12 +77,6 @@ def split(
             raise ArtifactError(f"axis {axis} of {tuple(x.shape)} does not split into {num_splits} equal pieces")
         split_sizes = [x.shape[axis] // num_splits] * num_splits
     return torch.split(x, split_sizes, dim=axis)
-
-
-@operation
-def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
-    """*x* from its end along *axes*, or all."""
-    return x.flip(list(range(x.dim())) if axes is None else axes)
 
 
 @operation
@@ -102,48 +98,6 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
 
 
 @operation
-def shape(x: Tensor) -> Tensor:
-    """The lengths of *x*."""
-    return torch.tensor(x.shape, dtype=torch.int32)
-
-
-@operation
-def fill(shape: list[int], value: float = 0.0) -> Tensor:
-    """*value* everywhere."""
-    return torch.full(shape, value, dtype=EXACT)
-
-
-@operation
-def fill_like(ref_tensor: Tensor, value: float = 0.0) -> Tensor:
-    """*value* everywhere, in the shape of *ref_tensor*."""
-    return torch.full(ref_tensor.shape, value, dtype=EXACT)
-
-
-@operation
-def range_1d(end: float, start: float, step: float) -> Tensor:
-    """start, start + step, ... below *end*."""
-    return torch.arange(start, end, step, dtype=EXACT)
-
-
-@operation
-def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
-    """x (n, c r r, h, w) -> (n, c, h r, w r)."""
-    return F.pixel_shuffle(x, upscale_factor)
-
-
-@operation
-def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
-    """x (n, c, h r, w r) -> (n, c r r, h, w)."""
-    return F.pixel_unshuffle(x, downscale_factor)
-
-
-@operation
-def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
-    """x (n, c, h, w) with pixels repeated."""
-    return F.interpolate(x, scale_factor=(scale_factor_height, scale_factor_width), mode="nearest")
-
-
-@operation
 def upsample_bilinear(
     x: Tensor,
     scale_factor_height: float = 1,
@@ -156,3 +110,105 @@ def upsample_bilinear(
         raise ArtifactError("upsample_bilinear without half_pixel_centers and without align_corners is not known here")
     size = [int(n * f) for n, f in zip(x.shape[2:], (scale_factor_height, scale_factor_width), strict=True)]
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _places(indices: Tensor, length: int, opset: int) -> Tensor:
+    """*indices* into an axis of *length*, as int64 from 0 on. Raises ArtifactError where one is outside."""
+    indices = indices.long()
+    if indices.numel():
+        low = 0 if opset >= NO_NEGATIVES else -length
+        smallest, largest = int(indices.min()), int(indices.max())
+        if smallest < low or largest >= length:
+            raise ArtifactError(f"indices from {smallest} to {largest} reach outside an axis of {length}")
+    return torch.where(indices < 0, indices + length, indices)
+
+
+@operation
+def gather(
+    x: Tensor, indices: Tensor, opset: int, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """*x* at *indices* along *axis*; the first *batch_dims* axes of both go together."""
+    axis %= x.dim()
+    chosen = _places(indices, x.shape[axis], opset)
+    if not batch_dims:
+        taken = x.index_select(axis, chosen.reshape(-1))
+        return taken.reshape(*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :])
+    parts = [gather(a, b, opset, axis - 1, batch_dims - 1) for a, b in zip(x.unbind(0), chosen.unbind(0), strict=True)]
+    return torch.stack(parts)
+
+
+@operation
+def gather_along_axis(x: Tensor, indices: Tensor, opset: int, axis: int = 0, validate_indices: bool = False) -> Tensor:
+    """result[i, j] = x[indices[i, j], j] for *axis* 0, and likewise for the others."""
+    return x.gather(axis, _places(indices, x.shape[axis], opset))
+
+
+@operation
+def scatter_along_axis(
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    opset: int,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> Tensor:
+    """*data* with updates[i, j] at [indices[i, j], j] for *axis* 0, and likewise for the others."""
+    chosen = _places(indices, data.shape[axis], opset)
+    match mode:
+        case "update":
+            return data.scatter(axis, chosen, updates)
+        case "add" | "sub":
+            return data.scatter_add(axis, chosen, updates if mode == "add" else -updates)
+        case _:
+            raise ArtifactError(f"scatter mode {mode!r} is not known here")
+
+
+@operation
+def slice_by_index(
+    x: Tensor,
+    begin: list[int],
+    end: list[int],
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """x[begin:end:stride] of every axis; a mask ignores begin or end, or takes the one element at begin."""
+    rank, no = x.dim(), [False] * x.dim()
+    axes = zip(begin, end, stride or [1] * rank, begin_mask or no, end_mask or no, squeeze_mask or no, strict=True)
+    dropped = []
+    for axis, (first, last, step, from_start, to_end, one) in enumerate(axes):
+        length = x.shape[axis]
+        if one:
+            x = x.narrow(axis, int(_places(torch.tensor(first), length, 0)), 1)
+            dropped.append(axis)
+            continue
+        chosen = range(*slice(None if from_start else first, None if to_end else last, step).indices(length))
+        if chosen != range(length):
+            x = x.index_select(axis, torch.tensor(chosen, dtype=torch.int64))
+    return x.squeeze(dropped) if dropped else x
+
+
+@operation
+def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
+    """*size* elements from *begin* on of every axis; -1 is all that follow."""
+    for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
+        x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
+    return x
+
+
+@operation
+def topk(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+    output_indices_dtype: str = "int32",
+) -> tuple[Tensor, ...]:
+    """The *k* largest (smallest if *ascending*) along *axis* and their places; equal ones in their order."""
+    values, places = torch.sort(x, dim=axis, descending=not ascending, stable=True)
+    found = (values.narrow(axis, 0, k), places.narrow(axis, 0, k))
+    return found if return_indices else found[:1]

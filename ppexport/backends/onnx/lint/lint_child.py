@@ -1,4 +1,4 @@
-"""Lints an ONNX file in this process: a file that this process has made, or, as the child of `linting`, any file."""
+"""Lints a file that this process has made, or any ONNX file in the child process that `linting` starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppexport.backends.onnx.graph_view import TensorType, build_view, element_name
+from ppexport.backends.onnx.graph_view import GraphView, TensorType, element_name
 from ppexport.backends.onnx.lint import rules_operators, rules_storage, rules_tensors
 from ppexport.backends.onnx.lint.linting import LintReport, Severity
 from ppexport.backends.onnx.model_file import read_model
@@ -31,9 +31,9 @@ def lint_here(path: Path, symbols: Mapping[str, int] | None = None) -> LintRepor
         raise InputError("the length of a symbolic axis is at least 1")
     source = read_model(path)
     said = {entry.key: entry.value for entry in source.proto.metadata_props}.get("ppexport.capacities", "")
-    if CAPACITIES.fullmatch(said):
+    if CAPACITIES.fullmatch(said):  # a capacity set is checked at its largest capacity
         lengths = {"slots": max(int(number) for number in said.split(",")), **lengths}
-    view = build_view(source, lengths)
+    view = GraphView(source, lengths)
     findings = [finding for rule in RULES for finding in rule.findings(view)]
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
     model = view.model
@@ -48,22 +48,16 @@ def lint_here(path: Path, symbols: Mapping[str, int] | None = None) -> LintRepor
         "large_constant_bytes": sum(item[0].bytes for item in rules_storage.large_constants(view)),
         "nodes": view.operators.total(),
         "operators": dict(view.operators.most_common()),
-        "inputs": _ports(view.inputs),
-        "outputs": _ports(view.outputs),
+        "inputs": [_port(name, kind) for name, kind in view.inputs.items()],
+        "outputs": [_port(name, kind) for name, kind in view.outputs.items()],
         "symbols": lengths,
     }
     return LintReport(tuple(findings), facts)
 
 
-def _ports(types: Mapping[str, TensorType]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "type": None if kind.element is None else element_name(kind.element),
-            "shape": None if kind.shape is None else list(kind.shape),
-        }
-        for name, kind in types.items()
-    ]
+def _port(name: str, kind: TensorType) -> dict[str, Any]:
+    element = None if kind.element is None else element_name(kind.element)
+    return {"name": name, "type": element, "shape": None if kind.shape is None else list(kind.shape)}
 
 
 def answer(path: str, symbols: Mapping[str, int], megabytes: int) -> str:

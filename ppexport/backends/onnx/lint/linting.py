@@ -1,7 +1,7 @@
-"""`lint_model`, what lint rules find, and the report. Needs no onnx: that is for the child process.
+"""`lint_model`, what lint rules find, and the report. Needs no onnx: only the child process does.
 
-Whatever a damaged or hostile file makes onnx do in the child, `python -m ppexport.backends.onnx.lint.lint_child`, ends
-with one sentence: the child has a limit of time and, on Linux, of memory.
+Whatever a damaged or hostile file makes onnx do in the child process ends with one sentence: the child has a limit of
+time and, on Linux, of memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from ppexport.errors import InputError
 
@@ -50,6 +52,8 @@ class Runtime(str, Enum):
     OPENVINO = "openvino"
 
 
+COMPILERS = (Runtime.TENSORRT, Runtime.COREML)
+"""Those that fix every shape and type when they build."""
 OLDEST = {
     Runtime.ONNXRUNTIME: "ONNX Runtime 1.15",
     Runtime.TENSORRT: "TensorRT 10.3",  # JetPack 6
@@ -82,7 +86,6 @@ class Rule:
     """A lint rule; the docstring of its function says what it objects to and why, for the oldest supported versions."""
 
     name: str
-    """As reports call it."""
     way_out: str
     """What to do about a finding."""
     runtimes: tuple[Runtime, ...]
@@ -155,8 +158,7 @@ class LintReport:
 def lint_model(path: str | os.PathLike[str], *, symbols: Mapping[str, int] | None = None) -> LintReport:
     """Check the ONNX model at *path* against every rule, in a child process.
 
-    Reads the model and external data beside it, and nothing else. A capacity set of this project is checked at its
-    largest capacity.
+    The child reads the model and external data beside it, and nothing else.
 
     Args:
         path: Any ONNX file.
@@ -200,7 +202,4 @@ def lint_model(path: str | os.PathLike[str], *, symbols: Mapping[str, int] | Non
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise InputError(answer["error"])
-    for finding in answer["findings"]:
-        finding["severity"] = Severity(finding["severity"])
-        finding["runtimes"] = tuple(Runtime(name) for name in finding["runtimes"])
-    return LintReport(tuple(Finding(**finding) for finding in answer["findings"]), answer["facts"])
+    return TypeAdapter(LintReport).validate_python(answer)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ppexport.backends.onnx.graph_view import RANDOM_OPERATORS, GraphView, Node, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
 from ppexport.errors import counted
 
 PORTABLE_OPSET, PORTABLE_IR = 17, 8
@@ -43,10 +43,7 @@ STFT (10.5). The parser looks for a plugin of that name and stops."""
     Runtime.ONNXRUNTIME,
 )
 def ir_version(graph: GraphView) -> Iterator[Finding]:
-    """No IR version above 8: ONNX Runtime 1.15 refuses IR 10, its WebAssembly build and all of 1.14 refuse IR 9.
-
-    Nothing that a super-resolution network needs came after IR 8.
-    """
+    """No IR version above 8: ONNX Runtime 1.15 refuses IR 10, its WebAssembly build and all of 1.14 refuse IR 9."""
     version = graph.model.ir_version
     if version > ORT_IR:
         yield found(f"IR version {version}: ONNX Runtime 1.15 reads up to {ORT_IR} and refuses the file")
@@ -57,10 +54,9 @@ def ir_version(graph: GraphView) -> Iterator[Finding]:
 
 @rule("opset-version", EXPORT, Runtime.ONNXRUNTIME, Runtime.TENSORRT)
 def opset_version(graph: GraphView) -> Iterator[Finding]:
-    """No standard opset above 17: ONNX Runtime 1.15 implements 19 and refuses later ones.
+    """No standard opset above 17: ONNX Runtime 1.15 implements 19, and TensorRT 10.3 only parts of 18.
 
-    TensorRT 10.3 reads opset 18, but not all of it (tensor axes of Pad came with 10.4), so 18 and 19 are a warning here
-    and an error at the nodes that use them, see `operator_version`.
+    So 18 and 19 are a warning here, and an error at the nodes that use what is new, see `operator_version`.
     """
     if graph.opset > ORT_OPSET:
         yield found(f"opset {graph.opset}: ONNX Runtime 1.15 implements {ORT_OPSET} and refuses the file")
@@ -71,12 +67,11 @@ def opset_version(graph: GraphView) -> Iterator[Finding]:
 
 @rule("operator-version", EXPORT, Runtime.ONNXRUNTIME, Runtime.TENSORRT)
 def operator_version(graph: GraphView) -> Iterator[Finding]:
-    """No operator that is newer than opset 17, and no newer version of one.
+    """No operator that is newer than opset 17 (Gelu: 20), and no newer version of one (Pad with axes: 18).
 
-    Examples: Gelu (opset 20), Attention, RotaryEmbedding and RMSNormalization (23), ReduceMax with axes as an input
-    (18), Pad with axes (18). TensorRT 10.3 and ONNX Runtime 1.15 lack some of them entirely and others in part.
+    TensorRT 10.3 and ONNX Runtime 1.15 lack some of them entirely and others in part.
     """
-    for (_, op), nodes in _grouped(graph, standard=True).items():
+    for (_, op), nodes in _grouped(graph, standard=True):
         schema = schema_of(op, graph.opset)
         if schema is not None and schema.since_version > PORTABLE_OPSET:
             yield found(f"{op} of opset {schema.since_version}, {_where(nodes)}", nodes[0])
@@ -88,7 +83,7 @@ def operator_version(graph: GraphView) -> Iterator[Finding]:
 )
 def unknown_operator(graph: GraphView) -> Iterator[Finding]:
     """No standard operator that does not exist in the model's opset: misspelt, removed, or newer than the onnx here."""
-    for (_, op), nodes in _grouped(graph, standard=True).items():
+    for (_, op), nodes in _grouped(graph, standard=True):
         if schema_of(op, graph.opset) is None:
             yield found(f"{op}, {_where(nodes)}, is no standard operator of opset {graph.opset}", nodes[0])
 
@@ -100,12 +95,12 @@ def unknown_operator(graph: GraphView) -> Iterator[Finding]:
 def foreign_domain(graph: GraphView) -> Iterator[Finding]:
     """No operator of any domain but the standard one.
 
-    `com.microsoft` runs in ONNX Runtime alone, and its operators come and go between versions; others need a library
-    that is loaded beside the runtime; TensorRT 10.3 takes them for plugins that it does not have.
+    `com.microsoft` runs in ONNX Runtime alone, and its operators change between versions; others need a library beside
+    the runtime.
     """
-    for (domain, op), nodes in _grouped(graph, standard=False).items():
+    for (domain, op), nodes in _grouped(graph, standard=False):
         built_in = domain.startswith("com.microsoft") or domain == "ai.onnx.ml"
-        runtimes = (Runtime.TENSORRT, Runtime.COREML) if built_in else ()
+        runtimes = COMPILERS if built_in else ()
         yield found(f"{op} of {domain}, {_where(nodes)}, is no standard operator", nodes[0], runtimes=runtimes)
 
 
@@ -132,7 +127,7 @@ def _sorting(graph: GraphView, node: Node) -> str:
     if node.op != "TopK":
         return f"{node.op} is no operator that edge runtimes have"
     k = _number(graph, node, 1)
-    if k is None:
+    if k is None:  # an attribute until opset 10
         k = {attribute.name: attribute.i for attribute in node.proto.attribute}.get("k")
     if k is None:
         return f"TopK with a K that only the data tells; TensorRT takes a constant up to {TOPK_LIMIT}"
@@ -154,13 +149,13 @@ def _number(graph: GraphView, node: Node, index: int) -> int | None:
     return int(value.flat[0]) if value is not None and value.size == 1 else None
 
 
-def _grouped(graph: GraphView, standard: bool) -> dict[tuple[str, str], list[Node]]:
-    """{(domain, operator): nodes} of the standard domain, or of all others."""
+def _grouped(graph: GraphView, standard: bool) -> Iterable[tuple[tuple[str, str], list[Node]]]:
+    """((domain, operator), nodes) of the standard domain, or of all others."""
     grouped = defaultdict(list)
     for node in graph.nodes:
         if (node.domain == "") == standard:
             grouped[node.domain, node.op].append(node)
-    return grouped
+    return grouped.items()
 
 
 def _where(nodes: Sequence[Node]) -> str:
@@ -176,32 +171,31 @@ RULES: tuple[Rule, ...] = (
     operator_version,
     unknown_operator,
     foreign_domain,
-    # TensorRT's parsers have clamped a K above 3840 silently, which makes the model wrong. In Core ML and on most
-    # accelerators a sort falls back to the CPU, and which of two equal values comes first differs between runtimes.
+    # TensorRT's parsers clamp a K above 3840 silently, which makes the model wrong. Accelerators leave a sort to the
+    # CPU, and which of two equal values comes first differs between runtimes.
     forbid(
         "sorting",
         SORTING,
         _sorting,
         "counting sort: one-hot, running count, exclusive prefix, one scatter; ReduceMax or ArgMax for the best",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
-    # TensorRT 10.3 has neither Unique nor Compress and runs NonZero and NonMaxSuppression with a synchronisation;
-    # TensorRT-RTX has no NonZero at all; Core ML runs them on the CPU.
+    # TensorRT 10.3 lacks Unique and Compress and waits for the host in NonZero and NonMaxSuppression; Core ML runs them
+    # on the CPU.
     forbid(
         "data-dependent-operator",
         DATA_DEPENDENT,
         "the size of {op}'s result depends on the data, so no shape after it is static",
         "mask with Where instead of boolean indexing, or gather a fixed number of slots",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
-    # TensorRT 10.3 runs them with restrictions (no dynamic scan length, equal ranks in both branches), without fusing
-    # across them; Core ML takes them off the Neural Engine; capacities are this project's way to save time.
+    # TensorRT 10.3 runs them with restrictions and does not fuse across them; they leave Core ML's Neural Engine.
     forbid(
         "control-flow",
         CONTROL_FLOW,
         "{op} is control flow inside the graph",
         "unroll loops of fixed length; replace branches by Where, or export one file per branch",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
     # TensorRT 10.3 has no operator for them ("not supported" in its operator list), Core ML no such type.
     forbid(
@@ -209,10 +203,10 @@ RULES: tuple[Rule, ...] = (
         SEQUENCES,
         "{op} works on sequences or optional values, not on tensors",
         "use Concat, Split or Slice on tensors; in PyTorch: no lists of tensors whose length the data tells",
-        *(Runtime.TENSORRT, Runtime.COREML),
+        *COMPILERS,
     ),
-    # TensorRT before 10.8 launches one step per element: thousands of kernels for one layer. From 10.8 on it is one
-    # layer, with open reports of wrong results when a model sums along several axes.
+    # TensorRT before 10.8 launches a kernel per element; from 10.8 on there are open reports of wrong results when a
+    # model sums along several axes.
     forbid(
         "cumsum",
         ("CumSum",),

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from ppexport.backends.onnx.graph_view import GraphView, Node, Origin, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Severity, found, rule
 from ppexport.backends.onnx.model_file import iter_tensors
 from ppexport.backends.onnx.stored_constants import Constant
 
@@ -40,13 +40,10 @@ _INDEX_INPUTS = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterElemen
 def large_constant(graph: GraphView) -> Iterator[Finding]:
     """No constant above 128 KiB that is no weight, the largest first.
 
-    A file should be about the size of its weights (3 MB). A position bias that a tool gathered in advance is 1 MiB per
-    layer in float32, a shifted-window mask with one entry per window more: on a phone that is download, memory, and
-    bandwidth in every run. No runtime refuses it, which is why nobody notices. What counts as a weight: kernels and
-    biases, matrices of Gemm and MatMul, tables of Gather, parameters of normalisations and recurrent layers, directly
-    or through operations on constants alone (Transpose, Cast, DequantizeLinear, ...), and what torch.export recorded
-    as a parameter. A float constant that bears a parameter's name is only warned of, and so is a list of indices up to
-    512 KiB.
+    A position bias that a tool gathered in advance is 1 MiB per layer: on a phone that is download, memory, and
+    bandwidth in every run, and no runtime complains. Weights are what the tables above name, directly or through
+    operations on constants alone (Transpose, Cast, DequantizeLinear, ...), and what torch.export recorded as a
+    parameter. A float constant that bears a parameter's name, and a list of indices up to 512 KiB, are only warned of.
     """
     large = large_constants(graph)
     total = _size_text(sum(constant.bytes for constant, _, _ in large))
@@ -67,11 +64,7 @@ def large_constant(graph: GraphView) -> Iterator[Finding]:
 
 @rule("duplicate-constant", "register it once, in the module around the layers that use it, and pass it to them")
 def duplicate_constant(graph: GraphView) -> Iterator[Finding]:
-    """A warning of constants that the file stores twice.
-
-    Exporters copy a table or mask into every layer that uses it; runtimes keep every copy. onnxslim and ONNX Runtime's
-    basic optimisations merge what is left.
-    """
+    """A warning of constants that the file stores twice: exporters copy a table into every layer that uses it."""
     copies: dict[tuple[str, int, tuple[int, ...]], list[Constant]] = defaultdict(list)
     for constant in graph.constants.values():
         if constant.digest is not None:
@@ -103,21 +96,17 @@ def unused_constant(graph: GraphView) -> Iterator[Finding]:
     "save again with onnx.save(..., save_as_external_data=True, location='plain_name.bin'), or in one file",
 )
 def external_data(graph: GraphView) -> Iterator[Finding]:
-    """No external data outside the model's folder.
+    """No external data outside the model's folder: a runtime would read whatever file it names.
 
-    A path with folders, an absolute path or a symbolic link makes a runtime read, and ship, whatever file it names:
-    ONNX Runtime and the onnx package have both had to close that hole. Such a file is never opened here.
+    Such a file is never opened here.
     """
     for tensor, (location, reason) in graph.source.unsafe.items():
         yield found(f"{tensor} is kept in {location!r}, which {reason}; it was not opened", tensor=tensor)
 
 
-@rule("sparse-constant", "store the tensor dense", Runtime.TENSORRT, Runtime.COREML)
+@rule("sparse-constant", "store the tensor dense", *COMPILERS)
 def sparse_constant(graph: GraphView) -> Iterator[Finding]:
-    """No sparse initializers and Constant nodes with a sparse value.
-
-    TensorRT's parser has neither ("sparse_value ... unsupported"), ONNX Runtime expands them.
-    """
+    """No sparse initializers and Constant nodes with a sparse value, which TensorRT's parser lacks."""
     for constant in graph.constants.values():
         if constant.sparse:
             yield found(f"{constant.name} is stored sparse", tensor=constant.name, module=constant.owner)
@@ -125,11 +114,7 @@ def sparse_constant(graph: GraphView) -> Iterator[Finding]:
 
 @rule("invalid-graph", "the file was written or changed by a tool that made a mistake; export again")
 def invalid_graph(graph: GraphView) -> Iterator[Finding]:
-    """No graph that onnx's own checker refuses, which stops at the first mistake.
-
-    An input that nobody makes, a tensor made twice, an attribute of a wrong type: no runtime has to accept that, and
-    those that do need not agree on what it means.
-    """
+    """No graph that onnx's own checker refuses, which stops at the first mistake."""
     standard = all(node.domain or schema_of(node.op, graph.opset) for node in graph.nodes)
     external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in iter_tensors(graph.model))
     if not standard or external or graph.model.ir_version > onnx.IR_VERSION:
@@ -150,11 +135,7 @@ def invalid_graph(graph: GraphView) -> Iterator[Finding]:
 
 @rule("shape-conflict", "export again; onnx.shape_inference.infer_shapes(model, strict_mode=True) says more")
 def shape_conflict(graph: GraphView) -> Iterator[Finding]:
-    """A warning when declared shapes or types contradict what the operators make.
-
-    Runtimes infer shapes themselves and differ in what they then believe; a declared output shape that is wrong is
-    what an app allocates.
-    """
+    """A warning when declared shapes or types contradict what operators make: runtimes differ in what they believe."""
     if graph.conflict is not None:
         yield found(f"shape inference: {graph.conflict}", severity=Severity.WARNING)
 
@@ -164,13 +145,10 @@ def large_constants(graph: GraphView) -> list[tuple[Constant, list[Node], list[N
 
     With each, the nodes that it reaches as indices and the others, directly or through nodes that see only constants.
     """
-    found_uses = []
-    for constant in graph.constants.values():
-        if constant.bytes > LARGE_BYTES and not constant.learned and _is_used(graph, constant.name):
-            uses = _uses(graph, constant)
-            if uses is not None:
-                found_uses.append((constant, *uses))
-    return sorted(found_uses, key=lambda item: (-item[0].bytes, item[0].name))
+    large = [constant for constant in graph.constants.values() if constant.bytes > LARGE_BYTES and not constant.learned]
+    large = sorted(large, key=lambda constant: (-constant.bytes, constant.name))
+    uses = [(constant, _uses(graph, constant)) for constant in large if _is_used(graph, constant.name)]
+    return [(constant, *use) for constant, use in uses if use is not None]
 
 
 def _is_used(graph: GraphView, name: str) -> bool:
@@ -191,17 +169,13 @@ def _uses(graph: GraphView, constant: Constant) -> tuple[list[Node], list[Node]]
             made = [output for output in node.proto.output if output]
             if _INDEX_INPUTS.get(node.op) == index:
                 indices.append(node)
-            elif all(_passes_on(graph, output) for output in made):
+            # Made of constants alone, and read by some node, not only by the caller.
+            elif all(graph.origin_of(output) is Origin.CONSTANT and output in graph.consumers for output in made):
                 waiting.extend(output for output in made if output not in seen)
                 seen.update(made)
             else:
                 others.append(node)
     return indices, others
-
-
-def _passes_on(graph: GraphView, output: str) -> bool:
-    """Whether *output* is made of constants alone and read by some node, not only by the caller."""
-    return graph.origin_of(output) is Origin.CONSTANT and output in graph.consumers
 
 
 def _is_matrix(graph: GraphView, name: str) -> bool:
@@ -219,4 +193,3 @@ RULES: tuple[Rule, ...] = (
     *(large_constant, duplicate_constant, unused_constant),
     *(external_data, sparse_constant, invalid_graph, shape_conflict),
 )
-"""Rules on constants, then on the file."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from onnx import TensorProto
 
-from ppexport.backends.onnx.graph_view import GraphView, Node, Origin, TensorType, element_name, schema_of
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.graph_view import GraphView, Origin, TensorType, element_name, schema_of
+from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
 from ppexport.backends.onnx.lint.rules_operators import CONTROL_FLOW, DATA_DEPENDENT
 
 MAX_RANK = 5
@@ -38,25 +39,21 @@ def rank(graph: GraphView) -> Iterator[Finding]:
 
     The usual source is a window partition written as one permutation of six dimensions.
     """
-    for what, kind, node, tensor, module in _places(graph, lambda kind: len(kind.shape or ()) > MAX_RANK):
+    for what, kind, place in _places(graph, lambda kind: len(kind.shape or ()) > MAX_RANK):
         count = len(kind.shape or ())
         both = count > TENSORRT_MAX_RANK
         limit = f"TensorRT takes {TENSORRT_MAX_RANK}, Core ML {MAX_RANK}" if both else f"Core ML takes {MAX_RANK}"
-        message = f"{what}{f' makes {kind.text()},' if node else ''} of rank {count}; {limit}"
-        runtimes = (Runtime.TENSORRT, Runtime.COREML) if both else ()
-        yield found(message, node, tensor=tensor, module=module, runtimes=runtimes)
+        made = f" makes {kind.text()}," if "node" in place else ""
+        runtimes = COMPILERS if both else ()
+        yield found(f"{what}{made} of rank {count}; {limit}", **place, runtimes=runtimes)
 
 
-@rule(
-    "unknown-rank",
-    "replace the operator, or give its shape input a constant length",
-    *(Runtime.TENSORRT, Runtime.COREML),
-)
+@rule("unknown-rank", "replace the operator, or give its shape input a constant length", *COMPILERS)
 def unknown_rank(graph: GraphView) -> Iterator[Finding]:
-    """No tensor of which not even the rank can be told: TensorRT and Core ML fix every rank when they build.
+    """No tensor of unknown rank: TensorRT and Core ML fix every rank when they build.
 
-    Whatever hides it (an operator that nobody defined, a Reshape to a list of unknown length) also hides whether the
-    model keeps to the other limits. Only the first such tensor of a chain is reported.
+    Causes are operators that nobody defined, or a Reshape to a list of unknown length. Only the first such tensor of a
+    chain is reported.
     """
     for name, kind in graph.inputs.items():
         if kind.element is not None and kind.shape is None:
@@ -72,13 +69,12 @@ def unknown_rank(graph: GraphView) -> Iterator[Finding]:
     "dynamic-shape",
     "export without dynamic_axes or dynamic_shapes, one file per size; an axis that is meant to be symbolic is "
     "checked at a length with --length AXIS=N, symbols={AXIS: N} in Python",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def dynamic_shape(graph: GraphView) -> Iterator[Finding]:
     """No input or output with symbolic or unknown dimensions.
 
-    TensorRT needs an optimisation profile for them and tunes for one shape of it; Core ML leaves the Neural Engine for
-    every shape but the default; no runtime can plan its memory.
+    TensorRT tunes for one shape of a profile; Core ML leaves the Neural Engine for every shape but the default.
     """
     for word, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for name, kind in tensors.items():
@@ -95,14 +91,13 @@ def dynamic_shape(graph: GraphView) -> Iterator[Finding]:
 @rule(
     "data-dependent-shape",
     "compute the shape from Python ints and x.shape, never from a tensor's values (.item(), .sum(), len(...))",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def data_dependent_shape(graph: GraphView) -> Iterator[Finding]:
-    """No shape that is computed from data.
+    """No shape that is computed from data, such as that of a Reshape whose second input comes from the image.
 
-    Reshape, Expand, Slice, Range, ... whose shape-giving input comes from the image and not from constants or from
-    shapes: TensorRT 10.3 accepts that for few operators and synchronises with the host for each, Core ML takes the
-    operator off the Neural Engine. Arithmetic on static shapes is followed and does not count.
+    TensorRT 10.3 accepts that for few operators and waits for the host at each; Core ML takes the operator off the
+    Neural Engine. Arithmetic on static shapes is followed and does not count.
     """
     for node in graph.nodes:
         if node.domain or schema_of(node.op, graph.opset) is None:
@@ -123,38 +118,28 @@ def data_dependent_shape(graph: GraphView) -> Iterator[Finding]:
             yield found(f"the shape of what {node.op} makes is not fixed, though its inputs' shapes are", node)
 
 
-@rule(
-    "tensor-type",
-    "cast in PyTorch before exporting: float32 or float16 for numbers, int32 for indices",
-    *(Runtime.TENSORRT, Runtime.COREML),
-)
+@rule("tensor-type", "cast in PyTorch before exporting: float32 or float16 for numbers, int32 for indices", *COMPILERS)
 def tensor_type(graph: GraphView) -> Iterator[Finding]:
     """No strings, complex numbers, 16-bit and unsigned integers, bfloat16, 8- and 4-bit floats, sequences.
 
     TensorRT 10.3 computes in float, half, bfloat16, int32, int64 and bool, with int8, fp8 and int4 between Q and DQ.
     Core ML of iOS 16 has float, half, int32 and bool. ONNX Runtime 1.15 has kernels for bfloat16 on few operators.
     """
-    for what, kind, node, tensor, module in _places(graph, lambda kind: kind.element not in _COMMON):
-        yield found(
-            f"{what} {'makes' if node else 'is'} {element_name(kind.element)}", node, tensor=tensor, module=module
-        )
+    for what, kind, place in _places(graph, lambda kind: kind.element not in _COMMON):
+        yield found(f"{what} {'makes' if 'node' in place else 'is'} {element_name(kind.element)}", **place)
 
 
 @rule(
     "float64",
     "use float32 in PyTorch: .float(), dtype=torch.float32, and no NumPy scalars in tensor arithmetic",
-    *(Runtime.TENSORRT, Runtime.COREML),
+    *COMPILERS,
 )
 def float64(graph: GraphView) -> Iterator[Finding]:
-    """No float64 tensors: TensorRT casts them to float32 and clamps what does not fit, Core ML has no such type.
-
-    A single number is harmless (torch writes Python floats so) and only noted.
-    """
-    for what, kind, node, tensor, module in _places(graph, lambda kind: kind.element == TensorProto.DOUBLE):
-        single = tensor in graph.constants and all(dim in (0, 1) for dim in kind.shape or ())
+    """No float64 tensors, which TensorRT narrows and Core ML lacks. A single number is harmless and only noted."""
+    for what, kind, place in _places(graph, lambda kind: kind.element == TensorProto.DOUBLE):
+        single = place["tensor"] in graph.constants and all(dim in (0, 1) for dim in kind.shape or ())
         severity = Severity.NOTE if single else Severity.ERROR
-        message = f"{what} {'computes in' if node else 'is'} float64"
-        yield found(message, node, tensor=tensor, module=module, severity=severity)
+        yield found(f"{what} {'computes in' if 'node' in place else 'is'} float64", **place, severity=severity)
 
 
 @rule("int64", "use int32 in PyTorch where the operator allows it; shapes and axes may stay int64", Runtime.COREML)
@@ -185,9 +170,8 @@ def integer_choice(graph: GraphView) -> Iterator[Finding]:
     """No Where between integers that depend on data.
 
     On CPUs without AVX-512 OpenVINO (2026.4) takes the condition, an integer 0 or 1, for a float: 1 is then a denormal,
-    and where those count as zero the choice is silently always the second. That they count as zero is a setting of
-    OpenVINO, and a state of the thread that others leave behind: ONNX Runtime with its setting, PyTorch with
-    set_flush_denormal. Between floats the choice is right.
+    and where those count as zero (a setting of OpenVINO, or what ONNX Runtime or PyTorch left behind in the thread) the
+    choice is silently always the second. Between floats the choice is right.
     """
     for node in graph.nodes:
         name = node.proto.output[0] if node.proto.output else ""
@@ -203,11 +187,9 @@ def integer_choice(graph: GraphView) -> Iterator[Finding]:
     Runtime.TENSORRT,
 )
 def quantization(graph: GraphView) -> Iterator[Finding]:
-    """No QuantizeLinear and DequantizeLinear that TensorRT does not take.
+    """No QuantizeLinear and DequantizeLinear but symmetric ones of int8 (or fp8, int4), which TensorRT takes.
 
-    Its quantisation is symmetric: the zero point must be 0 and the type int8 (or fp8, int4), for weights as for
-    activations; a bias quantised to int32 stops the parser. ONNX Runtime's quantiser makes uint8 activations, zero
-    points and int32 biases by default.
+    ONNX Runtime's quantiser makes uint8 activations, zero points and int32 biases by default.
     """
     for node in graph.nodes:
         if node.domain or node.op not in ("QuantizeLinear", "DequantizeLinear") or not node.proto.input:
@@ -221,25 +203,22 @@ def quantization(graph: GraphView) -> Iterator[Finding]:
             yield found(f"{node.op} with a zero point that is not 0; TensorRT is symmetric", node)
 
 
-def _places(
-    graph: GraphView, wrong: Callable[[TensorType], bool]
-) -> Iterator[tuple[str, TensorType, Node | None, str, str | None]]:
-    """What is *wrong*: an input, a constant, or a node; its type, the node, the tensor, and the module of a constant.
+def _places(graph: GraphView, wrong: Callable[[TensorType], bool]) -> Iterator[tuple[str, TensorType, dict[str, Any]]]:
+    """What is *wrong*: an input, a constant, or a node; its type; and where it is, as arguments of `found`.
 
     Of a node's outputs only the first that is wrong.
     """
     for name, kind in graph.inputs.items():
         if wrong(kind):
-            yield f"input {name}", kind, None, name, None
+            yield f"input {name}", kind, {"tensor": name}
     for name, constant in graph.constants.items():
         if wrong(kind := TensorType(constant.element, constant.shape)):
-            yield f"constant {name}", kind, None, name, constant.owner
+            yield f"constant {name}", kind, {"tensor": name, "module": constant.owner}
     for node in graph.nodes:
-        for name in node.proto.output:
-            kind = graph.type_of(name)
-            if node.op != "Constant" and kind.element is not None and wrong(kind):
-                yield node.op, kind, node, name, None
-                break
+        kinds = [(name, graph.type_of(name)) for name in node.proto.output if node.op != "Constant"]
+        bad = next(((name, kind) for name, kind in kinds if kind.element is not None and wrong(kind)), None)
+        if bad is not None:
+            yield node.op, bad[1], {"node": node, "tensor": bad[0]}
 
 
 RULES: tuple[Rule, ...] = (
