@@ -42,36 +42,43 @@ def held(folder: Path, doing: str, *, parents: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds the folder, or it cannot be made or locked.
     """
-    made = handle = None
-    tries = 0
-    while handle is None:
-        tries += 1
-        try:
-            made = made or not folder.exists()
-            folder.mkdir(parents=parents, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if fcntl is not None else -1
-        except FileNotFoundError as error:
-            if not folder.parent.is_dir():
-                raise InputError(f"{folder.parent} is not a folder") from None
-            # Its last owner may remove it in between, but where no folder can be made, none ever can.
-            if tries == MAX_TRIES:
-                raise InputError(f"{folder} cannot be made: {error.strerror}") from None
-            continue
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{folder} cannot be a folder: there is a file of that name") from None
-        except OSError as error:
-            raise InputError(f"{folder} cannot be used: {error.strerror}") from None
-        if handle >= 0 and not _lock(handle, folder, doing):
-            # Its last owner removed it in between.
-            os.close(handle)
-            handle = None
+    made, handle, tries = False, None, 0
     try:
+        while handle is None:
+            tries += 1
+            try:
+                made = made or not folder.exists()
+                folder.mkdir(parents=parents, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if fcntl is not None else -1
+            except FileNotFoundError as error:
+                if not folder.parent.is_dir():
+                    raise InputError(f"{folder.parent} is not a folder") from None
+                # Its last owner may remove it in between, but where no folder can be made, none ever can.
+                if tries == MAX_TRIES:
+                    raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+                continue
+            except (FileExistsError, NotADirectoryError):
+                raise InputError(f"{folder} cannot be a folder: there is a file of that name") from None
+            except OSError as error:
+                raise InputError(f"{folder} cannot be used: {error.strerror}") from None
+            if handle >= 0:
+                try:
+                    locked = _lock(handle, folder, doing)
+                except InputError:
+                    # It may be another process's, which has to find it in its place.
+                    made = False
+                    raise
+                if not locked:
+                    # Its last owner removed it in between.
+                    os.close(handle)
+                    handle = None
         yield
     finally:
+        # Also where a signal ends this process between making the folder and locking it.
         if made:
             with suppress(OSError):
                 folder.rmdir()
-        if handle >= 0:
+        if handle is not None and handle >= 0:
             os.close(handle)
 
 
@@ -83,10 +90,8 @@ def _lock(handle: int, folder: Path, doing: str) -> bool:
     except FileNotFoundError:
         return False
     except BlockingIOError:
-        os.close(handle)
         raise InputError(f"another process {doing} {folder}: wait for it, or name another output") from None
     except OSError as error:
-        os.close(handle)
         raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from None
 
 

@@ -9,6 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, TextIOWrapper
+from unittest import mock
 
 import pytest
 from conftest import GOLDEN, photo
@@ -17,6 +20,7 @@ from shared import ODD
 from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
+from ppexport import cli
 from ppexport.cli import COMMANDS, app
 from ppexport.errors import ImageError, counted
 from ppexport.files import atomic_path, system_sentence
@@ -26,9 +30,23 @@ EXPORT_OPTIONS = ["--size", "--backend", "--precision", "--checkpoint", "--arch"
 
 
 def run(*arguments, code=0, **environment):
-    """Run ppexport and check its exit code."""
+    """Run ppexport and check its exit code: in this process, or in one of its own with another *environment*."""
     command = [sys.executable, "-m", "ppexport", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    if environment:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    else:
+        with (
+            mock.patch.object(sys, "argv", command[2:]),
+            redirect_stdout(TextIOWrapper(BytesIO(), "utf-8")) as out,
+            redirect_stderr(TextIOWrapper(BytesIO(), "utf-8")) as err,
+            pytest.raises(SystemExit) as ended,
+        ):
+            cli.run()
+        texts = []
+        for stream in (out, err):
+            stream.flush()
+            texts.append(stream.buffer.getvalue().decode())
+        done = subprocess.CompletedProcess(command, ended.value.code or 0, *texts)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -34,7 +34,7 @@ def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "ppexport", "export", "pp_atd_light_x2", "--size", "16x16", "-o", tmp_path / "out"]
     with started(command, number) as process:
         end = time.monotonic() + 120
-        while not (begun := [*tmp_path.iterdir()]) and process.poll() is None and time.monotonic() < end:
+        while not (begun := (tmp_path / ".out.export").exists()) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         assert begun, "the export wrote nothing before it ended"
         assert not (tmp_path / "out").exists(), "it was over already"

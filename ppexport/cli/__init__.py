@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from importlib import import_module
 from types import FrameType
@@ -86,16 +87,30 @@ def main(
 
 
 def _end_in_order(number: int, frame: FrameType | None) -> None:
-    """End as an exception does, so that what was begun is cleared up; a second signal ends at once."""
+    """End as an exception does, so that what was begun is cleared up; a second request to end ends at once.
+
+    In the middle of an import an exception can crash a library that is written in C++, such as onnx. There the signal
+    is sent once more, a little later.
+    """
+    inside = frame
+    while inside is not None:
+        if inside.f_code.co_filename == "<frozen importlib._bootstrap>":
+            again = threading.Timer(0.02, signal.raise_signal, (number,))
+            again.daemon = True
+            again.start()
+            return
+        inside = inside.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
 
 
 def _catch_signals() -> None:
     """Have a request to end, and a terminal that goes away, clear up as Ctrl-C does; `nohup` stays in force."""
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end_in_order)
 
 
