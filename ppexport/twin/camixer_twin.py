@@ -1,13 +1,13 @@
 """The static twin of CAMixerSR for one LR size.
 
 Before (networks/camixer/camixersr.py): windows are sorted by their score, and the hard ones are gathered from and
-scattered into the batch of all windows.
+scattered into all windows.
 
 After: k windows are few (16 at 64x64), so that the rank of each comes out of comparing all pairs, without Sort or TopK;
 H, the number of hard ones, is a constant of the size:
 
     rank  = how many windows have a larger score, or an equal one and a smaller index      (k,)
-    order = [0 ... k-1] scattered to rank                                                  (k,)
+    order = 0 ... k - 1, scattered to rank                                                 (k,)
     mixed = where(rank < H, attention(windows[order[:H]])[min(rank, H - 1)], values * spatial)
 """
 
@@ -20,10 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.device.mask import padded_size
-from ppexport.networks.camixer.camixersr import CAMixerSR, ChannelNorm, GatedFFN, Mixer, MixerBlock, MixerGroup, Predictor
+from ppexport.errors import TwinError
+from ppexport.networks.camixer import hard_windows
+from ppexport.networks.camixer.camixersr import CAMixerSR, Mixer, MixerBlock, MixerGroup, Predictor, places_in_windows
+from ppexport.networks.network import Network, Trace
 from ppexport.twin.blocks import merge, partition
-from ppexport.twin.swinir_twin import reflect_index
+from ppexport.twin.swinir_twin import check_reflection, reflect_index
 from ppexport.twin.twin import StaticTwin
+
+
+class Given:
+    """What all blocks of one run share."""
+
+    def __init__(self, condition: Tensor, grid: Tensor, windows: Tensor) -> None:
+        self.condition = condition
+        """(1, 4, h, w): what the global predictor says, and every pixel's place in its window."""
+        self.grid = grid
+        """(1, h, w, 2): every pixel's place in the image, from -1 to 1, horizontal first."""
+        self.windows = windows
+        """(k,) int32: 0 ... k - 1."""
 
 
 def rank_scores(scores: Tensor, windows: Tensor) -> Tensor:
@@ -38,101 +53,159 @@ def image_windows(image: Tensor, window: int) -> Tensor:
     return partition(image[0].permute(1, 2, 0), window, window)
 
 
+class StaticPredictor(nn.Module):
+    """What the mixer reads off a condition, for one image."""
+
+    def __init__(self, source: Predictor) -> None:
+        super().__init__()
+        self.window = source.window
+        self.in_conv, self.out_offsets = copy.deepcopy(source.in_conv), copy.deepcopy(source.out_offsets)
+        self.out_mask = copy.deepcopy(source.out_mask)
+        self.out_CA, self.out_SA = copy.deepcopy(source.out_CA), copy.deepcopy(source.out_SA)
+
+    def forward(self, condition: Tensor, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Offsets (1, 2, h, w), channel weights (1, c, 1, 1), spatial weights (1, 1, h, w), ranks (k,) int32."""
+        u = self.in_conv(condition)
+        logits = self.out_mask(image_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1))
+        ranks = rank_scores(logits[:, 0] - logits[:, 1], windows)
+        return 8 * torch.tanh(self.out_offsets(u)), self.out_CA(u), self.out_SA(u), ranks
+
+
 class StaticMixer(nn.Module):
-    """The content-aware mixer of one image."""
+    """The content-aware mixer of one image with *hard* windows."""
+
+    step: Tensor
+    last: Tensor
 
     def __init__(self, source: Mixer, padded: tuple[int, int], hard: int) -> None:
         super().__init__()
         self.window, self.padded, self.hard = source.window, padded, hard
-        for name in ("project_v", "project_q", "project_k", "conv_sptial", "project_out"):
-            setattr(self, name, copy.deepcopy(getattr(source, name)))
-        route = source.route
-        for name in ("in_conv", "out_offsets", "out_mask", "out_CA", "out_SA"):
-            setattr(self, name, copy.deepcopy(getattr(route, name)))
+        self.project_v, self.project_out = copy.deepcopy(source.project_v), copy.deepcopy(source.project_out)
+        self.project_q, self.project_k = copy.deepcopy(source.project_q), copy.deepcopy(source.project_k)
+        self.conv_sptial = copy.deepcopy(source.conv_sptial)
+        self.route = StaticPredictor(source.route)
+        # A pixel in the coordinates of the grid, which ends at the centres of the outer pixels.
+        self.register_buffer("step", torch.tensor([2 / max(side - 1, 1) for side in (padded[1], padded[0])]))
+        self.register_buffer("last", torch.tensor([hard - 1], dtype=torch.int32))
 
-    def forward(self, x: Tensor, condition: Tensor, grid: Tensor, windows: Tensor) -> Tensor:
-        h, w = self.padded
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        """(1, c, h, w) -> (1, c, h, w)."""
         v = self.project_v(x)
-        u = self.in_conv(torch.cat((v, condition), dim=1))
-        offsets = 8 * torch.tanh(self.out_offsets(u))
-        logits = self.out_mask(image_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1))
-        scores = logits[:, 0] - logits[:, 1]
-        rank = rank_scores(scores, windows)
-        order = windows.scatter(0, rank.long(), windows)
-        step = torch.tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)])
-        places = grid + offsets.permute(0, 2, 3, 1) * step
+        offsets, channels, spatial, rank = self.route(torch.cat((v, given.condition), dim=1), given.windows)
+        places = given.grid + offsets.permute(0, 2, 3, 1) * self.step
         keys = x + F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=True)
         values = image_windows(v, self.window)
-        chosen = order[: self.hard]
-        q, k = (image_windows(t, self.window).index_select(0, chosen) for t in (x, keys))
-        weights = (self.project_q(q) @ self.project_k(k).transpose(1, 2)).softmax(dim=-1)
-        attended = weights @ values.index_select(0, chosen)
-        easy = values * image_windows(self.out_SA(u), self.window)
-        last = torch.full((1,), self.hard - 1, dtype=torch.int32)
-        mixed = torch.where((rank < self.hard).view(-1, 1, 1), attended.index_select(0, torch.minimum(rank, last)), easy)
+        chosen = given.windows.scatter(0, rank.long(), given.windows)[: self.hard]
+        q = self.project_q(image_windows(x, self.window).index_select(0, chosen))
+        k = self.project_k(image_windows(keys, self.window).index_select(0, chosen))
+        attended = (q @ k.transpose(1, 2)).softmax(dim=-1) @ values.index_select(0, chosen)
+        attends = (rank <= self.last).view(-1, 1, 1)
+        easy = values * image_windows(spatial, self.window)
+        mixed = torch.where(attends, attended.index_select(0, torch.minimum(rank, self.last)), easy)
         image = merge(mixed, self.window, self.window, self.padded).permute(2, 0, 1).unsqueeze(0)
-        image = F.gelu(self.conv_sptial(image)) * self.out_CA(u) + image
-        return self.project_out(image)
+        out: Tensor = self.project_out(F.gelu(self.conv_sptial(image)) * channels + image)
+        return out
 
 
 class StaticMixerBlock(nn.Module):
-    def __init__(self, source: MixerBlock, padded, hard) -> None:
+    """Mixer and FFN, each with a residual connection and a norm behind it."""
+
+    def __init__(self, source: MixerBlock, padded: tuple[int, int], hard: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.ffn = (copy.deepcopy(m) for m in (source.norm1, source.norm2, source.ffn))
         self.mixer = StaticMixer(source.mixer, padded, hard)
 
-    def forward(self, x, condition, grid, windows):
-        x = self.norm1(x + self.mixer(x, condition, grid, windows))
-        return self.norm2(x + self.ffn(x))
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        """(1, c, h, w) -> (1, c, h, w)."""
+        x = self.norm1(x + self.mixer(x, given))
+        out: Tensor = self.norm2(x + self.ffn(x))
+        return out
 
 
 class StaticMixerGroup(nn.Module):
-    def __init__(self, source: MixerGroup, padded, hard) -> None:
+    """Blocks, a 1x1 convolution and a residual connection."""
+
+    def __init__(self, source: MixerGroup, padded: tuple[int, int], hard: int) -> None:
         super().__init__()
-        self.body = nn.ModuleList(StaticMixerBlock(block, padded, hard) for block in source.body)
+        blocks = [block for block in source.body if isinstance(block, MixerBlock)]
+        self.body = nn.ModuleList(StaticMixerBlock(block, padded, hard) for block in blocks)
         self.body_tail = copy.deepcopy(source.body_tail)
 
-    def forward(self, x, condition, grid, windows):
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        """(1, c, h, w) -> (1, c, h, w)."""
         y = x
         for block in self.body:
-            y = block(y, condition, grid, windows)
-        return self.body_tail(y) + x
+            y = block(y, given)
+        out: Tensor = self.body_tail(y) + x
+        return out
 
 
 class CAMixerTwin(StaticTwin):
     """The twin of CAMixerSR."""
 
+    windows: Tensor
+    line: Tensor
+    across: Tensor
+    down: Tensor
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, network: CAMixerSR, size: tuple[int, int]) -> None:
         window = network.config.window
         padded = height, width = padded_size(size[0], window), padded_size(size[1], window)
         super().__init__(network, size, padded, height * width, "portable")
-        count = height * width // window**2
-        hard = max(1, int(count * network.config.ratio))
-        self.global_predictor, self.head = copy.deepcopy(network.global_predictor), copy.deepcopy(network.head)
-        self.body = nn.ModuleList(StaticMixerGroup(group, padded, hard) for group in network.body)
-        self.body_tail, self.tail = copy.deepcopy(network.body_tail), copy.deepcopy(network.tail)
-        line = torch.linspace(-1, 1, window)
-        self.register_buffer("line", line)
+        count = self.tokens // window**2
+        hard = hard_windows(count, network.options.ratio)
+        self.head, self.tail = copy.deepcopy(network.head), copy.deepcopy(network.tail)
+        self.global_predictor = copy.deepcopy(network.global_predictor)
+        groups = [group for group in network.body if isinstance(group, MixerGroup)]
+        self.body = nn.ModuleList(StaticMixerGroup(group, padded, hard) for group in groups)
+        self.body_tail = copy.deepcopy(network.body_tail)
         self.register_buffer("windows", torch.arange(count, dtype=torch.int32))
-        self.register_buffer("xs", torch.linspace(-1, 1, width))
-        self.register_buffer("ys", torch.linspace(-1, 1, height))
-        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
-            self.register_buffer(name, reflect_index(*sides))
+        self.register_buffer("line", places_in_windows(window, window, window)[0, 0, :, 0])
+        self.register_buffer("across", torch.linspace(-1, 1, width))
+        self.register_buffer("down", torch.linspace(-1, 1, height))
+        self.register_buffer("rows", reflect_index(size[0], height))
+        self.register_buffer("columns", reflect_index(size[1], width))
 
-    def pad(self, lr):
+    def pad(self, lr: Tensor) -> Tensor:
+        """Reflect (1, 3, h, w) up to multiples of 16, by two constant gathers."""
         if self.size[0] != self.padded[0]:
             lr = lr.index_select(2, self.rows)
         return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
 
-    def forward(self, lr, mask=None, slots=None, categories=None, trace=None):
+    def forward(
+        self,
+        lr: Tensor,
+        mask: Tensor | None = None,
+        slots: Tensor | None = None,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `StaticTwin.forward`. The weights choose the windows: *mask*, *slots* and *categories* must be None."""
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        if mask is not None or slots is not None or categories is not None:
+            raise ValueError("camixersr takes no mask, no slots and no categories")
         h, w = self.padded
         head = self.head(self.pad(lr))
-        vertical = self.line.repeat(h // len(self.line)).view(1, 1, h, 1).expand(1, 1, h, w)
-        horizontal = self.line.repeat(w // len(self.line)).view(1, 1, 1, w).expand(1, 1, h, w)
-        condition = torch.cat((self.global_predictor(head), vertical, horizontal), dim=1)
-        grid = torch.stack((self.xs.view(1, w).expand(h, w), self.ys.view(h, 1).expand(h, w)), dim=-1).unsqueeze(0)
-        y = head
+        # Repeated in the graph, so that no file holds a constant that grows with the image.
+        rows = self.line.view(1, -1, 1).expand(h // len(self.line), -1, w).reshape(1, 1, h, w)
+        columns = self.line.view(1, 1, -1).expand(h, w // len(self.line), -1).reshape(1, 1, h, w)
+        condition = torch.cat((self.global_predictor(head), rows, columns), dim=1)
+        grid = torch.stack((self.across.view(1, w).expand(h, w), self.down.view(h, 1).expand(h, w)), dim=-1)
+        y, given = head, Given(condition, grid.unsqueeze(0), self.windows)
         for group in self.body:
-            y = group(y, condition, grid, self.windows)
-        sr = self.tail(self.body_tail(y) + head)
-        return sr[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale], torch.zeros(1, dtype=torch.int32)
+            y = group(y, given)
+        sr = self.tail(self.body_tail(y) + head)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
+        return sr, torch.zeros(1, dtype=torch.int32)
+
+
+def make_camixer_twin(network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> CAMixerTwin:
+    """The twin of *network*, as `make_twin`; *size* is checked."""
+    if not isinstance(network, CAMixerSR):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use camixersr")
+    if capacity is not None:
+        raise TwinError("camixersr attends in a fixed share of its windows: leave the capacity out")
+    check_reflection(network.arch, size, network.config.window)
+    return CAMixerTwin(network, size).eval()

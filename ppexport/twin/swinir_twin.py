@@ -1,17 +1,10 @@
-"""The static twin of SwinIR-light and of Pure-Pass on it, for one LR size.
+"""The static twin of SwinIR-light for one LR size.
 
-Before (networks/swinir/swinir_light.py): in shifted layers the image is rolled by half a window and -100 is added to
-the logits between the pieces of opposite borders; the windows that Pure-Pass finds easy are left out of the batch.
+Before (networks/swinir/swinir_light.py): shifted layers roll the image by half a window, and add -100 to the logits
+between the pieces of opposite borders.
 
-After: what the mask keeps apart is cut apart (`blocks`): interior windows and, along the borders, blocks of half a
-window. With Pure-Pass the whole windows are ordered by `CountingSort`, hard ones first, q and k are computed for the
-first C of them only, and a gather by rank puts the results back:
-
-    order, rank = sort(easy)          (k,)
-    hard        = attention(z[order[:C]], v[order[:C]])                (C, 64, 60)
-    mixed       = where(rank < hard windows, hard[rank], v)            (k, 64, 60)
-
-The border blocks of a shifted layer are never easy, and always attend.
+After: as for ATD-light, what the mask keeps apart is cut apart (`blocks`), and the scale of the queries and the mean of
+the image are in weights and biases (`folded`).
 """
 
 from __future__ import annotations
@@ -19,59 +12,29 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.networks.swinir.swinir_light import SwinAttention, SwinBlock, SwinIRLight, SwinLayer
 from ppexport.device.mask import padded_size
+from ppexport.errors import TwinError
+from ppexport.networks.network import Network, Trace
+from ppexport.networks.swinir.swinir_light import SwinBlock, SwinIRLight, SwinLayer
+from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.blocks import from_blocks, to_blocks
-from ppexport.twin.folded import add_mean, position_table
-from ppexport.twin.layers import heads_of, image_of, tokens_of
-from ppexport.twin.shared import BlockCut, Cut
+from ppexport.twin.folded import add_mean, scale_queries
+from ppexport.twin.layers import Shared, StaticWindowAttention, image_of, tokens_of
 from ppexport.twin.twin import StaticTwin
 
 
-class StaticSwinAttention(nn.Module):
-    """Window attention of one image, every kind of block in a batch of its own."""
+class StaticSwinAttention(StaticWindowAttention):
+    """Window attention with its own projection to q, k and v."""
 
-    relative_position_bias_table: Tensor
+    def __init__(self, source: SwinLayer, size: tuple[int, int]) -> None:
+        super().__init__(source.attn, size, source.shift)
+        self.qkv = scale_queries(source.attn.qkv, source.attn.scale)
 
-    def __init__(self, source: SwinAttention, size: tuple[int, int], shift: int) -> None:
-        super().__init__()
-        self.heads, self.size, self.shift = source.heads, size, shift
-        self.qkv, self.proj = copy.deepcopy(source.qkv), copy.deepcopy(source.proj)
-        with torch.no_grad():
-            rows = self.proj.in_features
-            self.qkv.weight[:rows] *= source.scale
-            self.qkv.bias[:rows] *= source.scale
-        table = source.relative_position_bias_table.detach().t().contiguous()
-        self.register_buffer("relative_position_bias_table", table)
-
-    def forward(self, z: Tensor, cut: Cut) -> Tensor:
+    def forward(self, z: Tensor, shared: Shared) -> Tensor:
         """Normed tokens (n, c) -> tokens (n, c)."""
-        channels = self.proj.in_features
-        image, mixed = self.qkv(z).view(*self.size, 3 * channels), []
-        for kind, index in zip(cut.kinds, cut.indices, strict=True):
-            q, k, v = heads_of(to_blocks(image, kind), kind.area, self.heads, channels)
-            bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, kind.area, kind.area)
-            weights = (q @ k.transpose(2, 3) + bias).softmax(dim=-1)
-            mixed.append((weights @ v).transpose(1, 2).reshape(-1, kind.area, channels))
-        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, channels))
-        return out
-
-
-class StaticMlp(nn.Module):
-    """Linear, GELU, Linear."""
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = copy.deepcopy(source.fc1), copy.deepcopy(source.fc2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        return super().forward(self.qkv(z), shared)
 
 
 class StaticSwinLayer(nn.Module):
@@ -79,34 +42,33 @@ class StaticSwinLayer(nn.Module):
 
     def __init__(self, source: SwinLayer, size: tuple[int, int]) -> None:
         super().__init__()
-        self.shift = source.shift
-        self.norm1, self.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
-        self.attn = StaticSwinAttention(source.attn, size, source.shift)
-        self.mlp = StaticMlp(source.mlp)
+        self.norm1, self.norm2, self.mlp = (copy.deepcopy(m) for m in (source.norm1, source.norm2, source.mlp))
+        self.attn = StaticSwinAttention(source, size)
 
-    def forward(self, x: Tensor, cuts: dict[int, Cut]) -> Tensor:
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
-        x = x + self.attn(self.norm1(x), cuts[self.shift])
+        x = x + self.attn(self.norm1(x), shared)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class StaticSwinGroup(nn.Module):
-    """The layers of a block."""
+    """The layers of one block."""
 
     def __init__(self, source: SwinBlock, size: tuple[int, int]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(StaticSwinLayer(layer, size) for layer in source.residual_group.blocks)
+        layers = [layer for layer in source.residual_group.blocks if isinstance(layer, SwinLayer)]
+        self.blocks = nn.ModuleList(StaticSwinLayer(layer, size) for layer in layers)
 
-    def forward(self, x: Tensor, cuts: dict[int, Cut]) -> Tensor:
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
         for layer in self.blocks:
-            x = layer(x, cuts)
+            x = layer(x, shared)
         return x
 
 
 class StaticSwinBlock(nn.Module):
-    """The layers, a 3x3 convolution and a residual connection."""
+    """Transformer layers, a 3x3 convolution and a residual connection."""
 
     def __init__(self, source: SwinBlock, size: tuple[int, int]) -> None:
         super().__init__()
@@ -114,38 +76,54 @@ class StaticSwinBlock(nn.Module):
         self.residual_group = StaticSwinGroup(source, size)
         self.conv = copy.deepcopy(source.conv)
 
-    def forward(self, x: Tensor, cuts: dict[int, Cut]) -> Tensor:
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
-        return tokens_of(self.conv(image_of(self.residual_group(x, cuts), self.size))) + x
+        return tokens_of(self.conv(image_of(self.residual_group(x, shared), self.size))) + x
 
 
 def reflect_index(size: int, padded: int) -> Tensor:
-    """Where each of *padded* positions reads along an axis of *size*: reflected without repeating the edge."""
-    q = torch.arange(padded)
-    return torch.where(q < size, q, 2 * (size - 1) - q).int()
+    """(padded,) int32: where each position reads along an axis of *size*, reflected without repeating the edge."""
+    place = torch.arange(padded)
+    return torch.where(place < size, place, 2 * (size - 1) - place).int()
+
+
+def check_reflection(arch: str, size: tuple[int, int], multiple: int) -> None:
+    """Raise TwinError where images of *size* have too few pixels to be reflected up to multiples of *multiple*."""
+    for side in size:
+        padded = padded_size(side, multiple)
+        if padded - side >= side:
+            raise TwinError(
+                f"{arch} pads a side of {side} pixels to {padded} by reflection, which needs more than half as many: "
+                f"use {multiple // 2 + 1} pixels or more"
+            )
 
 
 class SwinIRTwin(StaticTwin):
     """The twin of SwinIR-light."""
+
+    mean: Tensor
+    rows: Tensor
+    columns: Tensor
+    high: Tensor
+    low: Tensor
 
     def __init__(self, network: SwinIRLight, size: tuple[int, int]) -> None:
         window = network.config.window
         padded = height, width = padded_size(size[0], window), padded_size(size[1], window)
         super().__init__(network, size, padded, height * width, "portable")
         self.cut, self.shifted_cut = (BlockCut(padded, window, shift) for shift in (0, window // 2))
-        self.conv_first = copy.deepcopy(network.conv_first)
-        self.patch_embed = copy.deepcopy(network.patch_embed)
-        self.layers = nn.ModuleList(StaticSwinBlock(block, padded) for block in network.layers)
-        self.norm = copy.deepcopy(network.norm)
-        self.conv_after_body = copy.deepcopy(network.conv_after_body)
-        self.upsample = nn.Sequential(
-            add_mean(network.upsample[0], network.mean, self.scale), nn.PixelShuffle(self.scale)
-        )
+        self.conv_first, self.patch_embed = copy.deepcopy(network.conv_first), copy.deepcopy(network.patch_embed)
+        self.norm, self.conv_after_body = copy.deepcopy(network.norm), copy.deepcopy(network.conv_after_body)
+        blocks = [block for block in network.layers if isinstance(block, SwinBlock)]
+        self.layers = nn.ModuleList(StaticSwinBlock(block, padded) for block in blocks)
+        last = network.upsample[0]
+        assert isinstance(last, nn.Conv2d)
+        self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        for name, sides in (("rows", (size[0], height)), ("columns", (size[1], width))):
-            self.register_buffer(name, reflect_index(*sides))
+        self.register_buffer("rows", reflect_index(size[0], height))
+        self.register_buffer("columns", reflect_index(size[1], width))
 
     def pad(self, lr: Tensor) -> Tensor:
         """Reflect (1, 3, h, w) up to multiples of 8, by two constant gathers."""
@@ -153,15 +131,35 @@ class SwinIRTwin(StaticTwin):
             lr = lr.index_select(2, self.rows)
         return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
 
-    def forward(self, lr, mask=None, slots=None, categories=None, trace=None):
-        """As `StaticTwin.forward`."""
-        padded = self.pad(lr)
+    def forward(
+        self,
+        lr: Tensor,
+        mask: Tensor | None = None,
+        slots: Tensor | None = None,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `StaticTwin.forward`; there is nothing to route."""
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        if mask is not None or slots is not None or categories is not None:
+            raise ValueError("swinir_light takes no mask, no slots and no categories")
         tokens = (self.high + self.low).view(-1)
-        cuts = {cut.shift: cut for cut in (self.cut(tokens), self.shifted_cut(tokens))}
-        first = self.conv_first(padded - self.mean)
+        shared = Shared(tokens, {cut.shift: cut for cut in (self.cut(tokens), self.shifted_cut(tokens))}, None)
+        first = self.conv_first(self.pad(lr) - self.mean)
         x = self.patch_embed(first).squeeze(0)
         for block in self.layers:
-            x = block(x, cuts)
+            x = block(x, shared)
         deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
         sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
         return sr, torch.zeros(1, dtype=torch.int32)
+
+
+def make_swinir_twin(network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> SwinIRTwin:
+    """The twin of *network*, as `make_twin`; *size* is checked."""
+    if not isinstance(network, SwinIRLight):
+        raise TwinError(f"no static rewrite is known for {type(network).__name__}: use swinir_light")
+    if capacity is not None:
+        raise TwinError("swinir_light routes nothing: leave the capacity out")
+    check_reflection(network.arch, size, network.config.window)
+    return SwinIRTwin(network, size).eval()

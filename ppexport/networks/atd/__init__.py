@@ -6,12 +6,13 @@ Needs neither torch nor pydantic: profiles are read on machines that lack both.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppexport.device.artifact import GROUP
 from ppexport.device.mask import padded_tokens
-from ppexport.networks.architecture import NORMS, Architecture, Macs, Routing
+from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -105,6 +106,12 @@ class AtdLight(Architecture):
         "projections and norms",  # what window attention and category attention share
         "head and tail",  # the convolutions before and after the layers
     )
+
+    def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
+        """Weights with a token dictionary in every block."""
+        if "layers.0.residual_group.td" not in shapes:
+            return None
+        return Detected(scale_of(shapes, "upsample.0.weight"))
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained ATD-light."""

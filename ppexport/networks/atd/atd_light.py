@@ -249,12 +249,8 @@ class ATDLight(Network):
         return out[:, :, : h * scale, : w * scale]
 
     def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
-        """Raise CheckpointError for weights of another scale, or of another window."""
-        last, index = state.get("upsample.0.weight"), state.get("relative_position_index_SA")
-        if last is not None and last.ndim == 4 and last.shape[0] != 3 * self.scale**2:
-            root = (last.shape[0] / 3) ** 0.5
-            found = f"x{root:.0f}" if root == int(root) else f"another scale ({last.shape[0]} output channels)"
-            raise CheckpointError(f"{where} holds weights for {found}, not x{self.scale} (key upsample.0.weight)")
+        """Raise CheckpointError for weights of another window."""
+        index = state.get("relative_position_index_SA")
         own = self.relative_position_index_SA
         if index is not None and index.shape == own.shape and not torch.equal(index.to(own.dtype), own):
             raise CheckpointError(f"{where}: 'relative_position_index_SA' is not the 16x16 window index of {self.arch}")

@@ -1,4 +1,4 @@
-"""CAMixerSR (CVPR 2024, arXiv 2402.19289) with the module names of published checkpoints, made deterministic.
+"""CAMixerSR (arXiv 2402.19289, CVPR 2024) with the module names of published checkpoints, made deterministic.
 
 A block computes, on images x (b, c, h, w):
 
@@ -12,26 +12,24 @@ ties by window index, and floor(ratio * windows) of them are hard, at least one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ppexport.networks.camixer import CAMixerConfig, hard_windows
 from ppexport.networks.network import Network, Trace
+from ppexport.networks.swinir.swinir_light import reflect_pad
 
 SLOPE = 0.1
 
 
-@dataclass(frozen=True)
-class CAMixerConfig:
-    """The published configuration of CAMixerSR-S."""
+class CAMixerOptions(BaseModel):
+    """The share of windows that attend; 0.5 is the published one."""
 
-    scale: int
-    dim: int = 36
-    depths: tuple[int, ...] = (4, 4, 6, 6)
-    window: int = 16
-    ratio: float = 0.5
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = Field(default=0.5, gt=0, le=1)
 
 
 class ChannelNorm(nn.Module):
@@ -63,7 +61,7 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 
 
 def warp(x: Tensor, offsets: Tensor) -> Tensor:
-    """*x* (b, c, h, w) read at every pixel's place plus *offsets* (b, 2, h, w), horizontal first, in pixels; bilinear."""
+    """*x* (b, c, h, w), read bilinearly at every pixel's place plus *offsets* (b, 2, h, w) in pixels, x first."""
     h, w = x.shape[2:]
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     horizontal = 2 * (columns + offsets[:, 0]) / max(w - 1, 1) - 1
@@ -80,7 +78,9 @@ class Predictor(nn.Module):
         inner = (dim + 4) // 4
         self.window = window
         self.in_conv = nn.Sequential(nn.Conv2d(dim + 4, inner, 1), ChannelNorm(inner), nn.LeakyReLU(SLOPE))
-        self.out_offsets = nn.Sequential(nn.Conv2d(inner, inner // 2, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(inner // 2, 2, 1))
+        self.out_offsets = nn.Sequential(
+            nn.Conv2d(inner, inner // 2, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(inner // 2, 2, 1)
+        )
         self.out_mask = nn.Sequential(nn.Linear(window**2, window), nn.LeakyReLU(SLOPE), nn.Linear(window, 2))
         self.out_CA = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, dim, 1), nn.Sigmoid())
         self.out_SA = nn.Sequential(nn.Conv2d(inner, 1, 3, padding=1), nn.Sigmoid())
@@ -97,10 +97,10 @@ class Predictor(nn.Module):
 class Mixer(nn.Module):
     """The content-aware mixer."""
 
-    def __init__(self, config: CAMixerConfig) -> None:
+    def __init__(self, config: CAMixerConfig, ratio: float) -> None:
         super().__init__()
         dim = config.dim
-        self.window, self.ratio = config.window, config.ratio
+        self.window, self.ratio = config.window, ratio
         self.project_v = nn.Conv2d(dim, dim, 1)
         self.project_q = nn.Linear(dim, dim)
         self.project_k = nn.Linear(dim, dim)
@@ -112,12 +112,11 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """*x* (b, c, h, w) and what is known of every pixel, *condition* (b, 4, h, w) -> (b, c, h, w)."""
-        b, c, h, w = x.shape
+        c, h, w = x.shape[1:]
         v = self.project_v(x)
         offsets, channels, spatial, scores = self.route(torch.cat((v, condition), dim=1))
         keys = x + warp(x, offsets)
-        k = scores.shape[1]
-        hard = max(1, int(k * self.ratio))
+        hard = hard_windows(scores.shape[1], self.ratio)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :hard]
         index = chosen[:, :, None, None].expand(-1, -1, self.window**2, c)
         values = to_windows(v, self.window)
@@ -150,10 +149,10 @@ class GatedFFN(nn.Module):
 class MixerBlock(nn.Module):
     """Mixer and FFN, each with a residual connection and a norm behind it."""
 
-    def __init__(self, config: CAMixerConfig) -> None:
+    def __init__(self, config: CAMixerConfig, ratio: float) -> None:
         super().__init__()
         self.norm1 = ChannelNorm(config.dim)
-        self.mixer = Mixer(config)
+        self.mixer = Mixer(config, ratio)
         self.norm2 = ChannelNorm(config.dim)
         self.ffn = GatedFFN(config.dim)
 
@@ -167,9 +166,9 @@ class MixerBlock(nn.Module):
 class MixerGroup(nn.Module):
     """Blocks, a 1x1 convolution and a residual connection."""
 
-    def __init__(self, config: CAMixerConfig, depth: int) -> None:
+    def __init__(self, config: CAMixerConfig, depth: int, ratio: float) -> None:
         super().__init__()
-        self.body = nn.ModuleList(MixerBlock(config) for _ in range(depth))
+        self.body = nn.ModuleList(MixerBlock(config, ratio) for _ in range(depth))
         self.body_tail = nn.Conv2d(config.dim, config.dim, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -181,34 +180,47 @@ class MixerGroup(nn.Module):
         return out
 
 
+def places_in_windows(height: int, width: int, window: int) -> Tensor:
+    """(1, 2, h, w): row and column of every pixel inside its window, from -1 to 1."""
+    line = torch.linspace(-1, 1, window)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij")).repeat(1, height // window, width // window)[None]
+
+
 class CAMixerSR(Network):
-    """CAMixerSR: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+    """CAMixerSR-S: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
     arch = "camixersr"
+    options: CAMixerOptions
 
-    def __init__(self, scale: int, options=None) -> None:
-        super().__init__(scale, options)
-        self.config = config = CAMixerConfig(scale)
+    def __init__(self, scale: int, options: CAMixerOptions | None = None) -> None:
+        super().__init__(scale, options or CAMixerOptions())
+        self.config = config = CAMixerConfig()
         dim = config.dim
         self.global_predictor = nn.Sequential(
             nn.Conv2d(dim, 8, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(8, 2, 3, padding=1), nn.LeakyReLU(SLOPE)
         )
         self.head = nn.Conv2d(3, dim, 3, padding=1)
-        self.body = nn.ModuleList(MixerGroup(config, depth) for depth in config.depths)
+        self.body = nn.ModuleList(MixerGroup(config, depth, self.options.ratio) for depth in config.depths)
         self.body_tail = nn.Conv2d(dim, dim, 3, padding=1)
         self.tail = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
 
-    def forward(self, x, mask=None, *, categories=None, trace=None):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """As `Network.forward`. The weights choose the windows: *mask* and *categories* must be None."""
+        if mask is not None or categories is not None:
+            raise ValueError(f"{self.arch} takes no mask and no categories")
         h, w = x.shape[2:]
-        window = self.config.window
-        padded = F.pad(x, (0, -w % window, 0, -h % window), mode="reflect")
-        head = self.head(padded)
-        b, _, height, width = head.shape
-        line = torch.linspace(-1, 1, window)
-        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).repeat(1, height // window, width // window)
-        condition = torch.cat((self.global_predictor(head), place.expand(b, -1, -1, -1)), dim=1)
+        head = self.head(reflect_pad(x, self.config.window))
+        places = places_in_windows(head.shape[2], head.shape[3], self.config.window).expand(len(x), -1, -1, -1)
+        condition = torch.cat((self.global_predictor(head), places), dim=1)
         y = head
         for group in self.body:
             y = group(y, condition)
-        out = self.tail(self.body_tail(y) + head)
+        out: Tensor = self.tail(self.body_tail(y) + head)
         return out[:, :, : h * self.scale, : w * self.scale]
