@@ -50,12 +50,13 @@ class StaticBlock(nn.Module):
         super().__init__()
         self.size = size
         self.residual_group = StaticGroup(source, size, dense, layer)
-        self.conv = copy.deepcopy(source.conv)
+        self.conv, self.norm = copy.deepcopy(source.conv), copy.deepcopy(source.norm)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
         y = self.residual_group(x, shared)
-        return tokens_of(self.conv(image_of(y, self.size))) + x
+        out = tokens_of(self.conv(image_of(y, self.size))) + x
+        return out if self.norm is None else self.norm(out)
 
 
 class AtdTwin(StaticTwin):
