@@ -33,7 +33,8 @@ class StaticGroup(nn.Module):
         super().__init__()
         group = source.residual_group
         self.td = nn.Parameter(group.td.detach().clone())
-        self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
+        sources = [x for x in group.layers if isinstance(x, TransformerLayer)]
+        self.layers = nn.ModuleList(layer(x, group.td, size, dense) for x in sources)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""

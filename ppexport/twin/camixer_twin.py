@@ -9,6 +9,9 @@ H, the number of hard ones, is a constant of the size:
     rank  = how many windows have a larger score, or an equal one and a smaller index      (k,)
     order = 0 ... k - 1, scattered to rank                                                 (k,)
     mixed = where(rank < H, attention(windows[order[:H]])[min(rank, H - 1)], values * spatial)
+
+Keys are read at places between the pixels, and only those of hard windows are used. So they alone are read, by four
+gathers of pixels, which every runtime has, where grid_sample is known to few.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ from ppexport.twin.twin import StaticTwin
 class Given:
     """What all blocks of one run share."""
 
-    def __init__(self, condition: Tensor, grid: Tensor, windows: Tensor) -> None:
+    def __init__(self, condition: Tensor, pixels: Tensor, windows: Tensor) -> None:
         self.condition = condition
         """(1, 4, h, w): what the global predictor says, and every pixel's place in its window."""
-        self.grid = grid
-        """(1, h, w, 2): every pixel's place in the image, from -1 to 1, horizontal first."""
+        self.pixels = pixels
+        """(1, 2, h, w): column and row of every pixel."""
         self.windows = windows
         """(k,) int32: 0 ... k - 1."""
 
@@ -44,13 +47,37 @@ class Given:
 def rank_scores(scores: Tensor, windows: Tensor) -> Tensor:
     """(k,) int32: the rank of every window by descending *scores* (k,), ties by *windows* = 0 ... k - 1."""
     larger = scores.unsqueeze(0) > scores.unsqueeze(1)
-    earlier = (scores.unsqueeze(0) == scores.unsqueeze(1)) & (windows.unsqueeze(0) < windows.unsqueeze(1))
-    return (larger | earlier).float().sum(dim=1).to(torch.int32)
+    earlier = torch.logical_and(scores.unsqueeze(0) == scores.unsqueeze(1), windows.unsqueeze(0) < windows.unsqueeze(1))
+    return torch.logical_or(larger, earlier).float().sum(dim=1).to(torch.int32)
 
 
 def image_windows(image: Tensor, window: int) -> Tensor:
     """(1, c, h, w) -> (k, window^2, c)."""
     return partition(image[0].permute(1, 2, 0), window, window)
+
+
+def read_between(image: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """*image* (1, c, h, w), read bilinearly at *columns* and *rows* (m,) in pixels, at the border where they are beyond
+    it -> (m, c)."""
+    c, h, w = image.shape[1:]
+    pixels = image.view(c, h * w).transpose(0, 1)
+    columns, rows = columns.clamp(0, w - 1), rows.clamp(0, h - 1)
+    # The last pixel is read as the second of its pair, so that the pair is inside the image.
+    left, top = columns.floor().clamp(max=max(w - 2, 0)), rows.floor().clamp(max=max(h - 2, 0))
+    first = (top * w + left).to(torch.int32)
+    right, down = int(w > 1), w * int(h > 1)
+    x, y = (columns - left).unsqueeze(1), (rows - top).unsqueeze(1)
+    upper = pixels.index_select(0, first) * (1 - x) + pixels.index_select(0, first + right) * x
+    lower = pixels.index_select(0, first + down) * (1 - x) + pixels.index_select(0, first + (right + down)) * x
+    return upper * (1 - y) + lower * y
+
+
+class PictureMean(nn.Module):
+    """What AdaptiveAvgPool2d(1) computes, in operations that Core AI knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, c, h, w) -> (1, c, 1, 1)."""
+        return x.flatten(2).mean(dim=2, keepdim=True).unsqueeze(-1)
 
 
 class StaticPredictor(nn.Module):
@@ -62,6 +89,7 @@ class StaticPredictor(nn.Module):
         self.in_conv, self.out_offsets = copy.deepcopy(source.in_conv), copy.deepcopy(source.out_offsets)
         self.out_mask = copy.deepcopy(source.out_mask)
         self.out_CA, self.out_SA = copy.deepcopy(source.out_CA), copy.deepcopy(source.out_SA)
+        self.out_CA[0] = PictureMean()
 
     def forward(self, condition: Tensor, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Offsets (1, 2, h, w), channel weights (1, c, 1, 1), spatial weights (1, 1, h, w), ranks (k,) int32."""
@@ -74,7 +102,6 @@ class StaticPredictor(nn.Module):
 class StaticMixer(nn.Module):
     """The content-aware mixer of one image with *hard* windows."""
 
-    step: Tensor
     last: Tensor
 
     def __init__(self, source: Mixer, padded: tuple[int, int], hard: int) -> None:
@@ -84,20 +111,18 @@ class StaticMixer(nn.Module):
         self.project_q, self.project_k = copy.deepcopy(source.project_q), copy.deepcopy(source.project_k)
         self.conv_sptial = copy.deepcopy(source.conv_sptial)
         self.route = StaticPredictor(source.route)
-        # A pixel in the coordinates of the grid, which ends at the centres of the outer pixels.
-        self.register_buffer("step", torch.tensor([2 / max(side - 1, 1) for side in (padded[1], padded[0])]))
         self.register_buffer("last", torch.tensor([hard - 1], dtype=torch.int32))
 
     def forward(self, x: Tensor, given: Given) -> Tensor:
         """(1, c, h, w) -> (1, c, h, w)."""
         v = self.project_v(x)
         offsets, channels, spatial, rank = self.route(torch.cat((v, given.condition), dim=1), given.windows)
-        places = given.grid + offsets.permute(0, 2, 3, 1) * self.step
-        keys = x + F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=True)
         values = image_windows(v, self.window)
         chosen = given.windows.scatter(0, rank.long(), given.windows)[: self.hard]
-        q = self.project_q(image_windows(x, self.window).index_select(0, chosen))
-        k = self.project_k(image_windows(keys, self.window).index_select(0, chosen))
+        read = image_windows(x, self.window).index_select(0, chosen)
+        places = image_windows(given.pixels + offsets, self.window).index_select(0, chosen).view(-1, 2)
+        between = read_between(x, places[:, 0], places[:, 1])
+        q, k = self.project_q(read), self.project_k(read + between.view(read.shape))
         attended = (q @ k.transpose(1, 2)).softmax(dim=-1) @ values.index_select(0, chosen)
         attends = (rank <= self.last).view(-1, 1, 1)
         easy = values * image_windows(spatial, self.window)
@@ -144,7 +169,8 @@ class CAMixerTwin(StaticTwin):
     """The twin of CAMixerSR."""
 
     windows: Tensor
-    line: Tensor
+    within_rows: Tensor
+    within_columns: Tensor
     across: Tensor
     down: Tensor
     rows: Tensor
@@ -162,9 +188,10 @@ class CAMixerTwin(StaticTwin):
         self.body = nn.ModuleList(StaticMixerGroup(group, padded, hard) for group in groups)
         self.body_tail = copy.deepcopy(network.body_tail)
         self.register_buffer("windows", torch.arange(count, dtype=torch.int32))
-        self.register_buffer("line", places_in_windows(window, window, window)[0, 0, :, 0])
-        self.register_buffer("across", torch.linspace(-1, 1, width))
-        self.register_buffer("down", torch.linspace(-1, 1, height))
+        self.register_buffer("within_rows", places_in_windows(height, window, window)[0, 0, :, 0].clone())
+        self.register_buffer("within_columns", places_in_windows(window, width, window)[0, 1, 0].clone())
+        self.register_buffer("across", torch.arange(width).float())
+        self.register_buffer("down", torch.arange(height).float())
         self.register_buffer("rows", reflect_index(size[0], height))
         self.register_buffer("columns", reflect_index(size[1], width))
 
@@ -190,11 +217,10 @@ class CAMixerTwin(StaticTwin):
         h, w = self.padded
         head = self.head(self.pad(lr))
         # Repeated in the graph, so that no file holds a constant that grows with the image.
-        rows = self.line.view(1, -1, 1).expand(h // len(self.line), -1, w).reshape(1, 1, h, w)
-        columns = self.line.view(1, 1, -1).expand(h, w // len(self.line), -1).reshape(1, 1, h, w)
-        condition = torch.cat((self.global_predictor(head), rows, columns), dim=1)
-        grid = torch.stack((self.across.view(1, w).expand(h, w), self.down.view(h, 1).expand(h, w)), dim=-1)
-        y, given = head, Given(condition, grid.unsqueeze(0), self.windows)
+        within = [self.within_rows.view(1, 1, h, 1).expand(1, 1, h, w), self.within_columns.expand(1, 1, h, w)]
+        condition = torch.cat((self.global_predictor(head), *within), dim=1)
+        pixels = torch.cat((self.across.expand(1, 1, h, w), self.down.view(1, 1, h, 1).expand(1, 1, h, w)), dim=1)
+        y, given = head, Given(condition, pixels, self.windows)
         for group in self.body:
             y = group(y, given)
         sr = self.tail(self.body_tail(y) + head)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]

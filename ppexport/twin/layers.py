@@ -178,14 +178,17 @@ class StaticLayer(nn.Module, ABC):
 
     s: Tensor
     rest: Tensor
+    of_category: Tensor | None
 
-    def __init__(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+    def __init__(self, source: TransformerLayer, dictionary: Tensor, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
         self.norm1: nn.Module = copy.deepcopy(source.norm1)
         self.norm2: nn.Module = copy.deepcopy(source.norm2)
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
         self.convffn = StaticConvFFN(source.convffn, size)
-        self.fc_td = copy.deepcopy(source.fc_td)
+        # Version 2 does not refine its dictionary: what the FFN reads of it is the same for every image.
+        read = None if source.fc_td is None else source.fc_td(dictionary.detach()).detach()
+        self.register_buffer("of_category", read)
         self.output = Output()
         self.compensation = source.compensation
         self.refines = source.refines
@@ -229,7 +232,7 @@ class StaticLayer(nn.Module, ABC):
         if shared.forced is not None:
             categories = next(shared.forced)
         x = self._mix(x, z, categories, shared)
-        extra = None if self.fc_td is None else self.fc_td(dictionary).index_select(0, categories)
+        extra = None if self.of_category is None else self.of_category.index_select(0, categories)
         x = self.output(x, self.convffn(self._normalise(self.norm2, x, shared), extra))
         if self.refines:
             weights = self.norm3(similarity.t().unsqueeze(0)).squeeze(0).softmax(dim=1)
