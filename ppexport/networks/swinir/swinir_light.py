@@ -8,12 +8,15 @@ A layer computes, on tokens x (b, n, c), where every second layer shifts its win
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppexport.errors import CheckpointError
 from ppexport.networks.atd.atd_light import RGB_MEAN, PatchNorm
 from ppexport.networks.atd.attention import WindowAttention, relative_position_index
 from ppexport.networks.network import Network, Trace
@@ -103,6 +106,16 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="reflect")
 
 
+def border_mask(side: int, window: int) -> Tensor:
+    """What published code adds to the logits of shifted windows of an image (side, side): 0, or -100 between the pieces
+    of opposite borders -> (windows, window^2, window^2)."""
+    pieces = torch.zeros(side, dtype=torch.int64)
+    pieces[-window:], pieces[-(window // 2) :] = 1, 2
+    image = (3 * pieces[:, None] + pieces).view(side // window, window, side // window, window)
+    piece = image.transpose(1, 2).reshape(-1, window * window)
+    return torch.where(piece[:, None] == piece[:, :, None], 0.0, -100.0)
+
+
 class SwinIRLight(Network):
     """SwinIR-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
@@ -142,3 +155,18 @@ class SwinIRLight(Network):
         deep = self.norm(tokens).transpose(1, 2).reshape(first.shape)
         out: Tensor = self.upsample(self.conv_after_body(deep) + first) + self.mean
         return out[:, :, : h * self.scale, : w * self.scale]
+
+    def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
+        """Raise CheckpointError for weights of another window; take out the masks of published files, which the image
+        size tells."""
+        window = self.config.window
+        for key in [key for key in state if key.endswith(".attn_mask")]:
+            mask = state.pop(key)
+            side = math.isqrt(len(mask) if mask.ndim else 0) * window
+            if side == 0 or not torch.equal(mask.float(), border_mask(side, window)):
+                raise CheckpointError(f"{where}: {key!r} is not the mask of shifted {window}x{window} windows")
+        for key, own in self.state_dict().items():
+            if not key.endswith(".relative_position_index") or key not in state or state[key].shape != own.shape:
+                continue
+            if not torch.equal(state[key].to(own.dtype), own):
+                raise CheckpointError(f"{where}: {key!r} is not the {window}x{window} window index of {self.arch}")
