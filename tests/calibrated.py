@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from shared import FREE_IMAGES
-from tensorrt_models import random_network, shorten
+from small_networks import random_small_network
 
 import ppexport
 from ppexport.backends.onnx.collect import calibrate
 from ppexport.device.artifact import Artifact, read_artifact
-from ppexport.networks.atd.atd_light import ATDLight
+from ppexport.networks.network import Network
 from ppexport.quantize.calibration import Calibration, load_calibration
 from ppexport.quantize.crops import cut_crops, read_sources
 
@@ -23,7 +22,7 @@ SIZE = (16, 32)
 
 @dataclass
 class Calibrated:
-    network: ATDLight
+    network: Network
     artifact: Artifact
     calibration: Calibration
     path: Path
@@ -35,12 +34,9 @@ def crops_and_sources(count=4):
     return sources, cut_crops(sources, SIZE, 2, count)
 
 
-def small_calibrated(folder: Path) -> Calibrated:
-    """Exported in fp32 and calibrated in *folder*."""
-    with torch.random.fork_rng():
-        # The biases of a random network are torch's own.
-        torch.manual_seed(0)
-        network = shorten(random_network("pp_atd_light", 2))
+def small_calibrated(folder: Path, network: Network | None = None) -> Calibrated:
+    """*network*, PP-ATD-light if left out, exported in fp32 and calibrated in *folder*."""
+    network = network or random_small_network("pp_atd_light", 2)
     artifact = read_artifact(ppexport.export(network, backend="onnx", size=SIZE, out=folder / "fp32"))
     sources, crops = crops_and_sources()
     calibrate(artifact, sources, crops, ["a warning"], folder / "c.npz")

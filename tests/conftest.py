@@ -35,7 +35,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = {"atd_light_x2_trained": 2, "atd_light_x4_random": 4}
+NAMES = {"atd_light_x2_trained": 2, "atd_light_x4_random": 4, "atd_light_v2_x2_random": 2}
 
 
 @cache
@@ -47,7 +47,8 @@ def golden_arrays(name: str) -> dict[str, NDArray[np.generic]]:
 
 @cache
 def golden_network(name: str, arch: str) -> ATDLight:
-    """The network of one golden file; shared, so never changed by a test."""
+    """The network of one golden file, of version 2 where its weights are; shared, so never changed by a test."""
+    arch += "_v2" * ("_v2_" in name)
     return ppexport.load_network(arch=arch, scale=NAMES[name], checkpoint=GOLDEN / f"{name}.safetensors")
 
 

@@ -11,6 +11,12 @@ import ppexport
 from ppexport.networks.architecture import find_architecture
 
 SIZE = (16, 16)
+FIRST = {
+    "ppexport.networks.atd.atd_light": ("layers", "residual_group.layers"),
+    "ppexport.networks.swinir.swinir_light": ("layers", "residual_group.blocks"),
+    "ppexport.networks.camixer.camixersr": ("body", "body"),
+}
+"""{module of a network: (its blocks, the layers inside one)}."""
 ROUTING = find_architecture("pp_atd_light").routing
 
 
@@ -20,12 +26,34 @@ def small_network(scale=2, layers=1):
 
 
 def shortened(network, layers):
-    """*network* with *layers* layers of its first block."""
-    network.layers = nn.ModuleList([network.layers[0]])
-    group = network.layers[0].residual_group
-    group.layers = nn.ModuleList(list(group.layers)[:layers])
+    """*network* with *layers* layers of its first block, or of its first group."""
+    blocks, path = FIRST[type(network).__module__]
+    short = nn.ModuleList([getattr(network, blocks)[0]])
+    setattr(network, blocks, short)
+    holder, _, name = f"0.{path}".rpartition(".")
+    group = short.get_submodule(holder)
+    setattr(group, name, nn.ModuleList(list(getattr(group, name))[:layers]))
     network.config = dataclasses.replace(network.config, depths=(layers,))
     return network
+
+
+def lively(network, seed=0):
+    """*network* with random weights large enough that every branch matters; its biases are torch's own."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return network.eval()
+
+
+def random_small_network(arch, layers=1, scale=2):
+    """A network of *arch* with *layers* layers and random weights, the same at every call."""
+    architecture = find_architecture(arch)
+    options = architecture.options()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = architecture.build(scale, None if options is None else options())
+    return lively(shortened(network, layers))
 
 
 def beyond_half(network):

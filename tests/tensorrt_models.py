@@ -6,11 +6,9 @@ import copy
 import io
 import json
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
+from small_networks import lively, shortened
 
 from ppexport.backends.tensorrt.build_engine import WORK, EngineRequest
 from ppexport.device.agent import do_job
@@ -19,24 +17,9 @@ from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.card import PurePassOptions
 
 
-def lively(network: ATDLight, seed: int = 0) -> ATDLight:
-    """*network* with random weights large enough that every branch matters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return network.eval()
-
-
 def shorten(network: ATDLight, layers: int = 2) -> ATDLight:
     """A copy of *network* with the first *layers* layers only: all operators, a tenth of the time."""
-    short = copy.deepcopy(network)
-    short.layers = nn.ModuleList([short.layers[0]])
-    group = short.layers[0].residual_group
-    group.layers = nn.ModuleList(list(group.layers)[:layers])
-    short.config = replace(short.config, depths=(layers,))
-    return short.eval()
+    return shortened(copy.deepcopy(network), layers).eval()
 
 
 def random_network(arch: str, scale: int, compensation: str = "value") -> ATDLight:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, golden_network
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ppexport
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError, first_line
 from ppexport.networks.checkpoint import read_state
+from ppexport.networks.swinir.swinir_light import border_mask
 from ppexport.parity.columns import load_column
 from ppexport.quantize.calibration import load_calibration
 
@@ -165,7 +166,7 @@ def broken(tmp_path, **changes):
         ({"norm.weight": torch.zeros(48, dtype=torch.int64)}, "'norm.weight' has type"),
         ({"relative_position_index_SA": torch.zeros(256, 256, dtype=torch.int64)}, "relative_position_index_SA"),
         ({"upsample.0.weight": torch.zeros(48, 48, 3, 3)}, "x4, not x2"),
-        ({"upsample.0.weight": torch.zeros(13, 48, 3, 3)}, "another scale"),
+        ({"upsample.0.weight": torch.zeros(13, 48, 3, 3)}, "belongs to a scale"),
     ],
 )
 def test_wrong_states_name_file_and_key(tmp_path, changes, message):
@@ -179,6 +180,110 @@ def test_wrong_states_name_file_and_key(tmp_path, changes, message):
 def test_wrong_scale_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="x2, not x3"):
         load(GOLDEN / "atd_light_x2_trained.safetensors", scale=3)
+
+
+SWINIR = load_file(GOLDEN / "swinir_light_x2_random.safetensors")
+FLOATS = {key: value for key, value in SWINIR.items() if value.is_floating_point()}
+MASK = {f"layers.{i}.residual_group.blocks.1.attn_mask": border_mask(64, 8) for i in range(4)}
+DAMAGED = {**SWINIR, "norm.weight": torch.full((60,), float("nan"))}
+
+
+def narrowed(kind):
+    return {key: value.to(kind) if value.is_floating_point() else value for key, value in SWINIR.items()}
+
+
+def behind(*prefixes):
+    return {"".join(prefixes) + key: value for key, value in SWINIR.items()}
+
+
+ACCEPTED = {
+    "flat.pth": SWINIR,
+    "flat.safetensors": SWINIR,
+    "flat.bin": SWINIR,
+    "masks.pth": {**SWINIR, **MASK},
+    "params.pt": {"params": SWINIR},
+    "params_ema.pth": {"params": DAMAGED, "params_ema": SWINIR},
+    "state_dict.ckpt": {"state_dict": SWINIR, "epoch": 3, "optimizer": {"param_groups": [{"lr": 0.1}]}},
+    "model.pth": {"model": SWINIR, "iteration": 7},
+    "net_g.pth": {"net_g": SWINIR},
+    "generator_ema.pth": {"generator_ema": SWINIR},
+    "nested.ckpt": {"model": {"state_dict": SWINIR}},
+    "module.pth": behind("module."),
+    "generator.safetensors": behind("generator."),
+    "compiled.pth": {"params": behind("_orig_mod.")},
+    "both.pth": behind("module.", "_orig_mod."),
+    "half.pth": narrowed(torch.float16),
+    "brain.safetensors": narrowed(torch.bfloat16),
+}
+
+
+def save(content, path):
+    (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_file_alone_tells_its_network(name, tmp_path, recwarn):
+    network = ppexport.load_network(checkpoint=save(ACCEPTED[name], tmp_path / name))
+    assert (network.arch, network.scale, network.training) == ("swinir_light", 2, False)
+    kind = {"half.pth": torch.float16, "brain.safetensors": torch.bfloat16}.get(name, torch.float32)
+    state = network.state_dict()
+    assert state.keys() == SWINIR.keys()
+    assert all(torch.equal(state[key], value.to(kind).float()) for key, value in FLOATS.items())
+    said = [str(warning.message) for warning in recwarn if "become float32" in str(warning.message)]
+    assert len(said) == (kind != torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("atd_light_x4_random.safetensors", ("atd_light", 4)),
+        ("atd_light_v2_x2_random.safetensors", ("atd_light_v2", 2)),
+        ("CAMixerSR_S.pth", ("camixersr", 4)),
+    ],
+)
+def test_every_network_is_told_by_its_weights(name, found):
+    network = ppexport.load_network(checkpoint=GOLDEN / name)
+    assert (network.arch, network.scale) == found
+
+
+REFUSED = {
+    "nan.pth": (DAMAGED, "'norm.weight' holds NaN"),
+    "foreign.pth": (
+        {"conv.weight": torch.zeros(3, 3, 3, 3)},
+        "no network that is known here.*is missing",
+    ),
+    "scale.pth": ({**SWINIR, "upsample.0.weight": torch.zeros(13, 60, 3, 3)}, "belongs to a scale"),
+    "mask.pth": ({**SWINIR, **{key: mask + 1 for key, mask in MASK.items()}}, "attn_mask' is not the mask"),
+    "index.pth": ({k: v if k in FLOATS else v.flip(0) for k, v in SWINIR.items()}, "is not the 8x8 window index"),
+    "whole.pth": (torch.nn.Linear(2, 2), r"save the tensors alone .*torch\.save"),
+    "script.pt": (None, "TorchScript archive.*save the tensors alone"),
+    "cut.pth": (b"", "damaged or is no weights file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_alone_is_refused_with_one_sentence(name, tmp_path):
+    content, message = REFUSED[name]
+    if content is None:
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / name))
+    elif isinstance(content, bytes):
+        (tmp_path / name).write_bytes(save(SWINIR, tmp_path / "all.pth").read_bytes()[:100_000])
+    else:
+        save(content, tmp_path / name)
+    with pytest.raises(CheckpointError, match=message) as error:
+        ppexport.load_network(checkpoint=tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not ADVICE.search(str(error.value))
+
+
+def test_another_network_or_scale_than_the_one_named_is_refused():
+    path = GOLDEN / "swinir_light_x2_random.safetensors"
+    with pytest.raises(CheckpointError, match="weights of swinir_light, not of atd_light: say --arch swinir_light"):
+        ppexport.load_network(arch="atd_light", scale=2, checkpoint=path)
+    with pytest.raises(CheckpointError, match="for x2, not x4"):
+        ppexport.load_network(scale=4, checkpoint=path)
 
 
 class Bomb:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from calibrated import SIZE
-from small_networks import shortened
+from calibrated import SIZE, small_calibrated
+from small_networks import random_small_network
 
 import ppexport
 import ppexport.errors
 from ppexport.backends.backend import backends, missing_modules
 from ppexport.networks.architecture import architectures
-from ppexport.networks.card import PurePassOptions
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
@@ -29,29 +27,43 @@ COMBINATIONS = [
 
 
 SMALLER = (16, 16)
+UNJUDGED = {
+    ("atd_light_v2", "w8"): "w8 moves categories that random weights nearly tie",
+    ("pp_atd_light_v2", "w8"): "w8 moves categories that random weights nearly tie",
+    ("atd_light_v2", "w8a8"): "w8 moves categories that random weights nearly tie",
+    ("camixersr", "w8a8"): "with random weights some numbers are too small for int8 scales in fp16",
+    ("swinir_light", "w8"): "w8 is judged by the picture, and random weights make none",
+}
+"""{(architecture, precision): why a network with random weights says nothing of it}."""
+TWO_WINDOWS = (16, 32)
+"""Of a network that chooses among windows of 16x16."""
 
 
 @pytest.fixture(scope="module")
-def networks(calibrated):
-    """{architecture, layers: a network of two layers with the weights that were calibrated, or of the first one}."""
-    found = {}
-    for name, architecture in architectures().items():
-        made = shortened(architecture.build(2, PurePassOptions() if architecture.options() else None), 2)
-        made.load_state_dict(calibrated.network.state_dict())
-        found[name, 2] = made.eval()
-        found[name, 1] = shortened(copy.deepcopy(made), 1)
-    return found
+def calibrations(calibrated, tmp_path_factory):
+    """`calibrations(arch)`: a calibrated network of two layers of *arch*, made when it is first asked for."""
+    made = {calibrated.network.arch: calibrated}
+
+    def find(arch):
+        if arch not in made:
+            made[arch] = small_calibrated(tmp_path_factory.mktemp(arch), random_small_network(arch, 2))
+        return made[arch]
+
+    return find
 
 
 @pytest.mark.parametrize(("architecture", "backend", "precision"), COMBINATIONS)
-def test_a_promise(architecture, backend, precision, networks, calibrated, tmp_path, monkeypatch):
+def test_a_promise(architecture, backend, precision, calibrations, tmp_path, monkeypatch):
     if missing_modules(backend):
         pytest.skip(f"{missing_modules(backend)} is not installed")
-    network, size, calibration = networks[architecture, 1], SMALLER, None
+    if (architecture, precision) in UNJUDGED:
+        pytest.skip(UNJUDGED[architecture, precision])
+    size, calibration = TWO_WINDOWS if architecture == "camixersr" else SMALLER, None
     if precision in backend.calibrated:
-        network, size, calibration = networks[architecture, 2], SIZE, calibrated.path
-        if network.options != calibrated.network.options:
-            pytest.skip("the calibration is of other options")
+        known = calibrations(architecture)
+        network, size, calibration = known.network, SIZE, known.path
+    else:
+        network = random_small_network(architecture)
     folder = ppexport.export(
         network, backend=backend.name, size=size, out=tmp_path / "a", precision=precision, calibration=calibration
     )
@@ -60,7 +72,8 @@ def test_a_promise(architecture, backend, precision, networks, calibrated, tmp_p
         sr, impure, capacity = runner(item.lr)
         assert sr.shape == (1, 3, size[0] * 2, size[1] * 2)
         assert sr.dtype == np.float32
-        assert 0 <= impure <= capacity == size[0] * size[1]
+        routes = architectures()[architecture].routing is not None
+        assert 0 <= impure <= capacity == (size[0] * size[1] if routes else 0)
         monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: [item])
         report = parity_run.run_parity(network, runner, tmp_path / "run", lambda *_: None)
     assert report.passed, report.to_dict()["pairs"]

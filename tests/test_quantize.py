@@ -111,7 +111,7 @@ def test_a_state_of_other_pictures_is_not_continued(small, tmp_path):
 
 
 def test_nothing_routed_is_quantised(small):
-    assert {group for _, group in quantisable(small.model)} == {*GROUPS, "similarity"}
+    assert {group for _, group in quantisable(small.model)} == set(find_architecture("pp_atd_light").int8_groups)
     model = write_int8(small.model, small.calibration, Recipe(calibrator="max"))
     for name in int8_nodes(model):
         assert group_of(module_of_name(name.removesuffix("/product"))) in GROUPS

@@ -107,10 +107,9 @@ def export(
     from ppexport.device.artifact import read_artifact
     from ppexport.exporting import export as run_export
     from ppexport.exporting import return_large_blocks
-    from ppexport.networks.card import card_with_weights
 
     own = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
-    card, weights = card_with_weights(model, arch, scale, checkpoint, own)
+    card, weights = shared.card_and_weights(model, arch, scale, checkpoint, own)
     pixels = card.default_size if size is None else shared.parse_size(size)
     flags = shared.given(
         flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, keep=keep

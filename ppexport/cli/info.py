@@ -83,13 +83,17 @@ def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None
     impure = tokens if pure is None else int((~pure).sum())
     colors = (_options_of(network) or {}).get("colors", 0)
     dense = architecture.cost(network.scale, size)
-    return Cost(dense, architecture.cost(network.scale, size, impure, colors), tokens, impure)
+    actual = architecture.cost(network.scale, size, None if pure is None else impure, colors)
+    return Cost(dense, actual, tokens, impure)
 
 
 def _options_of(network: Network) -> dict[str, Any] | None:
     """Pure-Pass options of *network*'s card, None without Pure-Pass."""
+    from ppexport.networks.architecture import find_architecture
     from ppexport.networks.load import card_of
 
+    if find_architecture(network.arch).masks == ("none",):
+        return None
     options = card_of(network).options
     return None if options is None else options.model_dump()
 

@@ -14,6 +14,7 @@ from ppexport.device.runner import check_threads
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
+    from ppexport.networks.card import Card
     from ppexport.networks.network import Network
 
 
@@ -23,9 +24,10 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="weights in place of the model's: .safetensors, .pth, .pt, .ckpt or .bin")
 ]
 Arch = Annotated[
-    str | None, typer.Option(help="an architecture that `ppexport models` lists, for a checkpoint without a model name")
+    str | None,
+    typer.Option(help="an architecture that `ppexport models` lists; the checkpoint's own if left out"),
 ]
-Scale = Annotated[int | None, typer.Option(help="upscaling factor, for a checkpoint without a model name")]
+Scale = Annotated[int | None, typer.Option(help="upscaling factor; the model's or the checkpoint's own if left out")]
 Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
 Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
 Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
@@ -84,6 +86,19 @@ def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] 
 def given(**options: Any) -> dict[str, Any]:
     """Those of *options* that are not left out."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def card_and_weights(
+    model: str | None, arch: str | None, scale: int | None, checkpoint: Path | None, own: dict[str, Any]
+) -> tuple[Card, Path]:
+    """The card of the network that the options describe, and its weights file. Needs torch to look into weights."""
+    if model is None and checkpoint is not None and (arch is None or scale is None):
+        from ppexport.networks.load import find_weights
+
+        return find_weights(model, arch, scale, checkpoint, own)
+    from ppexport.networks.card import card_with_weights
+
+    return card_with_weights(model, arch, scale, checkpoint, own)
 
 
 def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> Network:

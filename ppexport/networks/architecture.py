@@ -10,6 +10,7 @@ the network asks for its role, a pattern of dotted module paths in which `*` sta
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,23 @@ class Macs:
         return sum(self.branches.values())
 
 
+Shape = tuple[int, ...]
+"""Of a tensor of weights."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What weights tell of their network."""
+
+    scale: float
+    """Upscaling factor; one that is no whole number is none."""
+
+
+def scale_of(shapes: Mapping[str, Shape], last: str) -> float:
+    """The scale of a network whose convolution *last* has 3 * scale^2 outputs for a pixel shuffle; 0 where it lacks."""
+    return math.sqrt(shapes.get(last, (0,))[0] / 3)
+
+
 class Architecture(ABC):
     """One kind of network."""
 
@@ -113,6 +131,13 @@ class Architecture(ABC):
 
     def options(self) -> type[BaseModel] | None:
         """The model of the card's `options`; None for a network that has none."""
+        return None
+
+    def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
+        """What weights with tensors of these *shapes*, by key, are; None for those of another network.
+
+        Several architectures may have the same weights: the first in the registry is the one that they were made for.
+        """
         return None
 
     @abstractmethod

@@ -23,6 +23,7 @@ PREFIXES = ("module.", "generator.", "_orig_mod.")
 """Of the keys of a network that was saved inside a wrapper (DataParallel, a generator, torch.compile)."""
 OBJECT = re.compile(r"\bGLOBAL ([\w.]+)")
 """Names the class in the message of torch for a pickle that holds more than tensors."""
+HALVES = (torch.float16, torch.bfloat16)
 WAY_OUT = "save the tensors alone where it was made, with torch.save(network.state_dict(), FILE)"
 
 
@@ -97,7 +98,8 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(network: Network, state: dict[str, Tensor], where: str) -> None:
-    """Load *state* into *network*, whose keys, shapes and types it must have.
+    """Load *state* into *network*, whose keys, shapes and types it must have. Weights of 16 bits are widened, which a
+    warning says.
 
     Raises CheckpointError, which names the file *where* and the key.
     """
@@ -115,4 +117,7 @@ def load_state(network: Network, state: dict[str, Tensor], where: str) -> None:
             raise CheckpointError(f"{where}: {key!r} has type {value.dtype}, not {own[key].dtype}")
         if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise CheckpointError(f"{where}: {key!r} holds NaN or infinite values")
+    narrow = sorted({str(v.dtype).removeprefix("torch.") for v in state.values() if v.dtype in HALVES})
+    if narrow:
+        warnings.warn(f"{where} holds {' and '.join(narrow)} weights, which become float32 here", stacklevel=2)
     network.load_state_dict(state, strict=True)

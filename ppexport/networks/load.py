@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ppexport.errors import InputError
-from ppexport.networks.architecture import architectures, find_architecture
+from ppexport.errors import CheckpointError, InputError
+from ppexport.networks.architecture import Detected, Shape, architectures, find_architecture
 from ppexport.networks.card import Card, card_with_weights, effective_card, make_card
 from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.network import Network
@@ -29,22 +30,75 @@ def load_network(
 
     Args:
         name: a bundled model or a folder with a card.
-        arch: a registered architecture, such as "pp_atd_light"; needed without a name, as are the next two.
-        scale: upscaling factor.
-        checkpoint: a weights file, in place of the model's own.
+        arch: a registered architecture, such as "pp_atd_light"; without it and a name, the one that the weights were
+            made for.
+        scale: upscaling factor; without it and a name, that of the weights.
+        checkpoint: a weights file, in place of the model's own; needed without a name.
         options: in place of the card's: for Pure-Pass colors, window, csmf, compensation.
 
     Raises:
         CardError, CheckpointError, InputError: something of this is damaged, unknown or does not fit together.
         UnavailableError: the card has no weights of its own.
     """
-    return load_card(*card_with_weights(name, arch, scale, checkpoint, options))
+    return load_card(*find_weights(name, arch, scale, checkpoint, options))
+
+
+def find_weights(
+    name: str | None, arch: str | None, scale: int | None, checkpoint: str | Path | None, options: dict[str, Any]
+) -> tuple[Card, Path]:
+    """The effective card of these weights and their file, as `card_with_weights`.
+
+    Without a *name*, *arch* and *scale* may be None: the weights tell them.
+    """
+    if name is None and checkpoint is not None and (arch is None or scale is None):
+        shapes = shapes_of(read_state(Path(checkpoint)))
+        found = _detect(shapes)
+        if found is None:
+            raise CheckpointError(f"{checkpoint} holds weights of {_unlike(shapes)}")
+        arch, scale = arch or found[0], _whole(found[1], checkpoint) if scale is None else scale
+    return card_with_weights(name, arch, scale, checkpoint, options)
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shapes of all tensors of *state*."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _detect(shapes: Mapping[str, Shape]) -> tuple[str, Detected] | None:
+    """The name of the architecture that weights with these *shapes* were made for, and what they tell of it."""
+    for architecture in architectures().values():
+        found = architecture.detect(shapes)
+        if found is not None:
+            return architecture.name, found
+    return None
+
+
+def _whole(found: Detected, path: str | Path) -> int:
+    if found.scale != int(found.scale) or not found.scale:
+        raise CheckpointError(f"{path}: the last convolution has no number of outputs that belongs to a scale")
+    return int(found.scale)
+
+
+def _unlike(shapes: Mapping[str, Shape]) -> str:
+    """What is wrong with weights of no architecture: the nearest one, and what it has otherwise."""
+    own = {a.name: set(a.build(a.scales[0], None).state_dict()) for a in architectures().values()}
+    name = max(own, key=lambda name: len(own[name] & set(shapes)))
+    missing, left = sorted(own[name] - set(shapes))[:1], sorted(set(shapes) - own[name])[:1]
+    facts = [*(f"{key!r} is missing" for key in missing), *(f"{key!r} is not of it" for key in left)]
+    return f"no network that is known here; the nearest is {name}, where {' and '.join(facts)}"
 
 
 def load_card(card: Card, path: Path) -> Network:
     """The network of *card* with the weights in the file *path*. Raises CheckpointError."""
-    network = _untrained(card)
-    load_state(network, read_state(path), str(path))
+    network, state = _untrained(card), read_state(path)
+    shapes = shapes_of(state)
+    found = find_architecture(card.arch).detect(shapes)
+    other = _detect(shapes)
+    if found is None and other is not None:
+        raise CheckpointError(f"{path} holds weights of {other[0]}, not of {card.arch}: say --arch {other[0]}")
+    if found is not None and found.scale != card.scale:
+        raise CheckpointError(f"{path} holds weights for x{_whole(found, path)}, not x{card.scale}")
+    load_state(network, state, str(path))
     network.digest = state_digest(network)
     return network.eval()
 

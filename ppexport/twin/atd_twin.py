@@ -33,7 +33,8 @@ class StaticGroup(nn.Module):
         super().__init__()
         group = source.residual_group
         self.td = nn.Parameter(group.td.detach().clone())
-        self.layers = nn.ModuleList(layer(x, size, dense) for x in group.layers if isinstance(x, TransformerLayer))
+        sources = [x for x in group.layers if isinstance(x, TransformerLayer)]
+        self.layers = nn.ModuleList(layer(x, group.td, size, dense) for x in sources)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
@@ -50,12 +51,13 @@ class StaticBlock(nn.Module):
         super().__init__()
         self.size = size
         self.residual_group = StaticGroup(source, size, dense, layer)
-        self.conv = copy.deepcopy(source.conv)
+        self.conv, self.norm = copy.deepcopy(source.conv), copy.deepcopy(source.norm)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
         y = self.residual_group(x, shared)
-        return tokens_of(self.conv(image_of(y, self.size))) + x
+        out = tokens_of(self.conv(image_of(y, self.size))) + x
+        return out if self.norm is None else self.norm(out)
 
 
 class AtdTwin(StaticTwin):

@@ -58,9 +58,8 @@ def category_scale(attention: CategoryAttention, folded: float) -> float:
 
 
 def dictionary_temperature(attention: DictionaryAttention) -> Tensor:
-    """(t, 1): 1 + clamp(scale, 0, 1) * ln t."""
-    scale = attention.scale.detach().clamp(0, 1)
-    return (1 + scale * math.log(attention.dictionary_tokens)).unsqueeze(1)
+    """(t, 1), or (1, 1) in version 2: 1 + clamp(scale) * ln t."""
+    return attention.temperature().detach().unsqueeze(1)
 
 
 def position_table(attention: WindowAttention) -> Tensor:

@@ -101,9 +101,11 @@ class StaticConvFFN(nn.Module):
         self.fc1, self.fc2 = copy.deepcopy(source.fc1), copy.deepcopy(source.fc2)
         self.dwconv = copy.deepcopy(source.dwconv.depthwise_conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (n, c) -> tokens (n, c)."""
+    def forward(self, x: Tensor, extra: Tensor | None) -> Tensor:
+        """Tokens (n, c), and *extra* (n, e) of version 2 -> tokens (n, c)."""
         x = F.gelu(self.fc1(x))
+        if extra is not None:
+            x = torch.cat((x, extra), dim=1)
         out: Tensor = self.fc2(x + tokens_of(self.dwconv(image_of(x, self.size))))
         return out
 
@@ -176,13 +178,17 @@ class StaticLayer(nn.Module, ABC):
 
     s: Tensor
     rest: Tensor
+    of_category: Tensor | None
 
-    def __init__(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
+    def __init__(self, source: TransformerLayer, dictionary: Tensor, size: tuple[int, int], dense: bool) -> None:
         super().__init__()
         self.norm1: nn.Module = copy.deepcopy(source.norm1)
         self.norm2: nn.Module = copy.deepcopy(source.norm2)
         self.attn_atd = StaticDictionaryAttention(source.attn_atd)
         self.convffn = StaticConvFFN(source.convffn, size)
+        # Version 2 does not refine its dictionary: what the FFN reads of it is the same for every image.
+        read = None if source.fc_td is None else source.fc_td(dictionary.detach()).detach()
+        self.register_buffer("of_category", read)
         self.output = Output()
         self.compensation = source.compensation
         self.refines = source.refines
@@ -226,7 +232,8 @@ class StaticLayer(nn.Module, ABC):
         if shared.forced is not None:
             categories = next(shared.forced)
         x = self._mix(x, z, categories, shared)
-        x = self.output(x, self.convffn(self._normalise(self.norm2, x, shared)))
+        extra = None if self.of_category is None else self.of_category.index_select(0, categories)
+        x = self.output(x, self.convffn(self._normalise(self.norm2, x, shared), extra))
         if self.refines:
             weights = self.norm3(similarity.t().unsqueeze(0)).squeeze(0).softmax(dim=1)
             dictionary = self.s * dictionary + self.rest * (weights @ x)

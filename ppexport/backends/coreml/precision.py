@@ -43,6 +43,11 @@ READERS = frozenset({"conv", "linear"})
 """MIL's convolution and linear layer."""
 
 
+def _reads_int8(op: Any) -> bool:
+    """A convolution or linear layer, or one that the converter leaves as a product with stored weights."""
+    return op.op_type in READERS or (op.op_type == "matmul" and op.inputs["y"].val is not None)
+
+
 def computes_half(twin: StaticTwin) -> Callable[[str], bool]:
     """Tells whether the module at a dotted path of *twin* is computed in fp16 in a half-precision file."""
     roles = find_architecture(twin.network.arch).half_modules
@@ -71,7 +76,7 @@ def _quantise_inputs(program: Any, ranges: Mapping[str, float], module_of: Modul
     for function in program.functions.values():
         with function:
             for op in list(function.operations):
-                module = module_of(op) if op.op_type in READERS else None
+                module = module_of(op) if _reads_int8(op) else None
                 if module is None or module not in ranges:
                     continue
                 x = op.inputs["x"]

@@ -55,10 +55,11 @@ def sources_of(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[
         while open_ends:
             at = open_ends.pop()
             node = maker.get(at)
-            if node is None or node.op_type not in MOVES or node.op_type == "Where":
+            if node is None or node.op_type not in MOVES:
                 ends.add(at)
             else:
-                open_ends += node.input if node.op_type == "Concat" else node.input[:1]
+                numbers = MOVES[node.op_type] or range(len(node.input))
+                open_ends += [node.input[i] for i in numbers]
         found[name] = tuple(sorted(ends))
     return found
 
@@ -69,7 +70,11 @@ def find_ranges(
     """{tensor: the magnitude that 127 stands for} of all activations that the nodes *chosen* quantise."""
     sources = sources_of(model, [node.input[0] for node in model.graph.node if node.name in chosen])
     every = dict.fromkeys(source for parts in sources.values() for source in parts)
-    found = {source: find_range(calibration, source, recipe.calibrator, recipe.percentile) for source in every}
+    # Nothing records a table that tokens read an entry of.
+    stored = {value.name: value for value in model.graph.initializer if value.name in every}
+    found = {name: float(np.abs(numpy_helper.to_array(value)).max(initial=0)) for name, value in stored.items()}
+    for source in every.keys() - stored.keys():
+        found[source] = find_range(calibration, source, recipe.calibrator, recipe.percentile)
     return {name: max(found[source] for source in parts) for name, parts in sources.items()}
 
 

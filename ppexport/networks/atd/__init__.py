@@ -6,12 +6,13 @@ Needs neither torch nor pydantic: profiles are read on machines that lack both.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppexport.device.artifact import GROUP
 from ppexport.device.mask import padded_tokens
-from ppexport.networks.architecture import NORMS, Architecture, Macs, Routing
+from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -54,7 +55,7 @@ _BRANCHES = {
 
 @dataclass(frozen=True)
 class AtdConfig:
-    """The published configuration of ATD-light, the same at every scale."""
+    """What networks of the family differ in; the defaults are the published configuration of ATD-light."""
 
     dim: int = 48
     depths: tuple[int, ...] = (6, 6, 6, 6)
@@ -63,6 +64,14 @@ class AtdConfig:
     dictionary_tokens: int = 64
     reduced_dim: int = 8
     kernel: int = 7
+    dictionary_channels: int = 0
+    """Channels of the FFN that every token reads off its category's entry of the dictionary: 4 in version 2 of the
+    network, which does not refine the dictionary and normalises what a block returns; none in version 1."""
+
+    @property
+    def is_second(self) -> bool:
+        """Whether this is version 2 of the network."""
+        return self.dictionary_channels > 0
 
 
 class AtdLight(Architecture):
@@ -72,6 +81,7 @@ class AtdLight(Architecture):
     summary = "ATD-light: adaptive token dictionary, category and window attention"
     scales = (2, 3, 4)
     multiple = 16
+    config = AtdConfig()
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
     routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
@@ -106,11 +116,18 @@ class AtdLight(Architecture):
         "head and tail",  # the convolutions before and after the layers
     )
 
+    def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
+        """Weights with a token dictionary in every block; those of version 2 read it in their FFN."""
+        second = "layers.0.residual_group.layers.0.fc_td.weight" in shapes
+        if "layers.0.residual_group.td" not in shapes or second != self.config.is_second:
+            return None
+        return Detected(scale_of(shapes, "upsample.0.weight"))
+
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained ATD-light."""
         from ppexport.networks.atd.atd_light import ATDLight
 
-        return ATDLight(scale)
+        return ATDLight(scale, config=self.config)
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
         """Block "0", "1", ... or "head and tail", and branch, of an operation in *module*, "" for the network itself.
@@ -129,10 +146,11 @@ class AtdLight(Architecture):
         The published counting gives the figures of the ATD paper: 380.01, 167.96 and 100.09 G for 1280x720 output at
         x2, x3 and x4, LR padded to multiples of 16.
         """
-        c = AtdConfig()
+        c = self.config
         n, d = padded_tokens(size), c.dim
         layers = sum(c.depths)
-        refining = layers - len(c.depths)
+        refining = 0 if c.is_second else layers - len(c.depths)
+        extra = c.dictionary_channels
         m = n if impure is None else impure
         slots = -(-m // GROUP) * GROUP
         t, r = c.dictionary_tokens, c.reduced_dim
@@ -143,10 +161,10 @@ class AtdLight(Architecture):
                 "dictionary": layers * (n * d * r + t * d * r + t * d * d + n * t * r + n * t * d),
                 "category": layers * (slots * GROUP * d * 2 + m * d * d),
                 "window": layers * n * (c.window**2 * d * 2 + d * d),
-                "ffn": layers * n * (2 * d * d + c.kernel**2 * d),
+                "ffn": layers * (n * (2 * d * d + extra * d + c.kernel**2 * (d + extra)) + t * extra * d),
                 "refinement": refining * t * n * d,
                 "mask": 3 * colors * n,
-                NORMS: NORM_COST * n * (d * (2 + 2 * layers) + refining * t),
+                NORMS: NORM_COST * n * (d * (2 + 2 * layers + (len(c.depths) if c.is_second else 0)) + refining * t),
             }
         )
 
@@ -169,7 +187,27 @@ class PPAtdLight(AtdLight):
         """An untrained PP-ATD-light."""
         from ppexport.networks.atd.atd_light import PPATDLight
 
-        return PPATDLight(scale, self.options().model_validate(options or {}))
+        return PPATDLight(scale, self.options().model_validate(options or {}), self.config)
 
 
-ARCHITECTURES = (AtdLight(), PPAtdLight())
+SECOND = AtdConfig(heads=3, dictionary_tokens=128, reduced_dim=12, dictionary_channels=4)
+"""The published configuration of ATD-light v2 (arXiv 2603.02581)."""
+
+
+class AtdLightV2(AtdLight):
+    """ATD-light v2."""
+
+    name = "atd_light_v2"
+    summary = "ATD-light v2: the network that the authors' repository serves since March 2026, under the names of v1"
+    config = SECOND
+
+
+class PPAtdLightV2(PPAtdLight):
+    """PP-ATD-light v2."""
+
+    name = "pp_atd_light_v2"
+    summary = "PP-ATD-light v2: ATD-light v2 whose pure pixels skip category attention"
+    config = SECOND
+
+
+ARCHITECTURES = (AtdLight(), PPAtdLight(), AtdLightV2(), PPAtdLightV2())

@@ -74,17 +74,19 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Linear, GELU, plus GELU(depthwise 7x7), Linear."""
+    """Linear, GELU, plus GELU(depthwise 7x7), Linear. In version 2 *extra* channels are added between the two."""
 
-    def __init__(self, dim: int, kernel: int) -> None:
+    def __init__(self, dim: int, kernel: int, extra: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, dim)
-        self.dwconv = DepthwiseConv(dim, kernel)
-        self.fc2 = nn.Linear(dim, dim)
+        self.dwconv = DepthwiseConv(dim + extra, kernel)
+        self.fc2 = nn.Linear(dim + extra, dim)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (b, n, c) -> tokens (b, n, c)."""
+    def forward(self, x: Tensor, size: tuple[int, int], extra: Tensor | None) -> Tensor:
+        """Tokens (b, n, c), and *extra* (b, n, e) -> tokens (b, n, c)."""
         x = F.gelu(self.fc1(x))
+        if extra is not None:
+            x = torch.cat((x, extra), dim=-1)
         out: Tensor = self.fc2(x + self.dwconv(x, size))
         return out
 
@@ -104,9 +106,10 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.wqkv = nn.Linear(dim, 3 * dim)
         self.attn_win = WindowAttention(dim, config.window, config.heads)
-        self.attn_atd = DictionaryAttention(dim, config.dictionary_tokens, config.reduced_dim)
-        self.attn_aca = CategoryAttention(dim, config.heads)
-        self.convffn = ConvFFN(dim, config.kernel)
+        self.attn_atd = DictionaryAttention(dim, config.dictionary_tokens, config.reduced_dim, config.is_second)
+        self.attn_aca = CategoryAttention(dim, config.heads, config.is_second)
+        self.convffn = ConvFFN(dim, config.kernel, config.dictionary_channels)
+        self.fc_td = nn.Linear(dim, config.dictionary_channels) if config.is_second else None
         if refines:
             self.norm3 = nn.InstanceNorm1d(config.dictionary_tokens, affine=True)
             self.sigma = nn.Parameter(torch.zeros(config.dictionary_tokens, 1))
@@ -122,7 +125,11 @@ class TransformerLayer(nn.Module):
         rest = {"value": qkv[..., -z.shape[-1] :], "normed": z, "zero": None}[self.compensation]
         from_category = self.attn_aca(qkv, categories, routing.pure, rest)
         x = x + self.attn_win(qkv, size, self.shift, index) + from_dictionary + from_category
-        x = x + self.convffn(self.norm2(x), size)
+        extra = None
+        if self.fc_td is not None:
+            of_category = self.fc_td(dictionary)
+            extra = of_category.gather(1, categories.unsqueeze(-1).expand(-1, -1, of_category.shape[-1]))
+        x = x + self.convffn(self.norm2(x), size, extra)
         if self.refines:
             weights = self.norm3(similarity.transpose(-1, -2)).softmax(dim=-1)
             s = self.sigma.sigmoid()
@@ -139,7 +146,9 @@ class LayerGroup(nn.Module):
         super().__init__()
         self.td = nn.Parameter(torch.randn(config.dictionary_tokens, config.dim))
         self.layers = nn.ModuleList(
-            TransformerLayer(config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1)
+            TransformerLayer(
+                config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1 and not config.is_second
+            )
             for i in range(depth)
         )
 
@@ -152,19 +161,20 @@ class LayerGroup(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer layers, a 3x3 convolution and a residual connection."""
+    """Transformer layers, a 3x3 convolution and a residual connection; in version 2 a LayerNorm behind them."""
 
     def __init__(self, config: AtdConfig, depth: int) -> None:
         super().__init__()
         self.residual_group = LayerGroup(config, depth)
         self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1)
+        self.norm = nn.LayerNorm(config.dim) if config.is_second else None
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
         """Tokens (b, n, c) -> tokens (b, n, c)."""
         b, _, c = x.shape
         y = self.residual_group(x, size, index, routing).transpose(1, 2).reshape(b, c, *size)
-        out: Tensor = self.conv(y)
-        return out.flatten(2).transpose(1, 2) + x
+        out: Tensor = self.conv(y).flatten(2).transpose(1, 2) + x
+        return out if self.norm is None else self.norm(out)
 
 
 class PatchNorm(nn.Module):
@@ -197,11 +207,13 @@ class ATDLight(Network):
     mean: Tensor
     relative_position_index_SA: Tensor
 
-    def __init__(self, scale: int, options: BaseModel | None = None) -> None:
+    def __init__(self, scale: int, options: BaseModel | None = None, config: AtdConfig | None = None) -> None:
         super().__init__(scale, options)
         if scale not in (2, 3, 4):
             raise ValueError(f"{self.arch} is made for scales 2, 3 and 4, not {scale}")
-        self.config = config = AtdConfig()
+        self.config = config = config or AtdConfig()
+        if config.is_second:
+            self.arch += "_v2"
         dim = config.dim
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
         self.patch_embed = PatchNorm(dim)
@@ -249,12 +261,8 @@ class ATDLight(Network):
         return out[:, :, : h * scale, : w * scale]
 
     def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
-        """Raise CheckpointError for weights of another scale, or of another window."""
-        last, index = state.get("upsample.0.weight"), state.get("relative_position_index_SA")
-        if last is not None and last.ndim == 4 and last.shape[0] != 3 * self.scale**2:
-            root = (last.shape[0] / 3) ** 0.5
-            found = f"x{root:.0f}" if root == int(root) else f"another scale ({last.shape[0]} output channels)"
-            raise CheckpointError(f"{where} holds weights for {found}, not x{self.scale} (key upsample.0.weight)")
+        """Raise CheckpointError for weights of another window."""
+        index = state.get("relative_position_index_SA")
         own = self.relative_position_index_SA
         if index is not None and index.shape == own.shape and not torch.equal(index.to(own.dtype), own):
             raise CheckpointError(f"{where}: 'relative_position_index_SA' is not the 16x16 window index of {self.arch}")
@@ -266,8 +274,8 @@ class PPATDLight(ATDLight):
     arch = "pp_atd_light"
     options: PurePassOptions
 
-    def __init__(self, scale: int, options: PurePassOptions | None = None) -> None:
-        super().__init__(scale, options or PurePassOptions())
+    def __init__(self, scale: int, options: PurePassOptions | None = None, config: AtdConfig | None = None) -> None:
+        super().__init__(scale, options or PurePassOptions(), config)
         for module in self.modules():
             if isinstance(module, TransformerLayer):
                 module.compensation = self.options.compensation

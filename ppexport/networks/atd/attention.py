@@ -82,30 +82,40 @@ def merge_heads(x: Tensor) -> Tensor:
 class DictionaryAttention(nn.Module):
     """ATD-CA: cosine cross-attention from every token to the block's token dictionary (equations 3 and 4)."""
 
-    def __init__(self, dim: int, dictionary_tokens: int, reduced_dim: int) -> None:
+    def __init__(self, dim: int, dictionary_tokens: int, reduced_dim: int, second: bool = False) -> None:
+        """*second*: as version 2 of the network has it, with one scale for all entries, up to 3."""
         super().__init__()
-        self.dictionary_tokens = dictionary_tokens
+        self.dictionary_tokens, self.largest = dictionary_tokens, 3 if second else 1
         self.wq = nn.Linear(dim, reduced_dim)
         self.wk = nn.Linear(dim, reduced_dim)
         self.wv = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.full((dictionary_tokens,), 0.5))
+        self.scale = nn.Parameter(torch.full((1 if second else dictionary_tokens,), 0.5))
+
+    def temperature(self) -> Tensor:
+        """What the similarity to every entry is multiplied with, (t,) or (1,)."""
+        return 1 + self.scale.clamp(0, self.largest) * math.log(self.dictionary_tokens)
 
     def forward(self, z: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens *z* (b, n, c), *dictionary* (b, t, c) -> output (b, n, c), similarity (b, n, t) that sums to 1."""
         q = F.normalize(self.wq(z), dim=-1)
         k = F.normalize(self.wk(dictionary), dim=-1)
-        temperature = 1 + self.scale.clamp(0, 1) * math.log(self.dictionary_tokens)
-        similarity = (q @ k.transpose(-1, -2) * temperature).softmax(dim=-1)
+        similarity = (q @ k.transpose(-1, -2) * self.temperature()).softmax(dim=-1)
         return similarity @ self.wv(dictionary), similarity
 
 
 class CategoryAttention(nn.Module):
     """AC-MSA: attention inside groups of tokens of like category (section 3.3), for the impure tokens only."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    logit_scale: Tensor
+
+    def __init__(self, dim: int, heads: int, second: bool = False) -> None:
+        """*second*: as version 2 of the network has it, with a fixed scale."""
         super().__init__()
         self.heads = heads
-        self.logit_scale = nn.Parameter(torch.full((1, 1), math.log(10)))
+        if second:
+            self.register_buffer("logit_scale", torch.tensor(math.log((dim // heads) ** -0.5)), persistent=False)
+        else:
+            self.logit_scale = nn.Parameter(torch.full((1, 1), math.log(10)))
         self.proj = nn.Linear(dim, dim)
 
     def forward(

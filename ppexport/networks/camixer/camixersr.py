@@ -1,0 +1,226 @@
+"""CAMixerSR (arXiv 2402.19289, CVPR 2024) with the module names of published checkpoints, made deterministic.
+
+A block computes, on images x (b, c, h, w):
+
+    x <- norm1(x + mixer(x));  x <- norm2(x + ffn(x))
+
+The mixer attends within the hard windows of 16x16 and multiplies the values of the others by a spatial weight. As
+published the number of hard windows depends on random noise, and their order on a softmax that saturates, so that many
+windows tie. Here windows are ranked by the difference of the two logits, which is the same order without saturation,
+ties by window index, and floor(ratio * windows) of them are hard, at least one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ppexport.networks.camixer import CAMixerConfig, hard_windows
+from ppexport.networks.network import Network, Trace
+from ppexport.networks.swinir.swinir_light import reflect_pad
+
+SLOPE = 0.1
+
+
+class CAMixerOptions(BaseModel):
+    """The share of windows that attend; 0.5 is the published one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = Field(default=0.5, gt=0, le=1)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of an image."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        out = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return out.permute(0, 3, 1, 2)
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """Image (b, c, h, w) -> windows (b, h/window * w/window, window^2, c)."""
+    b, c, h, w = x.shape
+    x = x.view(b, c, h // window, window, w // window, window).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(b, -1, window * window, c)
+
+
+def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Windows (b, k, window^2, c) -> image (b, c, h, w)."""
+    b, _, _, c = windows.shape
+    x = windows.view(b, height // window, width // window, window, window, c)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, height, width)
+
+
+def warp(x: Tensor, offsets: Tensor) -> Tensor:
+    """*x* (b, c, h, w), read bilinearly at every pixel's place plus *offsets* (b, 2, h, w) in pixels, x first."""
+    h, w = x.shape[2:]
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    horizontal = 2 * (columns + offsets[:, 0]) / max(w - 1, 1) - 1
+    vertical = 2 * (rows + offsets[:, 1]) / max(h - 1, 1) - 1
+    grid = torch.stack((horizontal, vertical), dim=-1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class Predictor(nn.Module):
+    """What the mixer reads off a condition (b, c + 4, h, w): offsets, channel and spatial weights, window scores."""
+
+    def __init__(self, dim: int, window: int) -> None:
+        super().__init__()
+        inner = (dim + 4) // 4
+        self.window = window
+        self.in_conv = nn.Sequential(nn.Conv2d(dim + 4, inner, 1), ChannelNorm(inner), nn.LeakyReLU(SLOPE))
+        self.out_offsets = nn.Sequential(
+            nn.Conv2d(inner, inner // 2, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(inner // 2, 2, 1)
+        )
+        self.out_mask = nn.Sequential(nn.Linear(window**2, window), nn.LeakyReLU(SLOPE), nn.Linear(window, 2))
+        self.out_CA = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, dim, 1), nn.Sigmoid())
+        self.out_SA = nn.Sequential(nn.Conv2d(inner, 1, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Offsets (b, 2, h, w), channel weights (b, c, 1, 1), spatial weights (b, 1, h, w), scores (b, k)."""
+        u = self.in_conv(condition)
+        offsets = 8 * torch.tanh(self.out_offsets(u))
+        windows = to_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1)
+        logits = self.out_mask(windows)
+        return offsets, self.out_CA(u), self.out_SA(u), logits[..., 0] - logits[..., 1]
+
+
+class Mixer(nn.Module):
+    """The content-aware mixer."""
+
+    def __init__(self, config: CAMixerConfig, ratio: float) -> None:
+        super().__init__()
+        dim = config.dim
+        self.window, self.ratio = config.window, ratio
+        self.project_v = nn.Conv2d(dim, dim, 1)
+        self.project_q = nn.Linear(dim, dim)
+        self.project_k = nn.Linear(dim, dim)
+        self.conv_sptial = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, dim, 3, padding=2, groups=dim, dilation=2)
+        )
+        self.project_out = nn.Conv2d(dim, dim, 1)
+        self.route = Predictor(dim, config.window)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """*x* (b, c, h, w) and what is known of every pixel, *condition* (b, 4, h, w) -> (b, c, h, w)."""
+        c, h, w = x.shape[1:]
+        v = self.project_v(x)
+        offsets, channels, spatial, scores = self.route(torch.cat((v, condition), dim=1))
+        keys = x + warp(x, offsets)
+        hard = hard_windows(scores.shape[1], self.ratio)
+        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :hard]
+        index = chosen[:, :, None, None].expand(-1, -1, self.window**2, c)
+        values = to_windows(v, self.window)
+        read = [to_windows(t, self.window).gather(1, index) for t in (x, keys)]
+        logits = self.project_q(read[0]) @ self.project_k(read[1]).transpose(-1, -2)
+        attended = logits.softmax(dim=-1) @ values.gather(1, index)
+        easy = values * to_windows(spatial, self.window)
+        mixed = from_windows(easy.scatter(1, index, attended), self.window, h, w)
+        mixed = F.gelu(self.conv_sptial(mixed)) * channels + mixed
+        out: Tensor = self.project_out(mixed)
+        return out
+
+
+class GatedFFN(nn.Module):
+    """Convolution 1x1 to twice the channels, depthwise 3x3, GELU(a) * b, convolution 1x1; no biases."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project_in = nn.Conv2d(dim, 2 * dim, 1, bias=False)
+        self.dwconv = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim, bias=False)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        a, b = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        out: Tensor = self.project_out(F.gelu(a) * b)
+        return out
+
+
+class MixerBlock(nn.Module):
+    """Mixer and FFN, each with a residual connection and a norm behind it."""
+
+    def __init__(self, config: CAMixerConfig, ratio: float) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(config.dim)
+        self.mixer = Mixer(config, ratio)
+        self.norm2 = ChannelNorm(config.dim)
+        self.ffn = GatedFFN(config.dim)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        x = self.norm1(x + self.mixer(x, condition))
+        out: Tensor = self.norm2(x + self.ffn(x))
+        return out
+
+
+class MixerGroup(nn.Module):
+    """Blocks, a 1x1 convolution and a residual connection."""
+
+    def __init__(self, config: CAMixerConfig, depth: int, ratio: float) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(MixerBlock(config, ratio) for _ in range(depth))
+        self.body_tail = nn.Conv2d(config.dim, config.dim, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        y = x
+        for block in self.body:
+            y = block(y, condition)
+        out: Tensor = self.body_tail(y) + x
+        return out
+
+
+def places_in_windows(height: int, width: int, window: int) -> Tensor:
+    """(1, 2, h, w): row and column of every pixel inside its window, from -1 to 1."""
+    line = torch.linspace(-1, 1, window)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij")).repeat(1, height // window, width // window)[None]
+
+
+class CAMixerSR(Network):
+    """CAMixerSR-S: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch = "camixersr"
+    options: CAMixerOptions
+
+    def __init__(self, scale: int, options: CAMixerOptions | None = None) -> None:
+        super().__init__(scale, options or CAMixerOptions())
+        self.config = config = CAMixerConfig()
+        dim = config.dim
+        self.global_predictor = nn.Sequential(
+            nn.Conv2d(dim, 8, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(8, 2, 3, padding=1), nn.LeakyReLU(SLOPE)
+        )
+        self.head = nn.Conv2d(3, dim, 3, padding=1)
+        self.body = nn.ModuleList(MixerGroup(config, depth, self.options.ratio) for depth in config.depths)
+        self.body_tail = nn.Conv2d(dim, dim, 3, padding=1)
+        self.tail = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """As `Network.forward`. The weights choose the windows: *mask* and *categories* must be None."""
+        if mask is not None or categories is not None:
+            raise ValueError(f"{self.arch} takes no mask and no categories")
+        h, w = x.shape[2:]
+        head = self.head(reflect_pad(x, self.config.window))
+        places = places_in_windows(head.shape[2], head.shape[3], self.config.window).expand(len(x), -1, -1, -1)
+        condition = torch.cat((self.global_predictor(head), places), dim=1)
+        y = head
+        for group in self.body:
+            y = group(y, condition)
+        out: Tensor = self.tail(self.body_tail(y) + head)
+        return out[:, :, : h * self.scale, : w * self.scale]

@@ -1,0 +1,172 @@
+"""SwinIR-light (arXiv 2108.10257), with the module names of published checkpoints.
+
+A layer computes, on tokens x (b, n, c), where every second layer shifts its windows by half a window:
+
+    x <- x + proj(attention(qkv(LayerNorm(x))))            inside windows of 8x8
+    x <- x + fc2(GELU(fc1(LayerNorm(x))))
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppexport.errors import CheckpointError
+from ppexport.networks.atd.atd_light import RGB_MEAN, PatchNorm
+from ppexport.networks.atd.attention import WindowAttention, relative_position_index
+from ppexport.networks.network import Network, Trace
+from ppexport.networks.swinir import SwinIRConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+class SwinAttention(WindowAttention):
+    """Window attention with its own projection to q, k and v."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, config: SwinIRConfig) -> None:
+        super().__init__(config.dim, config.window, config.heads)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        # A published state dict holds this index, so it is a buffer and is checked when weights are loaded.
+        self.register_buffer("relative_position_index", relative_position_index(config.window))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (..., c) -> tokens (..., c)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SwinLayer(nn.Module):
+    """One transformer layer, its windows shifted by *shift* pixels."""
+
+    def __init__(self, config: SwinIRConfig, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.attn = SwinAttention(config)
+        self.norm2 = nn.LayerNorm(config.dim)
+        self.mlp = Mlp(config.dim, config.hidden)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (b, n, c) of an image of *size* -> tokens (b, n, c)."""
+        attention = self.attn
+        x = x + attention(attention.qkv(self.norm1(x)), size, self.shift, attention.relative_position_index)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class SwinGroup(nn.Module):
+    """The layers of one block."""
+
+    def __init__(self, config: SwinIRConfig, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SwinLayer(config, config.window // 2 if i % 2 else 0) for i in range(depth))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        for layer in self.blocks:
+            x = layer(x, size)
+        return x
+
+
+class SwinBlock(nn.Module):
+    """Transformer layers, a 3x3 convolution and a residual connection."""
+
+    def __init__(self, config: SwinIRConfig, depth: int) -> None:
+        super().__init__()
+        self.residual_group = SwinGroup(config, depth)
+        self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (b, n, c) -> tokens (b, n, c)."""
+        b, _, c = x.shape
+        out: Tensor = self.conv(self.residual_group(x, size).transpose(1, 2).reshape(b, c, *size))
+        return out.flatten(2).transpose(1, 2) + x
+
+
+def reflect_pad(x: Tensor, multiple: int) -> Tensor:
+    """Reflect (b, c, h, w) to the right and to the bottom up to multiples of *multiple*, without repeating the edge."""
+    h, w = x.shape[2:]
+    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="reflect")
+
+
+def border_mask(side: int, window: int) -> Tensor:
+    """What published code adds to the logits of shifted windows of an image (side, side): 0, or -100 between the pieces
+    of opposite borders -> (windows, window^2, window^2)."""
+    pieces = torch.zeros(side, dtype=torch.int64)
+    pieces[-window:], pieces[-(window // 2) :] = 1, 2
+    image = (3 * pieces[:, None] + pieces).view(side // window, window, side // window, window)
+    piece = image.transpose(1, 2).reshape(-1, window * window)
+    return torch.where(piece[:, None] == piece[:, :, None], 0.0, -100.0)
+
+
+class SwinIRLight(Network):
+    """SwinIR-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+
+    arch = "swinir_light"
+    mean: Tensor
+
+    def __init__(self, scale: int, options: BaseModel | None = None) -> None:
+        super().__init__(scale, options)
+        self.config = config = SwinIRConfig()
+        dim = config.dim
+        self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
+        self.patch_embed = PatchNorm(dim)
+        self.layers = nn.ModuleList(SwinBlock(config, depth) for depth in config.depths)
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
+        self.upsample = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        categories: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """As `Network.forward`. There is nothing to route: *mask* and *categories* must be None."""
+        if mask is not None or categories is not None:
+            raise ValueError(f"{self.arch} takes no mask and no categories")
+        h, w = x.shape[2:]
+        padded = reflect_pad(x, self.config.window)
+        size = (padded.shape[2], padded.shape[3])
+        first = self.conv_first(padded - self.mean)
+        tokens = self.patch_embed(first)
+        for block in self.layers:
+            tokens = block(tokens, size)
+        deep = self.norm(tokens).transpose(1, 2).reshape(first.shape)
+        out: Tensor = self.upsample(self.conv_after_body(deep) + first) + self.mean
+        return out[:, :, : h * self.scale, : w * self.scale]
+
+    def check_state(self, state: dict[str, Tensor], where: Path | str) -> None:
+        """Raise CheckpointError for weights of another window; take out the masks of published files, which the image
+        size tells."""
+        window = self.config.window
+        for key in [key for key in state if key.endswith(".attn_mask")]:
+            mask = state.pop(key)
+            side = math.isqrt(len(mask) if mask.ndim else 0) * window
+            if side == 0 or not torch.equal(mask.float(), border_mask(side, window)):
+                raise CheckpointError(f"{where}: {key!r} is not the mask of shifted {window}x{window} windows")
+        for key, own in self.state_dict().items():
+            if not key.endswith(".relative_position_index") or key not in state or state[key].shape != own.shape:
+                continue
+            if not torch.equal(state[key].to(own.dtype), own):
+                raise CheckpointError(f"{where}: {key!r} is not the {window}x{window} window index of {self.arch}")
