@@ -16,9 +16,17 @@ from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
+REPEATED = ("atd_light", "atd_light_v2")
+"""What they are made of stands in their Pure-Pass forms, too: all but fp32 of them is slow."""
 # A backend of another package has its own tests.
 COMBINATIONS = [
-    pytest.param(architecture, backend, precision, id=f"{architecture}-{backend.name}-{precision}")
+    pytest.param(
+        architecture,
+        backend,
+        precision,
+        id=f"{architecture}-{backend.name}-{precision}",
+        marks=[pytest.mark.slow] if architecture in REPEATED and precision != "fp32" else [],
+    )
     for architecture in architectures()
     for backend in backends().values()
     if type(backend).__module__.startswith("ppexport.")

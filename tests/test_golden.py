@@ -95,8 +95,9 @@ def check_artifact(name: str, arch: str, size: tuple[int, int], folder) -> None:
     ("name", "arch", "size"),
     [
         ("atd_light_x2_trained", "pp_atd_light", (37, 53)),
-        ("atd_light_v2_x2_random", "atd_light", (16, 16)),
-        ("atd_light_v2_x2_random", "pp_atd_light", (33, 17)),
+        # Their layers are in the contract test, and what the whole network computes above.
+        pytest.param("atd_light_v2_x2_random", "atd_light", (16, 16), marks=pytest.mark.slow),
+        pytest.param("atd_light_v2_x2_random", "pp_atd_light", (33, 17), marks=pytest.mark.slow),
     ],
 )
 def test_an_artifact_meets_the_gate(name, arch, size, tmp_path):

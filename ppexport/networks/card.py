@@ -182,12 +182,12 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
             find_architecture(arch)
         if arch is None and scale is None:
             raise InputError(
-                f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give arch ({names}), "
-                "scale and checkpoint"
+                f"name a model ({', '.join(bundled_cards())}, or a folder with a {CARD}), or give a checkpoint, whose "
+                f"weights tell its arch ({names}) and scale"
             )
         if arch is None or scale is None:
             raise InputError(
-                f"without a model's name the weights need both --arch ({names}) and --scale: "
+                f"without a model's name and a checkpoint both --arch ({names}) and --scale are needed: "
                 f"--{'arch' if arch is None else 'scale'} is missing"
             )
         fields = {"name": f"{arch}_x{scale}", "summary": OWN_SUMMARY, "licence": OWN_LICENCE}
