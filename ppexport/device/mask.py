@@ -57,6 +57,12 @@ def mirror_index(size: int, padded: int) -> NDArray[np.int64]:
     return np.where(q < size, q, 2 * size - 1 - q)
 
 
+def reflect_index(size: int, padded: int) -> NDArray[np.int64]:
+    """As `mirror_index`, without repeating the edge; *padded* is below twice *size*."""
+    place = np.arange(padded)
+    return np.where(place < size, place, 2 * (size - 1) - place)
+
+
 def padded_size(size: int, multiple: int = MULTIPLE) -> int:
     """*size* rounded up to a multiple of 16, or of *multiple*."""
     return -(-size // multiple) * multiple

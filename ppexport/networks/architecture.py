@@ -128,6 +128,10 @@ class Architecture(ABC):
     """Roles of the modules that Core ML and Core AI compute in fp16 as a whole, in a half-precision file."""
     branches: tuple[str, ...] = ()
     """The names that `branch_of` gives, in the order in which figures list them."""
+    branch_patterns: Mapping[str, str] = {".*": "network"}
+    """{regular expression of module paths: branch}; the first that matches counts."""
+    block: str = ""
+    """Role of a block, by whose number figures are summed as well; what is in none is "head and tail"."""
 
     def options(self) -> type[BaseModel] | None:
         """The model of the card's `options`; None for a network that has none."""
@@ -145,8 +149,13 @@ class Architecture(ABC):
         """An untrained network."""
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
-        """Block and branch of an operation in *module*, which *moves* tokens or numbers without computing on them."""
-        return module.partition(".")[0] or "network", "network"
+        """Block and branch of an operation in *module*, "" for the network itself.
+
+        What only *moves* tokens or numbers, and computes nothing on them, may be in another branch.
+        """
+        place = place_of(self.block, ".".join(module.split(".")[: self.block.count(".") + 1]))
+        branch = next(name for pattern, name in self.branch_patterns.items() if re.fullmatch(pattern, module))
+        return str(place[0]) if place else "head and tail", branch
 
     @abstractmethod
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:

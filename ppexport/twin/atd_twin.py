@@ -64,8 +64,6 @@ class AtdTwin(StaticTwin):
     """The twin of ATD-light and of PP-ATD-light."""
 
     mean: Tensor
-    rows: Tensor
-    columns: Tensor
     high: Tensor
     low: Tensor
 
@@ -93,14 +91,7 @@ class AtdTwin(StaticTwin):
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        self.register_buffer("rows", torch.from_numpy(mirror_index(size[0], height)).int())
-        self.register_buffer("columns", torch.from_numpy(mirror_index(size[1], width)).int())
-
-    def pad(self, lr: Tensor) -> Tensor:
-        """Mirror (1, 3, h, w) up to multiples of 16, by two constant gathers."""
-        if self.size[0] != self.padded[0]:
-            lr = lr.index_select(2, self.rows)
-        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+        self.pad_by(mirror_index)
 
     def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
         """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""

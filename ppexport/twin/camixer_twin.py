@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.mask import padded_size
+from ppexport.device.mask import padded_size, reflect_index
 from ppexport.errors import TwinError
 from ppexport.networks.camixer import hard_windows
 from ppexport.networks.camixer.camixersr import CAMixerSR, Mixer, MixerBlock, MixerGroup, Predictor, places_in_windows
 from ppexport.networks.network import Network, Trace
 from ppexport.twin.blocks import merge, partition
-from ppexport.twin.swinir_twin import check_reflection, reflect_index
+from ppexport.twin.swinir_twin import check_reflection
 from ppexport.twin.twin import StaticTwin
 
 
@@ -173,8 +173,6 @@ class CAMixerTwin(StaticTwin):
     within_columns: Tensor
     across: Tensor
     down: Tensor
-    rows: Tensor
-    columns: Tensor
 
     def __init__(self, network: CAMixerSR, size: tuple[int, int]) -> None:
         window = network.config.window
@@ -192,14 +190,7 @@ class CAMixerTwin(StaticTwin):
         self.register_buffer("within_columns", places_in_windows(window, width, window)[0, 1, 0].clone())
         self.register_buffer("across", torch.arange(width).float())
         self.register_buffer("down", torch.arange(height).float())
-        self.register_buffer("rows", reflect_index(size[0], height))
-        self.register_buffer("columns", reflect_index(size[1], width))
-
-    def pad(self, lr: Tensor) -> Tensor:
-        """Reflect (1, 3, h, w) up to multiples of 16, by two constant gathers."""
-        if self.size[0] != self.padded[0]:
-            lr = lr.index_select(2, self.rows)
-        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+        self.pad_by(reflect_index)
 
     def forward(
         self,

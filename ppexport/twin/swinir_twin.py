@@ -14,7 +14,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ppexport.device.mask import padded_size
+from ppexport.device.mask import padded_size, reflect_index
 from ppexport.errors import TwinError
 from ppexport.networks.network import Network, Trace
 from ppexport.networks.swinir.swinir_light import SwinBlock, SwinIRLight, SwinLayer
@@ -81,12 +81,6 @@ class StaticSwinBlock(nn.Module):
         return tokens_of(self.conv(image_of(self.residual_group(x, shared), self.size))) + x
 
 
-def reflect_index(size: int, padded: int) -> Tensor:
-    """(padded,) int32: where each position reads along an axis of *size*, reflected without repeating the edge."""
-    place = torch.arange(padded)
-    return torch.where(place < size, place, 2 * (size - 1) - place).int()
-
-
 def check_reflection(arch: str, size: tuple[int, int], multiple: int) -> None:
     """Raise TwinError where images of *size* have too few pixels to be reflected up to multiples of *multiple*."""
     for side in size:
@@ -102,8 +96,6 @@ class SwinIRTwin(StaticTwin):
     """The twin of SwinIR-light."""
 
     mean: Tensor
-    rows: Tensor
-    columns: Tensor
     high: Tensor
     low: Tensor
 
@@ -122,14 +114,7 @@ class SwinIRTwin(StaticTwin):
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        self.register_buffer("rows", reflect_index(size[0], height))
-        self.register_buffer("columns", reflect_index(size[1], width))
-
-    def pad(self, lr: Tensor) -> Tensor:
-        """Reflect (1, 3, h, w) up to multiples of 8, by two constant gathers."""
-        if self.size[0] != self.padded[0]:
-            lr = lr.index_select(2, self.rows)
-        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
+        self.pad_by(reflect_index)
 
     def forward(
         self,

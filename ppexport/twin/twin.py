@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppexport.device.artifact import check_capacities, check_size
@@ -35,6 +38,9 @@ class PurePassModule(Protocol):
 class StaticTwin(nn.Module):
     """A network for one input (1, 3, h, w) in [0, 1] and *capacity* slots at most; gives (sr, impure_tokens)."""
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(
         self, network: Network, size: tuple[int, int], padded: tuple[int, int], capacity: int, flavour: str
     ) -> None:
@@ -56,9 +62,16 @@ class StaticTwin(nn.Module):
         """The twin of the same network with *capacity* slots; this one where it has them."""
         return self if capacity == self.capacity else make_twin(self.network, self.size, capacity, self.flavour)
 
+    def pad_by(self, index: Callable[[int, int], NDArray[np.int64]]) -> None:
+        """Have `pad` read row and column *index*(size, padded) of the image."""
+        for name, size, padded in zip(("rows", "columns"), self.size, self.padded, strict=True):
+            self.register_buffer(name, torch.from_numpy(index(size, padded)).int())
+
     def pad(self, lr: Tensor) -> Tensor:
-        """The padded image (1, 3, H', W') of *lr* (1, 3, h, w)."""
-        raise NotImplementedError
+        """The padded image (1, 3, H', W') of *lr* (1, 3, h, w), by two constant gathers."""
+        if self.size[0] != self.padded[0]:
+            lr = lr.index_select(2, self.rows)
+        return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
 
     def routed_layers(self) -> dict[str, RoutedLayer]:
         """{module path: layer} of the layers that route, in the order in which they run."""

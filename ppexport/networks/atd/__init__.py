@@ -39,18 +39,6 @@ HALF = {
     "conv_after_body": frozenset({"Conv"}),
 }
 _ANY_LAYER = r"layers\.\d+\.residual_group\.layers\.\d+"
-_BRANCHES = {
-    # Directly in the network lies the plan of the slots, which is made once from the mask.
-    r"(pure_pass.*)?": "mask",
-    rf"{_ANY_LAYER}\.attn_win.*": "window attention",
-    rf"{_ANY_LAYER}\.attn_aca\.(router|dense)(\..*)?": "routing",
-    rf"{_ANY_LAYER}\.attn_aca.*": "category attention",
-    rf"{_ANY_LAYER}\.(attn_atd|norm3).*": "dictionary",
-    rf"{_ANY_LAYER}\.(convffn|norm2|output).*": "FFN",
-    rf"{_ANY_LAYER}(\..*)?": "projections and norms",
-    r".*": "head and tail",
-}
-"""{pattern of modules: branch}; the first pattern that matches counts."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +93,18 @@ class AtdLight(Architecture):
     half = HALF
     half_sums = (f"{LAYER}.attn_atd",)
     half_modules = tuple(role for role in HALF if role.startswith(LAYER) and not role.endswith(".Gemm"))
+    block = "layers.*"
+    branch_patterns = {  # noqa: RUF012
+        # Directly in the network lies the plan of the slots, which is made once from the mask.
+        r"(pure_pass.*)?": "mask",
+        rf"{_ANY_LAYER}\.attn_win.*": "window attention",
+        rf"{_ANY_LAYER}\.attn_aca\.(router|dense)(\..*)?": "routing",
+        rf"{_ANY_LAYER}\.attn_aca.*": "category attention",
+        rf"{_ANY_LAYER}\.(attn_atd|norm3).*": "dictionary",
+        rf"{_ANY_LAYER}\.(convffn|norm2|output).*": "FFN",
+        rf"{_ANY_LAYER}(\..*)?": "projections and norms",
+        r".*": "head and tail",
+    }
     branches = (
         "window attention",
         "category attention",
@@ -130,15 +130,10 @@ class AtdLight(Architecture):
         return ATDLight(scale, config=self.config)
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
-        """Block "0", "1", ... or "head and tail", and branch, of an operation in *module*, "" for the network itself.
-
-        In a layer and in its category attention, what only *moves* or counts tokens is routing.
-        """
-        block = re.match(r"layers\.(\d+)(?:\.|$)", module)
-        branch = next(branch for pattern, branch in _BRANCHES.items() if re.fullmatch(pattern, module))
-        if moves and re.fullmatch(rf"{_ANY_LAYER}(\.attn_aca)?", module):
-            branch = "routing"
-        return block[1] if block else "head and tail", branch
+        """As `Architecture.branch_of`. In a layer and its category attention, what only moves tokens is routing."""
+        block, branch = super().branch_of(module, moves)
+        routes = moves and re.fullmatch(rf"{_ANY_LAYER}(\.attn_aca)?", module)
+        return block, "routing" if routes else branch
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
         """As `Architecture.cost`. Category attention takes whole groups of 128 of the *impure* tokens.

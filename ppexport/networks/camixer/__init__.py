@@ -5,7 +5,6 @@ Needs neither torch nor pydantic: profiles are read on machines that lack both.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,16 +22,6 @@ BLOCK = "body.*.body.*"
 CONV = frozenset({"Conv"})
 PRODUCT = frozenset({"Gemm", "MatMul", "Add"})
 _ANY_BLOCK = r"body\.\d+\.body\.\d+"
-_BRANCHES = {
-    rf"{_ANY_BLOCK}\.mixer\.route.*": "predictor",
-    rf"{_ANY_BLOCK}\.mixer\.(project_q|project_k).*": "window attention",
-    rf"{_ANY_BLOCK}\.mixer": "window attention",
-    rf"{_ANY_BLOCK}\.mixer\..*": "mixer convolutions",
-    rf"{_ANY_BLOCK}\.ffn.*": "FFN",
-    rf"{_ANY_BLOCK}(\..*)?": "norms and sums",
-    r".*": "head and tail",
-}
-"""{pattern of modules: branch}; the first pattern that matches counts."""
 NORM_COST = 5
 """What the published counting of multiply-adds takes for every normalised element."""
 
@@ -85,6 +74,16 @@ class CAMixerSRArchitecture(Architecture):
         "body_conv": "body_tail",
     }
     int8_costly = ("body_conv",)
+    block = "body.*"
+    branch_patterns = {  # noqa: RUF012
+        rf"{_ANY_BLOCK}\.mixer\.route.*": "predictor",
+        rf"{_ANY_BLOCK}\.mixer\.(project_q|project_k).*": "window attention",
+        rf"{_ANY_BLOCK}\.mixer": "window attention",
+        rf"{_ANY_BLOCK}\.mixer\..*": "mixer convolutions",
+        rf"{_ANY_BLOCK}\.ffn.*": "FFN",
+        rf"{_ANY_BLOCK}(\..*)?": "norms and sums",
+        r".*": "head and tail",
+    }
     branches = (
         "window attention",
         "predictor",  # what chooses the windows, and the weights of the others
@@ -111,12 +110,6 @@ class CAMixerSRArchitecture(Architecture):
         from ppexport.networks.camixer.camixersr import CAMixerSR
 
         return CAMixerSR(scale, self.options().model_validate(options or {}))
-
-    def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
-        """Group "0", "1", ... or "head and tail", and branch, of an operation in *module*."""
-        group = re.match(r"body\.(\d+)(?:\.|$)", module)
-        branch = next(branch for pattern, branch in _BRANCHES.items() if re.fullmatch(pattern, module))
-        return group[1] if group else "head and tail", branch
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
         """As `Architecture.cost`, with *impure* tokens in hard windows; None is the published half of the windows.

@@ -5,7 +5,6 @@ Needs neither torch nor pydantic: profiles are read on machines that lack both.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
 LAYER = "layers.*.residual_group.blocks.*"
 PRODUCT = frozenset({"Gemm", "MatMul", "Add"})
 _ANY_LAYER = r"layers\.\d+\.residual_group\.blocks\.\d+"
-_BRANCHES = {
-    rf"{_ANY_LAYER}\.attn.*": "window attention",
-    rf"{_ANY_LAYER}\.mlp.*": "FFN",
-    rf"{_ANY_LAYER}(\..*)?": "norms and sums",
-    r".*": "head and tail",
-}
-"""{pattern of modules: branch}; the first pattern that matches counts."""
 NORM_COST = 5
 """What the published counting of multiply-adds takes for every element of a LayerNorm."""
 
@@ -69,6 +61,13 @@ class SwinIRLightArchitecture(Architecture):
         "body_conv": "conv_after_body",
     }
     int8_costly = ("body_conv",)
+    block = "layers.*"
+    branch_patterns = {  # noqa: RUF012
+        rf"{_ANY_LAYER}\.attn.*": "window attention",
+        rf"{_ANY_LAYER}\.mlp.*": "FFN",
+        rf"{_ANY_LAYER}(\..*)?": "norms and sums",
+        r".*": "head and tail",
+    }
     branches = ("window attention", "FFN", "norms and sums", "head and tail")
 
     def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
@@ -82,12 +81,6 @@ class SwinIRLightArchitecture(Architecture):
         from ppexport.networks.swinir.swinir_light import SwinIRLight
 
         return SwinIRLight(scale)
-
-    def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
-        """Block "0", "1", ... or "head and tail", and branch, of an operation in *module*."""
-        block = re.match(r"layers\.(\d+)(?:\.|$)", module)
-        branch = next(branch for pattern, branch in _BRANCHES.items() if re.fullmatch(pattern, module))
-        return block[1] if block else "head and tail", branch
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
         """As `Architecture.cost`; there is nothing to route."""
