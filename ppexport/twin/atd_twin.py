@@ -95,8 +95,7 @@ class AtdTwin(StaticTwin):
 
     def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
         """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""
-        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
-            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        self.check_lr(lr)
         if (mask is not None or slots is not None) and self.pure_pass is None:
             raise ValueError("a mask and slots are for pp_atd_light only")
         if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):

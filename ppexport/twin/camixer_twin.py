@@ -201,8 +201,7 @@ class CAMixerTwin(StaticTwin):
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `StaticTwin.forward`. The weights choose the windows: *mask*, *slots* and *categories* must be None."""
-        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
-            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        self.check_lr(lr)
         if mask is not None or slots is not None or categories is not None:
             raise ValueError("camixersr takes no mask, no slots and no categories")
         h, w = self.padded

@@ -125,8 +125,7 @@ class SwinIRTwin(StaticTwin):
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `StaticTwin.forward`; there is nothing to route."""
-        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
-            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+        self.check_lr(lr)
         if mask is not None or slots is not None or categories is not None:
             raise ValueError("swinir_light takes no mask, no slots and no categories")
         tokens = (self.high + self.low).view(-1)

@@ -62,6 +62,11 @@ class StaticTwin(nn.Module):
         """The twin of the same network with *capacity* slots; this one where it has them."""
         return self if capacity == self.capacity else make_twin(self.network, self.size, capacity, self.flavour)
 
+    def check_lr(self, lr: Tensor) -> None:
+        """Raise ValueError unless *lr* is one image of this size. Plain numbers, so nothing of it enters the graph."""
+        if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
+            raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
+
     def pad_by(self, index: Callable[[int, int], NDArray[np.int64]]) -> None:
         """Have `pad` read row and column *index*(size, padded) of the image."""
         for name, size, padded in zip(("rows", "columns"), self.size, self.padded, strict=True):
