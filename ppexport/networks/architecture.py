@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -38,8 +38,8 @@ def pattern_of(role: str) -> re.Pattern[str]:
 
 
 def place_of(role: str, module: str | None) -> Place | None:
-    """The numbers in the path *module*, such as (0, 5), where it matches the pattern *role*; None where it does not."""
-    match = None if module is None else pattern_of(role).fullmatch(module)
+    """The numbers in the path *module*, such as (0, 5), where it matches the *role*, else None; "" matches nothing."""
+    match = pattern_of(role).fullmatch(module) if role and module is not None else None
     return None if match is None else tuple(map(int, match.groups()))
 
 
@@ -48,12 +48,14 @@ class Routing:
     """Where a network routes tokens by their data: roles of the modules that parity looks into."""
 
     choice: str = ""
-    """Its ArgMax chooses every token's category; one for each layer, and in their order. "" where only the mask, which
-    follows from the image alone, routes."""
+    """Its *operator* chooses the category of every token or window; one for each layer, and in their order. "" where
+    the mask alone routes, which follows from the image."""
+    operator: str = "ArgMax"
+    """Of ONNX: "ArgMax", or "Less" where the categories are 1 for windows that attend and 0 for the others."""
     tokens: str = ""
-    """Its result is what a layer returns."""
+    """Its last sum is what a layer returns, or normalises and returns."""
     norm: str = ""
-    """It reads the tokens that a layer chooses from."""
+    """It reads the tokens that a layer chooses from; "" where choices cannot be made again from another's numbers."""
     keys: str = ""
     """It reads the dictionary that a layer chooses from."""
     mask: str = ""
@@ -128,7 +130,7 @@ class Architecture(ABC):
     """Roles whose Gemm adds its product to the sum through all layers: the sum stays fp32, the product does not."""
     half_modules: tuple[str, ...] = ()
     """Roles of the modules that Core ML and Core AI compute in fp16 as a whole, in a half-precision file."""
-    branches: tuple[str, ...] = ()
+    branches: Sequence[str] = ()
     """The names that `branch_of` gives, in the order in which figures list them."""
     branch_patterns: Mapping[str, str] = {".*": "network"}
     """{regular expression of module paths: branch}; the first that matches counts."""

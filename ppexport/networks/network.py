@@ -25,11 +25,11 @@ class Trace:
     """What a network or its twin routed and computed in every layer, filled by `forward(..., trace=)`."""
 
     categories: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n) int64: the category each token chose, also when other categories were injected."""
+    """Per layer (b, n) int64: the category each token or window chose, also when other categories were injected."""
     gaps: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n): how far the best similarity is above the second best."""
+    """Per layer (b, n): how far the choice is from being another one; of similarities the best less the second best."""
     tokens: list[Tensor] = field(default_factory=list)
-    """Per layer (b, n, c): the layer's output."""
+    """Per layer (b, n, c) or (b, c, h, w): the layer's output, or what it normalises and returns."""
     inputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Per layer of a twin: the tokens (n, c) and the dictionary (t, c) that it reads."""
 
@@ -78,7 +78,7 @@ class Network(nn.Module):
         Args:
             x: images in [0, 1].
             mask: (b, H', W') bool over the padded image, True = pure, in place of the computed one.
-            categories: (layers, b, n), in place of the routing of every layer.
+            categories: (layers, b, n) of tokens or windows, in place of the routing of every layer.
             trace: records what each layer chose and computed.
         """
         raise NotImplementedError

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ppexport.networks.network import Network, Trace
 from ppexport.parity.columns import Categories, ChosenAgain, Column, Layers, Sample, narrow, wide
 from ppexport.parity.inputs import ParityInput
 from ppexport.parity.pair import Pair
-from ppexport.twin.twin import StaticTwin
+from ppexport.twin.twin import RoutedLayer, StaticTwin
 
 
 def reference_network(artifact: Artifact, checkpoint: Path | None) -> Network:
@@ -111,8 +112,10 @@ class TwinColumn(_TorchColumn):
         used = capacity if self.twin.group else None
         return Sample(sr.numpy(), int(impure), pure=pure, labels=labels, capacity=used), trace
 
-    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain:
+    def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain | None:
         """What the twin chooses from the numbers of the *other*, with the same *categories* in both."""
+        if not all(isinstance(layer, RoutedLayer) for layer in self.twin.routed_layers().values()):
+            return None
         return choose_again(self.twin, item.lr, categories, other.chosen_from(item, categories))
 
 
@@ -134,7 +137,7 @@ def choose_again(
         for layer, (_, first), given in zip(twin.routed_layers().values(), own, other, strict=True):
             dictionary = first if given.dictionary is None else given.dictionary
             copies = (torch.from_numpy(np.array(numbers, np.float32)) for numbers in (given.tokens, dictionary))
-            similarity = layer.similarity(*copies)
+            similarity = cast(RoutedLayer, layer).similarity(*copies)
             trace.choose(similarity, similarity.argmax(dim=1))
     return ChosenAgain(
         torch.stack(trace.categories).numpy(),

@@ -18,7 +18,7 @@ from ppexport.twin.layers import PortableLayer, Shared, StaticLayer, image_of, t
 from ppexport.twin.ort_layers import RowLayer
 from ppexport.twin.padded_heads import PaddedLayer
 from ppexport.twin.static_pure_pass import StaticPurePass
-from ppexport.twin.twin import RoutedLayer, StaticTwin
+from ppexport.twin.twin import StaticTwin
 
 FLAVOURS: dict[str, type[StaticLayer]] = {"portable": PortableLayer, "ort": RowLayer, "tensorrt": PaddedLayer}
 """The layers that a twin is made of."""
@@ -121,7 +121,7 @@ class AtdTwin(StaticTwin):
         sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
         return sr, impure
 
-    def routed_layers(self) -> dict[str, RoutedLayer]:
+    def routed_layers(self) -> dict[str, nn.Module]:
         """{module path: layer} in the order in which they run."""
         return {name: module for name, module in self.named_modules() if isinstance(module, StaticLayer)}
 

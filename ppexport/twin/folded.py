@@ -34,6 +34,18 @@ def scale_queries(wqkv: nn.Linear, scale: float) -> nn.Linear:
     return folded
 
 
+def split_values(qkv: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
+    """The layers of *qkv* for queries and keys, and for values."""
+    parts = []
+    for rows in (slice(0, 2 * qkv.in_features), slice(2 * qkv.in_features, None)):
+        part = nn.Linear(qkv.in_features, len(qkv.bias[rows]))
+        with torch.no_grad():
+            part.weight.copy_(qkv.weight[rows])
+            part.bias.copy_(qkv.bias[rows])
+        parts.append(part)
+    return parts[0], parts[1]
+
+
 def fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
     """A copy of *linear* that takes what *norm* computes before its weight and bias."""
     folded = copy.deepcopy(linear)

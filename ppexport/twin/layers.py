@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.folded import category_scale, dictionary_temperature, position_table, scale_queries
 from ppexport.twin.ort_routing import RowPlan
 from ppexport.twin.routing import Router, Slots, plan_slots
+from ppexport.twin.windows import WindowSlots
 
 
 def heads_of(qkv: Tensor, size: int, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +61,8 @@ class Shared:
     """(n,) bool, None for a network without Pure-Pass."""
     slots: Slots | None = None
     """The slots of category attention in the portable flavour, None for a network without Pure-Pass."""
+    windows: dict[tuple[int, int], WindowSlots] = field(default_factory=dict)
+    """By shift and area: the slots of windows of which only hard ones attend."""
     rows: RowPlan | None = None
     """What the layers of the flavour `ort` share beside this."""
     forced: Iterator[Tensor] | None = None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.device.mask import key_weights
-from ppexport.networks.card import PurePassOptions
+from ppexport.networks.card import MaskOptions
 
 
 class StaticPurePass(nn.Module):
@@ -23,7 +23,7 @@ class StaticPurePass(nn.Module):
     weights: Tensor
     offsets: Tensor
 
-    def __init__(self, options: PurePassOptions, height: int, width: int) -> None:
+    def __init__(self, options: MaskOptions, height: int, width: int) -> None:
         super().__init__()
         self.window = options.window
         self.csmf = options.csmf and min(height, width) > options.window

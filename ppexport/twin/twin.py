@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@runtime_checkable
 class RoutedLayer(Protocol):
-    """A layer that chooses a category for every token."""
+    """A layer that chooses a category for every token by its similarity to the entries of a dictionary."""
 
     def similarity(self, tokens: Tensor, dictionary: Tensor) -> Tensor:
         """What it chooses from: (n, t) similarities of *tokens* (n, c), its input, to the *dictionary* (t, c)."""
@@ -94,8 +95,8 @@ class StaticTwin(nn.Module):
             lr = lr.index_select(2, self.rows)
         return lr if self.size[1] == self.padded[1] else lr.index_select(3, self.columns)
 
-    def routed_layers(self) -> dict[str, RoutedLayer]:
-        """{module path: layer} of the layers that route, in the order in which they run."""
+    def routed_layers(self) -> dict[str, nn.Module]:
+        """{module path: layer} of the layers that choose categories, in the order in which they run."""
         return {}
 
     def forward(
@@ -112,7 +113,7 @@ class StaticTwin(nn.Module):
             lr: (1, 3, h, w) in [0, 1].
             mask: (1, 1, H', W') of 1 (pure) and 0, in place of the computed one.
             slots: (1, C): its length, whatever it holds, is used in place of the capacity.
-            categories: (layers, n) int32, in place of the routing of every layer.
+            categories: (layers, n) int32 of tokens or windows, in place of the routing of every layer.
             trace: records what every layer chose and computed.
 
         Returns:

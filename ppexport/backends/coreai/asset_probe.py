@@ -28,6 +28,7 @@ from ppexport.backends.coreai.convert_asset import Front, write_asset
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import atomic_path, is_plain_name, sha256_text
+from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.twin.twin import StaticTwin
@@ -44,22 +45,28 @@ class OpenFront(Front):
 
     def __init__(self, twin: StaticTwin) -> None:
         super().__init__(twin)
-        inside = ("categories", "tokens", "dictionaries", "layers")
-        self.outputs = (*Front.outputs, *inside, *(() if twin.pure_pass is None else ("pure", "labels")))
+        routing = find_architecture(twin.network.arch).routing
+        # What is not chosen by a dictionary cannot be chosen again from it.
+        chosen = ("categories", "layers") if routing and routing.choice else ()
+        given = ("tokens", "dictionaries") if routing and routing.norm else ()
+        self.inside = (*chosen, *given, *(() if twin.pure_pass is None else ("pure", "labels")))
+        self.outputs = (*Front.outputs, *self.inside)
 
     def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Also categories (layers, n), the layers' input tokens (layers, n, c), dictionaries (layers, t, c) and results
-        (layers, n, c); with Pure-Pass the mask (n,) and the labels (n,) that it comes from.
+        """Also, as far as the network has them, categories (layers, n), the layers' results (layers, ...), their input
+        tokens (layers, n, c) and dictionaries (layers, t, c), the mask (n,) and the labels (n,) that it comes from.
         """
-        trace = Trace()
+        trace, found = Trace(), {}
         sr, impure = self.twin(lr, mask, trace=trace)
-        given = (torch.stack([pair[i] for pair in trace.inputs]) for i in (0, 1))
-        inside = (torch.stack(trace.categories), *given, torch.stack(trace.tokens))
-        if self.twin.pure_pass is None:
-            return sr, impure, *inside
-        padded = self.twin.pad(lr)
-        pure, labels = self.twin.pure_pass(padded), self.twin.pure_pass.labels(padded)
-        return sr, impure, *inside, pure.to(torch.int32), labels.to(torch.int32).reshape(-1)
+        if "categories" in self.inside:
+            found = {"categories": torch.stack(trace.categories), "layers": torch.stack(trace.tokens)}
+        if "tokens" in self.inside:
+            found |= {name: torch.stack([pair[i] for pair in trace.inputs]) for i, name in enumerate(self.inside[2:4])}
+        if self.twin.pure_pass is not None:
+            padded = self.twin.pad(lr)
+            labels = self.twin.pure_pass.labels(padded).to(torch.int32).reshape(-1)
+            found |= {"pure": self.twin.pure_pass(padded).to(torch.int32), "labels": labels}
+        return sr, impure, *(found[name] for name in self.inside)
 
 
 class KeptResults:
@@ -136,14 +143,15 @@ class AssetProbe(Probe):
         return Inside(
             sr,
             int(shipped["impure_tokens"]),
-            inside["categories"].astype(np.int64),
+            inside.get("categories", np.zeros((0, 0))).astype(np.int64),
             None if labels is None else labels.astype(np.int64),
             None if pure is None else pure.astype(np.bool_),
         )
 
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (n, c) of every layer, with the asset's own categories."""
-        return list(self._opened(inputs)["layers"].astype(np.float32))
+        """The output (rows, c) of every layer, with the asset's own categories."""
+        found = self._opened(inputs).get("layers", np.zeros((0, 1, 1))).astype(np.float32)
+        return [layer.reshape(-1, layer.shape[-1]) for layer in found]
 
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """What every layer chose from; *categories* are the asset's own."""

@@ -96,6 +96,10 @@ class CoreMLRunner(SessionRunner):
         del self.session
 
 
+CHOICES = {"ArgMax": "reduce_argmax", "Less": "less"}
+"""Core ML's operations for the operators of ONNX that choose."""
+
+
 class PackageProbe(Probe):
     """The layers of one package, opened for looking into."""
 
@@ -113,9 +117,12 @@ class PackageProbe(Probe):
         self.session, self.where = Session(path, rounding=rounding), str(path)
         self.steps, constants = self.session.evaluator().steps, self.session.evaluator().constants
         mask = routing.mask
-        self.choices, self.tokens = self._results(routing.choice, "reduce_argmax"), self._results(routing.tokens, "add")
+        self._kind = np.int32 if routing.operator == "ArgMax" else np.bool_
+        kind = CHOICES[routing.operator]
+        self.choices, self.tokens = self._results(routing.choice, kind), self._results(routing.tokens, "add")
         self.labels, self.mask = (self._results(mask, kind) if mask else [] for kind in ("reduce_argmax", "greater"))
-        if not self.choices or len(self.choices) != len(self.tokens):
+        missing = bool(routing.choice) and not self.choices
+        if missing or len(self.choices) != len(self.tokens):
             raise ArtifactError(
                 f"{path}: the names of its operations do not contain the layers, so it cannot be inspected"
             )
@@ -140,26 +147,26 @@ class PackageProbe(Probe):
         """What replaces the choices of the layers."""
         if categories is None:
             return {}
-        return {name: chosen.astype(np.int32) for name, chosen in zip(self.choices, categories, strict=True)}
+        return {name: chosen.astype(self._kind) for name, chosen in zip(self.choices, categories, strict=True)}
 
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
         """As `Probe.run`; *inputs* are `lr`, and `slots` and `mask` where the package has functions or a mask."""
         found = self.session.run(inputs, [*self.choices, *self.labels, *self.mask], self.stand_in(categories))
         chosen = [found[name].reshape(-1) for name in self.choices]
-        if len({row.size for row in chosen}) != 1 or not found["impure_tokens"].size:
+        if len({row.size for row in chosen}) > 1 or not found["impure_tokens"].size:
             raise ArtifactError(f"{self.where}: its layers choose for different numbers of tokens: no export made it")
         return Inside(
             found["sr"],
             int(found["impure_tokens"].reshape(-1)[0]),
-            np.stack(chosen).astype(np.int64),
+            np.stack(chosen).astype(np.int64) if chosen else np.zeros((0, 0), np.int64),
             found[self.labels[0]].astype(np.int64) if self.labels else None,
             found[self.mask[0]].astype(np.bool_).reshape(-1) if self.mask else None,
         )
 
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (n, c) of every layer."""
+        """The output (rows, c) of every layer."""
         found = self.session.run(inputs, self.tokens, self.stand_in(categories))
-        return [found[name].astype(np.float32) for name in self.tokens]
+        return [found[name].astype(np.float32).reshape(-1, found[name].shape[-1]) for name in self.tokens]
 
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """As `Probe.chosen_from`. The dictionary is None in the first layer of a block, where it is a constant."""

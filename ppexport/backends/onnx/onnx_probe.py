@@ -105,13 +105,15 @@ class OnnxProbe(Probe):
                     found[place] = node
             return [found[place] for place in sorted(found)]
 
-        self.choices = [node.output[0] for node in nodes(routing.choice, "ArgMax")]
-        self.tokens = [node.output[0] for node in nodes(routing.tokens, "Add")]
         if routing.mask:
             # A mask that is an input has neither of its nodes.
             masks = [*nodes(routing.mask, "ArgMax"), *nodes(routing.mask, "Greater")]
             self.mask = [node.output[0] for node in masks]
-        if not self.choices or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
+        self._kind = TensorProto.INT64 if routing.operator == "ArgMax" else TensorProto.BOOL
+        self.choices = [node.output[0] for node in nodes(routing.choice, routing.operator)]
+        self.tokens = [node.output[0] for node in nodes(routing.tokens, "Add")]
+        missing = bool(routing.choice) and not self.choices
+        if missing or len(self.choices) != len(self.tokens) or len(self.mask) not in (0, 2):
             raise ArtifactError(f"{self.where}: its node names do not tell the layers, so it cannot be looked into")
         norms, keys = nodes(routing.norm, "LayerNormalization"), nodes(routing.keys, "Gemm")
         if len(norms) == len(keys) == len(self.choices):
@@ -124,12 +126,12 @@ class OnnxProbe(Probe):
         sr, impure, *rest = self._run(shown, inputs, categories, ["sr", "impure_tokens"])
         chosen, mask = rest[: len(self.choices)], rest[len(self.choices) :]
         labels, pure = mask if mask else (None, None)
-        own = np.stack(chosen) if chosen else np.zeros((0, 0), np.int64)
+        own = np.stack(chosen).astype(np.int64) if chosen else np.zeros((0, 0), np.int64)
         return Inside(sr, int(impure[0]), own, labels, pure)
 
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (n, c) of every layer, which a runtime keeps to the end of the run."""
-        return self._run(self.tokens, inputs, categories)
+        """The output (rows, c) of every layer, which a runtime keeps to the end of the run."""
+        return [found.reshape(-1, found.shape[-1]) for found in self._run(self.tokens, inputs, categories)]
 
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """As `Probe.chosen_from`. The dictionary is None in the first layer of a block, where it is stored."""
@@ -169,7 +171,8 @@ class OnnxProbe(Probe):
         nodes = []
         for layer, name in enumerate(injected.values()):
             graph.initializer.append(helper.make_tensor(f"{name}_number", TensorProto.INT64, [], [layer]))
-            nodes.append(helper.make_node("Gather", [INJECTED, f"{name}_number"], [name], axis=0))
+            nodes.append(helper.make_node("Gather", [INJECTED, f"{name}_number"], [f"{name}_given"], axis=0))
+            nodes.append(helper.make_node("Cast", [f"{name}_given"], [name], to=self._kind))
         for node in graph.node:
             node.input[:] = [injected.get(name, name) for name in node.input]
         set_nodes(model, [*nodes, *graph.node])

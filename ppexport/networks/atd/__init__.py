@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ppexport.device.mask import Layout
@@ -39,6 +39,7 @@ HALF = {
     "layers.*.conv": frozenset({"Conv"}),
     "conv_after_body": frozenset({"Conv"}),
 }
+ROUTING = Routing(choice=LAYER, tokens=f"{LAYER}.output", norm=f"{LAYER}.norm1", keys=f"{LAYER}.attn_atd.wk")
 _ANY_LAYER = r"layers\.\d+\.residual_group\.layers\.\d+"
 
 
@@ -73,7 +74,7 @@ class AtdLight(Architecture):
     config = AtdConfig()
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
-    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk")
+    routing = ROUTING
     # Not attention scores, softmax, norms, mask, routing and the sum through all layers, nor the first and the last
     # convolution, which are 0.4 % of the work, at the picture's own resolution.
     int8_groups = {  # noqa: RUF012
@@ -171,7 +172,7 @@ class PPAtdLight(AtdLight):
     name = "pp_atd_light"
     summary = "PP-ATD-light: ATD-light whose pure pixels skip category attention"
     masks = ("graph", "input")
-    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="pure_pass")
+    routing = replace(ROUTING, mask="pure_pass")
 
     def options(self) -> type[PurePassOptions]:
         """Colours, window, cross-shift mask fusion and compensation."""

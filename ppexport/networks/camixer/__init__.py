@@ -1,21 +1,22 @@
-"""CAMixerSR (arXiv 2402.19289, CVPR 2024): a predictor chooses the windows that attend, a fixed share of them.
+"""CAMixerSR (arXiv 2402.19289, CVPR 2024): a predictor chooses the windows that attend, a fixed share of them; and
+PP-CAMixerSR, whose Pure-Pass mask chooses them.
 
 Needs neither torch nor pydantic: profiles are read on machines that lack both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppexport.device.mask import Layout
-from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
+from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ppexport.networks.camixer.camixersr import CAMixerOptions
+    from ppexport.networks.camixer.camixersr import CAMixerOptions, PPCAMixerOptions
     from ppexport.networks.network import Network
 
 BLOCK = "body.*.body.*"
@@ -52,6 +53,7 @@ class CAMixerSRArchitecture(Architecture):
     summary = "CAMixerSR: a learned predictor chooses a fixed share of 16x16 windows for attention"
     scales = (2, 3, 4)
     layout = Layout(16, "reflect", group=0)
+    routing = Routing(f"{BLOCK}.mixer.choice", "Less", BLOCK)
     twin = "ppexport.twin.camixer_twin:make_camixer_twin"
     # Not what chooses the windows, softmax, norms and the sum through all blocks.
     half = {  # noqa: RUF012
@@ -84,7 +86,7 @@ class CAMixerSRArchitecture(Architecture):
         rf"{_ANY_BLOCK}(\..*)?": "norms and sums",
         r".*": "head and tail",
     }
-    branches = (
+    branches: Sequence[str] = (
         "window attention",
         "predictor",  # what chooses the windows, and the weights of the others
         "mixer convolutions",
@@ -93,7 +95,7 @@ class CAMixerSRArchitecture(Architecture):
         "head and tail",
     )
 
-    def options(self) -> type[CAMixerOptions]:
+    def options(self) -> type[CAMixerOptions | PPCAMixerOptions]:
         """The share of hard windows."""
         from ppexport.networks.camixer.camixersr import CAMixerOptions
 
@@ -112,24 +114,57 @@ class CAMixerSRArchitecture(Architecture):
         return CAMixerSR(scale, self.options().model_validate(options or {}))
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
-        """As `Architecture.cost`, with *impure* tokens in hard windows; None is the published half of the windows.
+        """As `Architecture.cost`, with *impure* tokens in hard windows; None is the published half of the windows, or
+        all where the mask chooses.
 
         The bilinear warp, four multiply-adds for every channel of a pixel, is not counted.
         """
         c = CAMixerConfig()
         n, d, e, area, blocks = self.layout.tokens(size), c.dim, c.inner, c.window**2, sum(c.depths)
-        hard = hard_windows(n // area, 0.5) * area if impure is None else impure
+        chooses = self.masks == ("none",)
+        if impure is None:
+            impure = hard_windows(n // area, 0.5) * area if chooses else n
         return Macs(
             {
                 "convolutions": n * (27 * d + 9 * d * d + 27 * d * scale**2 + len(c.depths) * d * d),
                 "predictor": n * (8 * d + 144) + blocks * n * ((d + 4) * e + e * (e // 2) + e // 2 * 2 + 9 * e)
-                + blocks * n // area * (area * c.window + 2 * c.window),
-                "window": blocks * hard * (2 * d * d + 2 * area * d),
+                + chooses * blocks * n // area * (area * c.window + 2 * c.window),
+                "window": blocks * impure * (2 * d * d + 2 * area * d),
                 "mixer": blocks * n * (2 * d * d + 18 * d),
                 "ffn": blocks * n * (3 * d * d + 18 * d),
+                "mask": 3 * colors * n,
                 NORMS: NORM_COST * n * blocks * (2 * d + e),
             }
         )  # fmt: skip
 
 
-ARCHITECTURES = (CAMixerSRArchitecture(),)
+class PPCAMixerSRArchitecture(CAMixerSRArchitecture):
+    """PP-CAMixerSR."""
+
+    name = "pp_camixersr"
+    summary = (
+        "PP-CAMixerSR: CAMixerSR whose Pure-Pass mask chooses the windows for attention, as many as the picture has"
+    )
+    layout = Layout(16, "reflect", group=256, grids=(0,))
+    masks = ("graph", "input")
+    routing = Routing(mask="pure_pass")
+    branch_patterns = {  # noqa: RUF012
+        r"(pure_pass.*)?": "mask",
+        **CAMixerSRArchitecture.branch_patterns,
+    }
+    branches = (*CAMixerSRArchitecture.branches, "mask")
+
+    def options(self) -> type[PPCAMixerOptions]:
+        """Colours, window, cross-shift mask fusion, and the share of pure pixels that makes a window easy."""
+        from ppexport.networks.camixer.camixersr import PPCAMixerOptions
+
+        return PPCAMixerOptions
+
+    def build(self, scale: int, options: BaseModel | None) -> Network:
+        """An untrained PP-CAMixerSR-S."""
+        from ppexport.networks.camixer.camixersr import PPCAMixerSR
+
+        return PPCAMixerSR(scale, self.options().model_validate(options or {}))
+
+
+ARCHITECTURES = (CAMixerSRArchitecture(), PPCAMixerSRArchitecture())

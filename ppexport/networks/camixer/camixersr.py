@@ -8,9 +8,15 @@ The mixer attends within the hard windows of 16x16 and multiplies the values of 
 published the number of hard windows depends on random noise, and their order on a softmax that saturates, so that many
 windows tie. Here windows are ranked by the difference of the two logits, which is the same order without saturation,
 ties by window index, and floor(ratio * windows) of them are hard, at least one.
+
+PP-CAMixerSR has the same weights, but a window is hard unless enough of its pixels are pure (`pure_pass`): how many are
+follows from the picture, and is known before the run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +24,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ppexport.networks.camixer import CAMixerConfig, hard_windows
+from ppexport.networks.card import MaskOptions
 from ppexport.networks.network import Network, Trace, pad
+from ppexport.networks.pure_pass import PurePass, easy_windows
 
 SLOPE = 0.1
+
+
+@dataclass
+class Routing:
+    """Which windows of one run attend: those that the mask says, else those that the scores of every block choose."""
+
+    hard: Tensor | None
+    """(b, k) bool, of all blocks."""
+    forced: Iterator[Tensor] | None
+    """For every block (b, k): 1 for the windows that attend, in place of its own choice."""
+    trace: Trace | None
+    """Filled with what every block chose and computed."""
+
+
+class PPCAMixerOptions(MaskOptions):
+    """Options of the mask, and the share of pure pixels that makes a window easy."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
 
 
 class CAMixerOptions(BaseModel):
@@ -109,21 +135,30 @@ class Mixer(nn.Module):
         self.project_out = nn.Conv2d(dim, dim, 1)
         self.route = Predictor(dim, config.window)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def choose(self, scores: Tensor, routing: Routing) -> Tensor:
+        """Which windows attend (b, k) bool, by their *scores* (b, k) where nothing else says so."""
+        if routing.hard is not None:
+            return routing.hard
+        count = hard_windows(scores.shape[1], self.ratio)
+        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+        own = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
+        if routing.trace is not None:
+            routing.trace.categories.append(own.long())
+            routing.trace.gaps.append(margins(scores, own))
+        return own if routing.forced is None else next(routing.forced).bool()
+
+    def forward(self, x: Tensor, condition: Tensor, routing: Routing) -> Tensor:
         """*x* (b, c, h, w) and what is known of every pixel, *condition* (b, 4, h, w) -> (b, c, h, w)."""
-        c, h, w = x.shape[1:]
+        h, w = x.shape[2:]
         v = self.project_v(x)
         offsets, channels, spatial, scores = self.route(torch.cat((v, condition), dim=1))
-        keys = x + warp(x, offsets)
-        hard = hard_windows(scores.shape[1], self.ratio)
-        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :hard]
-        index = chosen[:, :, None, None].expand(-1, -1, self.window**2, c)
+        keys, hard = x + warp(x, offsets), self.choose(scores, routing)
         values = to_windows(v, self.window)
-        read = [to_windows(t, self.window).gather(1, index) for t in (x, keys)]
+        read = [to_windows(t, self.window)[hard] for t in (x, keys)]
         logits = self.project_q(read[0]) @ self.project_k(read[1]).transpose(-1, -2)
-        attended = logits.softmax(dim=-1) @ values.gather(1, index)
+        attended = logits.softmax(dim=-1) @ values[hard]
         easy = values * to_windows(spatial, self.window)
-        mixed = from_windows(easy.scatter(1, index, attended), self.window, h, w)
+        mixed = from_windows(easy.index_put((hard,), attended), self.window, h, w)
         mixed = F.gelu(self.conv_sptial(mixed)) * channels + mixed
         out: Tensor = self.project_out(mixed)
         return out
@@ -155,10 +190,13 @@ class MixerBlock(nn.Module):
         self.norm2 = ChannelNorm(config.dim)
         self.ffn = GatedFFN(config.dim)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, routing: Routing) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        x = self.norm1(x + self.mixer(x, condition))
-        out: Tensor = self.norm2(x + self.ffn(x))
+        x = self.norm1(x + self.mixer(x, condition, routing))
+        x = x + self.ffn(x)
+        if routing.trace is not None:
+            routing.trace.tokens.append(x)
+        out: Tensor = self.norm2(x)
         return out
 
 
@@ -170,13 +208,23 @@ class MixerGroup(nn.Module):
         self.body = nn.ModuleList(MixerBlock(config, ratio) for _ in range(depth))
         self.body_tail = nn.Conv2d(config.dim, config.dim, 1)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, routing: Routing) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
         y = x
         for block in self.body:
-            y = block(y, condition)
+            y = block(y, condition, routing)
         out: Tensor = self.body_tail(y) + x
         return out
+
+
+def margins(scores: Tensor, own: Tensor) -> Tensor:
+    """How far the *scores* (b, k) of windows are from those on the other side, which does or does not attend: (b, k).
+
+    *own* (b, k) bool are the windows that attend. Infinite where all do.
+    """
+    worst = scores.masked_fill(~own, torch.inf).amin(dim=1, keepdim=True)
+    best = scores.masked_fill(own, -torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(own, scores - best, worst - scores)
 
 
 def places_in_windows(height: int, width: int, window: int) -> Tensor:
@@ -189,19 +237,26 @@ class CAMixerSR(Network):
     """CAMixerSR-S: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
     arch = "camixersr"
-    options: CAMixerOptions
 
-    def __init__(self, scale: int, options: CAMixerOptions | None = None) -> None:
+    def __init__(self, scale: int, options: CAMixerOptions | PPCAMixerOptions | None = None) -> None:
         super().__init__(scale, options or CAMixerOptions())
+        # With Pure-Pass no block chooses.
+        self.ratio = self.options.ratio if isinstance(self.options, CAMixerOptions) else 1.0
         self.config = config = CAMixerConfig()
         dim = config.dim
         self.global_predictor = nn.Sequential(
             nn.Conv2d(dim, 8, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(8, 2, 3, padding=1), nn.LeakyReLU(SLOPE)
         )
         self.head = nn.Conv2d(3, dim, 3, padding=1)
-        self.body = nn.ModuleList(MixerGroup(config, depth, self.options.ratio) for depth in config.depths)
+        self.body = nn.ModuleList(MixerGroup(config, depth, self.ratio) for depth in config.depths)
         self.body_tail = nn.Conv2d(dim, dim, 3, padding=1)
         self.tail = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def hard_windows(self, padded: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Which windows attend (b, k) bool, by the mask of the *padded* image; None where the weights choose."""
+        if mask is not None:
+            raise ValueError(f"{self.arch} takes no mask: load the weights as pp_camixersr")
+        return None
 
     def forward(
         self,
@@ -211,15 +266,33 @@ class CAMixerSR(Network):
         categories: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """As `Network.forward`. The weights choose the windows: *mask* and *categories* must be None."""
-        if mask is not None or categories is not None:
-            raise ValueError(f"{self.arch} takes no mask and no categories")
+        """As `Network.forward`. A window's category is 1 where it attends, else 0."""
         h, w = x.shape[2:]
-        head = self.head(pad(x, self.layout))
+        padded = pad(x, self.layout)
+        hard = self.hard_windows(padded, mask)
+        if hard is not None and categories is not None:
+            raise ValueError(f"{self.arch} takes no categories: its mask chooses")
+        routing = Routing(hard, None if categories is None else iter(categories), trace)
+        head = self.head(padded)
         places = places_in_windows(head.shape[2], head.shape[3], self.config.window).expand(len(x), -1, -1, -1)
         condition = torch.cat((self.global_predictor(head), places), dim=1)
         y = head
         for group in self.body:
-            y = group(y, condition)
+            y = group(y, condition, routing)
         out: Tensor = self.tail(self.body_tail(y) + head)
         return out[:, :, : h * self.scale, : w * self.scale]
+
+
+class PPCAMixerSR(PurePass, CAMixerSR):
+    """PP-CAMixerSR: CAMixerSR whose Pure-Pass mask chooses the windows that attend, in all blocks alike."""
+
+    arch = "pp_camixersr"
+    options: PPCAMixerOptions
+
+    def __init__(self, scale: int, options: PPCAMixerOptions | None = None) -> None:
+        super().__init__(scale, options or PPCAMixerOptions())
+
+    def hard_windows(self, padded: Tensor, mask: Tensor | None) -> Tensor:
+        """Which windows attend (b, k) bool, by the mask of the *padded* image (b, 3, H', W')."""
+        pure = self.mask_of(padded, mask)
+        return ~easy_windows(pure, self.config.window, share=self.options.share).flatten(1)

@@ -5,17 +5,19 @@ Needs neither torch nor pydantic: profiles are read on machines that lack both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppexport.device.mask import Layout
-from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
+from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ppexport.networks.network import Network
+    from ppexport.networks.swinir.swinir_light import PPSwinIROptions
 
 LAYER = "layers.*.residual_group.blocks.*"
 PRODUCT = frozenset({"Gemm", "MatMul", "Add"})
@@ -68,7 +70,7 @@ class SwinIRLightArchitecture(Architecture):
         rf"{_ANY_LAYER}(\..*)?": "norms and sums",
         r".*": "head and tail",
     }
-    branches = ("window attention", "FFN", "norms and sums", "head and tail")
+    branches: Sequence[str] = ("window attention", "FFN", "norms and sums", "head and tail")
 
     def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
         """Weights with blocks of window attention."""
@@ -83,18 +85,62 @@ class SwinIRLightArchitecture(Architecture):
         return SwinIRLight(scale)
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
-        """As `Architecture.cost`; there is nothing to route."""
+        """As `Architecture.cost`, with *impure* tokens in hard windows, as many in both grids as they have.
+
+        Windows that the shift wraps around the border attend, and are counted as the whole windows of the paper.
+        """
         c = SwinIRConfig()
         n, d, layers = self.layout.tokens(size), c.dim, sum(c.depths)
+        inside = math.prod(side - c.window for side in self.layout.padded(size))
+        m = n if impure is None else impure
+        attending = layers // 2 * (m + min(m, inside) + n - inside)
         return Macs(
             {
                 "convolutions": n * (27 * d + (len(c.depths) + 1) * 9 * d * d + 27 * d * scale**2),
-                "qkv": layers * n * 3 * d * d,
-                "window": layers * n * (c.window**2 * d * 2 + d * d),
+                "qkv": layers * n * d * d + attending * 2 * d * d,
+                "window": attending * c.window**2 * d * 2 + layers * n * d * d,
                 "ffn": layers * n * 2 * d * c.hidden,
+                "mask": 3 * colors * n,
                 NORMS: NORM_COST * n * d * (2 + 2 * layers),
             }
         )
 
 
-ARCHITECTURES = (SwinIRLightArchitecture(),)
+class PPSwinIRLightArchitecture(SwinIRLightArchitecture):
+    """PP-SwinIR-light."""
+
+    name = "pp_swinir_light"
+    summary = "PP-SwinIR-light: SwinIR-light whose pure windows skip attention"
+    layout = Layout(8, "reflect", group=64, grids=(0, 4))
+    masks = ("graph", "input")
+    routing = Routing(mask="pure_pass")
+    half = {  # noqa: RUF012
+        **{f"{LAYER}.attn.{part}": PRODUCT for part in ("qk", "v")},
+        **{role: kinds for role, kinds in SwinIRLightArchitecture.half.items() if role != f"{LAYER}.attn.qkv"},
+    }
+    half_modules = tuple(role for role in half if role.startswith(LAYER))
+    int8_groups = {  # noqa: RUF012
+        "qk": f"{LAYER}.attn.qk",
+        "value": f"{LAYER}.attn.v",
+        **{name: role for name, role in SwinIRLightArchitecture.int8_groups.items() if name != "qkv"},
+    }
+    branch_patterns = {  # noqa: RUF012
+        r"(pure_pass.*)?": "mask",
+        **SwinIRLightArchitecture.branch_patterns,
+    }
+    branches = (*SwinIRLightArchitecture.branches, "mask")
+
+    def options(self) -> type[PPSwinIROptions]:
+        """Colours, window, cross-shift mask fusion and compensation."""
+        from ppexport.networks.swinir.swinir_light import PPSwinIROptions
+
+        return PPSwinIROptions
+
+    def build(self, scale: int, options: BaseModel | None) -> Network:
+        """An untrained PP-SwinIR-light."""
+        from ppexport.networks.swinir.swinir_light import PPSwinIRLight
+
+        return PPSwinIRLight(scale, self.options().model_validate(options or {}))
+
+
+ARCHITECTURES = (SwinIRLightArchitecture(), PPSwinIRLightArchitecture())
