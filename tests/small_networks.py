@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import nn
 
 import ppexport
 from ppexport.networks.architecture import find_architecture
+from ppexport.networks.atd.config import AtdConfig
 
 SIZE = (16, 16)
 FIRST = {
@@ -61,3 +63,26 @@ def beyond_half(network):
     with torch.no_grad():
         network.layers[0].residual_group.layers[0].convffn.fc1.weight *= 1e5
     return network
+
+
+MEMBERS = {
+    "classical": (2, AtdConfig(30, (2, 1), 3, 16, 12, 7, 60, 5, 0, 256, "pixelshuffle")),
+    "shuffled": (3, AtdConfig(24, (1, 2), 4, 16, 20, 5, 36, 7, 0, 128, "pixelshuffle", "3conv")),
+    "doubled": (4, AtdConfig(20, (2,), 2, 16, 16, 6, 40, 3, 0, 256, "nearest+conv", "3conv")),
+    "direct": (4, AtdConfig(40, (2,), 5, 16, 9, 8, 40, 5, 0, 64, "pixelshuffledirect", "3conv")),
+}
+"""{name: (scale, configuration)} of members of the ATD family, for `golden/atd_members_io.npz`."""
+
+
+def numbered_weights(network, seed):
+    """Load weights into *network* that its keys, their shapes and *seed* tell, whatever computes with them."""
+    generator = np.random.default_rng(seed)
+    state = network.state_dict()
+    for key in sorted(state):
+        if state[key].is_floating_point():
+            numbers = generator.standard_normal(state[key].shape)
+            numbers *= 0.1 if numbers.ndim == 1 else numbers[0].size ** -0.5
+            numbers += numbers.ndim == 1 and key.endswith(("weight", "scale"))
+            state[key] = torch.from_numpy(numbers).float()
+    network.load_state_dict(state)
+    return network.eval()

@@ -16,8 +16,11 @@ from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
-REPEATED = ("atd_light", "atd_light_v2")
-"""What they are made of stands in their Pure-Pass forms, too: all but fp32 of them is slow."""
+REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd")
+"""What they are made of stands in the Pure-Pass forms of the light networks, too: all but fp32 of them is slow."""
+UNREAD = pytest.mark.xfail(
+    raises=ppexport.errors.ArtifactError, strict=True, reason="manifests take no options beside those of Pure-Pass yet"
+)
 # A backend of another package has its own tests.
 COMBINATIONS = [
     pytest.param(
@@ -25,7 +28,10 @@ COMBINATIONS = [
         backend,
         precision,
         id=f"{architecture}-{backend.name}-{precision}",
-        marks=[pytest.mark.slow] if architecture in REPEATED and precision != "fp32" else [],
+        marks=[
+            *[pytest.mark.slow] * (architecture in REPEATED and precision != "fp32"),
+            *[UNREAD] * (architecture == "pp_atd"),
+        ],
     )
     for architecture in architectures()
     for backend in backends().values()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ppexport.networks.architecture import Architecture, find_architecture
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -47,6 +49,11 @@ class Network(nn.Module):
     def __init__(self, scale: int, options: BaseModel | None = None) -> None:
         super().__init__()
         self.scale, self.options = scale, options
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its architecture, with the sizes of this network where they may differ."""
+        return find_architecture(self.arch)
 
     def forward(
         self,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ppexport.device.artifact import GROUP
 from ppexport.errors import UnavailableError
-from ppexport.networks.atd.atd_light import DepthwiseConv
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, mirror_slots
+from ppexport.networks.atd.convolutions import DepthwiseConv
 
 LANES = 16
 """Floats in a vector of the kernels; also the largest head."""
