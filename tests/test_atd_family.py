@@ -16,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import ppexport
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import CheckpointError, InputError, TwinError
-from ppexport.networks.architecture import find_architecture
+from ppexport.networks.architecture import find_architecture, place_of
 from ppexport.networks.atd.atd_light import ATDLight, AtdOptions, PPATDLight
 from ppexport.networks.atd.config import CLASSICAL, AtdConfig
 from ppexport.networks.card import PurePassOptions
 from ppexport.networks.load import card_of, shapes_of
 from ppexport.parity.references import reference_network
+from ppexport.quantize.recipe import group_of
 from ppexport.twin.folded import spread
 
 LIMIT = 2e-5
@@ -174,6 +175,18 @@ def test_a_light_name_does_not_take_other_sizes(tmp_path):
     torch.save(STATE, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="weights of atd, not of pp_atd_light: say --arch atd"):
         ppexport.load_network(arch="pp_atd_light", scale=3, checkpoint=tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(("residual", "ends"), [("1conv", [""]), ("3conv", [".0", ".2", ".4"])])
+def test_roles_cover_both_residual_connections(residual, ends):
+    network = member(AtdConfig(8, (1, 1), 2, residual=residual))
+    convolutions = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    half = find_architecture("atd").half.items()
+    for path, group in (("layers.1.conv", "block_conv"), ("conv_after_body", "body_conv")):
+        assert [name for name in convolutions if name.startswith(path)] == [path + end for end in ends]
+        for end in ends:
+            assert group_of(path + end) == group
+            assert any("Conv" in kinds and place_of(role, path + end) is not None for role, kinds in half)
 
 
 def test_slots_come_in_whole_groups():
