@@ -191,7 +191,7 @@ def test_roles_cover_both_residual_connections(residual, ends):
 
 def test_slots_come_in_whole_groups():
     network = member(CONFIGS[1], pure_pass=True)
-    with pytest.raises(TwinError, match="in groups of 256: no capacity of 384"):
+    with pytest.raises(TwinError, match="multiples of 256 from 256 to 1024"):
         ppexport.make_twin(network, size=(32, 32), capacity=384)
     lr = image(32, 32)
     sr, impure = ppexport.make_twin(network, size=(32, 32), capacity=768)(lr)

@@ -18,9 +18,6 @@ from ppexport.parity.inputs import parity_inputs
 
 REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd")
 """What they are made of stands in the Pure-Pass forms of the light networks, too: all but fp32 of them is slow."""
-UNREAD = pytest.mark.xfail(
-    raises=ppexport.errors.ArtifactError, strict=True, reason="manifests take no options beside those of Pure-Pass yet"
-)
 # A backend of another package has its own tests.
 COMBINATIONS = [
     pytest.param(
@@ -28,10 +25,7 @@ COMBINATIONS = [
         backend,
         precision,
         id=f"{architecture}-{backend.name}-{precision}",
-        marks=[
-            *[pytest.mark.slow] * (architecture in REPEATED and precision != "fp32"),
-            *[UNREAD] * (architecture == "pp_atd"),
-        ],
+        marks=[pytest.mark.slow] if architecture in REPEATED and precision != "fp32" else [],
     )
     for architecture in architectures()
     for backend in backends().values()

@@ -75,11 +75,9 @@ def default_size(scale: int) -> tuple[int, int]:
 
 def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
     """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
-    from ppexport.device.mask import padded_tokens
-
     architecture = network.architecture
-    tokens = padded_tokens(size, architecture.multiple)
-    impure = tokens if pure is None else int((~pure).sum())
+    tokens = network.layout.tokens(size)
+    impure = tokens if pure is None else network.routed(pure)
     colors = (_options_of(network) or {}).get("colors", 0)
     dense = architecture.cost(network.scale, size)
     actual = architecture.cost(network.scale, size, None if pure is None else impure, colors)
@@ -104,14 +102,14 @@ def _folder(network: Network, images: Path, json: str | None) -> None:
 
     options = _options_of(network)
     if options is None:
-        raise InputError(f"{network.arch} has no Pure-Pass mask: name a pp_atd_light model")
+        raise InputError(f"{network.arch} has no Pure-Pass mask: name a model of an architecture that has one")
     paths = pictures_in(images)
     shares: list[dict[str, Any]] = []
     with progress_bar("pictures") as progress:
         for done, path in enumerate(paths):
             progress(done, len(paths))
             rgb = read_levels(path)
-            labels = pixel_labels(rgb, options["colors"])
+            labels = pixel_labels(rgb, options["colors"], network.layout)
             grid, fused = (float(mask_from_labels(labels, options["window"], c).mean()) for c in (False, True))
             shares.append({"name": path.name, "size": rgb.shape[:2], "grid": grid, "fused": fused})
         progress(len(paths), len(paths))
@@ -134,7 +132,10 @@ def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, js
         rgb = read_levels(image)
         size = (rgb.shape[0], rgb.shape[1])
         if options is not None:
-            grid, pure = (pure_mask(rgb, options["colors"], options["window"], c) for c in (False, options["csmf"]))
+            grid, pure = (
+                pure_mask(rgb, options["colors"], options["window"], c, network.layout)
+                for c in (False, options["csmf"])
+            )
     size = size or default_size(network.scale)
     result = cost(network, size, pure)
     dense, actual, share = result.dense, result.actual, 1 - result.impure / result.tokens

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
 from ppexport.errors import UnavailableError
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, mirror_slots
+from ppexport.networks.atd.config import GROUP
 from ppexport.networks.atd.convolutions import DepthwiseConv
 
 LANES = 16

@@ -14,17 +14,18 @@ from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING
 
-from ppexport.device.mask import padded_tokens
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape
 from ppexport.networks.atd.config import (
     CLASSICAL,
     FEATURES,
+    GROUP,
     SECOND,
     AtdConfig,
     config_of,
     shuffle_steps,
     upscaling,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -61,13 +62,13 @@ class AtdLight(Architecture):
     name = "atd_light"
     summary = "ATD-light: adaptive token dictionary, category and window attention"
     scales = (2, 3, 4)
-    multiple = 16
+    layout = Layout(16, "mirror", GROUP)
     config = AtdConfig()
     any_size = False
     """Whether weights of any configuration of the family are of this architecture."""
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
-    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
+    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk")
     # Not attention scores, softmax, norms, mask, routing and the sum through all layers, nor the first and the last
     # convolution, which are 0.4 % of the work, at the picture's own resolution.
     int8_groups = {  # noqa: RUF012
@@ -144,7 +145,7 @@ class AtdLight(Architecture):
         1280x720 output at x2, x3 and x4, LR padded to multiples of 16.
         """
         c = self.config
-        n, d, h = padded_tokens(size), c.dim, c.hidden
+        n, d, h = self.layout.tokens(size), c.dim, c.hidden
         layers = sum(c.depths)
         refining = 0 if c.is_second else layers - len(c.depths)
         extra = c.dictionary_channels
@@ -219,6 +220,8 @@ class Atd(AtdLight):
 
     name = "atd"
     summary = "ATD, the classical network, and any other of the family, whose sizes the weights tell"
+    # Whole groups of every size that the option `category_size` has.
+    layout = Layout(16, "mirror", CLASSICAL.category_size)
     config = CLASSICAL
     any_size = True
     # The convolutions of 3conv; those of 1conv are in the same groups by the roles of ATD-light.

@@ -13,6 +13,8 @@ from typing import Literal, cast
 
 from ppexport.networks.architecture import Shape, scale_of
 
+GROUP = 128
+"""Tokens of a group of category attention in the light networks."""
 FEATURES = 64
 """Channels of the upsamplers `pixelshuffle` and `nearest+conv`."""
 Upsampler = Literal["pixelshuffledirect", "pixelshuffle", "nearest+conv"]
@@ -36,7 +38,7 @@ class AtdConfig:
     dictionary_channels: int = 0
     """Channels of the FFN that every token reads off its category's entry of the dictionary: 4 in version 2 of the
     network, which does not refine the dictionary and normalises what a block returns; none in version 1."""
-    category_size: int = 128
+    category_size: int = GROUP
     """Tokens of a group of category attention."""
     upsampler: Upsampler = "pixelshuffledirect"
     residual: Residual = "1conv"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppexport.device.mask import padded_tokens
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class CAMixerSRArchitecture(Architecture):
     name = "camixersr"
     summary = "CAMixerSR: a learned predictor chooses a fixed share of 16x16 windows for attention"
     scales = (2, 3, 4)
-    multiple = 16
+    layout = Layout(16, "reflect", group=0)
     twin = "ppexport.twin.camixer_twin:make_camixer_twin"
     # Not what chooses the windows, softmax, norms and the sum through all blocks.
     half = {  # noqa: RUF012
@@ -117,7 +117,7 @@ class CAMixerSRArchitecture(Architecture):
         The bilinear warp, four multiply-adds for every channel of a pixel, is not counted.
         """
         c = CAMixerConfig()
-        n, d, e, area, blocks = padded_tokens(size, self.multiple), c.dim, c.inner, c.window**2, sum(c.depths)
+        n, d, e, area, blocks = self.layout.tokens(size), c.dim, c.inner, c.window**2, sum(c.depths)
         hard = hard_windows(n // area, 0.5) * area if impure is None else impure
         return Macs(
             {
