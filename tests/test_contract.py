@@ -16,8 +16,8 @@ from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
-REPEATED = ("atd_light", "atd_light_v2")
-"""What they are made of stands in their Pure-Pass forms, too: all but fp32 of them is slow."""
+REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd")
+"""What they are made of stands in the Pure-Pass forms of the light networks, too: all but fp32 of them is slow."""
 # A backend of another package has its own tests.
 COMBINATIONS = [
     pytest.param(

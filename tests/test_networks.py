@@ -89,7 +89,7 @@ def test_routes_are_stable_sorted_groups_with_a_mirrored_tail(data):
     categories = torch.from_numpy(rng.integers(0, data.draw(st.sampled_from([1, 3, 64])), (1, n)))
     pure = torch.ones(1, n, dtype=torch.bool)
     pure[0, torch.from_numpy(rng.permutation(n)[:m].copy())] = False
-    routes = route(categories, pure)
+    routes = route(categories, pure, 128)
     expected = sorted((i for i in range(n) if not pure[0, i]), key=lambda i: (int(categories[0, i]), i))
     assert routes.tokens.tolist() == expected
     assert len(routes.source) == -(-m // 128) * 128

@@ -1,4 +1,4 @@
-"""Heads padded to 16 channels compute the same picture."""
+"""Padded heads compute the same picture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conftest import golden_network
 from tensorrt_models import random_network, shorten
 
 import ppexport
-from ppexport.twin.padded_heads import WIDTH, pad_columns, pad_rows
+from ppexport.twin.padded_heads import pad_columns, pad_rows
 
 
 def both(network, size, capacity=None):
@@ -37,18 +37,18 @@ def test_padding_is_exact_without_pure_pass_and_on_trained_weights():
 def test_padded_layers_have_heads_of_sixteen_channels():
     twin = ppexport.make_twin(shorten(random_network("pp_atd_light", 2)), size=(16, 16), flavour="tensorrt")
     layer = twin.layers[0].residual_group.layers[0]
-    assert layer.wqkv.out_features == 3 * 4 * WIDTH
-    assert layer.attn_win.proj.in_features == layer.attn_aca.proj.in_features == 4 * WIDTH
+    assert layer.wqkv.out_features == 3 * 4 * 16
+    assert layer.attn_win.proj.in_features == layer.attn_aca.proj.in_features == 4 * 16
 
 
 def test_what_is_padded_is_zero():
     linear = torch.nn.Linear(6, 6)
     rows = pad_rows(linear, 2)
-    assert rows.weight.view(2, WIDTH, 6)[:, 3:].abs().sum() == 0
-    assert rows.bias.view(2, WIDTH)[:, 3:].abs().sum() == 0
+    assert rows.weight.view(2, 8, 6)[:, 3:].abs().sum() == 0
+    assert rows.bias.view(2, 8)[:, 3:].abs().sum() == 0
     columns = pad_columns(linear, 2)
-    assert columns.weight.view(6, 2, WIDTH)[:, :, 3:].abs().sum() == 0
+    assert columns.weight.view(6, 2, 8)[:, :, 3:].abs().sum() == 0
     x = torch.rand(5, 6)
-    padded = torch.zeros(5, 2, WIDTH)
+    padded = torch.zeros(5, 2, 8)
     padded[:, :, :3] = x.view(5, 2, 3)
     assert torch.allclose(columns(padded.view(5, -1)), linear(x), atol=1e-6)

@@ -346,7 +346,7 @@ def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
 @pytest.mark.parametrize("impure", [None, 512, 300, 256, 129, 128, 127, 1, 0])
 def test_fast_category_attention_skips_pure_tokens_alike(impure):
     generator = torch.Generator().manual_seed(5)
-    plain = CategoryAttention(48, 4)
+    plain = CategoryAttention(48, 4, 128)
     fast = torch.nn.ModuleList([copy.deepcopy(plain)])
     speed_up(fast)
     qkv = torch.randn(2, 512, 144, generator=generator)
@@ -363,6 +363,6 @@ def test_fast_category_attention_skips_pure_tokens_alike(impure):
             # One impure token meets copies of itself alone: gradients of q, k and scale are zero but for rounding.
             torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-3 if impure == 1 else 2e-4)
     source, target = category_slots(categories, pure)
-    routes = route(categories, pure)
+    routes = route(categories, pure, 128)
     assert torch.equal(source.flatten().long(), routes.source)
     assert torch.equal(target.flatten()[target.flatten() >= 0].long(), routes.tokens)

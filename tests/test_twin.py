@@ -103,7 +103,7 @@ def test_router_is_the_networks_routing(drawn):
     impure = (~pure).sum().int().view(1)
     slots = plan_slots(tokens_to(N), capacity, pure, impure, 64)
     source, rank, mixed = Router(N, 64)(categories, slots, tokens_to(N))
-    expected = route(categories.long().view(1, -1), pure.view(1, -1))
+    expected = route(categories.long().view(1, -1), pure.view(1, -1), 128)
     assert torch.equal(source[: len(expected.source)].long(), expected.source)
     assert torch.equal(mixed, ~pure)
     assert torch.equal(rank[expected.tokens].long(), expected.slots)
@@ -139,7 +139,7 @@ def test_beyond_the_capacity_surplus_tokens_count_as_pure(pure, capacity):
         qkv = LAYER.wqkv(torch.randn(N, 48))
         twin = StaticCategoryAttention(LAYER.attn_aca, N, 64, False, folded=1.0)
         out = twin(qkv, categories, qkv[:, 96:], shared(pure, capacity))
-        order = route(categories.long()[None], pure[None]).tokens
+        order = route(categories.long()[None], pure[None], 128).tokens
         kept = torch.ones(N, dtype=torch.bool)
         kept[order[:capacity]] = False
         expected = LAYER.attn_aca(qkv[None], categories.long()[None], kept[None], qkv[None, :, 96:])[0]

@@ -30,9 +30,10 @@ from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.imaging.images import read_levels
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd import GROUP, attention
+from ppexport.networks.atd import attention
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.attention import Routes
+from ppexport.networks.atd.config import GROUP
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
 from ppexport.parity.inputs import photo_folder

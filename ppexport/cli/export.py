@@ -76,7 +76,10 @@ def export(
     ] = None,
     pad_heads: Annotated[
         bool | None,
-        typer.Option("--pad-heads/--no-pad-heads", help="tensorrt: attention heads of 16 channels, the default, or 12"),
+        typer.Option(
+            "--pad-heads/--no-pad-heads",
+            help="tensorrt: heads padded to a multiple of 8 channels, the default",
+        ),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="coreml: deployment target iOS16, iOS17 or iOS18 (the default)")

@@ -75,9 +75,7 @@ def default_size(scale: int) -> tuple[int, int]:
 
 def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
     """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
-    from ppexport.networks.architecture import find_architecture
-
-    architecture = find_architecture(network.arch)
+    architecture = network.architecture
     tokens = network.layout.tokens(size)
     impure = tokens if pure is None else network.routed(pure)
     colors = (_options_of(network) or {}).get("colors", 0)

@@ -17,7 +17,7 @@ too, and no version has any other field:
                   int8 and fp16
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
                   arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
-                  the portable one with heads padded to 16 channels
+                  the portable one with heads padded to a multiple of 8 channels
     capacities    slots, ascending multiples of `group`; the last is n for full capacity. Several are a capacity set:
                   the graph has an input `slots` (1, C), int32, of which only the length counts. [] for a network that
                   computes the same for every image
@@ -74,8 +74,9 @@ FLAVOURS = ("portable", "ort", "tensorrt")
 MASKS = ("graph", "input", "none")
 PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool}
 """The options of every network with Pure-Pass, from which a runner may have to compute the mask."""
-FURTHER: dict[str, type] = {"compensation": str, "share": float}
-"""Options of some of them: what pure pixels take, and the share of pure pixels in (0, 1] that makes a window easy."""
+FURTHER: dict[str, type] = {"compensation": str, "category_size": int, "share": float}
+"""Options of some of them: what pure pixels take, the tokens of a group of category attention, and the share of pure
+pixels in (0, 1] that makes a window easy."""
 MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
 

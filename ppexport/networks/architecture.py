@@ -91,13 +91,15 @@ Shape = tuple[int, ...]
 class Detected:
     """What weights tell of their network."""
 
+    architecture: Architecture
+    """With the sizes of their network, where weights of it come in several."""
     scale: float
     """Upscaling factor; one that is no whole number is none."""
 
 
 def scale_of(shapes: Mapping[str, Shape], last: str) -> float:
     """The scale of a network whose convolution *last* has 3 * scale^2 outputs for a pixel shuffle; 0 where it lacks."""
-    return math.sqrt(shapes.get(last, (0,))[0] / 3)
+    return math.sqrt((shapes.get(last) or (0,))[0] / 3)
 
 
 class Architecture(ABC):
@@ -145,6 +147,7 @@ class Architecture(ABC):
         """What weights with tensors of these *shapes*, by key, are; None for those of another network.
 
         Several architectures may have the same weights: the first in the registry is the one that they were made for.
+        Raises ValueError, which says what is wrong, for weights of this kind that tell no network that can be built.
         """
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ppexport.errors import CheckpointError, InputError
-from ppexport.networks.architecture import Detected, Shape, architectures, find_architecture
+from ppexport.networks.architecture import Architecture, Detected, Shape, architectures, find_architecture
 from ppexport.networks.card import Card, card_with_weights, effective_card, make_card
 from ppexport.networks.checkpoint import load_state, read_state
 from ppexport.networks.network import Network
@@ -52,10 +52,10 @@ def find_weights(
     """
     if name is None and checkpoint is not None and (arch is None or scale is None):
         shapes = shapes_of(read_state(Path(checkpoint)))
-        found = _detect(shapes)
+        found = _detect(shapes, checkpoint)
         if found is None:
             raise CheckpointError(f"{checkpoint} holds weights of {_unlike(shapes)}")
-        arch, scale = arch or found[0], _whole(found[1], checkpoint) if scale is None else scale
+        arch, scale = arch or found.architecture.name, _whole(found, checkpoint) if scale is None else scale
     return card_with_weights(name, arch, scale, checkpoint, options)
 
 
@@ -64,13 +64,15 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _detect(shapes: Mapping[str, Shape]) -> tuple[str, Detected] | None:
-    """The name of the architecture that weights with these *shapes* were made for, and what they tell of it."""
-    for architecture in architectures().values():
-        found = architecture.detect(shapes)
-        if found is not None:
-            return architecture.name, found
-    return None
+def _detect(
+    shapes: Mapping[str, Shape], path: str | Path, known: Iterable[Architecture] | None = None
+) -> Detected | None:
+    """What weights with these *shapes* are, by the first of the *known* architectures that has such; None is all."""
+    try:
+        found = (architecture.detect(shapes) for architecture in known or architectures().values())
+        return next((detected for detected in found if detected is not None), None)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _whole(found: Detected, path: str | Path) -> int:
@@ -81,7 +83,8 @@ def _whole(found: Detected, path: str | Path) -> int:
 
 def _unlike(shapes: Mapping[str, Shape]) -> str:
     """What is wrong with weights of no architecture: the nearest one, and what it has otherwise."""
-    own = {a.name: set(a.build(a.scales[0], None).state_dict()) for a in architectures().values()}
+    with torch.device("meta"):
+        own = {a.name: set(a.build(a.scales[0], None).state_dict()) for a in architectures().values()}
     name = max(own, key=lambda name: len(own[name] & set(shapes)))
     missing, left = sorted(own[name] - set(shapes))[:1], sorted(set(shapes) - own[name])[:1]
     facts = [*(f"{key!r} is missing" for key in missing), *(f"{key!r} is not of it" for key in left)]
@@ -90,14 +93,15 @@ def _unlike(shapes: Mapping[str, Shape]) -> str:
 
 def load_card(card: Card, path: Path) -> Network:
     """The network of *card* with the weights in the file *path*. Raises CheckpointError."""
-    network, state = _untrained(card), read_state(path)
+    architecture, state = find_architecture(card.arch), read_state(path)
     shapes = shapes_of(state)
-    found = find_architecture(card.arch).detect(shapes)
-    other = _detect(shapes)
-    if found is None and other is not None:
-        raise CheckpointError(f"{path} holds weights of {other[0]}, not of {card.arch}: say --arch {other[0]}")
+    found = _detect(shapes, path, [architecture])
+    if found is None and (other := _detect(shapes, path)) is not None:
+        name = other.architecture.name
+        raise CheckpointError(f"{path} holds weights of {name}, not of {card.arch}: say --arch {name}")
     if found is not None and found.scale != card.scale:
         raise CheckpointError(f"{path} holds weights for x{_whole(found, path)}, not x{card.scale}")
+    network = _untrained(card, architecture if found is None else found.architecture)
     load_state(network, state, str(path))
     network.digest = state_digest(network)
     return network.eval()
@@ -105,11 +109,12 @@ def load_card(card: Card, path: Path) -> Network:
 
 def load_untrained(name: str | None, arch: str | None, scale: int | None, options: dict[str, Any]) -> Network:
     """The network of a card, or of *arch* and *scale*, without its weights: enough to count what it costs."""
-    return _untrained(effective_card(name, arch, scale, options)[0]).eval()
+    card = effective_card(name, arch, scale, options)[0]
+    return _untrained(card, find_architecture(card.arch)).eval()
 
 
-def _untrained(card: Card) -> Network:
-    network = find_architecture(card.arch).build(card.scale, card.options)
+def _untrained(card: Card, architecture: Architecture) -> Network:
+    network = architecture.build(card.scale, card.options)
     network.card = card
     return network
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppexport.device.mask import Layout
-from ppexport.networks.architecture import find_architecture
+from ppexport.networks.architecture import Architecture, find_architecture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,11 @@ class Network(nn.Module):
         super().__init__()
         self.scale, self.options = scale, options
 
+    @property
+    def architecture(self) -> Architecture:
+        """Its architecture, with the sizes of this network where they may differ."""
+        return find_architecture(self.arch)
+
     def forward(
         self,
         x: Tensor,
@@ -86,7 +91,7 @@ class Network(nn.Module):
     @property
     def layout(self) -> Layout:
         """How it pads its input, and what takes slots."""
-        return find_architecture(self.arch).layout
+        return self.architecture.layout
 
     def routed(self, pure: NDArray[np.bool_]) -> int:
         """Slots that an image with these *pure* pixels (H', W') needs."""

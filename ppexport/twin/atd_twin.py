@@ -1,4 +1,4 @@
-"""The static twin of ATD-light and PP-ATD-light for one LR size."""
+"""The static twin of networks of the ATD family, with and without Pure-Pass, for one LR size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ppexport.errors import TwinError
 from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, PPATDLight, TransformerLayer
+from ppexport.networks.atd.convolutions import SLOPE, DoublingConv
 from ppexport.networks.network import Trace
 from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.folded import add_mean
+from ppexport.twin.folded import add_mean, spread
 from ppexport.twin.layers import PortableLayer, Shared, StaticLayer, image_of, tokens_of
 from ppexport.twin.ort_layers import RowLayer
 from ppexport.twin.padded_heads import PaddedLayer
@@ -43,7 +44,7 @@ class StaticGroup(nn.Module):
 
 
 class StaticBlock(nn.Module):
-    """Transformer layers, a 3x3 convolution and a residual connection."""
+    """Transformer layers, a convolution and a residual connection."""
 
     def __init__(self, source: Block, size: tuple[int, int], dense: bool, layer: type[StaticLayer]) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class StaticBlock(nn.Module):
 
 
 class AtdTwin(StaticTwin):
-    """The twin of ATD-light and of PP-ATD-light."""
+    """The twin of a network of the ATD family."""
 
     mean: Tensor
     high: Tensor
@@ -82,12 +83,23 @@ class AtdTwin(StaticTwin):
         )
         self.norm = copy.deepcopy(network.norm)
         self.conv_after_body = copy.deepcopy(network.conv_after_body)
-        last = network.upsample[0]
-        assert isinstance(last, nn.Conv2d)
-        self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
+        self.tail = network.tail
+        for name in self.tail:
+            self.add_module(name, static_upsampler(network.get_submodule(name)))
+        self._add_mean(network.mean)
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
+
+    def _add_mean(self, mean: Tensor) -> None:
+        """Put the *mean* of images into the last convolution."""
+        last = self.get_submodule(self.tail[-1])
+        if isinstance(last, nn.Conv2d):
+            self.add_module(self.tail[-1], add_mean(last, mean, 1))
+        else:
+            assert isinstance(last, nn.Sequential)
+            assert isinstance(last[0], nn.Conv2d)
+            last[0] = add_mean(last[0], mean, self.scale)
 
     def forward(
         self,
@@ -118,17 +130,25 @@ class AtdTwin(StaticTwin):
         for block in self.layers:
             x = block(x, shared)
         deep = self.conv_after_body(image_of(self.norm(x), self.padded)) + first
-        sr = self.upsample(deep)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
-        return sr, impure
+        for name in self.tail:
+            deep = self.get_submodule(name)(deep)
+        return deep[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale], impure
 
     def routed_layers(self) -> dict[str, nn.Module]:
         """{module path: layer} in the order in which they run."""
         return {name: module for name, module in self.named_modules() if isinstance(module, StaticLayer)}
 
 
+def static_upsampler(module: nn.Module) -> nn.Module:
+    """A copy of one module of an upsampler, without interpolation."""
+    if not isinstance(module, DoublingConv):
+        return copy.deepcopy(module)
+    return nn.Sequential(spread(module), nn.PixelShuffle(2), nn.LeakyReLU(SLOPE))
+
+
 def make_atd_twin(network: ATDLight, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
     """The twin of *network*, as `make_twin`, which has checked size and capacity."""
     tokens = network.layout.tokens(size)
     if capacity not in (None, tokens) and not isinstance(network, PPATDLight):
-        raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
+        raise TwinError(f"{network.arch} has no pure tokens, so every token needs a slot: leave the capacity out")
     return AtdTwin(network, size, capacity or tokens, flavour).eval()

@@ -1,13 +1,14 @@
 """Constants that depend on weights alone, computed once when the twin is built.
 
 Before (networks/atd/attention.py, networks/atd/atd_light.py)                      After
-    q * 12^-0.5                       (window attention, per token)      in the q rows of wqkv
+    q * width^-0.5                    (window attention, per token)      in the q rows of wqkv
     q * exp(min(logit_scale, ln 100)) (category attention)               one number, divided by the factor above
     similarity * (1 + clamp(scale, 0, 1) * ln 64)   (n, 64)              on the normalised keys (64, 8)
     s = sigmoid(sigma), 1 - s                                            two stored vectors
     bias_table[index].permute(2, 0, 1)                                   the table stored transposed
     linear(x * weight + bias)         (after a LayerNorm, flavour ort)   in the weight and the bias of linear
     upsample(x) + mean                                                   in the bias of the last convolution
+    conv(nearest x2)                  (upsampler nearest+conv)           a convolution of 4 outputs each, pixel shuffle
 """
 
 from __future__ import annotations
@@ -82,3 +83,22 @@ def position_table(attention: WindowAttention) -> Tensor:
 def add_mean(upsample: nn.Conv2d, mean: Tensor, scale: int) -> nn.Conv2d:
     """A copy of the last convolution whose bias holds the RGB mean, once for each of the scale^2 sub-pixels."""
     return add_bias(upsample, mean.flatten().repeat_interleave(scale * scale))
+
+
+def spread(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution with the outputs of *conv* (3x3) on an image enlarged by 2 from its nearest pixels.
+
+    Four for each output of *conv*, as `PixelShuffle(2)` takes them: one for each pixel (a, b) of a square of 2x2. Along
+    one axis such a pixel reads 2i + a + u, u = -1, 0, 1, of the enlarged image, which is i + (a + u) // 2 of the image.
+    """
+    places = torch.zeros(2, 3, 3)
+    for a in range(2):
+        for u in range(-1, 2):
+            places[a, (a + u) // 2 + 1, u + 1] = 1
+    spread = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 3, padding=1)
+    assert conv.bias is not None
+    with torch.no_grad():
+        weight = torch.einsum("apu,bqv,oiuv->oabipq", places, places, conv.weight)
+        spread.weight.copy_(weight.reshape(spread.weight.shape))
+        spread.bias = nn.Parameter(conv.bias.repeat_interleave(4))
+    return spread

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.networks.atd import GROUP
-from ppexport.networks.atd.atd_light import ConvFFN, TransformerLayer
+from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.networks.atd.attention import CategoryAttention, DictionaryAttention, WindowAttention
+from ppexport.networks.atd.convolutions import ConvFFN
 from ppexport.networks.network import Trace
 from ppexport.twin.blocks import Cut, from_blocks, to_blocks
 from ppexport.twin.counting_sort import CountingSort
@@ -96,7 +96,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 class StaticConvFFN(nn.Module):
-    """Linear, GELU, plus GELU(depthwise 7x7), Linear, on tokens of rank 2."""
+    """Linear, GELU, plus GELU(depthwise convolution), Linear, on tokens of rank 2."""
 
     def __init__(self, source: ConvFFN, size: tuple[int, int]) -> None:
         super().__init__()
@@ -114,11 +114,11 @@ class StaticConvFFN(nn.Module):
 
 
 class StaticCategoryAttention(nn.Module):
-    """AC-MSA on a fixed number of slots: gather, attend in groups of 128, project, gather back."""
+    """AC-MSA on a fixed number of slots: gather, attend in groups, project, gather back."""
 
     def __init__(self, source: CategoryAttention, tokens: int, categories: int, dense: bool, folded: float) -> None:
         super().__init__()
-        self.heads, self.channels = source.heads, source.proj.in_features
+        self.heads, self.group, self.channels = source.heads, source.group, source.proj.in_features
         self.scale = category_scale(source, folded)
         self.dense = CountingSort(tokens, categories) if dense else None
         self.router = None if dense else Router(tokens, categories)
@@ -126,7 +126,7 @@ class StaticCategoryAttention(nn.Module):
 
     def attend(self, slots: Tensor) -> Tensor:
         """qkv of the slots (C, 3c) -> mixed and projected (C, c)."""
-        q, k, v = heads_of(slots, GROUP, self.heads, self.channels)
+        q, k, v = heads_of(slots, self.group, self.heads, self.channels)
         weights = (q * self.scale @ k.transpose(2, 3)).softmax(dim=-1)
         mixed = (weights @ v).transpose(1, 2).reshape(-1, self.channels)
         out: Tensor = self.proj(mixed)

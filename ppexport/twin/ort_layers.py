@@ -4,7 +4,7 @@ Before (layers.py): q, k, v of all heads from one projection, cut into windows, 
 and back: permutations of runs of 12 numbers are half of what a CPU does between the products.
 
 After: the normed tokens are put in the order of the blocks once, by a gather of whole rows, and projected to q, k and
-v (n, 48), three tensors of rows:
+v (n, 48), three tensors of rows, shown for ATD-light:
 
     window:    view (blocks, area, 48): blocks are consecutive rows
     category:  gather rows -> view (groups, 128, 48)
@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.networks.atd import GROUP
 from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention
 from ppexport.twin.blocks import Cut
@@ -88,7 +87,7 @@ class RowCategoryAttention(nn.Module):
     def __init__(self, source: CategoryAttention, folded: float, bias: Tensor) -> None:
         """*bias* (c,) is added to the output of the projection."""
         super().__init__()
-        self.heads, self.width = source.heads, source.proj.in_features // source.heads
+        self.heads, self.group, self.width = source.heads, source.group, source.proj.in_features // source.heads
         self.scale = category_scale(source, folded)
         self.proj = add_bias(source.proj, bias)
 
@@ -109,7 +108,7 @@ class RowCategoryAttention(nn.Module):
         """q, k, v (n, c) and the row (C,) of every slot -> mixed and projected (C, c)."""
         q, k, v = rows
         slots = q.index_select(0, source), k.index_select(0, source), v.index_select(0, source)
-        out: Tensor = self.proj(attend(slots, GROUP, self.heads, self.width, scale=self.scale))
+        out: Tensor = self.proj(attend(slots, self.group, self.heads, self.width, scale=self.scale))
         return out
 
     def _mix_every(self, rows: Rows, categories: Tensor, cut: Cut, plan: RowPlan) -> Tensor:

@@ -11,7 +11,7 @@ and every layer sorts the C categories of that list. Results and what pure token
 and the row of a token is C + its own place, but the place of its slot where it was mixed: a scatter of numbers, not
 of rows.
 
-With C >= 128 * ceil(m / 128) this is the network's routing. With fewer slots the impure tokens past the first C of the
+With C >= m, in whole groups, this is the network's routing. With fewer slots the impure tokens past the first C of the
 picture count as pure, the same ones in all layers.
 """
 

@@ -1,6 +1,6 @@
-"""The portable layer with heads of 16 channels in place of 12, for runtimes whose fused attention needs multiples of 8.
+"""The portable layer with heads of a multiple of 8 channels, for runtimes whose fused attention needs that.
 
-Before (layers.py): q, k, v (groups, 4, area, 12) from wqkv (144, 48), output projections (48, 48).
+Before (layers.py), in ATD-light: q, k, v (groups, 4, area, 12) from wqkv (144, 48), output projections (48, 48).
 
 After: zero rows in wqkv and zero columns in the projections pad every head:
 
@@ -21,27 +21,33 @@ from torch import Tensor, nn
 from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.twin.layers import PortableLayer
 
-WIDTH = 16
-"""Channels of a padded head."""
+STEP = 8
+
+
+def padded_width(width: int) -> int:
+    """Channels of a padded head for one of *width*."""
+    return -(-width // STEP) * STEP
 
 
 def pad_rows(linear: nn.Linear, groups: int) -> nn.Linear:
-    """A copy of *linear* whose output is *groups* heads, each padded with zeros to WIDTH channels."""
+    """A copy of *linear* whose output is *groups* heads, each padded with zeros."""
     width = linear.out_features // groups
-    padded = nn.Linear(linear.in_features, groups * WIDTH)
+    wide = padded_width(width)
+    padded = nn.Linear(linear.in_features, groups * wide)
     with torch.no_grad():
-        padded.weight.zero_().view(groups, WIDTH, -1)[:, :width] = linear.weight.view(groups, width, -1)
-        padded.bias.zero_().view(groups, WIDTH)[:, :width] = linear.bias.view(groups, width)
+        padded.weight.zero_().view(groups, wide, -1)[:, :width] = linear.weight.view(groups, width, -1)
+        padded.bias.zero_().view(groups, wide)[:, :width] = linear.bias.view(groups, width)
     return padded
 
 
 def pad_columns(linear: nn.Linear, heads: int) -> nn.Linear:
-    """A copy of *linear* that reads *heads* heads padded to WIDTH channels, and ignores the padding."""
+    """A copy of *linear* that reads *heads* padded heads, and ignores the padding."""
     width = linear.in_features // heads
-    padded = nn.Linear(heads * WIDTH, linear.out_features)
+    wide = padded_width(width)
+    padded = nn.Linear(heads * wide, linear.out_features)
     with torch.no_grad():
         rows = linear.out_features
-        padded.weight.zero_().view(rows, heads, WIDTH)[:, :, :width] = linear.weight.view(rows, heads, width)
+        padded.weight.zero_().view(rows, heads, wide)[:, :, :width] = linear.weight.view(rows, heads, width)
         padded.bias.copy_(linear.bias)
     return padded
 
@@ -52,6 +58,8 @@ class PaddedLayer(PortableLayer):
     def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         padded = copy.deepcopy(source)
         self.heads = source.attn_win.heads
+        # A plain number, so that what is traced holds no arithmetic on shapes.
+        self.width = source.attn_win.proj.in_features // self.heads
         padded.wqkv = pad_rows(source.wqkv, 3 * self.heads)
         for attention in (padded.attn_win, padded.attn_aca):
             attention.proj = pad_columns(attention.proj, self.heads)
@@ -59,5 +67,6 @@ class PaddedLayer(PortableLayer):
 
     def _values(self, qkv: Tensor, channels: int) -> Tensor:
         """v of all heads (n, c) without its padding."""
-        v = qkv[:, 2 * self.heads * WIDTH :].view(-1, self.heads, WIDTH)
-        return v[:, :, : channels // self.heads].reshape(-1, channels)
+        wide = padded_width(self.width)
+        v = qkv[:, 2 * self.heads * wide :].view(-1, self.heads, wide)
+        return v[:, :, : self.width].reshape(-1, channels)

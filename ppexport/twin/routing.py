@@ -10,7 +10,7 @@ After: pure tokens get the key past the last category, one counting sort orders 
 
 C is fixed when the twin is built, or, in a capacity set, the length of the input `slots`: nothing else depends on it,
 and what that input holds is never read. Slots past the last group that holds an impure token are computed and never
-read. With C >= 128 * ceil(m / 128) this is the network's routing; with fewer slots the surplus tokens count as pure,
+read. With C >= m, in whole groups, this is the network's routing; with fewer slots the surplus tokens count as pure,
 which the output `impure_tokens` shows.
 """
 

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppexport.errors import UnavailableError
-from ppexport.networks.atd import GROUP
-from ppexport.networks.atd.atd_light import DepthwiseConv
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, mirror_slots
+from ppexport.networks.atd.config import GROUP
+from ppexport.networks.atd.convolutions import DepthwiseConv
 
 LANES = 16
 """Floats in a vector of the kernels; also the largest head."""

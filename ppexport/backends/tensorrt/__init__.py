@@ -38,7 +38,7 @@ class TensorRTBackend(Backend):
         class TensorRTOptions(OnnxGraphOptions):
             """Options of `--backend tensorrt`."""
 
-            pad_heads: bool = Field(default=True, description="attention heads of 16 channels in place of 12")
+            pad_heads: bool = Field(default=True, description="attention heads padded to a multiple of 8 channels")
 
         return TensorRTOptions
 

@@ -1,26 +1,40 @@
-"""ATD-light (arXiv 2401.08209), and PP-ATD-light (arXiv 2510.01997), which skips pure pixels with the same weights.
+"""The ATD family (arXiv 2401.08209), and Pure-Pass on it (arXiv 2510.01997), which takes the same weights.
+
+The architectures of light networks have one configuration each; `atd` and `pp_atd` have any that weights tell.
 
 Needs neither torch nor pydantic: profiles are read on machines that lack both.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING
 
 from ppexport.device.mask import Layout
-from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
+from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape
+from ppexport.networks.atd.config import (
+    CLASSICAL,
+    FEATURES,
+    GROUP,
+    SECOND,
+    AtdConfig,
+    config_of,
+    shuffle_steps,
+    upscaling,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from ppexport.networks.atd.atd_light import AtdOptions, PPAtdOptions
     from ppexport.networks.card import PurePassOptions
     from ppexport.networks.network import Network
 
-GROUP = 128
-"""Tokens that category attention mixes at a time."""
 NORM_COST = 5
 """What the published counting of multiply-adds takes for every element of a LayerNorm or InstanceNorm."""
 LAYER = "layers.*.residual_group.layers.*"
@@ -36,32 +50,12 @@ HALF = {
     **{f"{LAYER}.convffn{part}": FFN for part in ("", ".fc1", ".fc2", ".dwconv", ".dwconv.*")},
     # In a mixed file the product of these layers is int8, and the sum with the bias is a node of its own.
     **{f"{LAYER}.{layer}.Gemm": frozenset({"Add"}) for layer in ("wqkv", "convffn.fc1", "convffn.fc2")},
-    "layers.*.conv": frozenset({"Conv"}),
-    "conv_after_body": frozenset({"Conv"}),
+    **{role: frozenset({"Conv"}) for role in ("layers.*.conv", "conv_after_body")},
+    # Those of the residual connection 3conv.
+    **{role: frozenset({"Conv", "LeakyRelu"}) for role in ("layers.*.conv.*", "conv_after_body.*")},
 }
 ROUTING = Routing(choice=LAYER, tokens=f"{LAYER}.output", norm=f"{LAYER}.norm1", keys=f"{LAYER}.attn_atd.wk")
 _ANY_LAYER = r"layers\.\d+\.residual_group\.layers\.\d+"
-
-
-@dataclass(frozen=True)
-class AtdConfig:
-    """What networks of the family differ in; the defaults are the published configuration of ATD-light."""
-
-    dim: int = 48
-    depths: tuple[int, ...] = (6, 6, 6, 6)
-    heads: int = 4
-    window: int = 16
-    dictionary_tokens: int = 64
-    reduced_dim: int = 8
-    kernel: int = 7
-    dictionary_channels: int = 0
-    """Channels of the FFN that every token reads off its category's entry of the dictionary: 4 in version 2 of the
-    network, which does not refine the dictionary and normalises what a block returns; none in version 1."""
-
-    @property
-    def is_second(self) -> bool:
-        """Whether this is version 2 of the network."""
-        return self.dictionary_channels > 0
 
 
 class AtdLight(Architecture):
@@ -72,6 +66,8 @@ class AtdLight(Architecture):
     scales = (2, 3, 4)
     layout = Layout(16, "mirror", GROUP)
     config = AtdConfig()
+    any_size = False
+    """Whether weights of any configuration of the family are of this architecture."""
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
     routing = ROUTING
@@ -119,17 +115,24 @@ class AtdLight(Architecture):
     )
 
     def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
-        """Weights with a token dictionary in every block; those of version 2 read it in their FFN."""
-        second = "layers.0.residual_group.layers.0.fc_td.weight" in shapes
-        if "layers.0.residual_group.td" not in shapes or second != self.config.is_second:
+        """Weights with a token dictionary in every block, of this configuration or, where it may be any, of theirs."""
+        config = config_of(shapes)
+        if config is None or not (self.any_size or config == self.config):
             return None
-        return Detected(scale_of(shapes, "upsample.0.weight"))
+        return Detected(self.sized(config), upscaling(shapes, config))
+
+    def sized(self, config: AtdConfig) -> AtdLight:
+        """This architecture for networks of *config*."""
+        sized = copy.copy(self)
+        sized.config = config
+        return sized
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
-        """An untrained ATD-light."""
+        """An untrained network without Pure-Pass."""
         from ppexport.networks.atd.atd_light import ATDLight
 
-        return ATDLight(scale, config=self.config)
+        model = self.options()
+        return ATDLight(scale, None if model is None else model.model_validate(options or {}), self.config)
 
     def branch_of(self, module: str, moves: bool) -> tuple[str, str]:
         """As `Architecture.branch_of`. In a layer and its category attention, what only moves tokens is routing."""
@@ -138,32 +141,43 @@ class AtdLight(Architecture):
         return block, "routing" if routes else branch
 
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
-        """As `Architecture.cost`. Category attention takes whole groups of 128 of the *impure* tokens.
+        """As `Architecture.cost`. Category attention takes whole groups of the *impure* tokens.
 
-        The published counting gives the figures of the ATD paper: 380.01, 167.96 and 100.09 G for 1280x720 output at
-        x2, x3 and x4, LR padded to multiples of 16.
+        The published counting gives the figures of the ATD paper for ATD-light: 380.01, 167.96 and 100.09 G for
+        1280x720 output at x2, x3 and x4, LR padded to multiples of 16.
         """
         c = self.config
-        n, d = self.layout.tokens(size), c.dim
+        n, d, h = self.layout.tokens(size), c.dim, c.hidden
         layers = sum(c.depths)
         refining = 0 if c.is_second else layers - len(c.depths)
         extra = c.dictionary_channels
         m = n if impure is None else impure
-        slots = -(-m // GROUP) * GROUP
-        t, r = c.dictionary_tokens, c.reduced_dim
+        slots = -(-m // c.category_size) * c.category_size
+        t, r, q = c.dictionary_tokens, c.reduced_dim, d // 4
+        residual = 9 * d * d if c.residual == "1conv" else 18 * d * q + q * q
         return Macs(
             {
-                "convolutions": n * (27 * d + (len(c.depths) + 1) * 9 * d * d + 27 * d * scale**2),
+                "convolutions": n * (27 * d + (len(c.depths) + 1) * residual + upsampling_cost(c, scale)),
                 "qkv": layers * n * 3 * d * d,
                 "dictionary": layers * (n * d * r + t * d * r + t * d * d + n * t * r + n * t * d),
-                "category": layers * (slots * GROUP * d * 2 + m * d * d),
+                "category": layers * (slots * c.category_size * d * 2 + m * d * d),
                 "window": layers * n * (c.window**2 * d * 2 + d * d),
-                "ffn": layers * (n * (2 * d * d + extra * d + c.kernel**2 * (d + extra)) + t * extra * d),
+                "ffn": layers * (n * (2 * d * h + extra * d + c.kernel**2 * (h + extra)) + t * extra * d),
                 "refinement": refining * t * n * d,
                 "mask": 3 * colors * n,
                 NORMS: NORM_COST * n * (d * (2 + 2 * layers + (len(c.depths) if c.is_second else 0)) + refining * t),
             }
         )
+
+
+def upsampling_cost(config: AtdConfig, scale: int) -> int:
+    """Multiply-adds of the upsampler for every pixel of the LR image."""
+    d, f = config.dim, FEATURES
+    if config.upsampler == "pixelshuffledirect":
+        return 27 * d * scale**2
+    # How many pixels the convolutions between make of one, those that a shuffle puts in place included.
+    made = (4, 16, 16) if config.upsampler == "nearest+conv" else accumulate((s * s for s in shuffle_steps(scale)), mul)
+    return 9 * f * (d + f * sum(made) + 3 * scale**2)
 
 
 class PPAtdLight(AtdLight):
@@ -181,14 +195,10 @@ class PPAtdLight(AtdLight):
         return PurePassOptions
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
-        """An untrained PP-ATD-light."""
+        """An untrained network with Pure-Pass."""
         from ppexport.networks.atd.atd_light import PPATDLight
 
         return PPATDLight(scale, self.options().model_validate(options or {}), self.config)
-
-
-SECOND = AtdConfig(heads=3, dictionary_tokens=128, reduced_dim=12, dictionary_channels=4)
-"""The published configuration of ATD-light v2 (arXiv 2603.02581)."""
 
 
 class AtdLightV2(AtdLight):
@@ -207,4 +217,36 @@ class PPAtdLightV2(PPAtdLight):
     config = SECOND
 
 
-ARCHITECTURES = (AtdLight(), PPAtdLight(), AtdLightV2(), PPAtdLightV2())
+class Atd(AtdLight):
+    """Any network of the family; published is the classical one."""
+
+    name = "atd"
+    summary = "ATD, the classical network, and any other of the family, whose sizes the weights tell"
+    # Whole groups of every size that the option `category_size` has.
+    layout = Layout(16, "mirror", CLASSICAL.category_size)
+    config = CLASSICAL
+    any_size = True
+    # The convolutions of 3conv; those of 1conv are in the same groups by the roles of ATD-light.
+    int8_groups = {**AtdLight.int8_groups, "block_conv": "layers.*.conv.*", "body_conv": "conv_after_body.*"}  # noqa: RUF012
+
+    def options(self) -> type[AtdOptions]:
+        """The size of a group."""
+        from ppexport.networks.atd.atd_light import AtdOptions
+
+        return AtdOptions
+
+
+class PPAtd(Atd, PPAtdLight):
+    """Any network of the family, with Pure-Pass."""
+
+    name = "pp_atd"
+    summary = "PP-ATD: any network of the family whose pure pixels skip category attention"
+
+    def options(self) -> type[PPAtdOptions]:
+        """Those of Pure-Pass, and the size of a group."""
+        from ppexport.networks.atd.atd_light import PPAtdOptions
+
+        return PPAtdOptions
+
+
+ARCHITECTURES = (AtdLight(), PPAtdLight(), AtdLightV2(), PPAtdLightV2(), Atd(), PPAtd())

@@ -1,4 +1,4 @@
-"""ATD-light (arXiv 2401.08209, CVPR 2024), with the module names of published checkpoints, and PP-ATD-light.
+"""The ATD family (arXiv 2401.08209, CVPR 2024), with the module names of published checkpoints, and Pure-Pass on it.
 
 A layer computes, on tokens x (b, n, c):
 
@@ -8,36 +8,52 @@ A layer computes, on tokens x (b, n, c):
     td <- s * td + (1 - s) * softmax_n(InstanceNorm(similarity^T)) @ x        (not in a block's last layer)
 
 PP-ATD-light (arXiv 2510.01997) is the same network, whose pure tokens skip category attention. It adds no parameters: a
-checkpoint of ATD-light loads as it is. What its paper leaves open are options of the model card.
+checkpoint of ATD-light loads as it is. What its paper leaves open are options of the model card. An `AtdConfig` says
+what the networks of the family differ in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ppexport.errors import CheckpointError
-from ppexport.networks.atd import AtdConfig
+from ppexport.networks.architecture import Architecture, find_architecture
+from ppexport.networks.atd import AtdLight
 from ppexport.networks.atd.attention import (
     CategoryAttention,
     DictionaryAttention,
     WindowAttention,
     relative_position_index,
 )
+from ppexport.networks.atd.config import PUBLISHED, AtdConfig
+from ppexport.networks.atd.convolutions import ConvFFN, conv3x3, residual_convolution, upsampler
 from ppexport.networks.card import Compensation, PurePassOptions
 from ppexport.networks.network import Network, Trace, pad
 from ppexport.networks.pure_pass import PurePass
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class AtdOptions(BaseModel):
+    """What weights of the family do not tell: the tokens of a group of category attention, 256 in the classical ATD.
+
+    A group divides the 256 tokens of a window, to whose multiples images are padded.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    category_size: Literal[32, 64, 128, 256] = 256
+
+
+class PPAtdOptions(AtdOptions, PurePassOptions):
+    """The same, and the options of Pure-Pass."""
 
 
 @dataclass
@@ -56,40 +72,6 @@ class Routing:
         return own if self.forced is None else next(self.forced)
 
 
-class DepthwiseConv(nn.Module):
-    """GELU(depthwise convolution) of tokens laid out as an image."""
-
-    def __init__(self, dim: int, kernel: int) -> None:
-        super().__init__()
-        conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        self.depthwise_conv = nn.Sequential(conv, nn.GELU())
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (b, n, c) -> tokens (b, n, c)."""
-        b, _, c = x.shape
-        image = x.transpose(1, 2).reshape(b, c, *size)
-        out: Tensor = self.depthwise_conv(image)
-        return out.flatten(2).transpose(1, 2)
-
-
-class ConvFFN(nn.Module):
-    """Linear, GELU, plus GELU(depthwise 7x7), Linear. In version 2 *extra* channels are added between the two."""
-
-    def __init__(self, dim: int, kernel: int, extra: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, dim)
-        self.dwconv = DepthwiseConv(dim + extra, kernel)
-        self.fc2 = nn.Linear(dim + extra, dim)
-
-    def forward(self, x: Tensor, size: tuple[int, int], extra: Tensor | None) -> Tensor:
-        """Tokens (b, n, c), and *extra* (b, n, e) -> tokens (b, n, c)."""
-        x = F.gelu(self.fc1(x))
-        if extra is not None:
-            x = torch.cat((x, extra), dim=-1)
-        out: Tensor = self.fc2(x + self.dwconv(x, size))
-        return out
-
-
 class TransformerLayer(nn.Module):
     """One layer; *refines* is false for the last layer of a block."""
 
@@ -106,8 +88,8 @@ class TransformerLayer(nn.Module):
         self.wqkv = nn.Linear(dim, 3 * dim)
         self.attn_win = WindowAttention(dim, config.window, config.heads)
         self.attn_atd = DictionaryAttention(dim, config.dictionary_tokens, config.reduced_dim, config.is_second)
-        self.attn_aca = CategoryAttention(dim, config.heads, config.is_second)
-        self.convffn = ConvFFN(dim, config.kernel, config.dictionary_channels)
+        self.attn_aca = CategoryAttention(dim, config.heads, config.category_size, config.is_second)
+        self.convffn = ConvFFN(dim, config.hidden, config.kernel, config.dictionary_channels)
         self.fc_td = nn.Linear(dim, config.dictionary_channels) if config.is_second else None
         if refines:
             self.norm3 = nn.InstanceNorm1d(config.dictionary_tokens, affine=True)
@@ -160,12 +142,12 @@ class LayerGroup(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer layers, a 3x3 convolution and a residual connection; in version 2 a LayerNorm behind them."""
+    """Transformer layers, a convolution and a residual connection; in version 2 a LayerNorm behind them."""
 
     def __init__(self, config: AtdConfig, depth: int) -> None:
         super().__init__()
         self.residual_group = LayerGroup(config, depth)
-        self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1)
+        self.conv = residual_convolution(config)
         self.norm = nn.LayerNorm(config.dim) if config.is_second else None
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
@@ -190,34 +172,51 @@ class PatchNorm(nn.Module):
 
 
 class ATDLight(Network):
-    """ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+    """A network of the ATD family: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
-    arch = "atd_light"
+    arch = "atd"
+    general = AtdOptions
     mean: Tensor
     relative_position_index_SA: Tensor
 
     def __init__(self, scale: int, options: BaseModel | None = None, config: AtdConfig | None = None) -> None:
+        """*config* None is ATD-light. With `AtdOptions`, or another *config* than the published ones of light networks,
+        the network is a general `atd`, whose groups are as large as its options say."""
+        config = config or AtdConfig()
+        if config not in PUBLISHED and not isinstance(options, AtdOptions):
+            options = self.general.model_validate({**dict(options or {}), "category_size": config.category_size})
         super().__init__(scale, options)
-        if scale not in (2, 3, 4):
-            raise ValueError(f"{self.arch} is made for scales 2, 3 and 4, not {scale}")
-        self.config = config = config or AtdConfig()
-        if config.is_second:
-            self.arch += "_v2"
+        if isinstance(options, AtdOptions):
+            config = replace(config, category_size=options.category_size)
+        else:
+            self.arch += PUBLISHED[config]
+        self.config = config
+        if scale not in ((4,) if config.upsampler == "nearest+conv" else (2, 3, 4)):
+            raise ValueError(f"{self.arch} with {config.upsampler} is not made for scale {scale}")
         dim = config.dim
-        self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
+        self.conv_first = conv3x3(3, dim)
         self.patch_embed = PatchNorm(dim)
         self.layers = nn.ModuleList(Block(config, depth) for depth in config.depths)
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
-        self.upsample = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.conv_after_body = residual_convolution(config)
+        tail = upsampler(config, scale)
+        for name, module in tail.items():
+            self.add_module(name, module)
+        self.tail = tuple(tail)
+        """The modules of the upsampler, in the order in which they run."""
         # A published state dict holds this index, so it is a buffer and is checked when weights are loaded.
         self.register_buffer("relative_position_index_SA", relative_position_index(config.window))
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def architecture(self) -> Architecture:
+        """With the sizes of this network."""
+        return cast(AtdLight, find_architecture(self.arch)).sized(self.config)
+
     def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor | None:
         """Pure tokens (b, n) of the padded image; ATD-light has none."""
         if mask is not None:
-            raise ValueError("atd_light takes no mask: load the weights as pp_atd_light")
+            raise ValueError(f"{self.arch} takes no mask: load the weights as pp_{self.arch}")
         return None
 
     def forward(
@@ -245,7 +244,9 @@ class ATDLight(Network):
             tokens = block(tokens, size, self.relative_position_index_SA, routing)
         deep = self.norm(tokens).transpose(1, 2).reshape(first.shape)
         deep = self.conv_after_body(deep) + first
-        out: Tensor = self.upsample(deep) + self.mean
+        for name in self.tail:
+            deep = self.get_submodule(name)(deep)
+        out: Tensor = deep + self.mean
         scale = self.scale
         return out[:, :, : h * scale, : w * scale]
 
@@ -258,9 +259,10 @@ class ATDLight(Network):
 
 
 class PPATDLight(PurePass, ATDLight):
-    """PP-ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
+    """The same with Pure-Pass: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
-    arch = "pp_atd_light"
+    arch = "pp_atd"
+    general = PPAtdOptions
     options: PurePassOptions
 
     def __init__(self, scale: int, options: PurePassOptions | None = None, config: AtdConfig | None = None) -> None:

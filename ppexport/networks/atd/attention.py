@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.networks.atd import GROUP
-
 
 def mirror_slots(slots: Tensor, m: int) -> Tensor:
     """r(p) for slots p (int64) over *m* >= 1 sorted tokens."""
@@ -38,10 +36,10 @@ class Routes:
     """(M,) the slot that holds each of them."""
 
 
-def route(categories: Tensor, pure: Tensor | None) -> Routes:
+def route(categories: Tensor, pure: Tensor | None, group: int) -> Routes:
     """Routes for *categories* (b, n) int64 and *pure* (b, n) bool, True = skips the branch; None = no pure token.
 
-    n is that of a padded image, so at least 256 tokens.
+    n is that of a padded image, so at least 256 tokens and thus a *group*.
     """
     b, n = categories.shape
     key = categories if pure is None else categories.masked_fill(pure, torch.iinfo(categories.dtype).max)
@@ -49,7 +47,7 @@ def route(categories: Tensor, pure: Tensor | None) -> Routes:
     counts = [n] * b if pure is None else (n - pure.sum(dim=1)).tolist()
     source, tokens, slots, start = [], [], [], 0
     for image, m in enumerate(counts):
-        position = torch.arange(-(-m // GROUP) * GROUP, device=categories.device)
+        position = torch.arange(-(-m // group) * group, device=categories.device)
         ranked = order[image] + image * n
         source.append(ranked[mirror_slots(position, m)])
         tokens.append(ranked[:m])
@@ -108,10 +106,10 @@ class CategoryAttention(nn.Module):
 
     logit_scale: Tensor
 
-    def __init__(self, dim: int, heads: int, second: bool = False) -> None:
-        """*second*: as version 2 of the network has it, with a fixed scale."""
+    def __init__(self, dim: int, heads: int, group: int, second: bool = False) -> None:
+        """*group*: tokens of a group. *second*: as version 2 of the network has it, with a fixed scale."""
         super().__init__()
-        self.heads = heads
+        self.heads, self.group = heads, group
         if second:
             self.register_buffer("logit_scale", torch.tensor(math.log((dim // heads) ** -0.5)), persistent=False)
         else:
@@ -127,8 +125,8 @@ class CategoryAttention(nn.Module):
         """
         b, n, width = qkv.shape
         dim = width // 3
-        routes = route(categories, pure)
-        groups = qkv.reshape(b * n, width)[routes.source].view(-1, GROUP, width)
+        routes = route(categories, pure, self.group)
+        groups = qkv.reshape(b * n, width)[routes.source].view(-1, self.group, width)
         q, k, v = split_heads(groups, self.heads)
         q = q * self.logit_scale.clamp(max=math.log(100)).exp()
         mixed = merge_heads(attend(q, k, v)).view(-1, dim)

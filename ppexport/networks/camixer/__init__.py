@@ -105,7 +105,7 @@ class CAMixerSRArchitecture(Architecture):
         """Weights with a predictor in every block."""
         if "body.0.body.0.mixer.route.in_conv.0.weight" not in shapes:
             return None
-        return Detected(scale_of(shapes, "tail.0.weight"))
+        return Detected(self, scale_of(shapes, "tail.0.weight"))
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained CAMixerSR-S."""

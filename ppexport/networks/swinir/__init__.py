@@ -76,7 +76,7 @@ class SwinIRLightArchitecture(Architecture):
         """Weights with blocks of window attention."""
         if "layers.0.residual_group.blocks.0.attn.qkv.weight" not in shapes:
             return None
-        return Detected(scale_of(shapes, "upsample.0.weight"))
+        return Detected(self, scale_of(shapes, "upsample.0.weight"))
 
     def build(self, scale: int, options: BaseModel | None) -> Network:
         """An untrained SwinIR-light."""
