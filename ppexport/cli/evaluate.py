@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import emit_json, people, progress_bar, table
-from ppexport.cli.options import Arch, Checkpoint, Colors, Compensation, Csmf, Json, Scale, Window, load
+from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, load
 from ppexport.errors import InputError
 
 EXAMPLE = "Example: ppexport evaluate pp_atd_light_x2 --hr Set5 --scale 2"
@@ -27,10 +27,7 @@ def evaluate(
     scale: Scale = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
-    colors: Colors = None,
-    window: Window = None,
-    csmf: Csmf = None,
-    compensation: Compensation = None,
+    option: Options = None,
     record: Annotated[
         str | None,
         typer.Option(help="also write the means into the model's numerics.yaml, under this name of the data set"),
@@ -44,8 +41,7 @@ def evaluate(
     from ppexport.report.records import NETWORK, artifact_key, card_of_artifact, check_record, half_in_single
     from ppexport.report.records import record_evaluation as write_record
 
-    options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
-    own = any(v is not None for v in (checkpoint, arch, *options.values()))
+    own = bool(option) or checkpoint is not None or arch is not None
     if target is not None and (Path(target) / MANIFEST).is_file():
         from ppexport.backends.backend import open_artifact
 
@@ -69,7 +65,7 @@ def evaluate(
         if record is not None and (target is None or own):
             raise InputError("--record writes beside a model's card: name a model, without a checkpoint or options")
         beside = None if record is None else find_card(str(target))
-        network = load(target, checkpoint, arch, scale, **options)
+        network = load(target, checkpoint, arch, scale, option)
         run, factor, name, key = network_upscaler(network), network.scale, card_of(network).name, NETWORK
     if record is not None and beside is not None:
         check_record(beside[1], record)

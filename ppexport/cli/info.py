@@ -30,10 +30,7 @@ def info(
     checkpoint: shared.Checkpoint = None,
     arch: shared.Arch = None,
     scale: shared.Scale = None,
-    colors: shared.Colors = None,
-    window: shared.Window = None,
-    csmf: shared.Csmf = None,
-    compensation: shared.Compensation = None,
+    option: shared.Options = None,
     json: shared.Json = None,
 ) -> None:
     """Parameters and multiply-adds of a network, and what Pure-Pass saves on given pictures."""
@@ -41,12 +38,11 @@ def info(
 
     if sum(v is not None for v in (image, images, size)) > 1:
         raise InputError("give one of --image, --images and --size")
-    options = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
     # The cost does not depend on the weights, which may not be here.
     if checkpoint is None:
-        network = load_untrained(model, arch, scale, options)
+        network = load_untrained(model, arch, scale, shared.network_options(option))
     else:
-        network = shared.load(model, checkpoint, arch, scale, **options)
+        network = shared.load(model, checkpoint, arch, scale, option)
     if images is not None:
         _folder(network, images, json)
     else:
