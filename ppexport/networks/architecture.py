@@ -16,12 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppexport.errors import InputError
 from ppexport.plugins import discover
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from pydantic import BaseModel
 
     from ppexport.networks.network import Network
@@ -163,6 +165,18 @@ class Architecture(ABC):
 
         *colors* > 0 adds the Pure-Pass mask's own, of that many colour centres.
         """
+
+    def routed_tokens(
+        self, size: tuple[int, int], options: Mapping[str, Any], pure: NDArray[np.bool_] | None
+    ) -> int | None:
+        """How many tokens of one LR image of *size* (h, w) are routed, as `cost` takes it; None for all.
+
+        Args:
+            size: of the image before padding.
+            options: those of the network, by name.
+            pure: the Pure-Pass mask (H', W') of the padded image; None without one.
+        """
+        return None if pure is None else int((~pure).sum())
 
 
 @cache

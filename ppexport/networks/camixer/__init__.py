@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppexport.device.mask import padded_tokens
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from pydantic import BaseModel
 
     from ppexport.networks.camixer.camixersr import CAMixerOptions
@@ -130,6 +132,13 @@ class CAMixerSRArchitecture(Architecture):
                 NORMS: NORM_COST * n * blocks * (2 * d + e),
             }
         )  # fmt: skip
+
+    def routed_tokens(
+        self, size: tuple[int, int], options: Mapping[str, Any], pure: NDArray[np.bool_] | None
+    ) -> int | None:
+        """The tokens in hard windows, whose share is the option `ratio`."""
+        area = CAMixerConfig().window ** 2
+        return hard_windows(padded_tokens(size, self.multiple) // area, options["ratio"]) * area
 
 
 ARCHITECTURES = (CAMixerSRArchitecture(),)
