@@ -31,11 +31,12 @@ def test_a_weights_file_is_several_subjects(mixer):
     plain, quarter = (parse_subject(text) for text in (str(mixer), f"{mixer},ratio=0.25,scale=4"))
     assert plain.target == quarter.target == str(mixer)
     assert quarter.settings == {"ratio": "0.25", "scale": "4"}
-    assert plain.load().options.ratio == 0.5
-    assert quarter.load(trained=True).options.ratio == 0.25
+    assert plain.network().options.ratio == 0.5
+    card, path = quarter.card_and_weights()
+    assert (card.arch, card.scale, card.options.ratio, path) == ("camixersr", 4, 0.25, mixer)
     # Of both places that name an option, the subject's own counts.
-    assert quarter.load(options={"ratio": "1"}).options.ratio == 0.25
-    assert plain.load(options={"ratio": "1"}).options.ratio == 1
+    assert quarter.network(options={"ratio": "1"}).options.ratio == 0.25
+    assert plain.network(options={"ratio": "1"}).options.ratio == 1
     assert [one.label("camixersr") for one in (plain, quarter)] == ["camixersr", "camixersr ratio=0.25"]
 
 
@@ -63,7 +64,7 @@ def test_labels_tell_subjects_apart():
 )
 def test_what_is_no_subject(text, trained, error, message):
     with pytest.raises(error, match=message):
-        parse_subject(text).load(trained=trained)
+        getattr(parse_subject(text), "card_and_weights" if trained else "network")()
 
 
 def test_the_cost_is_that_of_the_chosen_share_of_windows():

@@ -52,7 +52,7 @@ def info(
     if checkpoint is not None:
         networks = [shared.load(named[0].text if named else None, checkpoint, arch, scale, option)]
     elif named:
-        networks = [one.load(arch, scale, own) for one in named]
+        networks = [one.network(arch, scale, own) for one in named]
     else:
         networks = [load_untrained(None, arch, scale, own)]
     if len(networks) > 1 or len(folders) > 1:

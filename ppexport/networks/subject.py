@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ppexport.errors import InputError
 from ppexport.networks.architecture import architectures
-from ppexport.networks.card import CARD, SUFFIXES, bundled_cards
-from ppexport.networks.load import load_network, load_untrained
+from ppexport.networks.card import CARD, SUFFIXES, Card, bundled_cards
+from ppexport.networks.load import find_weights, load_card, load_untrained
 from ppexport.networks.network import Network
 
 SETTING = re.compile(r"(.+),([A-Za-z]\w*)=([^,]*)", re.DOTALL)
@@ -38,51 +38,64 @@ class Subject:
         """Its own options, as texts."""
         return {name: value for name, value in self.settings.items() if name not in ("arch", "scale")}
 
-    def load(
-        self,
-        arch: str | None = None,
-        scale: int | None = None,
-        options: Mapping[str, str] | None = None,
-        *,
-        trained: bool = False,
-    ) -> Network:
-        """The network. What is given here counts where the subject has no setting of its own.
+    def card_and_weights(
+        self, arch: str | None = None, scale: int | None = None, options: Mapping[str, str] | None = None
+    ) -> tuple[Card, Path]:
+        """The card of the network and its weights file. What is given counts where the subject has no own setting.
 
         Args:
             arch: a registered architecture.
             scale: upscaling factor.
             options: of the network, as texts.
-            trained: False where the weights do not matter: they are then loaded from weights files alone.
 
         Raises:
-            InputError: this is no subject, or a setting is not one.
+            InputError: this is no subject, or an architecture alone.
             CardError, CheckpointError, UnavailableError: as `load_network`.
         """
-        chosen = {**(options or {}), **self.options}
-        arch = self.settings.get("arch", arch)
-        if "scale" in self.settings:
-            if not re.fullmatch(r"\d{1,3}", self.settings["scale"]):
-                raise InputError(f"{self.text}: the scale is a whole number, not {self.settings['scale']!r}")
-            scale = int(self.settings["scale"])
-        target = self.target
+        arch, scale, options = self._chosen(arch, scale, options)
         if self.is_file:
-            return load_network(arch=arch, scale=scale, checkpoint=target, **chosen)
-        if target in architectures():
-            if trained:
-                raise InputError(
-                    f"{target} is an architecture, which has no weights: give a weights file, as FILE,arch={target}"
-                )
-            return load_untrained(None, target, scale, chosen)
-        if target not in bundled_cards() and not (Path(target) / CARD).is_file():
+            return find_weights(None, arch, scale, self.target, options)
+        if self._is_architecture():
             raise InputError(
-                f"{target!r} is not {KINDS}; models: {', '.join(bundled_cards())}; "
+                f"{self.target} is an architecture, which has no weights: give its weights file, as "
+                f"FILE,arch={self.target}"
+            )
+        return find_weights(self.target, arch, scale, None, options)
+
+    def network(
+        self, arch: str | None = None, scale: int | None = None, options: Mapping[str, str] | None = None
+    ) -> Network:
+        """The network, without its weights unless they are what tells it. Arguments and errors as above."""
+        if self.is_file:
+            return load_card(*self.card_and_weights(arch, scale, options))
+        arch, scale, options = self._chosen(arch, scale, options)
+        if self._is_architecture():
+            return load_untrained(None, self.target, scale, options)
+        return load_untrained(self.target, arch, scale, options)
+
+    def _chosen(
+        self, arch: str | None, scale: int | None, options: Mapping[str, str] | None
+    ) -> tuple[str | None, int | None, dict[str, str]]:
+        """Architecture, scale and options: the subject's own, else those given."""
+        own = self.settings.get("scale")
+        if own is not None and not re.fullmatch(r"[0-9]{1,3}", own):
+            raise InputError(f"{self.text}: the scale is a whole number, not {own!r}")
+        return (
+            self.settings.get("arch", arch),
+            scale if own is None else int(own),
+            {**(options or {}), **self.options},
+        )
+
+    def _is_architecture(self) -> bool:
+        """Whether the target is an architecture, not a model. Raises InputError where it is nothing that is known."""
+        if self.target in bundled_cards() or (Path(self.target) / CARD).is_file():
+            return False
+        if self.target not in architectures():
+            raise InputError(
+                f"{self.target!r} is not {KINDS}; models: {', '.join(bundled_cards())}; "
                 f"architectures: {', '.join(architectures())}"
             )
-        return (
-            load_network(target, arch=arch, scale=scale, **chosen)
-            if trained
-            else load_untrained(target, arch, scale, chosen)
-        )
+        return True
 
     @property
     def is_file(self) -> bool:

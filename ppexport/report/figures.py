@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
+from ppexport.parity.contest import Contest
 from ppexport.profile.by_layer import branches
 from ppexport.profile.result import Profile
 from ppexport.report.material import Material
@@ -204,3 +205,76 @@ def pareto(axes: Any, points: Sequence[dict[str, Any]]) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     # A legend's dots among the points would look like points.
     _legend_above(axes, 2)
+
+
+@drawn
+def quality_against_time(axes: Any, contest: Contest) -> None:
+    """Mean PSNR-Y of every subject over its seconds for a picture."""
+    points = [(m.contender.label, m.median_seconds, m.mean.psnr_y) for m in contest.measured]
+    _draw_labelled(axes, points, "s a picture, median")
+
+
+@drawn
+def quality_against_macs(axes: Any, contest: Contest) -> None:
+    """Mean PSNR-Y of every subject over its multiply-adds for a picture."""
+    points = [(m.contender.label, m.mean_macs / 1e9, m.mean.psnr_y) for m in contest.measured]
+    _draw_labelled(axes, points, "G multiply-adds a picture, mean")
+
+
+FAR = 10.0
+"""The largest figure over the smallest, from which an axis is logarithmic so that the small do not lie together."""
+LETTER = 0.62
+"""Width of a letter, of its height; an estimate, since the browser draws it in a font of its own."""
+
+
+def _draw_labelled(axes: Any, points: Sequence[tuple[str, float, float]], label: str) -> None:
+    """Draw the points (name, x, dB), each with its name beside it where that covers the least of other ones."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    axes.set_xlabel(label)
+    axes.set_ylabel("PSNR-Y in dB")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high, margin = min(ys), max(ys), max(max(ys) - min(ys), 0.02)
+    axes.set_ylim(low - 0.25 * margin, high + 0.25 * margin)
+    if max(xs) >= FAR * min(xs):
+        axes.set_xscale("log")
+        # Numbers, since the powers of ten that are usual there are formulas.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(min(xs) / 1.5, max(xs) * 1.5)
+    else:
+        axes.set_xlim(0, max(xs) * 1.15)
+    axes.grid(alpha=0.2)
+    axes.figure.draw_without_rendering()
+    places = [tuple(place) for place in axes.transData.transform(list(zip(xs, ys, strict=True)))]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
+    for index, ((name, x, y), (left, bottom)) in enumerate(zip(points, places, strict=True)):
+        text, size = _short(name, 34), 8
+        width, height = LETTER * size * pixels * len(text), 1.2 * size * pixels
+        boxes = []
+        for dx, dy in _AROUND:
+            at = (left + dx * (8 + width / 2), bottom + dy * (5 + height / 2))
+            box = (at[0] - width / 2, at[1] - height / 2, at[0] + width / 2, at[1] + height / 2)
+            outside = max(0, frame.x0 - box[0]) + max(0, box[2] - frame.x1)
+            outside += max(0, frame.y0 - box[1]) + max(0, box[3] - frame.y1)
+            boxes.append((outside * height + sum(_overlap(box, other) for other in taken), at, box))
+        _, at, box = min(boxes, key=lambda found: found[0])
+        taken.append(box)
+        color, middle = COLORS[index % len(COLORS)], axes.transData.inverted().transform(at)
+        axes.plot(x, y, "o", color=color, markersize=6)
+        if abs(at[1] - bottom) > 2 * height:
+            # Away from its point a name could be taken for another one's.
+            axes.plot((x, middle[0]), (y, middle[1]), color=color, linewidth=0.7, zorder=1)
+        axes.text(*middle, text, fontsize=size, ha="center", va="center", in_layout=False)
+
+
+_AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 2.5), (0, -2.5), (0, 4), (0, -4))
+"""Where a name may stand, in halves of its own size from its point."""
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
