@@ -134,9 +134,10 @@ def test_evaluate_compares_networks_and_artifacts(pictures, tmp_path):
     assert text.count("<svg") == 2
     assert "pp_atd_light_x2 compensation=zero" in text
     assert "Versions and hashes" not in text
-    shown = run("evaluate", enlarger, "pp_atd_light_x2", *data, COLUMNS="120").stdout
+    shown = run("evaluate", enlarger, "pp_atd_light_x2", *data, "--threads", 1, COLUMNS="120").stdout
     assert "1 picture x2" in shown
-    assert re.search(r"PyTorch on the CPU, whole pictures, \d+ threads?: pp_atd_light_x2\n", shown)
+    assert "PyTorch on the CPU, whole pictures, 1 thread: pp_atd_light_x2\n" in shown
+    assert ", with 1 thread.\n" in shown
     assert f"ONNX Runtime on the CPU, tiles of {SIZE[0]}x{SIZE[1]}: enlarger\n" in shown
     assert f"{own['mean']['psnr_y']:.3f}" in shown
 
@@ -164,7 +165,7 @@ def contest_of(*points):
     for label, db, seconds, macs in points:
         one = Measured(Enlarger(label, []), [Score("a", db, 0.9, 28.0, 0.8)], [seconds], [Macs({"all": macs})], [None])
         measured.append(one)
-    return Contest(2, "Set5", tuple(measured), {"cpu": "a test"})
+    return Contest(2, "Set5", tuple(measured), {"cpu": "a test", "threads": None})
 
 
 @pytest.mark.parametrize("far", [1.5, 400])

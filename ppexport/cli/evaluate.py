@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppexport.cli.console import emit_json, people, percent, progress_bar, table
-from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, load, network_options
+from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, Threads, load, network_options
 from ppexport.errors import InputError, counted
 from ppexport.files import check_file_target
 
@@ -44,6 +44,7 @@ def evaluate(
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     option: Options = None,
+    threads: Threads = None,
     record: Annotated[
         str | None,
         typer.Option(help="also write the means into the model's numerics.yaml, under this name of the data set"),
@@ -59,7 +60,7 @@ def evaluate(
 
     named = parse_subjects(subjects or [])
     if len(named) < 2 and plot is None:
-        _evaluate_one(named[0] if named else None, hr, lr, scale, checkpoint, arch, option, record, json)
+        _evaluate_one(named[0] if named else None, hr, lr, scale, checkpoint, arch, option, threads, record, json)
         return
     for flag, value in (("--record", record), ("--checkpoint", checkpoint)):
         if value is not None:
@@ -68,7 +69,7 @@ def evaluate(
         raise InputError("--plot needs subjects: a model, a weights file or an artifact folder")
     if plot is not None:
         check_file_target(plot)
-    _evaluate_several(named, hr, lr, scale, arch, option, plot, json)
+    _evaluate_several(named, hr, lr, scale, arch, option, plot, threads, json)
 
 
 def _evaluate_one(
@@ -79,6 +80,7 @@ def _evaluate_one(
     checkpoint: Path | None,
     arch: str | None,
     option: list[str] | None,
+    threads: int | None,
     record: str | None,
     json: str | None,
 ) -> None:
@@ -93,7 +95,7 @@ def _evaluate_one(
         if subject is not None and _is_artifact(subject):
             from ppexport.backends.backend import open_artifact
 
-            runner = stack.enter_context(open_artifact(Path(subject.target)))
+            runner = stack.enter_context(open_artifact(Path(subject.target), threads=threads))
             manifest = runner.artifact.manifest
             if own:
                 raise InputError("an artifact has its weights and options inside")
@@ -113,7 +115,7 @@ def _evaluate_one(
                 network = load(None if subject is None else subject.text, checkpoint, arch, scale, option)
             else:
                 network = load_card(*subject.card_and_weights(arch, scale, network_options(option)))
-            run, factor, name, key = network_upscaler(network), network.scale, card_of(network).name, NETWORK
+            run, factor, name, key = network_upscaler(network, threads), network.scale, card_of(network).name, NETWORK
         if record is not None and beside is not None:
             check_record(beside[1], record)
         pairs = find_pairs(hr, lr, factor)
@@ -138,6 +140,7 @@ def _evaluate_several(
     arch: str | None,
     option: list[str] | None,
     plot: Path | None,
+    threads: int | None,
     json: str | None,
 ) -> None:
     """Print a row for every subject, and draw the page *plot*."""
@@ -171,12 +174,12 @@ def _evaluate_several(
     _note_half(list(manifests.values()), json)
     with ExitStack() as stack, progress_bar("runs") as progress:
         contenders: list[Contender] = [
-            NetworkContender(label, *cards[one.text])
+            NetworkContender(label, *cards[one.text], threads)
             if one.text in cards
-            else ArtifactContender(label, stack.enter_context(open_artifact(Path(one.target))))
+            else ArtifactContender(label, stack.enter_context(open_artifact(Path(one.target), threads=threads)))
             for label, one in zip(labels, named, strict=True)
         ]
-        contest = run_contest(contenders, pairs, hr, progress)
+        contest = run_contest(contenders, pairs, hr, progress, threads)
     emit_json(json, contest.to_dict())
     _show(contest, json)
     if plot is not None:
@@ -186,7 +189,7 @@ def _evaluate_several(
 
 def _show(contest: Contest, json: str | None) -> None:
     """Print the table of *contest*, and what its figures are."""
-    from ppexport.parity.contest import CLOCK
+    from ppexport.parity.contest import CLOCK, threads_of
 
     rows = []
     for one in contest.measured:
@@ -203,7 +206,7 @@ def _show(contest: Contest, json: str | None) -> None:
     columns = ["subject", "PSNR-Y\ndB", "SSIM-Y", "s a\npicture", "MB", "G a\npicture", "pure"]
     console = people(json)
     console.print(table(f"{counted(contest.pictures, 'picture')} x{contest.scale}", columns, rows))
-    console.print(f"Seconds: {CLOCK} over the pictures, on {contest.machine['cpu']}.")
+    console.print(f"Seconds: {CLOCK} over the pictures, on {contest.machine['cpu']}, {threads_of(contest)}.")
     for place in dict.fromkeys(one.contender.runs_in for one in contest.measured):
         labels = [one.contender.label for one in contest.measured if one.contender.runs_in == place]
         console.print(f"  {place}: {', '.join(labels)}")

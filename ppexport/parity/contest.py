@@ -67,16 +67,19 @@ class Contender(ABC):
 class NetworkContender(Contender):
     """A network in PyTorch, on whole pictures."""
 
-    def __init__(self, label: str, card: Card, weights: Path) -> None:
-        """Load the network of *card* with the file *weights*. Raises CheckpointError."""
+    def __init__(self, label: str, card: Card, weights: Path, threads: int | None = None) -> None:
+        """Load the network of *card* with the file *weights*; *threads* are those of all of this process.
+
+        Raises CheckpointError.
+        """
         self.label, self.network = label, load_card(card, weights)
         self.scale, self.bytes = card.scale, weights.stat().st_size
+        self._run = network_upscaler(self.network, threads)
         self.runs_in = f"PyTorch on the CPU, whole pictures, {counted(torch.get_num_threads(), 'thread')}"
         self.facts = {
             "model": card.name, "arch": card.arch, "options": options_of(self.network), "backend": None,
             "precision": "fp32",
         }  # fmt: skip
-        self._run = network_upscaler(self.network)
 
     def upscale(self, lr: Pixels) -> tuple[Pixels, Tiles]:
         """One run of the network."""
@@ -201,6 +204,12 @@ class Contest:
         }  # fmt: skip
 
 
+def threads_of(contest: Contest) -> str:
+    """How many threads computed, for people."""
+    threads = contest.machine["threads"]
+    return "with the threads that each chooses" if threads is None else f"with {counted(threads, 'thread')}"
+
+
 def common_scale(scales: dict[str, int]) -> int:
     """The one scale of {label: scale}. Raises InputError where there are several."""
     if len(set(scales.values())) > 1:
@@ -214,11 +223,20 @@ def run_contest(
     pairs: Sequence[Pair],
     source: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    threads: int | None = None,
 ) -> Contest:
-    """Measure *contenders*, which have one scale, on *pairs*, whose HR pictures lie in *source*.
+    """Measure *contenders*, which have one scale, on *pairs*.
 
-    *progress* is called with (runs done, runs in all). Raises InputError as `read_pair`, or for a network that returns
-    NaN; ArtifactError as `upscale_array`.
+    Args:
+        contenders: networks and artifacts, opened by the caller.
+        pairs: the pictures.
+        source: for people, where these lie.
+        progress: called with (runs done, runs in all).
+        threads: how many the contenders were opened with; None where they choose.
+
+    Raises:
+        InputError: as `read_pair`, or a network returns NaN.
+        ArtifactError: as `upscale_array`.
     """
     scale = common_scale({contender.label: contender.scale for contender in contenders})
     measured, done, total = [Measured(contender) for contender in contenders], 0, len(contenders) * len(pairs)
@@ -238,5 +256,5 @@ def run_contest(
             one.pure_shares.append(one.contender.pure_share(lr))
             done += 1
     progress(done, total)
-    machine = {"cpu": cpu_name("/"), "cores": os.cpu_count(), "torch": torch.__version__}
+    machine = {"cpu": cpu_name("/"), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
     return Contest(scale, str(source), tuple(measured), machine)

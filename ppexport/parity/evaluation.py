@@ -151,9 +151,12 @@ def evaluate(
     return Evaluation(scale, tuple(scores))
 
 
-def network_upscaler(network: Any) -> Upscaler:
-    """Whole pictures through a PyTorch network."""
+def network_upscaler(network: Any, threads: int | None = None) -> Upscaler:
+    """Whole pictures through a PyTorch network; *threads* is how many all of this process takes, None leaves it."""
     import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
     def run(lr: Pixels) -> Pixels:
         with torch.no_grad():

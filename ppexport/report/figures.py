@@ -210,28 +210,31 @@ def pareto(axes: Any, points: Sequence[dict[str, Any]]) -> None:
 @drawn
 def quality_against_time(axes: Any, contest: Contest) -> None:
     """Mean PSNR-Y of every subject over its seconds for a picture."""
-    points = [(m.contender.label, m.median_seconds, m.mean.psnr_y) for m in contest.measured]
-    _draw_labelled(axes, points, "s a picture, median")
+    _draw_labelled(axes, contest, [m.median_seconds for m in contest.measured], "s a picture, median")
 
 
 @drawn
 def quality_against_macs(axes: Any, contest: Contest) -> None:
     """Mean PSNR-Y of every subject over its multiply-adds for a picture."""
-    points = [(m.contender.label, m.mean_macs / 1e9, m.mean.psnr_y) for m in contest.measured]
-    _draw_labelled(axes, points, "G multiply-adds a picture, mean")
+    _draw_labelled(axes, contest, [m.mean_macs / 1e9 for m in contest.measured], "G multiply-adds a picture, mean")
 
 
 FAR = 10.0
 """The largest figure over the smallest, from which an axis is logarithmic so that the small do not lie together."""
-LETTER = 0.62
-"""Width of a letter, of its height; an estimate, since the browser draws it in a font of its own."""
+LETTERS = (34, 8, 0.62)
+"""Of a name beside a point: how many, their height in points, and their width, of the height. The width is an estimate,
+since the browser draws them in a font of its own."""
+AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 2.5), (0, -2.5), (0, 4), (0, -4))
+"""Where the middle of a name may be, in halves of its own size from its point; the first four are beside it."""
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
 
 
-def _draw_labelled(axes: Any, points: Sequence[tuple[str, float, float]], label: str) -> None:
-    """Draw the points (name, x, dB), each with its name beside it where that covers the least of other ones."""
+def _draw_labelled(axes: Any, contest: Contest, xs: Sequence[float], label: str) -> None:
+    """Draw PSNR-Y over *xs*: artifacts square, and each name where it covers the least of what is there."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    ys = [m.mean.psnr_y for m in contest.measured]
     axes.set_xlabel(label)
     axes.set_ylabel("PSNR-Y in dB")
     axes.ticklabel_format(axis="y", useOffset=False)
@@ -248,33 +251,38 @@ def _draw_labelled(axes: Any, points: Sequence[tuple[str, float, float]], label:
         axes.set_xlim(0, max(xs) * 1.15)
     axes.grid(alpha=0.2)
     axes.figure.draw_without_rendering()
-    places = [tuple(place) for place in axes.transData.transform(list(zip(xs, ys, strict=True)))]
+    places: list[Any] = axes.transData.transform(list(zip(xs, ys, strict=True))).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
-    for index, ((name, x, y), (left, bottom)) in enumerate(zip(points, places, strict=True)):
-        text, size = _short(name, 34), 8
-        width, height = LETTER * size * pixels * len(text), 1.2 * size * pixels
-        boxes = []
-        for dx, dy in _AROUND:
-            at = (left + dx * (8 + width / 2), bottom + dy * (5 + height / 2))
-            box = (at[0] - width / 2, at[1] - height / 2, at[0] + width / 2, at[1] + height / 2)
-            outside = max(0, frame.x0 - box[0]) + max(0, box[2] - frame.x1)
-            outside += max(0, frame.y0 - box[1]) + max(0, box[3] - frame.y1)
-            boxes.append((outside * height + sum(_overlap(box, other) for other in taken), at, box))
-        _, at, box = min(boxes, key=lambda found: found[0])
+    (most, size, width), pixels = LETTERS, axes.figure.dpi / 72
+    for index, (measured, place) in enumerate(zip(contest.measured, places, strict=True)):
+        color, text = COLORS[index % len(COLORS)], _short(measured.contender.label, most)
+        half = (width * size * pixels * len(text) / 2, 0.6 * size * pixels)
+        box, beside = _place(place, half, axes.get_window_extent().extents, taken)
         taken.append(box)
-        color, middle = COLORS[index % len(COLORS)], axes.transData.inverted().transform(at)
-        axes.plot(x, y, "o", color=color, markersize=6)
-        if abs(at[1] - bottom) > 2 * height:
-            # Away from its point a name could be taken for another one's.
-            axes.plot((x, middle[0]), (y, middle[1]), color=color, linewidth=0.7, zorder=1)
+        middle, edge = axes.transData.inverted().transform(
+            [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), [np.clip(place[i], box[i], box[i + 2]) for i in (0, 1)]]
+        )
+        marker = "o" if measured.contender.facts.get("backend") is None else "s"
+        axes.plot(xs[index], ys[index], marker, color=color, markersize=6)
+        if not beside:
+            # A name could be taken for another point's.
+            axes.plot((xs[index], edge[0]), (ys[index], edge[1]), color=color, linewidth=0.8, zorder=1)
         axes.text(*middle, text, fontsize=size, ha="center", va="center", in_layout=False)
 
 
-_AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 2.5), (0, -2.5), (0, 4), (0, -4))
-"""Where a name may stand, in halves of its own size from its point."""
+def _place(point: Sequence[float], half: tuple[float, float], frame: Box, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """The box of a name of twice *half* its size at *point*, inside *frame* if it can be; and whether it is beside."""
+    found: list[tuple[float, Box, bool]] = []
+    for index, (dx, dy) in enumerate(AROUND):
+        x, y = point[0] + dx * (8 + half[0]), point[1] + dy * (5 + half[1])
+        box = (x - half[0], y - half[1], x + half[0], y + half[1])
+        outside = 4 * half[0] * half[1] - _shared(box, frame)
+        # Rounded, so that of places that cover nothing the first is taken.
+        found.append((round(outside + sum(_shared(box, other) for other in taken), 3), box, index < 4))
+    _, box, beside = min(found, key=lambda place: place[0])
+    return box, beside
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes (left, bottom, right, top) share."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+def _shared(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -22,7 +22,7 @@ from ppexport.files import is_plain_name, write_text
 from ppexport.imaging.alpha import mask_overlay
 from ppexport.imaging.bicubic import enlarge_bicubic
 from ppexport.parity.columns import load_column, load_inputs
-from ppexport.parity.contest import CLOCK
+from ppexport.parity.contest import CLOCK, threads_of
 from ppexport.parity.run import heat
 from ppexport.profile.by_layer import branches, why_sum_differs
 from ppexport.report import figures
@@ -77,7 +77,7 @@ def render(material: Material, title: str) -> str:
             figures=figures,
             functions={
                 **{"board": board_line, "judge": judge, "slides": slides, "why_sum_differs": why_sum_differs},
-                **{"clock": CLOCK, "counted": counted},
+                **{"clock": CLOCK, "counted": counted, "threads": threads_of},
             },
         )
     except (UndefinedError, KeyError, TypeError) as error:
