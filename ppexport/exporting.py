@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
-from ppexport.device.artifact import Manifest, check_capacities, check_size, sha256_path, write_manifest
+from ppexport.device.artifact import (
+    Manifest,
+    check_capacities,
+    check_size,
+    layout_fields,
+    sha256_path,
+    write_manifest,
+)
 from ppexport.device.machine import versions
-from ppexport.device.mask import padded_tokens
 from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder
 from ppexport.networks.architecture import Architecture, find_architecture
@@ -40,13 +46,14 @@ def check_choice(what: str, value: str, known: Iterable[str]) -> None:
 def choose_capacities(
     architecture: Architecture, size: tuple[int, int], capacities: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The capacities of the graph to make: full where none are given, () for a network without routing."""
-    if architecture.routing is None:
+    """The capacities of the graph to make: full where none are given, () for a network without slots."""
+    layout = architecture.layout
+    if not layout.group:
         if capacities is not None:
-            raise InputError(f"{architecture.name} routes no tokens: leave the capacities out")
+            raise InputError(f"{architecture.name} computes the same for every image: leave the capacities out")
         return ()
-    full = (padded_tokens(size, architecture.multiple),)
-    chosen = full if capacities is None else check_capacities(capacities, size)
+    full = (layout.tokens(size),)
+    chosen = full if capacities is None else check_capacities(capacities, size, layout)
     if architecture.masks == ("none",) and chosen != full:
         raise InputError(
             f"{architecture.name} has no pure tokens, so every token needs a slot: leave the capacities out"
@@ -132,7 +139,7 @@ def export(
     for name in card.gates:
         check_choice(f"a gate of the card of {card.name}", name, sorted(known_gates))
     own = parse_options(made_by, options)
-    size, out = check_size(size), artifact_target(out)
+    size, out = check_size(size, architecture.layout), artifact_target(out)
     chosen = choose_capacities(architecture, size, capacities)
     if mask is None:
         host = "input" in architecture.masks and made_by.prefers_host_mask(own, len(chosen) > 1)
@@ -187,8 +194,8 @@ def describe(job: BuildJob, built: Built, backend: Backend, files: dict[str, str
         flavour=built.flavour,
         capacities=list(job.capacities),
         mask=job.mask,
-        multiple=job.architecture.multiple,
-        tokens=padded_tokens(job.size, job.architecture.multiple),
+        **layout_fields(job.architecture.layout),
+        tokens=job.architecture.layout.tokens(job.size),
         files=files,
         weights=weights.model_dump(),
         card_sha256=card.hash(),

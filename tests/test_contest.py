@@ -41,8 +41,8 @@ class Enlarger(Contender):
         self.calls.append(self.label)
         return bicubic(lr), ()
 
-    def macs(self, lr, tiles):
-        return Macs({"all": lr.size})
+    def count(self, lr, tiles):
+        return Macs({"all": lr.size}), None
 
 
 @pytest.fixture
@@ -76,8 +76,7 @@ def test_multiply_adds_of_a_network_are_those_of_the_pictures_mask():
     lr = photo(48, 64)
     mask = pure_mask(lr, 6)
     assert 0 < mask.mean() < 1
-    assert contender.macs(lr, ()) == cost(contender.network, (48, 64), mask).actual
-    assert contender.pure_share(lr) == mask.mean()
+    assert contender.count(lr, ()) == (cost(contender.network, (48, 64), mask).actual, mask.mean())
     assert contender.bytes == Path(find_weights("pp_atd_light_x2", None, None, None, {})[1]).stat().st_size
     fixed = NetworkContender("a", *find_weights("pp_atd_light_x2", None, None, None, {}))
     sr, tiles = fixed.upscale(photo(20, 24))
@@ -93,8 +92,9 @@ def test_multiply_adds_of_an_artifact_are_those_of_its_tiles_and_slots(tmp_path)
         assert sr.shape == (2 * SIZE[0], 4 * SIZE[1], 3)
         assert len(tiles) == 3
         dense = find_architecture("atd_light").cost(2, SIZE).published
-        assert contender.macs(lr, tiles).published == 3 * dense
-        assert contender.pure_share(lr) is None
+        macs, share = contender.count(lr, tiles)
+        assert macs.published == 3 * dense
+        assert share is None
         assert contender.bytes == (tmp_path / "enlarger" / "model.onnx").stat().st_size
         assert contender.runs_in == f"ONNX Runtime on the CPU, tiles of {SIZE[0]}x{SIZE[1]}"
         # A capacity set computes with the slots that each tile gets, not with its impure tokens.
@@ -106,7 +106,9 @@ def test_multiply_adds_of_an_artifact_are_those_of_its_tiles_and_slots(tmp_path)
         chosen = ArtifactContender("s", SimpleNamespace(artifact=artifact, scale=2, size=SIZE))
         runs = [TileRun((0, 0), 10, 128, 0.1), TileRun((0, 16), 900, 1536, 0.1)]
         expected = [find_architecture("pp_atd_light").cost(2, SIZE, slots, 8).published for slots in (128, 1536)]
-        assert chosen.macs(lr, runs).published == sum(expected)
+        macs, share = chosen.count(lr, runs)
+        assert macs.published == sum(expected)
+        assert share == pure_mask(lr).mean()
 
 
 def test_evaluate_compares_networks_and_artifacts(pictures, tmp_path):

@@ -10,9 +10,9 @@ from conftest import ARCHS, CASES, GOLDEN, both_archs, golden_arrays, golden_cas
 import ppexport
 from ppexport.backends.backend import FP32_GATE, NEAR_TIE, open_artifact
 from ppexport.device import mask as host
+from ppexport.device.mask import ATD_LAYOUT
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.atd_light import mirror_pad
-from ppexport.networks.network import Trace
+from ppexport.networks.network import Trace, pad
 from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.compare import compare_columns
 from ppexport.parity.inputs import ParityInput
@@ -51,7 +51,7 @@ def test_network_is_the_authors(case, arch):
 @golden_cases
 def test_labels_and_masks_are_equal_bit_for_bit(case):
     rgb = np.ascontiguousarray(case["lr"][0].transpose(1, 2, 0))
-    padded = mirror_pad(case.lr)
+    padded = pad(case.lr, ATD_LAYOUT)
     assert np.array_equal(host.pixel_labels(rgb), case["labels"][0])
     assert np.array_equal(pure_pass.pixel_labels(padded).numpy(), case["labels"])
     # The file of version 2 leaves out what the others say of the same pictures.

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import examples
 
+from ppexport.device.mask import ATD_LAYOUT
 from ppexport.device.picture import to_input
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd.atd_light import ATDLight, PPATDLight, mirror_pad
+from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.atd.attention import mirror_slots, route
 from ppexport.networks.card import PurePassOptions
+from ppexport.networks.network import pad
 
 
 def image(height, width):
@@ -32,7 +34,7 @@ def test_any_size_comes_out_scaled(size, scale):
 
 def test_small_images_are_mirrored_as_often_as_needed():
     x = torch.arange(3.0).view(1, 1, 1, 3).expand(1, 3, 1, 3)
-    padded = mirror_pad(x)
+    padded = pad(x, ATD_LAYOUT)
     assert padded[0, 0, 0].tolist() == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1, 2, 2]
     assert torch.equal(padded[0, 0, 0], padded[0, 2, 15])
 

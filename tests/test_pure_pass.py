@@ -11,10 +11,11 @@ from hypothesis.extra.numpy import arrays
 from shared import examples
 
 from ppexport.device import mask as host
+from ppexport.device.mask import ATD_LAYOUT
 from ppexport.device.picture import to_input
 from ppexport.networks import pure_pass
-from ppexport.networks.atd.atd_light import mirror_pad
 from ppexport.networks.card import PurePassOptions
+from ppexport.networks.network import pad
 from ppexport.twin.static_pure_pass import StaticPurePass
 
 options = st.tuples(st.integers(2, 16), st.sampled_from(host.WINDOWS), st.booleans())
@@ -37,7 +38,7 @@ def test_three_implementations_agree(chosen, rgb):
     colors, window, csmf = chosen
     labels = host.pixel_labels(rgb, colors)
     pure = host.pure_mask(rgb, colors, window, csmf)
-    padded = mirror_pad(torch.from_numpy(to_input(rgb)))
+    padded = pad(torch.from_numpy(to_input(rgb)), ATD_LAYOUT)
     assert np.array_equal(pure_pass.pixel_labels(padded, colors).numpy()[0], labels)
     assert np.array_equal(pure_pass.pure_mask(padded, colors, window, csmf).numpy()[0], pure)
     twin = StaticPurePass(PurePassOptions(colors=colors, window=window, csmf=csmf), *labels.shape)

@@ -10,6 +10,7 @@ from conftest import photo
 
 import ppexport
 from ppexport.device.artifact import capacity_set, check_capacities, check_size
+from ppexport.device.mask import ATD_LAYOUT
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError
 from ppexport.networks.load import card_of
@@ -46,7 +47,7 @@ def test_capacities_that_are_none(capacities, flavour, x2, tmp_path):
 def test_whole_numbers_of_other_libraries_are_sizes_and_capacities():
     for size in ((np.int64(37), np.uint8(53)), np.array([37, 53]), torch.Size((37, 53)), [37, 53]):
         assert check_size(size) == (37, 53)
-    assert check_capacities(np.array([128, 256]), (16, 16)) == (128, 256)
+    assert check_capacities(np.array([128, 256]), (16, 16), ATD_LAYOUT) == (128, 256)
     with pytest.raises(InputError, match="a size is"):
         check_size((np.True_, 16))
 

@@ -21,7 +21,7 @@ from training.data import find_images, split_holdout
 from training.fast import speed_up
 
 from ppexport.cli.console import fail, giga, percent, progress_bar
-from ppexport.device.mask import padded_tokens, pure_mask
+from ppexport.device.mask import ATD_LAYOUT, pure_mask
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_file, sha256_text, write_text
 from ppexport.networks.architecture import find_architecture
@@ -168,11 +168,11 @@ def measure(
 def cost_at(scale: int, pure: float, options: PurePassOptions | None) -> Cost:
     """Cost of 1280x720 output where the share *pure* of the padded LR pixels is pure; in the published counting."""
     size = default_size(scale)
-    tokens = padded_tokens(size)
+    tokens = ATD_LAYOUT.tokens(size)
     impure = round(tokens * (1 - pure))
     colors = 0 if options is None else options.colors
     macs = find_architecture("atd_light").cost
-    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure)
+    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure, pure)
 
 
 class Store:

@@ -26,11 +26,11 @@ from ppexport.cli.options import parse_size
 from ppexport.device.job import Job
 from ppexport.device.launch import memory_of
 from ppexport.device.machine import cpu_name, versions
-from ppexport.device.mask import MULTIPLE
 from ppexport.device.measure import PLANS
 from ppexport.device.picture import psnr, to_uint8
 from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, PpexportError
+from ppexport.imaging.tiles import MULTIPLE
 from ppexport.networks.cost import cost
 from ppexport.profile.statistics import Interval
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import ppexport
 from ppexport.backends.onnx.export_onnx import quiet_exporter
 from ppexport.backends.onnx.run_onnxruntime import make_session
-from ppexport.device.artifact import GROUP, capacity_set
+from ppexport.device.artifact import capacity_set
 from ppexport.device.journal import Journal, Past
-from ppexport.device.mask import padded_tokens, pure_mask
+from ppexport.device.mask import ATD_LAYOUT, pure_mask
 from ppexport.device.measure import Loop, Plan, Query, Subject
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Flushed
@@ -30,7 +30,7 @@ from ppexport.exporting import export, package_versions
 from ppexport.files import atomic_path, sha256_text
 from ppexport.imaging.images import read_levels
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd import attention
+from ppexport.networks.atd import GROUP, attention
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.attention import Routes
 from ppexport.networks.card import Card, find_card
@@ -385,7 +385,7 @@ class Lineup:
             else:
                 target = self.ours(family, dense, capacity_set(self.size))
                 if kind.startswith("set-"):
-                    tokens = padded_tokens(self.size)
+                    tokens = ATD_LAYOUT.tokens(self.size)
                     slots = min(tokens, -(-round(SHARES[kind[4:]] * tokens) // GROUP) * GROUP)
             open_it = partial(our_artifact, target, slots)
         reference = None if key == BOUND or slots is not None else "dense" if dense else "pure_pass"

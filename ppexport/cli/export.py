@@ -103,6 +103,7 @@ def export(
     from ppexport.device.artifact import read_artifact
     from ppexport.exporting import export as run_export
     from ppexport.exporting import return_large_blocks
+    from ppexport.networks.architecture import find_architecture
 
     card, weights = shared.card_and_weights(model, arch, scale, checkpoint, shared.network_options(option))
     pixels = card.default_size if size is None else shared.parse_size(size)
@@ -113,7 +114,9 @@ def export(
     twice = next((name for name in pairs if name in flags), None)
     if twice is not None:
         raise InputError(f"{twice} is given both as -O {twice}= and as a flag of its own: give it once")
-    capacities = shared.parse_capacities(capacity, pixels, find_backend(backend).set_steps)
+    capacities = shared.parse_capacities(
+        capacity, pixels, find_backend(backend).set_steps, find_architecture(card.arch).layout
+    )
     return_large_blocks()
     with stages("export") as step:
         run_export(

@@ -132,20 +132,21 @@ def _compare(
 
 def _folder(network: Network, images: Path, json: str | None) -> None:
     """Print pure shares of a folder of LR pictures, without and with cross-shift mask fusion."""
-    from ppexport.device.mask import mask_from_labels, pixel_labels
+    from ppexport.device.mask import mask_from_labels
     from ppexport.imaging.images import pictures_in, read_levels
-    from ppexport.networks.cost import has_mask, options_of
+    from ppexport.networks.cost import labels_and_mask, options_of
 
     options = options_of(network)
-    if not has_mask(network.arch):
-        raise InputError(f"{network.arch} has no Pure-Pass mask: name a pp_atd_light model")
     paths = pictures_in(images)
     shares: list[dict[str, Any]] = []
     with progress_bar("pictures") as progress:
         for done, path in enumerate(paths):
             progress(done, len(paths))
             rgb = read_levels(path)
-            labels = pixel_labels(rgb, options["colors"])
+            found = labels_and_mask(network, rgb)
+            if found is None:
+                raise InputError(f"{network.arch} has no Pure-Pass mask: name a model of an architecture that has one")
+            labels = found[0]
             grid, fused = (float(mask_from_labels(labels, options["window"], c).mean()) for c in (False, True))
             shares.append({"name": path.name, "size": rgb.shape[:2], "grid": grid, "fused": fused})
         progress(len(paths), len(paths))
@@ -159,16 +160,18 @@ def _folder(network: Network, images: Path, json: str | None) -> None:
 
 def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, json: str | None) -> None:
     """Print parameters, multiply-adds and, for a picture, its pure share and saving."""
+    from ppexport.device.mask import mask_from_labels
     from ppexport.imaging.images import read_levels
-    from ppexport.networks.cost import cost, default_size, mask_of, options_of
+    from ppexport.networks.cost import cost, default_size, labels_and_mask, options_of
     from ppexport.networks.load import card_of
 
     options, pure, grid = options_of(network), None, None
     if image is not None:
         rgb = read_levels(image)
         size = (rgb.shape[0], rgb.shape[1])
-        pure = mask_of(network.arch, options, rgb)
-        grid = mask_of(network.arch, {**options, "csmf": False}, rgb)
+        found = labels_and_mask(network, rgb)
+        if found is not None:
+            grid, pure = mask_from_labels(found[0], options["window"], False), found[1]
     size = size or default_size(network.scale)
     result = cost(network, size, pure)
     dense, actual, share = result.dense, result.actual, result.pure_share

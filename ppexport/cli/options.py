@@ -10,6 +10,7 @@ import typer
 
 from ppexport.cli.console import check_json
 from ppexport.device.artifact import capacity_set
+from ppexport.device.mask import ATD_LAYOUT, Layout
 from ppexport.device.runner import check_threads
 from ppexport.errors import InputError
 
@@ -73,7 +74,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] | None:
+def parse_capacities(text: str, size: tuple[int, int], steps: int, layout: Layout = ATD_LAYOUT) -> list[int] | None:
     """ "full", "set" or numbers separated by commas -> capacities for LR images of *size*; None is full capacity.
 
     A set has at most *steps* capacities.
@@ -83,7 +84,7 @@ def parse_capacities(text: str, size: tuple[int, int], steps: int) -> list[int] 
     if text == "set":
         if steps < 2:
             raise InputError("this backend makes no capacity sets: leave --capacity out")
-        return capacity_set(size, steps)
+        return capacity_set(size, steps, layout)
     if not CAPACITIES.fullmatch(text):
         raise InputError(f"a capacity is full, set, or numbers such as 1024,2048,4096, not {text!r}")
     return [int(number) for number in text.split(",")]

@@ -18,12 +18,12 @@ too, and no version has any other field:
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
                   arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
                   the portable one with heads padded to 16 channels
-    capacities    slots of category attention, ascending, multiples of 128; the last is n for full capacity. Several
-                  are a capacity set: the graph has an input `slots` (1, C), int32, of which only the length counts.
-                  [] for a network that routes nothing
+    capacities    slots, ascending multiples of `group`; the last is n for full capacity. Several are a capacity set:
+                  the graph has an input `slots` (1, C), int32, of which only the length counts. [] for a network that
+                  computes the same for every image
     mask          "graph": the Pure-Pass mask is computed inside; "input": it is a second input `mask`, float32
                   (1, 1, H', W') of the padded size, 1 = pure; "none": the network has none
-    multiple      the padded size is the next multiple of this
+    multiple, padding, group, grids  how the input is padded, and what takes slots (`device.mask.Layout`)
     tokens        n, the pixels of the padded input
     files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole.
                   A model in ONNX Runtime's own format, model.ort, is followed by the ONNX file that it was made from
@@ -52,11 +52,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ppexport.device.mask import MULTIPLE, check_options, padded_tokens
+from ppexport.device.mask import ATD_LAYOUT, PADDINGS, Layout, check_options, mask_from_labels, pixel_labels
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import is_plain_name, sha256_file, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    # Devices have NumPy 1.17, which has no such module.
+    from numpy.typing import NDArray
 
 FORMAT = "ppexport-artifact"
 VERSION = 5
@@ -66,10 +72,10 @@ MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
 FLAVOURS = ("portable", "ort", "tensorrt")
 MASKS = ("graph", "input", "none")
-PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool, "compensation": str}
-"""The options of Pure-Pass, of which a runner may have to compute the mask."""
-GROUP = 128
-"""Capacities are multiples of the group of category attention."""
+PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool}
+"""The options of every network with Pure-Pass, from which a runner may have to compute the mask."""
+FURTHER: dict[str, type] = {"compensation": str, "share": float}
+"""Options of some of them: what pure pixels take, and the share of pure pixels in (0, 1] that makes a window easy."""
 MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
 
@@ -82,7 +88,7 @@ def whole_numbers(values: Any) -> list[int]:
     return [operator.index(value) for value in found]
 
 
-def check_size(size: Any) -> tuple[int, int]:
+def check_size(size: Any, layout: Layout = ATD_LAYOUT) -> tuple[int, int]:
     """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1, or pads to too many tokens."""
     try:
         height, width = whole_numbers(size)
@@ -90,7 +96,7 @@ def check_size(size: Any) -> tuple[int, int]:
         height = width = 0
     if height < 1 or width < 1:
         raise InputError(f"a size is (height, width) in whole pixels of at least 1x1, such as (64, 64), not {size!r}")
-    tokens = padded_tokens((height, width))
+    tokens = layout.tokens((height, width))
     if tokens > MAX_TOKENS:
         raise InputError(
             f"{height}x{width} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles"
@@ -98,27 +104,33 @@ def check_size(size: Any) -> tuple[int, int]:
     return height, width
 
 
-def check_capacities(capacities: Any, size: tuple[int, int]) -> tuple[int, ...]:
-    """*capacities* as ints. Raises InputError unless they ascend in multiples of 128 that LR images of *size* have."""
-    tokens = padded_tokens(size)
+def check_capacities(capacities: Any, size: tuple[int, int], layout: Layout) -> tuple[int, ...]:
+    """*capacities* as ints. Raises InputError unless they ascend in multiples of the *layout*'s group that LR images
+    of *size* have."""
+    tokens, group = layout.tokens(size), layout.group
     try:
         chosen = whole_numbers(capacities)
     except TypeError:
         chosen = []
-    if not chosen or not _ascend(chosen, tokens):
-        raise InputError(f"capacities are ascending multiples of {GROUP} from {GROUP} to {tokens}, not {capacities!r}")
+    if not chosen or not _ascend(chosen, tokens, group):
+        raise InputError(f"capacities are ascending multiples of {group} from {group} to {tokens}, not {capacities!r}")
     return tuple(chosen)
 
 
-def _ascend(capacities: Sequence[int], tokens: int) -> bool:
-    """Whether *capacities* ascend in multiples of 128 up to *tokens*."""
-    return list(capacities) == sorted({c for c in capacities if c % GROUP == 0 and 0 < c <= tokens})
+def _ascend(capacities: Sequence[int], tokens: int, group: int) -> bool:
+    """Whether *capacities* ascend in multiples of *group* up to *tokens*."""
+    return list(capacities) == sorted({c for c in capacities if group and c % group == 0 and 0 < c <= tokens})
 
 
-def capacity_set(size: Any, steps: int = 32) -> list[int]:
-    """At most *steps* even capacities for LR images of *size* (h, w), the last one full. Raises InputError."""
-    tokens = padded_tokens(check_size(size))
-    return sorted({-(-tokens * i // (steps * GROUP)) * GROUP for i in range(1, steps + 1)})
+def capacity_set(size: Any, steps: int = 32, layout: Layout = ATD_LAYOUT) -> list[int]:
+    """At most *steps* even capacities for LR images of *size* (h, w), the last one full.
+
+    *layout* is the network's, `find_architecture(arch).layout`; that of PP-ATD-light if left out. Raises InputError.
+    """
+    tokens, group = layout.tokens(check_size(size, layout)), layout.group
+    if not group:
+        raise InputError("this network computes the same for every image: it has no capacities")
+    return sorted({-(-tokens * i // (steps * group)) * group for i in range(1, steps + 1)})
 
 
 def smallest_capacity(capacities: Sequence[int], impure: int) -> int:
@@ -146,7 +158,10 @@ class Manifest:
     card_sha256: str
     licence: str
     created: str
-    multiple: int = MULTIPLE
+    multiple: int = 16
+    padding: str = "mirror"
+    group: int = 128
+    grids: list[int] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     build: dict[str, Any] = field(default_factory=dict)
     quantisation: dict[str, Any] = field(default_factory=dict)
@@ -155,9 +170,26 @@ class Manifest:
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def layout(self) -> Layout:
+        """How the input is padded, and what takes slots."""
+        return Layout(self.multiple, self.padding, self.group, tuple(self.grids))
+
+    @property
     def needs_host_mask(self) -> bool:
         """Whether a runner computes the mask: to feed it, or to choose a capacity."""
         return self.mask == "input" or len(self.capacities) > 1
+
+    def labels(self, rgb: NDArray[Any]) -> NDArray[np.uint8]:
+        """The Pure-Pass label of every pixel (H', W') of *rgb*, as `pixel_labels`, for a network with Pure-Pass."""
+        return pixel_labels(rgb, self.options["colors"], self.layout)
+
+    def pure(self, rgb: NDArray[Any]) -> NDArray[np.bool_]:
+        """The pure pixels (H', W') of *rgb*, as `pure_mask`, for a network with Pure-Pass."""
+        return mask_from_labels(self.labels(rgb), self.options["window"], self.options["csmf"])
+
+    def routed(self, pure: NDArray[np.bool_]) -> int:
+        """Slots that an image with these *pure* pixels (H', W') needs."""
+        return self.layout.routed(pure, self.options.get("share", 1.0))
 
     def to_json(self) -> str:
         """The manifest as indented JSON."""
@@ -221,7 +253,7 @@ def _is(value: object, kind: str) -> bool:
     if kind == "int":
         return type(value) is int and value >= 0
     if kind == "list[int]":
-        return isinstance(value, list) and all(_is(v, "int") and v for v in value)
+        return isinstance(value, list) and all(_is(v, "int") for v in value)
     inner = {"dict[str, str]": str, "dict[str, dict[str, Any]]": dict}.get(kind, object)
     return isinstance(value, dict) and all(isinstance(v, inner) for v in value.values())
 
@@ -236,7 +268,12 @@ def _as_version_5(data: dict[str, Any]) -> dict[str, Any]:
         data["build"] = {key: drawer[key] for key in ("target", "interface") if key in drawer}
         data["quantisation"] = drawer.get("quantisation", {})
         data["activation_bytes"] = drawer.get("activation_bytes", 0)
-    return {"build": {}, "quantisation": {}, "activation_bytes": 0, "multiple": MULTIPLE, **data}
+    return {"build": {}, "quantisation": {}, "activation_bytes": 0, **layout_fields(ATD_LAYOUT), **data}
+
+
+def layout_fields(layout: Layout) -> dict[str, Any]:
+    """The manifest's fields for *layout*."""
+    return {**asdict(layout), "grids": list(layout.grids)}
 
 
 def _check_options(manifest: Manifest, where: str) -> None:
@@ -249,12 +286,15 @@ def _check_options(manifest: Manifest, where: str) -> None:
         if not all(isinstance(value, (str, int, float)) for value in options.values()):
             raise ArtifactError(f"{where}: options {options} are not plain values")
         return
-    for name, kind in PURE_PASS.items():
+    expected = {**PURE_PASS, **{name: kind for name, kind in FURTHER.items() if name in options}}
+    for name, kind in expected.items():
         value = options.get(name)
         if type(value) is not kind:
             raise ArtifactError(f"{where}: option {name!r} is missing or is not {kind.__name__}: {value!r}")
-    if set(options) != set(PURE_PASS):
-        raise ArtifactError(f"{where}: options {sorted(options)} are not those of Pure-Pass, {sorted(PURE_PASS)}")
+    if set(options) != set(expected):
+        raise ArtifactError(f"{where}: options {sorted(options)} are not those of Pure-Pass, {sorted(expected)}")
+    if not 0 < options.get("share", 1.0) <= 1:
+        raise ArtifactError(f"{where}: option 'share' is above 0 and at most 1, not {options['share']}")
     try:
         check_options(options["colors"], options["window"])
     except ValueError as error:
@@ -284,17 +324,22 @@ def parse_manifest(text: str, where: str) -> Manifest:
     for name in ("scale", "multiple", "tokens"):
         if not getattr(m, name):
             raise ArtifactError(f"{where}: field {name!r} is missing or is not above 0")
-    if len(m.size) != 2:
+    if len(m.size) != 2 or not all(m.size):
         raise ArtifactError(f"{where}: size is [h, w], not {m.size}")
-    tokens = padded_tokens((m.size[0], m.size[1]), m.multiple)
-    ascending = _ascend(m.capacities, tokens)
+    layout = m.layout
+    tokens = layout.tokens((m.size[0], m.size[1]))
+    ascending = _ascend(m.capacities, tokens, m.group)
+    whole = layout.window**2 == m.group and m.multiple % max(layout.window, 1) == 0
     foreign = next((name for name in m.files if not is_plain_name(name)), None)
     problems = {
         f"size {m.size} pads to {tokens} tokens, not {m.tokens}": m.tokens != tokens,
         "weights need a file name and its sha256": not {"file", "sha256"} <= set(m.weights),
         f"flavour {m.flavour!r} is not known; this ppexport reads {FLAVOURS}": m.flavour not in FLAVOURS,
         f"mask {m.mask!r} is not one of {MASKS}": m.mask not in MASKS,
-        f"capacities ascend in multiples of {GROUP} up to {tokens}, not {m.capacities}": not ascending,
+        f"padding {m.padding!r} is not one of {tuple(PADDINGS)}": m.padding not in PADDINGS,
+        f"grids {m.grids} are not shifts of windows of {m.group} pixels": bool(m.grids)
+        and not (whole and all(shift < layout.window and 2 * shift % layout.window == 0 for shift in m.grids)),
+        f"capacities ascend in multiples of {m.group} up to {tokens}, not {m.capacities}": not ascending,
         "a network with a mask has capacities": not m.capacities and m.mask != "none",
         "it lists no model file": not m.files,
         f"{foreign!r} is not a plain file name inside the artifact folder": foreign is not None,

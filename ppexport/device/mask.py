@@ -13,8 +13,10 @@ bit, to those of the PyTorch network and of every exported graph:
 from __future__ import annotations
 
 import colorsys
+import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Tuple
 
 import numpy as np
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
     from numpy.typing import NDArray
 
-MULTIPLE = 16
-"""Images are padded to multiples of the attention window before anything else."""
 MAX_COLORS = 16
 """Keys of more than 16 centres would leave the range that fp32 holds exactly."""
 WINDOWS = (2, 4, 8, 16)
@@ -63,16 +63,6 @@ def reflect_index(size: int, padded: int) -> NDArray[np.int64]:
     return np.where(place < size, place, 2 * (size - 1) - place)
 
 
-def padded_size(size: int, multiple: int = MULTIPLE) -> int:
-    """*size* rounded up to a multiple of 16, or of *multiple*."""
-    return -(-size // multiple) * multiple
-
-
-def padded_tokens(size: tuple[int, int], multiple: int = MULTIPLE) -> int:
-    """Pixels of an image of *size* (h, w) after padding, which are the network's tokens."""
-    return padded_size(size[0], multiple) * padded_size(size[1], multiple)
-
-
 def mirror_pad(image: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
     """Mirror *image* (H, W, ...) to the right and to the bottom up to *height* x *width*."""
     h, w = image.shape[:2]
@@ -81,6 +71,84 @@ def mirror_pad(image: NDArray[np.generic], height: int, width: int) -> NDArray[n
     if w != width:
         image = image[:, mirror_index(w, width)]
     return image
+
+
+PADDINGS = {"mirror": mirror_index, "reflect": reflect_index}
+"""Where a padded position reads along an axis, (size, padded) -> index (padded,): with the edge repeated, or not."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network pads its input, and what the Pure-Pass mask leaves out of its computation."""
+
+    multiple: int = 16
+    """The sides of the image are padded to multiples of this."""
+    padding: str = "mirror"
+    """One of `PADDINGS`."""
+    group: int = 128
+    """Slots come in multiples of this; 0 for a network that computes the same for every image."""
+    # Tuple, because Python 3.8 evaluates the types of fields in `dataclasses.fields`' users.
+    grids: Tuple[int, ...] = ()
+    """Shifts of the grids of windows of *group* pixels that take slots as a whole; () where every pixel has its own."""
+
+    @property
+    def window(self) -> int:
+        """Side of the windows of the *grids*."""
+        return math.isqrt(self.group)
+
+    def padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (H', W') of an image of *size* (h, w) after padding."""
+        height, width = (-(-side // self.multiple) * self.multiple for side in size)
+        return height, width
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Pixels of an image of *size* (h, w) after padding, which are the network's tokens."""
+        height, width = self.padded(size)
+        return height * width
+
+    def index(self, size: int, padded: int) -> NDArray[np.int64]:
+        """Where each of *padded* positions reads along an axis of *size*.
+
+        Raises ValueError for too few pixels to reflect.
+        """
+        if self.padding == "reflect" and padded >= 2 * size:
+            raise ValueError(
+                f"a side of {size} pixels is padded to {padded} by reflection, which needs more than half as many: use "
+                f"{padded // 2 + 1} pixels or more"
+            )
+        return PADDINGS[self.padding](size, padded)
+
+    def pad(self, image: NDArray[Any]) -> NDArray[Any]:
+        """*image* (h, w, ...) padded to (H', W', ...)."""
+        for axis, (side, padded) in enumerate(zip(image.shape[:2], self.padded(image.shape[:2]))):
+            if side != padded:
+                image = np.take(image, self.index(side, padded), axis=axis)
+        return image
+
+    def routed(self, pure: NDArray[np.bool_], share: float = 1.0) -> int:
+        """Slots that an image needs, by its *pure* pixels (H', W'): its other pixels, or those of its hard windows.
+
+        A window is easy where at least *share* of its pixels are pure. Of several grids the one with more hard windows
+        counts; windows that a shift cuts at the border need no slots.
+        """
+        if not self.grids:
+            return int(pure.size - np.count_nonzero(pure))
+        side, hard = self.window, 0
+        for shift in self.grids:
+            inner = pure[shift : pure.shape[0] - shift, shift : pure.shape[1] - shift] if shift else pure
+            rows, columns = inner.shape[0] // side, inner.shape[1] // side
+            counts = inner.reshape(rows, side, columns, side).sum(axis=(1, 3))
+            hard = max(hard, int(np.count_nonzero(counts < least_pure(share, self.group))))
+        return hard * self.group
+
+
+ATD_LAYOUT = Layout()
+"""That of ATD-light, which the functions here and elsewhere take if none is given."""
+
+
+def least_pure(share: float, pixels: int) -> int:
+    """How many of the *pixels* of an easy window are pure at least, for a *share* in (0, 1]."""
+    return int(np.ceil(share * pixels))
 
 
 def value_range(image: NDArray[Any]) -> tuple[float, float]:
@@ -95,8 +163,8 @@ def value_range(image: NDArray[Any]) -> tuple[float, float]:
     return low, high
 
 
-def pixel_labels(rgb: NDArray[np.generic], colors: int = 8) -> NDArray[np.uint8]:
-    """The label of every pixel of *rgb*, mirror-padded to multiples of 16.
+def pixel_labels(rgb: NDArray[np.generic], colors: int = 8, layout: Layout = ATD_LAYOUT) -> NDArray[np.uint8]:
+    """The label of every pixel of *rgb*, padded as *layout* says: mirrored up to multiples of 16 if left out.
 
     *rgb* is (H, W, 3), uint8 or float32 in [0, 1] (values outside are clamped). Returns uint8 (H', W').
     Raises ValueError for another shape or type, or for a number of colours that would not be exact. Warns of float32
@@ -120,8 +188,7 @@ def pixel_labels(rgb: NDArray[np.generic], colors: int = 8) -> NDArray[np.uint8]
     keys += offsets.astype(np.float32)[:, None]
     # The key ends in K-1-k, so the label follows from the largest key and no argmax over a short axis is needed.
     labels = (colors - 1 - keys.max(axis=0).astype(np.int32) % colors).astype(np.uint8).reshape(h, w)
-    padded: NDArray[np.uint8] = mirror_pad(labels, padded_size(h), padded_size(w)).astype(np.uint8, copy=False)
-    return padded
+    return layout.pad(labels)
 
 
 def _uniform_windows(labels: NDArray[np.uint8], window: int) -> NDArray[np.bool_]:
@@ -135,7 +202,7 @@ def _uniform_windows(labels: NDArray[np.uint8], window: int) -> NDArray[np.bool_
 
 
 def mask_from_labels(labels: NDArray[np.uint8], window: int = 8, csmf: bool = True) -> NDArray[np.bool_]:
-    """The pure pixels of a label map (H', W'), sides multiples of 16: those in a window of one label only.
+    """The pure pixels of a label map (H', W'), sides multiples of *window*: those in a window of one label only.
 
     With *csmf* (cross-shift mask fusion) windows of the grid shifted by half a window count as well.
     """
@@ -149,9 +216,11 @@ def mask_from_labels(labels: NDArray[np.uint8], window: int = 8, csmf: bool = Tr
     return cells.repeat(half, axis=0).repeat(half, axis=1)
 
 
-def pure_mask(rgb: NDArray[np.generic], colors: int = 8, window: int = 8, csmf: bool = True) -> NDArray[np.bool_]:
-    """Which pixels of *rgb*, mirror-padded to multiples of 16, are pure.
+def pure_mask(
+    rgb: NDArray[np.generic], colors: int = 8, window: int = 8, csmf: bool = True, layout: Layout = ATD_LAYOUT
+) -> NDArray[np.bool_]:
+    """Which pixels of *rgb*, padded as *layout* says, are pure: mirrored up to multiples of 16 if left out.
 
     *rgb* is (H, W, 3), uint8 or float32 in [0, 1]. Returns bool (H', W'), True = pure.
     """
-    return mask_from_labels(pixel_labels(rgb, colors), window, csmf)
+    return mask_from_labels(pixel_labels(rgb, colors, layout), window, csmf)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from ppexport.device.artifact import Artifact, Manifest, smallest_capacity
-from ppexport.device.mask import pure_mask, value_range
+from ppexport.device.mask import value_range
 from ppexport.errors import ArtifactError, InputError, present
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Result(NamedTuple):
     sr: Image
     """float32 (1, 3, h * scale, w * scale), not clipped."""
     impure_tokens: int
-    """Tokens that category attention had to mix."""
+    """Tokens that were routed, which take slots: not pure, or in hard windows; 0 for a network without routing."""
     capacity: int
     """Slots it had for them; with fewer slots than impure tokens the picture is not the network's."""
 
@@ -161,11 +161,9 @@ class Runner(ABC):
         if not manifest.needs_host_mask:
             # A network without routing has no slots.
             return Prepared(lr, None, manifest.capacities[-1] if manifest.capacities else 0)
-        options = manifest.options
         # A copy, because the mask reads pixel by pixel.
-        rgb = np.ascontiguousarray(lr[0].transpose(1, 2, 0))
-        pure = pure_mask(rgb, options["colors"], options["window"], options["csmf"])
-        return Prepared(lr, pure, smallest_capacity(manifest.capacities, int(pure.size - np.count_nonzero(pure))))
+        pure = manifest.pure(np.ascontiguousarray(lr[0].transpose(1, 2, 0)))
+        return Prepared(lr, pure, smallest_capacity(manifest.capacities, manifest.routed(pure)))
 
     def run(self, prepared: Prepared) -> Result:
         """Super-resolve an image that `prepare` made ready. Raises ArtifactError as `check_picture` does."""

@@ -31,11 +31,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.mask import MULTIPLE, mirror_index
+from ppexport.device.mask import mirror_index
 from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
 from ppexport.imaging.images import Pixels
 
+MULTIPLE = 16
+"""Origins are multiples of this, which is a multiple of what every network pads to."""
 OVERLAP = 8
 """Pixels (LR) that neighbouring tiles share at least; the module's table says why."""
 

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ppexport.device.mask import Layout
 from ppexport.errors import InputError
 from ppexport.plugins import discover
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from pydantic import BaseModel
 
     from ppexport.networks.network import Network
@@ -48,15 +47,16 @@ def place_of(role: str, module: str | None) -> Place | None:
 class Routing:
     """Where a network routes tokens by their data: roles of the modules that parity looks into."""
 
-    choice: str
-    """Its ArgMax chooses every token's category; one for each layer, and in their order."""
-    tokens: str
+    choice: str = ""
+    """Its ArgMax chooses every token's category; one for each layer, and in their order. "" where only the mask, which
+    follows from the image alone, routes."""
+    tokens: str = ""
     """Its result is what a layer returns."""
-    norm: str
+    norm: str = ""
     """It reads the tokens that a layer chooses from."""
-    keys: str
+    keys: str = ""
     """It reads the dictionary that a layer chooses from."""
-    mask: str
+    mask: str = ""
     """Its ArgMax labels pixels, and its comparison tells pure ones; "" without Pure-Pass."""
 
 
@@ -105,8 +105,8 @@ class Architecture(ABC):
     """As `arch` of a card, such as "pp_atd_light"."""
     summary: str
     scales: tuple[int, ...]
-    multiple: int
-    """The input is padded to multiples of this."""
+    layout: Layout = Layout()
+    """How the input is padded, and what takes slots."""
     twin: str
     """MODULE:FUNCTION that makes the twin from (network, size (h, w), capacity or None, flavour). It is
     named and not imported, because twins are made of networks. Raises TwinError for what the rewrite cannot express."""
@@ -166,17 +166,12 @@ class Architecture(ABC):
         *colors* > 0 adds the Pure-Pass mask's own, of that many colour centres.
         """
 
-    def routed_tokens(
-        self, size: tuple[int, int], options: Mapping[str, Any], pure: NDArray[np.bool_] | None
-    ) -> int | None:
-        """How many tokens of one LR image of *size* (h, w) are routed, as `cost` takes it; None for all.
+    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int | None:
+        """How many tokens of one LR image of *size* (h, w) are routed, whatever it shows, as `cost` takes it.
 
-        Args:
-            size: of the image before padding.
-            options: those of the network, by name.
-            pure: the Pure-Pass mask (H', W') of the padded image; None without one.
+        None for all of them. *options* are those of the network, by name.
         """
-        return None if pure is None else int((~pure).sum())
+        return None
 
 
 @cache

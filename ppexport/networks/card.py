@@ -36,14 +36,19 @@ Compensation = Literal["value", "zero", "normed"]
 """Branch output of a pure token: its own value vector v, nothing, or the normalised input z."""
 
 
-class PurePassOptions(BaseModel):
-    """Options of Pure-Pass: K colour centres, window in pixels, cross-shift mask fusion, what pure pixels take."""
+class MaskOptions(BaseModel):
+    """Options of the Pure-Pass mask: K colour centres, window in pixels, cross-shift mask fusion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     colors: int = Field(default=8, ge=2, le=16, description="colour centres of Pure-Pass, 2 to 16")
     window: Literal[2, 4, 8, 16] = Field(default=8, description="window of Pure-Pass, in pixels")
     csmf: bool = Field(default=True, description="cross-shift mask fusion of Pure-Pass")
+
+
+class PurePassOptions(MaskOptions):
+    """Options of Pure-Pass, with what pure pixels take."""
+
     compensation: Compensation = Field(default="value", description="what pure pixels take")
 
 

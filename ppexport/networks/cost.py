@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ppexport.device.mask import padded_tokens, pure_mask
+from ppexport.device.picture import to_input
 from ppexport.imaging.images import read_levels
 from ppexport.networks.architecture import Macs, find_architecture
 
@@ -30,11 +31,9 @@ class Cost:
     actual: Macs
     tokens: int
     impure: int
-
-    @property
-    def pure_share(self) -> float:
-        """Share of the pixels that are pure."""
-        return 1 - self.impure / self.tokens
+    """Tokens that take slots."""
+    pure_share: float
+    """Share of the pixels that are pure."""
 
     @property
     def saving(self) -> float:
@@ -52,31 +51,22 @@ def options_of(network: Network) -> dict[str, Any]:
     return {} if network.options is None else network.options.model_dump()
 
 
-def has_mask(arch: str) -> bool:
-    """Whether networks of the architecture *arch* have a Pure-Pass mask."""
-    return find_architecture(arch).masks != ("none",)
-
-
-def mask_of(arch: str, options: Mapping[str, Any], rgb: NDArray[Any]) -> Mask | None:
-    """The mask that a network of *arch* with *options* computes for *rgb* (h, w, 3); None where it has none."""
-    return pure_mask(rgb, options["colors"], options["window"], options["csmf"]) if has_mask(arch) else None
+def labels_and_mask(network: Network, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Mask] | None:
+    """Labels and pure pixels (H', W') that *network* finds in *rgb* (h, w, 3); None for one without Pure-Pass."""
+    found = network.pure_pixels(torch.from_numpy(to_input(rgb)))
+    return None if found is None else (found[0][0].numpy().astype(np.uint8), found[1][0].numpy())
 
 
 def cost(network: Network, size: tuple[int, int], pure: Mask | None = None) -> Cost:
-    """Cost of *network* on a picture of *size* (h, w) with the mask *pure*; without one nothing is pure."""
-    return cost_of(network.arch, network.scale, options_of(network), size, pure)
-
-
-def cost_of(arch: str, scale: int, options: Mapping[str, Any], size: tuple[int, int], pure: Mask | None = None) -> Cost:
-    """As `cost`, of a network of the architecture *arch* with *scale* and *options*."""
-    architecture = find_architecture(arch)
-    tokens = padded_tokens(size, architecture.multiple)
-    dense = architecture.cost(scale, size, architecture.routed_tokens(size, options, None))
+    """Cost of *network* on a picture of *size* (h, w) with the mask *pure* (H', W'); without one nothing is pure."""
+    architecture, options = find_architecture(network.arch), options_of(network)
+    tokens = network.layout.tokens(size)
+    dense = architecture.cost(network.scale, size, architecture.fixed_tokens(size, options))
     if pure is None:
-        return Cost(dense, dense, tokens, tokens)
-    routed = architecture.routed_tokens(size, options, pure)
-    actual = architecture.cost(scale, size, routed, options.get("colors", 0))
-    return Cost(dense, actual, tokens, int((~pure).sum()))
+        return Cost(dense, dense, tokens, tokens, 0.0)
+    impure = network.routed(pure)
+    actual = architecture.cost(network.scale, size, impure, options["colors"])
+    return Cost(dense, actual, tokens, impure, float(pure.mean()))
 
 
 @dataclass(frozen=True)
@@ -105,9 +95,9 @@ def saved_on(
         progress(done, len(paths))
         rgb = read_levels(path)
         for network, found in zip(networks, costs, strict=True):
-            pure = mask_of(network.arch, options_of(network), rgb)
-            if pure is not None:
-                found.append(cost(network, (rgb.shape[0], rgb.shape[1]), pure))
+            routed = labels_and_mask(network, rgb)
+            if routed is not None:
+                found.append(cost(network, (rgb.shape[0], rgb.shape[1]), routed[1]))
     progress(len(paths), len(paths))
     return [_saved(found) if found else None for found in costs]
 

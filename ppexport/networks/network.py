@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
+from ppexport.device.mask import Layout
+from ppexport.networks.architecture import find_architecture
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from pydantic import BaseModel
 
     from ppexport.networks.card import Card
@@ -32,6 +38,17 @@ class Trace:
         best = similarity.topk(2, dim=-1).values
         self.categories.append(own)
         self.gaps.append(best[..., 0] - best[..., 1])
+
+
+def pad(x: Tensor, layout: Layout) -> Tensor:
+    """Images (b, c, h, w), padded to the right and to the bottom as *layout* says.
+
+    Raises ValueError for images that are too small to be reflected.
+    """
+    for axis, padded in zip((2, 3), layout.padded((x.shape[2], x.shape[3])), strict=True):
+        if x.shape[axis] != padded:
+            x = x.index_select(axis, torch.from_numpy(layout.index(x.shape[axis], padded)).to(x.device))
+    return x
 
 
 class Network(nn.Module):
@@ -65,6 +82,15 @@ class Network(nn.Module):
             trace: records what each layer chose and computed.
         """
         raise NotImplementedError
+
+    @property
+    def layout(self) -> Layout:
+        """How it pads its input, and what takes slots."""
+        return find_architecture(self.arch).layout
+
+    def routed(self, pure: NDArray[np.bool_]) -> int:
+        """Slots that an image with these *pure* pixels (H', W') needs."""
+        return self.layout.routed(pure, getattr(self.options, "share", 1.0))
 
     def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Labels (b, H', W') and pure pixels (b, H', W') bool of the padded *x*; None without Pure-Pass."""

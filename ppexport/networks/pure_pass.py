@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.device.mask import check_options, key_weights
+from ppexport.device.mask import check_options, key_weights, least_pure
+from ppexport.networks.card import MaskOptions
+from ppexport.networks.network import Network, pad
 
 
 def pixel_labels(image: Tensor, colors: int = 8) -> Tensor:
@@ -33,7 +35,7 @@ def _uniform(labels: Tensor, window: int) -> Tensor:
 
 
 def mask_from_labels(labels: Tensor, window: int = 8, csmf: bool = True) -> Tensor:
-    """Pure pixels of *labels* (b, H, W), sides multiples of 16: bool (b, H, W)."""
+    """Pure pixels of *labels* (b, H, W), sides multiples of *window*: bool (b, H, W)."""
     check_options(2, window)
     half = window // 2
     pure = _uniform(labels, window)
@@ -43,5 +45,44 @@ def mask_from_labels(labels: Tensor, window: int = 8, csmf: bool = True) -> Tens
 
 
 def pure_mask(image: Tensor, colors: int = 8, window: int = 8, csmf: bool = True) -> Tensor:
-    """Pure pixels of *image* (b, 3, H, W) in [0, 1], sides multiples of 16: bool (b, H, W)."""
+    """Pure pixels of *image* (b, 3, H, W) in [0, 1], sides multiples of *window*: bool (b, H, W)."""
     return mask_from_labels(pixel_labels(image, colors), window, csmf)
+
+
+def easy_windows(pure: Tensor, window: int, shift: int = 0, share: float = 1.0) -> Tensor:
+    """Which windows of the grid shifted by *shift* have at least *share* of their pixels *pure* (b, H, W).
+
+    Windows that the shift cuts at the border are none: bool (b, H' / window, W' / window), of H' = H - 2 * shift.
+    """
+    inner = pure[:, shift : pure.shape[1] - shift, shift : pure.shape[2] - shift].float()
+    counts = F.avg_pool2d(inner, window, divisor_override=1)
+    return counts >= least_pure(share, window * window)
+
+
+def easy_pixels(pure: Tensor, window: int, shift: int) -> Tensor:
+    """The pixels of the `easy_windows` of *pure* (b, H, W): bool (b, H, W)."""
+    easy = easy_windows(pure, window, shift).repeat_interleave(window, dim=1).repeat_interleave(window, dim=2)
+    return F.pad(easy, (shift, shift, shift, shift))
+
+
+class PurePass(Network):
+    """What all networks with a Pure-Pass mask have in common; the first base of each."""
+
+    options: MaskOptions
+
+    def mask_of(self, padded: Tensor, mask: Tensor | None) -> Tensor:
+        """Pure pixels (b, H', W') bool of *padded* (b, 3, H', W'): the *mask* (b, H', W') if given.
+
+        Raises ValueError for one of another shape.
+        """
+        b, _, h, w = padded.shape
+        if mask is None:
+            return pure_mask(padded, self.options.colors, self.options.window, self.options.csmf)
+        if tuple(mask.shape) != (b, h, w):
+            raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
+        return mask.bool()
+
+    def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and pure pixels of the padded *x*."""
+        labels = pixel_labels(pad(x, self.layout), self.options.colors)
+        return labels, mask_from_labels(labels, self.options.window, self.options.csmf)

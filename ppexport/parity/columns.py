@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom, Probe, find_backend
 from ppexport.device.artifact import Manifest
-from ppexport.device.mask import pixel_labels
 from ppexport.device.runner import Runner, feeds
 from ppexport.errors import InputError, first_line, present
 from ppexport.files import atomic_path, is_plain_name
@@ -60,7 +59,7 @@ def wide(categories: Categories | None) -> NDArray[np.int64] | None:
 
 def host_labels(manifest: Manifest, item: ParityInput) -> NDArray[Any]:
     """The Pure-Pass label of every pixel, as devices compute it: (H', W') of the padded image."""
-    return pixel_labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)), manifest.options["colors"])
+    return manifest.labels(np.ascontiguousarray(item.lr[0].transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ppexport.imaging.bicubic import enlarge_bicubic
 from ppexport.imaging.upscaling import TileRun, upscale_array
 from ppexport.networks.architecture import Macs, find_architecture
 from ppexport.networks.card import Card
-from ppexport.networks.cost import cost, mask_of, options_of
+from ppexport.networks.cost import cost, labels_and_mask, options_of
 from ppexport.networks.load import load_card
 from ppexport.parity.evaluation import Evaluation, Pair, Pixels, Score, network_upscaler, quality, read_pair
 
@@ -55,13 +55,10 @@ class Contender(ABC):
         """LR uint8 (h, w, 3) -> SR uint8 (h * scale, w * scale, 3), and the tiles that an artifact ran."""
 
     @abstractmethod
-    def macs(self, lr: Pixels, tiles: Tiles) -> Macs:
-        """The multiply-adds that this took: with the picture's own mask, or the slots of every tile."""
-
-    def pure_share(self, lr: Pixels) -> float | None:
-        """The share of pure pixels of *lr*; None without a Pure-Pass mask."""
-        mask = mask_of(self.facts["arch"], self.facts["options"], lr)
-        return None if mask is None else float(mask.mean())
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
+        """The multiply-adds that this took, with the picture's own mask or the slots of every tile; and the share of
+        pure pixels of the whole picture, None without Pure-Pass.
+        """
 
 
 class NetworkContender(Contender):
@@ -85,10 +82,11 @@ class NetworkContender(Contender):
         """One run of the network."""
         return self._run(lr), ()
 
-    def macs(self, lr: Pixels, tiles: Tiles) -> Macs:
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
         """With the picture's own mask."""
-        mask = mask_of(self.network.arch, self.facts["options"], lr)
-        return cost(self.network, (lr.shape[0], lr.shape[1]), mask).actual
+        found = labels_and_mask(self.network, lr)
+        result = cost(self.network, (lr.shape[0], lr.shape[1]), None if found is None else found[1])
+        return result.actual, None if found is None else result.pure_share
 
 
 class ArtifactContender(Contender):
@@ -111,17 +109,17 @@ class ArtifactContender(Contender):
         done = upscale_array(self.runner, lr)
         return done.rgb, done.report.tiles
 
-    def macs(self, lr: Pixels, tiles: Tiles) -> Macs:
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
         """Of all tiles, which overlap, with the slots that each had: at full capacity pure pixels save nothing."""
         m, architecture, size = self.runner.artifact.manifest, find_architecture(self.facts["arch"]), self.runner.size
         colors = 0 if m.mask == "none" else m.options["colors"]
-        every = architecture.routed_tokens(size, m.options, None)
+        fixed = architecture.fixed_tokens(size, m.options)
         branches: dict[str, int] = {}
         for tile in tiles:
-            one = architecture.cost(m.scale, size, tile.capacity if m.capacities else every, colors)
+            one = architecture.cost(m.scale, size, tile.capacity if m.capacities else fixed, colors)
             for name, count in one.branches.items():
                 branches[name] = branches.get(name, 0) + count
-        return Macs(branches)
+        return Macs(branches), None if m.mask == "none" else float(m.pure(lr).mean())
 
 
 @dataclass
@@ -252,8 +250,9 @@ def run_contest(
             sr, tiles = one.contender.upscale(lr)
             one.seconds.append(time.perf_counter() - start)
             one.scores.append(Score(pair.name, *quality(sr, hr, scale), *bicubic))
-            one.macs.append(one.contender.macs(lr, tiles))
-            one.pure_shares.append(one.contender.pure_share(lr))
+            macs, share = one.contender.count(lr, tiles)
+            one.macs.append(macs)
+            one.pure_shares.append(share)
             done += 1
     progress(done, total)
     machine = {"cpu": cpu_name("/"), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}

@@ -79,10 +79,12 @@ class NetworkColumn(_TorchColumn):
         with torch.no_grad():
             sr = self.network(lr, categories=forced, trace=trace).numpy()
             masks = self.network.pure_pixels(lr)
+        layout = self.network.layout
         if masks is None:
-            return Sample(sr, trace.categories[0].numel() if trace.categories else 0), trace
-        labels, pure = (mask.reshape(-1).numpy() for mask in masks)
-        return Sample(sr, int((~pure).sum()), pure=pure, labels=labels.astype(np.uint8)), trace
+            return Sample(sr, layout.tokens((lr.shape[2], lr.shape[3])) if layout.group else 0), trace
+        labels, pure = (mask.squeeze(0).numpy() for mask in masks)
+        impure = self.network.routed(pure)
+        return Sample(sr, impure, pure=pure.ravel(), labels=labels.ravel().astype(np.uint8)), trace
 
 
 class TwinColumn(_TorchColumn):
@@ -99,13 +101,14 @@ class TwinColumn(_TorchColumn):
         with torch.no_grad():
             if self.twin.pure_pass is not None:
                 padded = self.twin.pad(lr)
-                pure = self.twin.pure_pass(padded).reshape(-1).numpy()
+                pure = self.twin.pure_pass(padded).numpy()
                 labels = self.twin.pure_pass.labels(padded).reshape(-1).numpy().astype(np.uint8)
                 if len(self.capacities) > 1:
-                    capacity = smallest_capacity(self.capacities, int((~pure).sum()))
+                    impure = self.twin.network.routed(pure.reshape(self.twin.padded))
+                    capacity = smallest_capacity(self.capacities, impure)
                     slots = torch.zeros(1, capacity, dtype=torch.int32)
             sr, impure = self.twin(lr, slots=slots, categories=forced, trace=trace)
-        used = capacity if trace.categories else None
+        used = capacity if self.twin.group else None
         return Sample(sr.numpy(), int(impure), pure=pure, labels=labels, capacity=used), trace
 
     def choose_again(self, item: ParityInput, categories: Categories, other: Column) -> ChosenAgain:

@@ -58,7 +58,8 @@ TWIN_GATE = Gate(psnr=110.0, max_abs=2e-5)
 UNFINISHED = ".unfinished"
 """A folder in that of a run."""
 COPIED = (
-    "arch", "scale", "options", "backend", "precision", "flavour", "capacities", "size", "files", "weights", "versions"
+    "arch", "scale", "options", "backend", "precision", "flavour", "capacities", "size", "multiple", "files", "weights",
+    "versions",
 )  # fmt: skip
 """Fields of the manifest that a report repeats."""
 MARGIN, CAPTION = 8, 16
@@ -151,7 +152,8 @@ class ParityReport:
     @property
     def routes(self) -> bool:
         """Whether the network routes tokens by their data; else there are no categories that could flip."""
-        return find_architecture(self.manifest.arch).routing is not None
+        routing = find_architecture(self.manifest.arch).routing
+        return routing is not None and bool(routing.choice)
 
     @property
     def passed(self) -> bool:

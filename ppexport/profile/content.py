@@ -36,7 +36,6 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.job import CROPS, Job
 from ppexport.device.launch import ask
 from ppexport.device.machine import Clock
-from ppexport.device.mask import padded_size
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared, Result
 from ppexport.device.target import open_target
@@ -116,7 +115,7 @@ def measure_routing(job: Job) -> dict[str, Any]:
     found: list[dict[str, Any]] = [{"ms": []} for _ in inputs]
     known = runner.artifact.manifest.capacities
     slots: list[dict[str, Any]] = [{"capacity": c, "ms": []} for c in (spread(known, STEPS) if len(known) > 1 else ())]
-    pure = np.ones((padded_size(runner.size[0]), padded_size(runner.size[1])), np.bool_)
+    pure = np.ones(runner.artifact.manifest.layout.padded(runner.size), np.bool_)
     flat = np.full((1, 3, *runner.size), 0.5, np.float32) * np.array([0.3, 0.7, 1.5], np.float32).reshape(1, 3, 1, 1)
 
     def timed(run: Callable[[], Result], ms: list[float]) -> Result:

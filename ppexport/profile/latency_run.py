@@ -21,7 +21,7 @@ from ppexport.device.jetson import BEFORE, CLOCKS
 from ppexport.device.job import CROPS, IMAGES, JOURNAL, Job, complete_header, wanted_of
 from ppexport.device.journal import JournalError, read_header
 from ppexport.device.launch import Progress, known_part, memory_of, run
-from ppexport.device.mask import mirror_pad, pure_mask
+from ppexport.device.mask import mirror_pad
 from ppexport.device.measure import PLANS, Plan
 from ppexport.device.target import Target
 from ppexport.errors import InputError
@@ -64,8 +64,7 @@ def crop(photo: Pixels, size: tuple[int, int], place: tuple[float, float]) -> Pi
 
 def share_of(manifest: Manifest, rgb: Pixels) -> float | None:
     """The share of pixels of *rgb* that Pure-Pass finds pure; None for a network without it."""
-    o = manifest.options
-    return float(pure_mask(rgb, o["colors"], o["window"], o["csmf"]).mean()) if o else None
+    return None if manifest.mask == "none" else float(manifest.pure(rgb).mean())
 
 
 def crops_of(manifest: Manifest, folder: Path | None = None, places: int = 2) -> list[Crop]:

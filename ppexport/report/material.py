@@ -87,6 +87,8 @@ def _read_parity(path: Path) -> Parity:
         valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
         valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
         valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
+        multiple = data.get("multiple", 16)
+        valid &= isinstance(multiple, int) and multiple > 0
         numbers: list[Any] = []
         for pair in data["pairs"]:
             numbers += [float(pair["gate"]["psnr"]), *(pair.get(name) for name in CHANGES)]

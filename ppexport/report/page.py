@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ppexport
-from ppexport.device.mask import padded_size
+from ppexport.device.mask import Layout
 from ppexport.device.picture import to_uint8
 from ppexport.errors import InputError, counted, require
 from ppexport.files import is_plain_name, write_text
@@ -134,7 +134,7 @@ def slides(parity: Parity) -> list[dict[str, Any]]:
     if not all(is_plain_name(f"{name}.npz") for name in names) or not all(file.is_file() for file in kept):
         return []
     h, w = parity.data["size"]
-    padded = padded_size(h), padded_size(w)
+    padded = Layout(parity.data.get("multiple", 16)).padded((h, w))
     inputs = {item.name: item for item in load_inputs(kept[0], (h, w))}
     reference, other = load_column(kept[1]).samples, load_column(kept[2]).samples
     rows = [row for row in parity.rows if all(row["name"] in column for column in (inputs, reference, other))]

@@ -8,8 +8,6 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
-from ppexport.device.mask import mirror_index, padded_size, padded_tokens
 from ppexport.errors import TwinError
 from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, PPATDLight, TransformerLayer
 from ppexport.networks.network import Trace
@@ -68,12 +66,11 @@ class AtdTwin(StaticTwin):
     low: Tensor
 
     def __init__(self, network: ATDLight, size: tuple[int, int], capacity: int, flavour: str) -> None:
-        padded = height, width = padded_size(size[0]), padded_size(size[1])
-        super().__init__(network, size, padded, capacity, flavour)
+        super().__init__(network, size, capacity, flavour)
         self.categories = network.config.dictionary_tokens
         dense = not isinstance(network, PPATDLight)
         if isinstance(network, PPATDLight):
-            self.pure_pass = StaticPurePass(network.options, height, width)
+            self.pure_pass = StaticPurePass(network.options, *self.padded)
         window = network.config.window
         self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
         self.conv_first = copy.deepcopy(network.conv_first)
@@ -91,20 +88,6 @@ class AtdTwin(StaticTwin):
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        self.pad_by(mirror_index)
-
-    def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None) -> None:
-        """Raise ValueError for inputs of another shape or type. Plain numbers, so none of this enters the graph."""
-        self.check_lr(lr)
-        if (mask is not None or slots is not None) and self.pure_pass is None:
-            raise ValueError("a mask and slots are for pp_atd_light only")
-        if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
-            raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
-        if slots is not None:
-            allowed = range(GROUP, self.capacity + 1, GROUP)
-            if slots.dim() != 2 or slots.shape[0] != 1 or int(slots.shape[1]) not in allowed:
-                allows = f"C a multiple of {GROUP} up to {self.capacity}"
-                raise ValueError(f"slots are (1, C), {allows}, not {tuple(slots.shape)}")
 
     def forward(
         self,
@@ -115,7 +98,7 @@ class AtdTwin(StaticTwin):
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `StaticTwin.forward`."""
-        self.check(lr, mask, slots)
+        self.check(lr, mask, slots, categories)
         padded = self.pad(lr)
         pure = None if self.pure_pass is None else self.pure_pass(padded) if mask is None else mask.view(-1) > 0.5
         if pure is None:
@@ -145,7 +128,7 @@ class AtdTwin(StaticTwin):
 
 def make_atd_twin(network: ATDLight, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
     """The twin of *network*, as `make_twin`, which has checked size and capacity."""
-    tokens = padded_tokens(size)
+    tokens = network.layout.tokens(size)
     if capacity not in (None, tokens) and not isinstance(network, PPATDLight):
         raise TwinError("atd_light has no pure tokens, so every token needs a slot: leave the capacity out")
     return AtdTwin(network, size, capacity or tokens, flavour).eval()

@@ -22,13 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.mask import padded_size, reflect_index
 from ppexport.errors import TwinError
 from ppexport.networks.camixer import hard_windows
 from ppexport.networks.camixer.camixersr import CAMixerSR, Mixer, MixerBlock, MixerGroup, Predictor, places_in_windows
 from ppexport.networks.network import Network, Trace
 from ppexport.twin.blocks import merge, partition
-from ppexport.twin.swinir_twin import check_reflection
 from ppexport.twin.twin import StaticTwin
 
 
@@ -176,8 +174,8 @@ class CAMixerTwin(StaticTwin):
 
     def __init__(self, network: CAMixerSR, size: tuple[int, int]) -> None:
         window = network.config.window
-        padded = height, width = padded_size(size[0], window), padded_size(size[1], window)
-        super().__init__(network, size, padded, height * width, "portable")
+        super().__init__(network, size, None, "portable")
+        padded = height, width = self.padded
         count = self.tokens // window**2
         hard = hard_windows(count, network.options.ratio)
         self.head, self.tail = copy.deepcopy(network.head), copy.deepcopy(network.tail)
@@ -190,7 +188,6 @@ class CAMixerTwin(StaticTwin):
         self.register_buffer("within_columns", places_in_windows(window, width, window)[0, 1, 0].clone())
         self.register_buffer("across", torch.arange(width).float())
         self.register_buffer("down", torch.arange(height).float())
-        self.pad_by(reflect_index)
 
     def forward(
         self,
@@ -201,9 +198,7 @@ class CAMixerTwin(StaticTwin):
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `StaticTwin.forward`. The weights choose the windows: *mask*, *slots* and *categories* must be None."""
-        self.check_lr(lr)
-        if mask is not None or slots is not None or categories is not None:
-            raise ValueError("camixersr takes no mask, no slots and no categories")
+        self.check(lr, mask, slots, categories)
         h, w = self.padded
         head = self.head(self.pad(lr))
         # Repeated in the graph, so that no file holds a constant that grows with the image.
@@ -221,7 +216,4 @@ def make_camixer_twin(network: Network, size: tuple[int, int], capacity: int | N
     """The twin of *network*, as `make_twin`; *size* is checked."""
     if not isinstance(network, CAMixerSR):
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use camixersr")
-    if capacity is not None:
-        raise TwinError("camixersr attends in a fixed share of its windows: leave the capacity out")
-    check_reflection(network.arch, size, network.config.window)
     return CAMixerTwin(network, size).eval()

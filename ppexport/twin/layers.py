@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
+from ppexport.networks.atd import GROUP
 from ppexport.networks.atd.atd_light import ConvFFN, TransformerLayer
 from ppexport.networks.atd.attention import CategoryAttention, DictionaryAttention, WindowAttention
 from ppexport.networks.network import Trace

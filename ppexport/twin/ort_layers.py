@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
+from ppexport.networks.atd import GROUP
 from ppexport.networks.atd.atd_light import TransformerLayer
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention
 from ppexport.twin.blocks import Cut

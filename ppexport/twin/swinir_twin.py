@@ -14,7 +14,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ppexport.device.mask import padded_size, reflect_index
 from ppexport.errors import TwinError
 from ppexport.networks.network import Network, Trace
 from ppexport.networks.swinir.swinir_light import SwinBlock, SwinIRLight, SwinLayer
@@ -81,17 +80,6 @@ class StaticSwinBlock(nn.Module):
         return tokens_of(self.conv(image_of(self.residual_group(x, shared), self.size))) + x
 
 
-def check_reflection(arch: str, size: tuple[int, int], multiple: int) -> None:
-    """Raise TwinError where images of *size* have too few pixels to be reflected up to multiples of *multiple*."""
-    for side in size:
-        padded = padded_size(side, multiple)
-        if padded - side >= side:
-            raise TwinError(
-                f"{arch} pads a side of {side} pixels to {padded} by reflection, which needs more than half as many: "
-                f"use {multiple // 2 + 1} pixels or more"
-            )
-
-
 class SwinIRTwin(StaticTwin):
     """The twin of SwinIR-light."""
 
@@ -101,20 +89,18 @@ class SwinIRTwin(StaticTwin):
 
     def __init__(self, network: SwinIRLight, size: tuple[int, int]) -> None:
         window = network.config.window
-        padded = height, width = padded_size(size[0], window), padded_size(size[1], window)
-        super().__init__(network, size, padded, height * width, "portable")
-        self.cut, self.shifted_cut = (BlockCut(padded, window, shift) for shift in (0, window // 2))
+        super().__init__(network, size, None, "portable")
+        self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
         self.conv_first, self.patch_embed = copy.deepcopy(network.conv_first), copy.deepcopy(network.patch_embed)
         self.norm, self.conv_after_body = copy.deepcopy(network.norm), copy.deepcopy(network.conv_after_body)
         blocks = [block for block in network.layers if isinstance(block, SwinBlock)]
-        self.layers = nn.ModuleList(StaticSwinBlock(block, padded) for block in blocks)
+        self.layers = nn.ModuleList(StaticSwinBlock(block, self.padded) for block in blocks)
         last = network.upsample[0]
         assert isinstance(last, nn.Conv2d)
         self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
         self.register_buffer("mean", network.mean.detach().clone())
         for name, value in zip(("high", "low"), count_up(self.tokens), strict=True):
             self.register_buffer(name, value)
-        self.pad_by(reflect_index)
 
     def forward(
         self,
@@ -125,9 +111,7 @@ class SwinIRTwin(StaticTwin):
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `StaticTwin.forward`; there is nothing to route."""
-        self.check_lr(lr)
-        if mask is not None or slots is not None or categories is not None:
-            raise ValueError("swinir_light takes no mask, no slots and no categories")
+        self.check(lr, mask, slots, categories)
         tokens = (self.high + self.low).view(-1)
         shared = Shared(tokens, {cut.shift: cut for cut in (self.cut(tokens), self.shifted_cut(tokens))}, None)
         first = self.conv_first(self.pad(lr) - self.mean)
@@ -143,7 +127,4 @@ def make_swinir_twin(network: Network, size: tuple[int, int], capacity: int | No
     """The twin of *network*, as `make_twin`; *size* is checked."""
     if not isinstance(network, SwinIRLight):
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use swinir_light")
-    if capacity is not None:
-        raise TwinError("swinir_light routes nothing: leave the capacity out")
-    check_reflection(network.arch, size, network.config.window)
     return SwinIRTwin(network, size).eval()

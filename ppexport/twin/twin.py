@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppexport.device.artifact import check_capacities, check_size
@@ -16,6 +13,9 @@ from ppexport.errors import InputError, TwinError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import check_network
 from ppexport.networks.network import Network, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class RoutedLayer(Protocol):
@@ -41,17 +41,23 @@ class StaticTwin(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(
-        self, network: Network, size: tuple[int, int], padded: tuple[int, int], capacity: int, flavour: str
-    ) -> None:
+    def __init__(self, network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> None:
+        """*capacity* is None where nothing takes slots. Raises TwinError for a size that cannot be padded."""
         super().__init__()
         # In a tuple, so that the network is no module of the twin, and is neither traced nor saved with it.
         self.source = (network,)
         self.flavour, self.scale = flavour, network.scale
-        self.size, self.padded, self.capacity = size, padded, capacity
-        self.tokens = padded[0] * padded[1]
+        layout = network.layout
+        self.size, self.padded, self.tokens = size, layout.padded(size), layout.tokens(size)
+        self.capacity, self.group = self.tokens if capacity is None else capacity, layout.group
         self.pure_pass: PurePassModule | None = None
         """None for a network without Pure-Pass."""
+        for name, side, padded in zip(("rows", "columns"), size, self.padded, strict=True):
+            try:
+                index = layout.index(side, padded)
+            except ValueError as error:
+                raise TwinError(f"{network.arch}: {error}") from None
+            self.register_buffer(name, torch.from_numpy(index).int())
 
     @property
     def network(self) -> Network:
@@ -62,15 +68,25 @@ class StaticTwin(nn.Module):
         """The twin of the same network with *capacity* slots; this one where it has them."""
         return self if capacity == self.capacity else make_twin(self.network, self.size, capacity, self.flavour)
 
-    def check_lr(self, lr: Tensor) -> None:
-        """Raise ValueError unless *lr* is one image of this size. Plain numbers, so nothing of it enters the graph."""
+    def check(self, lr: Tensor, mask: Tensor | None, slots: Tensor | None, categories: Tensor | None) -> None:
+        """Raise ValueError for inputs that this twin does not take, or of another shape or type.
+
+        Plain numbers, so nothing of it enters the graph.
+        """
+        arch = self.network.arch
         if tuple(lr.shape) != (1, 3, *self.size) or not lr.is_floating_point():
             raise ValueError(f"this twin takes floats (1, 3, {self.size[0]}, {self.size[1]}), not {tuple(lr.shape)}")
-
-    def pad_by(self, index: Callable[[int, int], NDArray[np.int64]]) -> None:
-        """Have `pad` read row and column *index*(size, padded) of the image."""
-        for name, size, padded in zip(("rows", "columns"), self.size, self.padded, strict=True):
-            self.register_buffer(name, torch.from_numpy(index(size, padded)).int())
+        if (mask is not None or slots is not None) and self.pure_pass is None:
+            raise ValueError(f"{arch} takes no mask and no slots: they are for networks with Pure-Pass")
+        if categories is not None and not self.routed_layers():
+            raise ValueError(f"{arch} takes no categories: none of its layers chooses any")
+        if mask is not None and (tuple(mask.shape) != (1, 1, *self.padded) or not mask.is_floating_point()):
+            raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
+        if slots is not None:
+            allowed = range(self.group, self.capacity + 1, self.group)
+            if slots.dim() != 2 or slots.shape[0] != 1 or int(slots.shape[1]) not in allowed:
+                allows = f"C a multiple of {self.group} up to {self.capacity}"
+                raise ValueError(f"slots are (1, C), {allows}, not {tuple(slots.shape)}")
 
     def pad(self, lr: Tensor) -> Tensor:
         """The padded image (1, 3, H', W') of *lr* (1, 3, h, w), by two constant gathers."""
@@ -114,7 +130,7 @@ def make_twin(
     Args:
         network: of a registered architecture, in float32 on the CPU.
         size: (h, w) of the LR images, before padding.
-        capacity: slots of category attention, a multiple of 128; None is full capacity, exact for every image.
+        capacity: slots, a multiple of the layout's group; None is full capacity, exact for every image.
         flavour: "portable"; "ort", arranged for ONNX Runtime's CPU kernels; "tensorrt", with padded heads.
 
     Raises:
@@ -127,10 +143,13 @@ def make_twin(
         raise TwinError(
             f"a flavour of {architecture.name} is one of {', '.join(architecture.flavours)}, not {flavour!r}"
         )
+    layout = architecture.layout
+    if capacity is not None and not layout.group:
+        raise TwinError(f"{architecture.name} computes the same for every image: leave the capacity out")
     try:
-        size = check_size(size)
+        size = check_size(size, layout)
         if capacity is not None:
-            (capacity,) = check_capacities([capacity], size)
+            (capacity,) = check_capacities([capacity], size, layout)
     except InputError as error:
         raise TwinError(str(error)) from None
     make: Callable[[Network, tuple[int, int], int | None, str], StaticTwin] = resolve_name(architecture.twin)

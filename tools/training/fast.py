@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
 from ppexport.errors import UnavailableError
+from ppexport.networks.atd import GROUP
 from ppexport.networks.atd.atd_light import DepthwiseConv
 from ppexport.networks.atd.attention import CategoryAttention, WindowAttention, mirror_slots
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
 from ppexport.device.artifact import Artifact
-from ppexport.device.mask import padded_size
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
 from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
@@ -103,7 +102,7 @@ class OnnxRunner(Runner):
         if len(m.capacities) > 1:
             expected["slots"] = [1, "slots"]
         if m.mask == "input":
-            expected["mask"] = [1, 1, *(padded_size(side) for side in self.size)]
+            expected["mask"] = [1, 1, *m.layout.padded(self.size)]
         found = {port.name: port.shape for port in (*self.session.get_inputs(), *self.session.get_outputs())}
         if found != expected:
             raise ArtifactError(f"{file} has {found}, but the manifest says {expected}")

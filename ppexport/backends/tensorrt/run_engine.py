@@ -13,7 +13,6 @@ from ppexport.backends.tensorrt.run_builder import RUNTIMES, Log, describe_gpu, 
 from ppexport.backends.tensorrt.run_cuda import MEMORY, NO_GPU, Cuda, CudaMemoryError
 from ppexport.backends.tensorrt.run_facts import Machine, check_machine, check_trust, machine_of
 from ppexport.device.artifact import Artifact
-from ppexport.device.mask import padded_size
 from ppexport.device.runner import Prepared, Result, Runner, feeds
 from ppexport.device.target import Runtime
 from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
@@ -44,7 +43,7 @@ def _ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]
     if len(m.capacities) > 1:
         ports["slots"] = ((1, m.capacities[-1]), "int32", True)
     if m.mask == "input":
-        ports["mask"] = ((1, 1, padded_size(h), padded_size(w)), "float32", True)
+        ports["mask"] = ((1, 1, *m.layout.padded((h, w))), "float32", True)
     return ports
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppexport.device.artifact import GROUP
-from ppexport.device.mask import padded_tokens
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from ppexport.networks.card import PurePassOptions
     from ppexport.networks.network import Network
 
+GROUP = 128
+"""Tokens that category attention mixes at a time."""
 NORM_COST = 5
 """What the published counting of multiply-adds takes for every element of a LayerNorm or InstanceNorm."""
 LAYER = "layers.*.residual_group.layers.*"
@@ -68,11 +69,11 @@ class AtdLight(Architecture):
     name = "atd_light"
     summary = "ATD-light: adaptive token dictionary, category and window attention"
     scales = (2, 3, 4)
-    multiple = 16
+    layout = Layout(16, "mirror", GROUP)
     config = AtdConfig()
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
-    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk", mask="")
+    routing = Routing(LAYER, f"{LAYER}.output", f"{LAYER}.norm1", f"{LAYER}.attn_atd.wk")
     # Not attention scores, softmax, norms, mask, routing and the sum through all layers, nor the first and the last
     # convolution, which are 0.4 % of the work, at the picture's own resolution.
     int8_groups = {  # noqa: RUF012
@@ -142,7 +143,7 @@ class AtdLight(Architecture):
         x2, x3 and x4, LR padded to multiples of 16.
         """
         c = self.config
-        n, d = padded_tokens(size), c.dim
+        n, d = self.layout.tokens(size), c.dim
         layers = sum(c.depths)
         refining = 0 if c.is_second else layers - len(c.depths)
         extra = c.dictionary_channels

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.mask import MULTIPLE, mirror_index, padded_size
 from ppexport.errors import CheckpointError
 from ppexport.networks.atd import AtdConfig
 from ppexport.networks.atd.attention import (
@@ -32,8 +31,8 @@ from ppexport.networks.atd.attention import (
     relative_position_index,
 )
 from ppexport.networks.card import Compensation, PurePassOptions
-from ppexport.networks.network import Network, Trace
-from ppexport.networks.pure_pass import mask_from_labels, pixel_labels, pure_mask
+from ppexport.networks.network import Network, Trace, pad
+from ppexport.networks.pure_pass import PurePass
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -190,16 +189,6 @@ class PatchNorm(nn.Module):
         return out
 
 
-def mirror_pad(x: Tensor) -> Tensor:
-    """Mirror (b, c, h, w) to the right and to the bottom up to multiples of 16, repeating small images."""
-    for axis in (2, 3):
-        size = x.shape[axis]
-        if size % MULTIPLE:
-            index = torch.from_numpy(mirror_index(size, padded_size(size))).to(x.device)
-            x = x.index_select(axis, index)
-    return x
-
-
 class ATDLight(Network):
     """ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
@@ -243,7 +232,7 @@ class ATDLight(Network):
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(f"{self.arch} takes floats (b, 3, h, w) in [0, 1], not {x.dtype} {tuple(x.shape)}")
         h, w = x.shape[2:]
-        padded = mirror_pad(x)
+        padded = pad(x, self.layout)
         size = (padded.shape[2], padded.shape[3])
         routing = Routing(
             pure=self.pure_tokens(padded, mask),
@@ -268,7 +257,7 @@ class ATDLight(Network):
             raise CheckpointError(f"{where}: 'relative_position_index_SA' is not the 16x16 window index of {self.arch}")
 
 
-class PPATDLight(ATDLight):
+class PPATDLight(PurePass, ATDLight):
     """PP-ATD-light: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
     arch = "pp_atd_light"
@@ -282,15 +271,4 @@ class PPATDLight(ATDLight):
 
     def pure_tokens(self, padded: Tensor, mask: Tensor | None) -> Tensor:
         """Pure tokens (b, H' * W') bool of the padded image (b, 3, H', W'), from *mask* (b, H', W') if given."""
-        b, _, h, w = padded.shape
-        if mask is None:
-            o = self.options
-            mask = pure_mask(padded, o.colors, o.window, o.csmf)
-        elif tuple(mask.shape) != (b, h, w):
-            raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
-        return mask.bool().flatten(1)
-
-    def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and pure pixels of the padded *x*."""
-        labels = pixel_labels(mirror_pad(x), self.options.colors)
-        return labels, mask_from_labels(labels, self.options.window, self.options.csmf)
+        return self.mask_of(padded, mask).flatten(1)

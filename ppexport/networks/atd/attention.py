@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.artifact import GROUP
+from ppexport.networks.atd import GROUP
 
 
 def mirror_slots(slots: Tensor, m: int) -> Tensor:

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppexport.device.mask import padded_tokens
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from pydantic import BaseModel
 
     from ppexport.networks.camixer.camixersr import CAMixerOptions
@@ -53,7 +51,7 @@ class CAMixerSRArchitecture(Architecture):
     name = "camixersr"
     summary = "CAMixerSR: a learned predictor chooses a fixed share of 16x16 windows for attention"
     scales = (2, 3, 4)
-    multiple = 16
+    layout = Layout(16, "reflect", group=0)
     twin = "ppexport.twin.camixer_twin:make_camixer_twin"
     # Not what chooses the windows, softmax, norms and the sum through all blocks.
     half = {  # noqa: RUF012
@@ -119,7 +117,7 @@ class CAMixerSRArchitecture(Architecture):
         The bilinear warp, four multiply-adds for every channel of a pixel, is not counted.
         """
         c = CAMixerConfig()
-        n, d, e, area, blocks = padded_tokens(size, self.multiple), c.dim, c.inner, c.window**2, sum(c.depths)
+        n, d, e, area, blocks = self.layout.tokens(size), c.dim, c.inner, c.window**2, sum(c.depths)
         hard = hard_windows(n // area, 0.5) * area if impure is None else impure
         return Macs(
             {
@@ -133,12 +131,10 @@ class CAMixerSRArchitecture(Architecture):
             }
         )  # fmt: skip
 
-    def routed_tokens(
-        self, size: tuple[int, int], options: Mapping[str, Any], pure: NDArray[np.bool_] | None
-    ) -> int | None:
+    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int:
         """The tokens in hard windows, whose share is the option `ratio`."""
         area = CAMixerConfig().window ** 2
-        return hard_windows(padded_tokens(size, self.multiple) // area, options["ratio"]) * area
+        return hard_windows(self.layout.tokens(size) // area, options["ratio"]) * area
 
 
 ARCHITECTURES = (CAMixerSRArchitecture(),)

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ppexport.networks.camixer import CAMixerConfig, hard_windows
-from ppexport.networks.network import Network, Trace
-from ppexport.networks.swinir.swinir_light import reflect_pad
+from ppexport.networks.network import Network, Trace, pad
 
 SLOPE = 0.1
 
@@ -216,7 +215,7 @@ class CAMixerSR(Network):
         if mask is not None or categories is not None:
             raise ValueError(f"{self.arch} takes no mask and no categories")
         h, w = x.shape[2:]
-        head = self.head(reflect_pad(x, self.config.window))
+        head = self.head(pad(x, self.layout))
         places = places_in_windows(head.shape[2], head.shape[3], self.config.window).expand(len(x), -1, -1, -1)
         condition = torch.cat((self.global_predictor(head), places), dim=1)
         y = head

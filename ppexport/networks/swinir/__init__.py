@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppexport.device.mask import padded_tokens
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Shape, scale_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SwinIRLightArchitecture(Architecture):
     name = "swinir_light"
     summary = "SwinIR-light: attention inside 8x8 windows of a regular and a shifted grid"
     scales = (2, 3, 4)
-    multiple = 8
+    layout = Layout(8, "reflect", group=0)
     twin = "ppexport.twin.swinir_twin:make_swinir_twin"
     # Everything but position bias, softmax, norms and the sum through all layers.
     half = {  # noqa: RUF012
@@ -85,7 +85,7 @@ class SwinIRLightArchitecture(Architecture):
     def cost(self, scale: int, size: tuple[int, int], impure: int | None = None, colors: int = 0) -> Macs:
         """As `Architecture.cost`; there is nothing to route."""
         c = SwinIRConfig()
-        n, d, layers = padded_tokens(size, self.multiple), c.dim, sum(c.depths)
+        n, d, layers = self.layout.tokens(size), c.dim, sum(c.depths)
         return Macs(
             {
                 "convolutions": n * (27 * d + (len(c.depths) + 1) * 9 * d * d + 27 * d * scale**2),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ppexport.errors import CheckpointError
 from ppexport.networks.atd.atd_light import RGB_MEAN, PatchNorm
 from ppexport.networks.atd.attention import WindowAttention, relative_position_index
-from ppexport.networks.network import Network, Trace
+from ppexport.networks.network import Network, Trace, pad
 from ppexport.networks.swinir import SwinIRConfig
 
 if TYPE_CHECKING:
@@ -100,12 +100,6 @@ class SwinBlock(nn.Module):
         return out.flatten(2).transpose(1, 2) + x
 
 
-def reflect_pad(x: Tensor, multiple: int) -> Tensor:
-    """Reflect (b, c, h, w) to the right and to the bottom up to multiples of *multiple*, without repeating the edge."""
-    h, w = x.shape[2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="reflect")
-
-
 def border_mask(side: int, window: int) -> Tensor:
     """What published code adds to the logits of shifted windows of an image (side, side): 0, or -100 between the pieces
     of opposite borders -> (windows, window^2, window^2)."""
@@ -146,7 +140,7 @@ class SwinIRLight(Network):
         if mask is not None or categories is not None:
             raise ValueError(f"{self.arch} takes no mask and no categories")
         h, w = x.shape[2:]
-        padded = reflect_pad(x, self.config.window)
+        padded = pad(x, self.layout)
         size = (padded.shape[2], padded.shape[3])
         first = self.conv_first(padded - self.mean)
         tokens = self.patch_embed(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ppexport.device.mask import Layout
 from ppexport.networks.architecture import Architecture, Macs
 
 
@@ -13,7 +14,7 @@ class Toy(Architecture):
     name = "toy"
     summary = "one convolution, for tests"
     scales = (2,)
-    multiple = 4
+    layout = Layout(4, "mirror", group=0)
     twin = "toy_sr.network:make_twin"
     branches = ("convolution",)
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ppexport.device.mask import padded_size
 from ppexport.networks.network import Network
 from ppexport.twin.twin import StaticTwin
 
@@ -31,8 +30,7 @@ class ToyTwin(StaticTwin):
     """The toy for one size."""
 
     def __init__(self, network: ToyNetwork, size: tuple[int, int]) -> None:
-        padded = padded_size(size[0], 4), padded_size(size[1], 4)
-        super().__init__(network, size, padded, padded[0] * padded[1], "portable")
+        super().__init__(network, size, None, "portable")
         self.conv = network.conv
 
     def pad(self, lr):
