@@ -6,15 +6,19 @@ import argparse
 import pickle
 import re
 import tarfile
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, golden_network
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 import ppexport
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError, first_line
+from ppexport.networks.architecture import find_architecture
+from ppexport.networks.card import effective_card
 from ppexport.networks.checkpoint import read_state
 from ppexport.networks.swinir.swinir_light import border_mask
 from ppexport.parity.columns import load_column
@@ -331,6 +335,33 @@ def test_options_override_the_card():
     assert network.card.hash() != ppexport.load_network("pp_atd_light_x2").card.hash()
 
 
+class AnyOptions(BaseModel):
+    """One option of every kind that a network may have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = 1.0
+    steps: Literal[2, 4] | None = 4
+    fused: bool = False
+    word: str = "a"
+    centres: tuple[tuple[int, ...], ...] = ()
+
+
+def test_texts_become_what_a_networks_own_options_are(monkeypatch):
+    monkeypatch.setattr(type(find_architecture("camixersr")), "options", lambda self: AnyOptions)
+
+    def options(**given):
+        return effective_card(None, "camixersr", 4, given)[0].options
+
+    assert options() == AnyOptions()
+    given = {"share": "0.5", "steps": "2", "fused": "true", "word": "10", "centres": "[[1, 2], [3]]"}
+    assert options(**given) == AnyOptions(share=0.5, steps=2, fused=True, word="10", centres=((1, 2), (3,)))
+    assert options(steps="null", fused="no") == AnyOptions(steps=None)
+    for bad in ({"share": "true"}, {"steps": "3"}, {"steps": "[" * 5000}, {"centres": "1"}, {"fused": "2"}):
+        with pytest.raises(CardError, match=f"^cannot use {next(iter(bad))}"):
+            options(**bad)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -338,7 +369,7 @@ def test_options_override_the_card():
         ({"name": "pp_atd_light_x2", "scale": 4}, InputError, "has scale 2"),
         ({"name": "pp_atd_light_x2", "colors": 99}, CardError, "colors"),
         ({"name": "pp_atd_light_x2", "compensation": "half"}, CardError, "compensation"),
-        ({"name": "pp_atd_light_x2", "size": 3}, CardError, "size"),
+        ({"name": "pp_atd_light_x2", "size": 3}, InputError, "no option 'size': its options are colors, window"),
         ({"arch": "pp_atd_light", "scale": 2}, InputError, "checkpoint"),
         ({"arch": "swin", "scale": 2}, InputError, "arch"),
         ({"arch": "atd_light", "scale": 2, "colors": 8, "checkpoint": "x.pth"}, InputError, "colors"),

@@ -122,7 +122,11 @@ def test_models():
     listed = json.loads(run("models", "--json", "-").stdout)
     assert "pp_atd_light_x2" in {card["name"] for card in listed["models"]}
     assert "pp_atd_light" in {architecture["name"] for architecture in listed["architectures"]}
-    assert "pp_atd_light_x2" in run("models").stdout
+    own = next(architecture for architecture in listed["architectures"] if architecture["name"] == "camixersr")
+    assert own["options"] == {"ratio": "NUMBER [default: 0.5]: share of windows that attend, above 0 and at most 1"}
+    shown = run("models").stdout
+    assert "pp_atd_light_x2" in shown
+    assert "--option window=...: 2 or 4 or 8 or 16 [default: 8]: window of Pure-Pass, in pixels; of pp_" in shown
 
 
 @pytest.mark.parametrize(("scale", "published", "pure"), [(2, 380.01, 375.68), (3, 167.96, 166.05), (4, 100.09, 98.96)])
@@ -167,8 +171,8 @@ def test_export_upscale_and_lint(tmp_path, picture):
     weights = GOLDEN / "atd_light_x2_trained.safetensors"
     out = tmp_path / "artifact"
     done = run(
-        "export", "--checkpoint", weights, "--arch", "pp_atd_light", "--scale", 2, "--size", "32x48", "--compensation",
-        "zero", "-o", out, "--json", "-",
+        "export", "--checkpoint", weights, "--arch", "pp_atd_light", "--scale", 2, "--size", "32x48", "--option",
+        "compensation=zero", "-o", out, "--json", "-",
     )  # fmt: skip
     data = json.loads(done.stdout)
     assert data["manifest"]["size"] == [32, 48]
@@ -227,7 +231,7 @@ def test_lint_fails_on_what_boards_refuse(tmp_path):
         (["export", "pp_atd_light_x2", "--size", "0x64", "-o", "x"], "HEIGHTxWIDTH"),
         (["export", "pp_atd_light_x2", "--size", "9999x9999", "-o", "x"], "smaller tiles"),
         (["export", "pp_atd_light_x2", "--backend", "coal", "-o", "x"], "backend is one of"),
-        (["export", "pp_atd_light_x2", "--colors", "40", "-o", "x"], "colors"),
+        (["export", "pp_atd_light_x2", "--option", "colors=40", "-o", "x"], "colors"),
         (["export", "pp_atd_light_x2", "-o", "/nonexistent/a"], "is not a folder"),
         (["export", "--arch", "pp_atd_light", "-o", "x"], "scale"),
         (["export", "pp_atd_light_x2", "--checkpoint", "absent.pth", "-o", "x"], "absent.pth"),

@@ -21,13 +21,13 @@ from training.data import find_images, split_holdout
 from training.fast import speed_up
 
 from ppexport.cli.console import fail, giga, percent, progress_bar
-from ppexport.cli.info import Cost, default_size
 from ppexport.device.mask import ATD_LAYOUT, pure_mask
 from ppexport.errors import InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_file, sha256_text, write_text
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd.atd_light import ATDLight, PPATDLight
 from ppexport.networks.card import PurePassOptions
+from ppexport.networks.cost import Cost, default_size
 from ppexport.networks.load import card_of, load_network
 from ppexport.parity.evaluation import Pair, evaluate, find_pairs, network_upscaler
 
@@ -172,7 +172,7 @@ def cost_at(scale: int, pure: float, options: PurePassOptions | None) -> Cost:
     impure = round(tokens * (1 - pure))
     colors = 0 if options is None else options.colors
     macs = find_architecture("atd_light").cost
-    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure)
+    return Cost(macs(scale, size), macs(scale, size, impure, colors), tokens, impure, pure)
 
 
 class Store:

@@ -22,7 +22,6 @@ from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, load, open_card, race
 from places import Place
 
 from ppexport.cli.console import check_json, decibel, emit_json, fail, people, percent, progress_bar, table
-from ppexport.cli.info import cost
 from ppexport.cli.options import parse_size
 from ppexport.device.job import Job
 from ppexport.device.launch import memory_of
@@ -32,6 +31,7 @@ from ppexport.device.picture import psnr, to_uint8
 from ppexport.device.target import Target
 from ppexport.errors import ExportError, InputError, PpexportError
 from ppexport.imaging.tiles import MULTIPLE
+from ppexport.networks.cost import cost
 from ppexport.profile.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -232,6 +232,8 @@ class Backend(ABC):
     """The backend whose runtimes run what is built; "" is this one."""
     rounded: frozenset[str] = frozenset()
     """Precisions that its usual runtime computes with more bits than the file says: only `probe` shows them."""
+    usual: str = "its own runtime"
+    """What `open` runs an artifact in, for people."""
     runtimes: tuple[Runtime, ...] = ()
     """Of a backend outside this package; those in it have theirs in `run*.py`, which boards get."""
 

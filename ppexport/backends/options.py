@@ -25,18 +25,28 @@ class OnnxGraphOptions(NoOptions):
     keep: Path | None = Field(default=None, description="folder for the intermediate graphs")
 
 
-def describe_options(backend: Backend) -> dict[str, str]:
-    """{name: what it takes, its default and what it is for}."""
-    found, words = {}, {None: "", True: " [default: yes]", False: " [default: no]"}
-    for name, field in backend.options().model_fields.items():
-        kind = " or ".join(_choices(field)) or ("yes or no" if field.annotation is bool else "PATH")
-        found[name] = f"{kind}{words.get(field.default, f' [default: {field.default}]')}: {field.description}"
+KINDS: dict[Any, str] = {bool: "yes or no", int: "NUMBER", float: "NUMBER", Path: "PATH"}
+"""What an option takes, by its type."""
+
+
+def describe_options(model: type[BaseModel]) -> dict[str, str]:
+    """{name: what it takes, its default and what it is for}, of the options of a backend or a network."""
+    found = {}
+    for name, field in model.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)
+        kind = " or ".join(_choices(field)) or KINDS.get(kinds[0], "VALUE")
+        default = "" if field.default is None else f" [default: {_shown(field.default)}]"
+        found[name] = f"{kind}{default}: {field.description or 'not described'}"
     return found
 
 
+def _shown(default: Any) -> str:
+    return ("no", "yes")[default] if isinstance(default, bool) else str(default)
+
+
 def _choices(field: FieldInfo | None) -> list[str]:
-    """The values that an option may have, where it is one of a few texts."""
-    return [] if field is None else [value for value in get_args(field.annotation) if isinstance(value, str)]
+    """The values that an option may have, where it is one of a few texts or numbers."""
+    return [] if field is None else [str(value) for value in get_args(field.annotation) if type(value) in (str, int)]
 
 
 def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
@@ -65,17 +75,3 @@ def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
         yes_or_no = field is not None and field.annotation is bool
         takes = f"one of {', '.join(choices)}" if choices else "yes or no" if yes_or_no else problem["msg"]
         raise InputError(f"{name} of --backend {backend.name} is {takes}, not {problem['input']!r}") from None
-
-
-def parse_pairs(texts: list[str]) -> dict[str, str]:
-    """Texts KEY=VALUE -> {key: value}. Raises InputError for another form, or a key that is given twice."""
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise InputError(f"-O takes KEY=VALUE, such as -O flavour=ort, not {text!r}")
-        if key in found:
-            raise InputError(f"-O {key} is given twice")
-        found[key] = value.strip()
-    return found

@@ -19,7 +19,7 @@ def backends(json: Json = None) -> None:
 
     console, listed = people(json), []
     for backend in registered().values():
-        missing, options = missing_modules(backend), describe_options(backend)
+        missing, options = missing_modules(backend), describe_options(backend.options())
         own = [runtime for runtime in runtimes().values() if runtime.backend == backend.name]
         runs = [f"{runtime.name}:{device}" for runtime in own for device in runtime.devices()]
         listed.append(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import continues_from, emit_json, people, progress_bar, table
-from ppexport.cli.options import Arch, Checkpoint, Json, Scale, load, parse_size
+from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, load, parse_size
 from ppexport.errors import InputError, counted
 from ppexport.files import check_file_target
 
@@ -28,6 +28,7 @@ def calibrate(
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
+    option: Options = None,
     json: Json = None,
 ) -> None:
     """Measure the range of every tensor of a model, for `export --precision fp16|int8|mixed`.
@@ -52,11 +53,11 @@ def calibrate(
     sources = read_sources(images)
     with ExitStack() as stack:
         if target is not None and (Path(target) / MANIFEST).is_file():
-            if (checkpoint, arch, scale, size) != (None, None, None, None):
+            if option or (checkpoint, arch, scale, size) != (None, None, None, None):
                 raise InputError("an artifact has its weights and size inside: leave the options for them out")
             artifact = read_artifact(Path(target))
         else:
-            network = load(target, checkpoint, arch, scale)
+            network = load(target, checkpoint, arch, scale, option)
             scratch = Path(stack.enter_context(TemporaryDirectory()))
             lr_size = card_of(network).default_size if size is None else parse_size(size)
             artifact = read_artifact(export(network, backend="onnx", size=lr_size, out=scratch / "fp32"))

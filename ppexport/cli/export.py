@@ -57,9 +57,9 @@ def export(
     mask: Annotated[
         str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
     ] = None,
-    option: Annotated[
+    backend_option: Annotated[
         list[str] | None,
-        typer.Option("-O", metavar="KEY=VALUE", help="an option of the backend, such as flavour=ort; may be repeated"),
+        typer.Option("-O", metavar="NAME=VALUE", help="an option of the backend, such as flavour=ort; may be repeated"),
     ] = None,
     flavour: Annotated[
         str | None,
@@ -94,10 +94,7 @@ def export(
     checkpoint: shared.Checkpoint = None,
     arch: shared.Arch = None,
     scale: shared.Scale = None,
-    colors: shared.Colors = None,
-    window: shared.Window = None,
-    csmf: shared.Csmf = None,
-    compensation: shared.Compensation = None,
+    option: shared.Options = None,
     json: shared.Json = None,
 ) -> None:
     """Export a network for one LR size into an artifact folder.
@@ -106,19 +103,17 @@ def export(
     image: exact, and faster the more of the image is pure.
     """
     from ppexport.backends.backend import find_backend
-    from ppexport.backends.options import parse_pairs
     from ppexport.device.artifact import read_artifact
     from ppexport.exporting import export as run_export
     from ppexport.exporting import return_large_blocks
     from ppexport.networks.architecture import find_architecture
 
-    own = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
-    card, weights = shared.card_and_weights(model, arch, scale, checkpoint, own)
+    card, weights = shared.card_and_weights(model, arch, scale, checkpoint, shared.network_options(option))
     pixels = card.default_size if size is None else shared.parse_size(size)
     flags = shared.given(
         flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, keep=keep
     )
-    pairs = parse_pairs(option or [])
+    pairs = shared.parse_pairs(backend_option, "-O", "flavour=ort")
     twice = next((name for name in pairs if name in flags), None)
     if twice is not None:
         raise InputError(f"{twice} is given both as -O {twice}= and as a flag of its own: give it once")

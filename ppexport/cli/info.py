@@ -1,8 +1,7 @@
-"""`ppexport info`: parameters, multiply-adds and pure shares."""
+"""`ppexport info`: parameters, multiply-adds and pure shares, of one network or of several beside each other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,103 +12,141 @@ from ppexport.cli.console import emit_json, giga, people, percent, progress_bar,
 from ppexport.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ppexport.networks.architecture import Macs
     from ppexport.networks.network import Network
 
 EXAMPLE = "Example: ppexport info pp_atd_light_x2 --image photo.png"
 
 
 def info(
-    model: shared.Model = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUBJECT...",
+            help="a bundled model's name, a folder with a card.yaml, an architecture (with --scale) or a weights file; "
+            "several are compared, and each may have settings of its own: FILE,arch=NAME,ratio=0.25",
+        ),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="an LR picture: its cost and pure share")] = None,
-    images: Annotated[Path | None, typer.Option(help="a folder of LR pictures: their pure shares")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="a folder of LR pictures: their pure shares; may be repeated")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="LR size HxW for the cost; of 1280x720 output if left out")] = None,
     checkpoint: shared.Checkpoint = None,
     arch: shared.Arch = None,
     scale: shared.Scale = None,
-    colors: shared.Colors = None,
-    window: shared.Window = None,
-    csmf: shared.Csmf = None,
-    compensation: shared.Compensation = None,
+    option: shared.Options = None,
     json: shared.Json = None,
 ) -> None:
-    """Parameters and multiply-adds of a network, and what Pure-Pass saves on given pictures."""
+    """Parameters and multiply-adds of a network, and what Pure-Pass saves on given pictures.
+
+    Several subjects, or folders of pictures, become one table: what the masks save there, and the cost at --size.
+    """
     from ppexport.networks.load import load_untrained
+    from ppexport.networks.subject import parse_subjects, told_apart
 
-    if sum(v is not None for v in (image, images, size)) > 1:
-        raise InputError("give one of --image, --images and --size")
-    options = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
+    folders, pixels = images or [], None if size is None else shared.parse_size(size)
+    named, own = parse_subjects(subjects or []), shared.network_options(option)
+    if checkpoint is not None and len(named) > 1:
+        raise InputError("--checkpoint is for one subject: name the weights file as a subject instead")
     # The cost does not depend on the weights, which may not be here.
-    if checkpoint is None:
-        network = load_untrained(model, arch, scale, options)
+    if checkpoint is not None:
+        networks = [shared.load(named[0].text if named else None, checkpoint, arch, scale, option)]
+    elif named:
+        networks = [one.network(arch, scale, own) for one in named]
     else:
-        network = shared.load(model, checkpoint, arch, scale, **options)
-    if images is not None:
-        _folder(network, images, json)
+        networks = [load_untrained(None, arch, scale, own)]
+    if len(networks) > 1 or len(folders) > 1:
+        if image is not None:
+            raise InputError("--image is for one subject: give a folder of pictures with --images")
+        labels = [one.label(network.arch) for one, network in zip(named, networks, strict=False)]
+        _compare(networks, told_apart(labels, named) or [networks[0].arch], folders, pixels, json)
+        return
+    if sum((image is not None, size is not None, bool(folders))) > 1:
+        raise InputError("give one of --image, --images and --size")
+    if folders:
+        _folder(networks[0], folders[0], json)
     else:
-        _cost(network, image, None if size is None else shared.parse_size(size), json)
+        _cost(networks[0], image, pixels, json)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Multiply-adds of one picture, dense and with Pure-Pass."""
+def _compare(
+    networks: list[Network], labels: list[str], folders: list[Path], size: tuple[int, int] | None, json: str | None
+) -> None:
+    """Print a row for every network: parameters, cost at *size*, and what its mask saves on pictures of *folders*."""
+    from ppexport.imaging.images import pictures_in
+    from ppexport.networks.cost import cost, default_size, options_of, saved_on
 
-    dense: Macs
-    actual: Macs
-    tokens: int
-    impure: int
-
-    @property
-    def saving(self) -> float:
-        """Share of the multiply-adds (published counting) that Pure-Pass saves, the mask's own included."""
-        return 1 - self.actual.published / self.dense.published
-
-
-def default_size(scale: int) -> tuple[int, int]:
-    """LR size (h, w) of a 1280x720 output, for which papers count, rounded to whole pixels."""
-    return round(720 / scale), round(1280 / scale)
-
-
-def cost(network: Network, size: tuple[int, int], pure: NDArray[np.bool_] | None = None) -> Cost:
-    """Cost of *network* on a picture of *size* with the mask *pure* (H', W'); without one nothing is pure."""
-    architecture = network.architecture
-    tokens = network.layout.tokens(size)
-    impure = tokens if pure is None else network.routed(pure)
-    colors = (_options_of(network) or {}).get("colors", 0)
-    dense = architecture.cost(network.scale, size)
-    actual = architecture.cost(network.scale, size, None if pure is None else impure, colors)
-    return Cost(dense, actual, tokens, impure)
-
-
-def _options_of(network: Network) -> dict[str, Any] | None:
-    """Pure-Pass options of *network*'s card, None without Pure-Pass."""
-    from ppexport.networks.architecture import find_architecture
-    from ppexport.networks.load import card_of
-
-    if find_architecture(network.arch).masks == ("none",):
-        return None
-    options = card_of(network).options
-    return None if options is None else options.model_dump()
+    paths = {str(folder): pictures_in(folder) for folder in folders}
+    with progress_bar("pictures") as progress:
+        savings = {folder: saved_on(networks, found, progress) for folder, found in paths.items()}
+    data: list[dict[str, Any]] = []
+    for i, (network, label) in enumerate(zip(networks, labels, strict=True)):
+        lr_size = size or default_size(network.scale)
+        macs = cost(network, lr_size).dense
+        found = {folder: saved[i] for folder, saved in savings.items()}
+        data.append(
+            {
+                "subject": label,
+                "arch": network.arch,
+                "scale": network.scale,
+                "options": options_of(network),
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "lr_size": lr_size,
+                "macs_published": macs.published,
+                "macs_pure": macs.pure,
+                "images": {folder: None if s is None else vars(s) for folder, s in found.items()},
+            }
+        )
+    emit_json(json, {"subjects": data})
+    columns = ["subject", "scale", "parameters", "LR HxW", "G as\npublished", "G without\nnorms"]
+    rows = [
+        [
+            row["subject"],
+            f"x{row['scale']}",
+            f"{row['parameters']:,}",
+            "x".join(map(str, row["lr_size"])),
+            *(f"{row[kind] / 1e9:.2f}" for kind in ("macs_published", "macs_pure")),
+        ]
+        for row in data
+    ]
+    console = people(json)
+    console.print(table("networks", columns, rows))
+    console.print(
+        "G: 10^9 multiply-adds of one picture of this size without pure pixels; without norms, convolutions, linear "
+        "layers and matmuls count alone."
+    )
+    if not paths:
+        return
+    columns = ["subject", *(f"{what} in\n{Path(folder).name}" for folder in paths for what in ("pure", "saved"))]
+    rows = []
+    for row in data:
+        shares = [(s["pure_share"], s["saving"]) if s else (None, None) for s in row["images"].values()]
+        figures = ["no mask" if share is None else percent(share) for pair in shares for share in pair]
+        rows.append([row["subject"], *figures])
+    console.print(table("what Pure-Pass masks save on pictures", columns, rows))
+    console.print(
+        "Pure: the share of pixels. Saved: the share of multiply-adds, as published, less what the mask itself takes. "
+        "Both are means over the pictures."
+    )
 
 
 def _folder(network: Network, images: Path, json: str | None) -> None:
     """Print pure shares of a folder of LR pictures, without and with cross-shift mask fusion."""
-    from ppexport.device.mask import mask_from_labels, pixel_labels
+    from ppexport.device.mask import mask_from_labels
     from ppexport.imaging.images import pictures_in, read_levels
+    from ppexport.networks.cost import labels_and_mask, options_of
 
-    options = _options_of(network)
-    if options is None:
-        raise InputError(f"{network.arch} has no Pure-Pass mask: name a model of an architecture that has one")
+    options = options_of(network)
     paths = pictures_in(images)
     shares: list[dict[str, Any]] = []
     with progress_bar("pictures") as progress:
         for done, path in enumerate(paths):
             progress(done, len(paths))
             rgb = read_levels(path)
-            labels = pixel_labels(rgb, options["colors"], network.layout)
+            found = labels_and_mask(network, rgb)
+            if found is None:
+                raise InputError(f"{network.arch} has no Pure-Pass mask: name a model of an architecture that has one")
+            labels = found[0]
             grid, fused = (float(mask_from_labels(labels, options["window"], c).mean()) for c in (False, True))
             shares.append({"name": path.name, "size": rgb.shape[:2], "grid": grid, "fused": fused})
         progress(len(paths), len(paths))
@@ -123,27 +160,26 @@ def _folder(network: Network, images: Path, json: str | None) -> None:
 
 def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, json: str | None) -> None:
     """Print parameters, multiply-adds and, for a picture, its pure share and saving."""
-    from ppexport.device.mask import pure_mask
+    from ppexport.device.mask import mask_from_labels
     from ppexport.imaging.images import read_levels
+    from ppexport.networks.cost import cost, default_size, labels_and_mask, options_of
     from ppexport.networks.load import card_of
 
-    options, pure, grid = _options_of(network), None, None
+    options, pure, grid = options_of(network), None, None
     if image is not None:
         rgb = read_levels(image)
         size = (rgb.shape[0], rgb.shape[1])
-        if options is not None:
-            grid, pure = (
-                pure_mask(rgb, options["colors"], options["window"], c, network.layout)
-                for c in (False, options["csmf"])
-            )
+        found = labels_and_mask(network, rgb)
+        if found is not None:
+            grid, pure = mask_from_labels(found[0], options["window"], False), found[1]
     size = size or default_size(network.scale)
     result = cost(network, size, pure)
-    dense, actual, share = result.dense, result.actual, 1 - result.impure / result.tokens
+    dense, actual, share = result.dense, result.actual, result.pure_share
     name, count = card_of(network).name, sum(p.numel() for p in network.parameters())
     data = {
         "model": name,
         "parameters": count,
-        "options": options,
+        "options": options or None,
         "image": str(image) if image else None,
         "lr_size": size,
         "tokens": result.tokens,

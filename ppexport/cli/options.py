@@ -29,10 +29,16 @@ Arch = Annotated[
     typer.Option(help="an architecture that `ppexport models` lists; the checkpoint's own if left out"),
 ]
 Scale = Annotated[int | None, typer.Option(help="upscaling factor; the model's or the checkpoint's own if left out")]
-Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
-Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
-Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
-Compensation = Annotated[str | None, typer.Option(help="what pure pixels take: value, zero or normed")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-N",
+        "--option",
+        metavar="NAME=VALUE",
+        help="an option of the network in place of the card's, such as colors=6; `ppexport models` lists them; may be "
+        "repeated",
+    ),
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", callback=check_json, help="write the result as JSON; - is stdout"),
@@ -84,6 +90,28 @@ def parse_capacities(text: str, size: tuple[int, int], steps: int, layout: Layou
     return [int(number) for number in text.split(",")]
 
 
+def parse_pairs(texts: list[str] | None, flag: str, example: str) -> dict[str, str]:
+    """Texts NAME=VALUE that were given with *flag* -> {name: value}.
+
+    Raises InputError, which shows *example*, for another form, and for a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"{flag} takes NAME=VALUE, such as {flag} {example}, not {text!r}")
+        if name in found:
+            raise InputError(f"{flag} {name} is given twice")
+        found[name] = value.strip()
+    return found
+
+
+def network_options(texts: list[str] | None) -> dict[str, str]:
+    """What was given with --option; the network's own model checks it. Raises InputError as `parse_pairs`."""
+    return parse_pairs(texts, "--option", "colors=6")
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Those of *options* that are not left out."""
     return {key: value for key, value in options.items() if value is not None}
@@ -102,8 +130,10 @@ def card_and_weights(
     return card_with_weights(model, arch, scale, checkpoint, own)
 
 
-def load(model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, **options: Any) -> Network:
+def load(
+    model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, option: list[str] | None
+) -> Network:
     """The network that the options describe."""
     from ppexport.networks.load import load_network
 
-    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **given(**options))
+    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **network_options(option))

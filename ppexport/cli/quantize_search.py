@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import continues_from, emit_json, people, progress_bars, stages, table
-from ppexport.cli.options import Arch, Checkpoint, Json, Scale, load, parse_size
+from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, load, parse_size
 from ppexport.device.runner import check_threads
 from ppexport.errors import InputError, require
 from ppexport.files import check_writable
@@ -47,6 +47,7 @@ def quantize_search(
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
+    option: Options = None,
     json: Json = None,
 ) -> None:
     """Search for the layers whose int8 saves time or size and keeps the picture, and export what is found.
@@ -76,7 +77,7 @@ def quantize_search(
         raise InputError(f"{out} exists and is not a folder")
     check_writable(out / steps.TABLE if os.path.isdir(out) else out)
     sources = read_sources(images)
-    network = load(model, checkpoint, arch, scale)
+    network = load(model, checkpoint, arch, scale, option)
     card = card_of(network)
     if calibration is not None:
         check_calibration(load_calibration(calibration), card)

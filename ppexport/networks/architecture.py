@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppexport.device.mask import Layout
 from ppexport.errors import InputError
@@ -170,6 +170,13 @@ class Architecture(ABC):
 
         *colors* > 0 adds the Pure-Pass mask's own, of that many colour centres.
         """
+
+    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int | None:
+        """How many tokens of one LR image of *size* (h, w) are routed, whatever it shows, as `cost` takes it.
+
+        None for all of them. *options* are those of the network, by name.
+        """
+        return None
 
 
 @cache

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from ppexport.errors import CardError, CheckpointError, InputError, UnavailableError
 from ppexport.files import is_plain_name, read_limited_text, sha256_file, sha256_text
-from ppexport.networks.architecture import architectures, find_architecture
+from ppexport.networks.architecture import Architecture, architectures, find_architecture
 
 CARD = "card.yaml"
 MAX_BYTES = 1 << 16
@@ -41,15 +41,15 @@ class MaskOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    colors: int = Field(default=8, ge=2, le=16)
-    window: Literal[2, 4, 8, 16] = 8
-    csmf: bool = True
+    colors: int = Field(default=8, ge=2, le=16, description="colour centres of Pure-Pass, 2 to 16")
+    window: Literal[2, 4, 8, 16] = Field(default=8, description="window of Pure-Pass, in pixels")
+    csmf: bool = Field(default=True, description="cross-shift mask fusion of Pure-Pass")
 
 
 class PurePassOptions(MaskOptions):
     """Options of Pure-Pass, with what pure pixels take."""
 
-    compensation: Compensation = "value"
+    compensation: Compensation = Field(default="value", description="what pure pixels take")
 
 
 class CardGate(BaseModel):
@@ -202,14 +202,43 @@ def effective_card(name: str | None, arch: str | None, scale: int | None, option
         raise InputError(
             f"the scale of {known.name} is one of {', '.join(map(str, known.scales))}, not {fields['scale']}"
         )
-    if known.options() is None and options:
-        raise InputError(f"{fields['arch']} has no options: leave {', '.join(options)} out")
-    fields["options"] = {**(fields.get("options") or {}), **options}
+    fields["options"] = _with_options(known, fields.get("options") or {}, options)
+    return make_card(**fields), folder
+
+
+def _with_options(known: Architecture, own: dict[str, Any], given: dict[str, Any]) -> BaseModel | None:
+    """The options of *known*: those *given*, which may be texts from a command line, in place of the card's *own*."""
+    model = known.options()
+    if model is None:
+        if given:
+            raise InputError(f"{known.name} has no options: leave {', '.join(given)} out")
+        return None
+    unknown = next((name for name in given if name not in model.model_fields), None)
+    if unknown is not None:
+        raise InputError(f"{known.name} has no option {unknown!r}: its options are {', '.join(model.model_fields)}")
+    values = {**own, **given}
     try:
-        return Card(**fields), folder
+        return model.model_validate(values)
     except ValidationError as error:
-        # What a card says was checked when it was read, so this comes from the caller.
-        raise CardError(f"cannot use {first_error(error).removeprefix('options.')}") from None
+        # The choice between 4 and 8, or a list, takes no text: there the number or the list that it stands for counts.
+        refused = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        values |= {name: _meant(value) for name, value in given.items() if name in refused}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise CardError(f"cannot use {first_error(error)}, not {error.errors()[0]['input']!r}") from None
+
+
+def _meant(value: Any) -> Any:
+    """The number or list that the text *value* stands for, in the notation of JSON; else *value* itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        meant = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    # A model would take yes for the number 1.
+    return value if isinstance(meant, bool) else meant
 
 
 def check_weights_file(path: Path) -> None:

@@ -114,7 +114,11 @@ def _pixels(path: Path) -> Pixels:
     return np.asarray(picture.rgb, np.uint8)
 
 
-def _score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
+def read_pair(pair: Pair, scale: int) -> tuple[Pixels, Pixels]:
+    """The HR picture of *pair*, cropped to multiples of *scale*, and its LR picture, which is made where it has none.
+
+    Raises InputError for pictures that are transparent, not 8-bit, too small, or not of *scale*.
+    """
     whole = _pixels(pair.hr)
     if min(whole.shape[:2]) // scale * scale - 2 * scale < TAPS:
         raise InputError(f"{pair.hr} is too small to evaluate: {TAPS} pixels must remain without the border")
@@ -122,9 +126,12 @@ def _score(pair: Pair, upscale: Upscaler, scale: int) -> Score:
     lr = resize_bicubic(hr, scale) if pair.lr is None else _pixels(pair.lr)
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
         raise InputError(f"{pair.lr} times {scale} is not the size of {pair.hr.name}: another scale or another picture")
-    sr, bicubic = upscale(lr), enlarge_bicubic(lr, scale)
-    figures = [metric(picture, hr, scale) for picture in (sr, bicubic) for metric in (psnr_y, ssim_y)]
-    return Score(pair.name, *figures)
+    return hr, lr
+
+
+def quality(picture: Pixels, hr: Pixels, scale: int) -> tuple[float, float]:
+    """PSNR-Y in dB and SSIM-Y of *picture* against *hr*."""
+    return psnr_y(picture, hr, scale), ssim_y(picture, hr, scale)
 
 
 def evaluate(
@@ -132,19 +139,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate *upscale* on *pairs*; *progress* is called with (done, total).
 
-    Raises InputError for pictures that are transparent, not 8-bit, too small, or not of *scale*.
+    Raises InputError as `read_pair`.
     """
     scores = []
     for done, pair in enumerate(pairs):
         progress(done, len(pairs))
-        scores.append(_score(pair, upscale, scale))
+        hr, lr = read_pair(pair, scale)
+        figures = [quality(picture, hr, scale) for picture in (upscale(lr), enlarge_bicubic(lr, scale))]
+        scores.append(Score(pair.name, *figures[0], *figures[1]))
     progress(len(pairs), len(pairs))
     return Evaluation(scale, tuple(scores))
 
 
-def network_upscaler(network: Any) -> Upscaler:
-    """Whole pictures through a PyTorch network."""
+def network_upscaler(network: Any, threads: int | None = None) -> Upscaler:
+    """Whole pictures through a PyTorch network; *threads* is how many all of this process takes, None leaves it."""
     import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
     def run(lr: Pixels) -> Pixels:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
+from ppexport.parity.contest import Contest
 from ppexport.profile.by_layer import branches
 from ppexport.profile.result import Profile
 from ppexport.report.material import Material
@@ -204,3 +205,84 @@ def pareto(axes: Any, points: Sequence[dict[str, Any]]) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     # A legend's dots among the points would look like points.
     _legend_above(axes, 2)
+
+
+@drawn
+def quality_against_time(axes: Any, contest: Contest) -> None:
+    """Mean PSNR-Y of every subject over its seconds for a picture."""
+    _draw_labelled(axes, contest, [m.median_seconds for m in contest.measured], "s a picture, median")
+
+
+@drawn
+def quality_against_macs(axes: Any, contest: Contest) -> None:
+    """Mean PSNR-Y of every subject over its multiply-adds for a picture."""
+    _draw_labelled(axes, contest, [m.mean_macs / 1e9 for m in contest.measured], "G multiply-adds a picture, mean")
+
+
+FAR = 10.0
+"""The largest figure over the smallest, from which an axis is logarithmic so that the small do not lie together."""
+LETTERS = (34, 8, 0.62)
+"""Of a name beside a point: how many, their height in points, and their width, of the height. The width is an estimate,
+since the browser draws them in a font of its own."""
+AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 2.5), (0, -2.5), (0, 4), (0, -4))
+"""Where the middle of a name may be, in halves of its own size from its point; the first four are beside it."""
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
+
+
+def _draw_labelled(axes: Any, contest: Contest, xs: Sequence[float], label: str) -> None:
+    """Draw PSNR-Y over *xs*: artifacts square, and each name where it covers the least of what is there."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    ys = [m.mean.psnr_y for m in contest.measured]
+    axes.set_xlabel(label)
+    axes.set_ylabel("PSNR-Y in dB")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high, margin = min(ys), max(ys), max(max(ys) - min(ys), 0.02)
+    axes.set_ylim(low - 0.25 * margin, high + 0.25 * margin)
+    if max(xs) >= FAR * min(xs):
+        axes.set_xscale("log")
+        # Numbers, since the powers of ten that are usual there are formulas.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(min(xs) / 1.5, max(xs) * 1.5)
+    else:
+        axes.set_xlim(0, max(xs) * 1.15)
+    axes.grid(alpha=0.2)
+    axes.figure.draw_without_rendering()
+    places: list[Any] = axes.transData.transform(list(zip(xs, ys, strict=True))).tolist()
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    (most, size, width), pixels = LETTERS, axes.figure.dpi / 72
+    for index, (measured, place) in enumerate(zip(contest.measured, places, strict=True)):
+        color, text = COLORS[index % len(COLORS)], _short(measured.contender.label, most)
+        half = (width * size * pixels * len(text) / 2, 0.6 * size * pixels)
+        box, beside = _place(place, half, axes.get_window_extent().extents, taken)
+        taken.append(box)
+        middle, edge = axes.transData.inverted().transform(
+            [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), [np.clip(place[i], box[i], box[i + 2]) for i in (0, 1)]]
+        )
+        marker = "o" if measured.contender.facts.get("backend") is None else "s"
+        axes.plot(xs[index], ys[index], marker, color=color, markersize=6)
+        if not beside:
+            # A name could be taken for another point's.
+            axes.plot((xs[index], edge[0]), (ys[index], edge[1]), color=color, linewidth=0.8, zorder=1)
+        axes.text(*middle, text, fontsize=size, ha="center", va="center", in_layout=False)
+
+
+def _place(point: Sequence[float], half: tuple[float, float], frame: Box, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """The box of a name of twice *half* its size at *point*, inside *frame* if it can be; and whether it is beside."""
+    found: list[tuple[float, Box, bool]] = []
+    for index, (dx, dy) in enumerate(AROUND):
+        x, y = point[0] + dx * (8 + half[0]), point[1] + dy * (5 + half[1])
+        box = (x - half[0], y - half[1], x + half[0], y + half[1])
+        outside = 4 * half[0] * half[1] - _shared(box, frame)
+        # Rounded, so that of places that cover nothing the first is taken.
+        found.append((round(outside + sum(_shared(box, other) for other in taken), 3), box, index < 4))
+    _, box, beside = min(found, key=lambda place: place[0])
+    return box, beside
+
+
+def _shared(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

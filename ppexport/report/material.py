@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.errors import InputError
+from ppexport.parity.contest import Contest
 from ppexport.profile.by_layer import read_layers
 from ppexport.profile.result import PROFILE, Profile, read_result
 
@@ -76,6 +77,8 @@ class Material:
     routing: list[dict[str, Any]] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     parities: list[Parity] = field(default_factory=list)
+    contests: list[Contest] = field(default_factory=list)
+    """Several networks and artifacts that `ppexport evaluate` measured together."""
 
 
 def _read_parity(path: Path) -> Parity:

@@ -17,11 +17,12 @@ from PIL import Image
 import ppexport
 from ppexport.device.mask import Layout
 from ppexport.device.picture import to_uint8
-from ppexport.errors import InputError, require
+from ppexport.errors import InputError, counted, require
 from ppexport.files import is_plain_name, write_text
 from ppexport.imaging.alpha import mask_overlay
 from ppexport.imaging.bicubic import enlarge_bicubic
 from ppexport.parity.columns import load_column, load_inputs
+from ppexport.parity.contest import CLOCK, threads_of
 from ppexport.parity.run import heat
 from ppexport.profile.by_layer import branches, why_sum_differs
 from ppexport.report import figures
@@ -34,9 +35,15 @@ MOST = 6
 """Inputs that are shown: those with ground truth first, then the worst."""
 
 
-def write_page(material: Material, out: Path) -> None:
+def write_page(material: Material, out: Path, title: str = "ppexport report") -> None:
     """Write the page to *out*, atomically. Raises PpexportError as `render`."""
-    write_text(out, render(material, "ppexport report"))
+    write_text(out, render(material, title))
+
+
+def check_installed() -> None:
+    """Raise UnavailableError where what draws a page is missing."""
+    require("jinja2", "report")
+    require("matplotlib", "report")
 
 
 def render(material: Material, title: str) -> str:
@@ -46,8 +53,7 @@ def render(material: Material, title: str) -> str:
         UnavailableError: jinja2 or matplotlib is missing.
         InputError: Pictures or files are damaged.
     """
-    require("jinja2", "report")
-    require("matplotlib", "report")
+    check_installed()
     from jinja2 import Environment, StrictUndefined, UndefinedError
     from markupsafe import Markup
 
@@ -69,7 +75,10 @@ def render(material: Material, title: str) -> str:
             points=figures.pareto_points(material),
             branches=branches(),
             figures=figures,
-            functions={"board": board_line, "judge": judge, "slides": slides, "why_sum_differs": why_sum_differs},
+            functions={
+                **{"board": board_line, "judge": judge, "slides": slides, "why_sum_differs": why_sum_differs},
+                **{"clock": CLOCK, "counted": counted, "threads": threads_of},
+            },
         )
     except (UndefinedError, KeyError, TypeError) as error:
         # Files of this format that were edited, or that a program wrote which leaves something out.

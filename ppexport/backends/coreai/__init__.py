@@ -19,6 +19,7 @@ class CoreAIBackend(Backend):
 
     name = "coreai"
     summary = "an asset for iOS 27 and macOS 27 (Apple's beta)"
+    usual = "Apple's runtime, which is slow on Linux and no measure of a device"
     extra = "coreai"
     modules = ("coreai_torch",)
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE}  # noqa: RUF012

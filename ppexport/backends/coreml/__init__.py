@@ -40,6 +40,7 @@ class CoreMLBackend(Backend):
 
     name = "coreml"
     summary = "an ML program for iOS 16 to 18 and the macOS of their years"
+    usual = "ppexport's evaluator, which is slow and no measure of a device"
     extra = "coreml"
     modules = ("coremltools",)
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "w8": W8_GATE, "w8a8": INT8_GATE}  # noqa: RUF012

@@ -26,6 +26,7 @@ class OnnxBackend(Backend):
 
     name = "onnx"
     summary = "an ONNX graph, for ONNX Runtime and OpenVINO"
+    usual = "ONNX Runtime on the CPU"
     extra = "export"
     modules = ("onnx", "onnxsim", "onnxruntime")
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "int8": INT8_GATE, "mixed": INT8_GATE}  # noqa: RUF012

@@ -18,6 +18,7 @@ class TensorRTBackend(Backend):
 
     name = "tensorrt"
     summary = "an ONNX graph for `ppexport build`, which makes a TensorRT engine from it"
+    usual = "TensorRT on this machine's GPU"
     extra = "export"
     modules = ("onnx", "onnxsim", "onnxruntime")
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "int8": INT8_GATE, "mixed": INT8_GATE}  # noqa: RUF012

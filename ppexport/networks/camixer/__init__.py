@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppexport.device.mask import Layout
 from ppexport.networks.architecture import NORMS, Architecture, Detected, Macs, Routing, Shape, scale_of
@@ -136,6 +136,11 @@ class CAMixerSRArchitecture(Architecture):
                 NORMS: NORM_COST * n * blocks * (2 * d + e),
             }
         )  # fmt: skip
+
+    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int:
+        """The tokens in hard windows, whose share is the option `ratio`."""
+        area = CAMixerConfig().window ** 2
+        return hard_windows(self.layout.tokens(size) // area, options["ratio"]) * area
 
 
 class PPCAMixerSRArchitecture(CAMixerSRArchitecture):

@@ -54,7 +54,7 @@ class CAMixerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ratio: float = Field(default=0.5, gt=0, le=1)
+    ratio: float = Field(default=0.5, gt=0, le=1, description="share of windows that attend, above 0 and at most 1")
 
 
 class ChannelNorm(nn.Module):
