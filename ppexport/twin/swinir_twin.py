@@ -22,6 +22,7 @@ from ppexport.twin.blocks import BlockCut
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean, scale_queries
 from ppexport.twin.layers import Shared, StaticWindowAttention, image_of, tokens_of
+from ppexport.twin.ort_swin import RowSwinGroup
 from ppexport.twin.twin import StaticTwin
 
 
@@ -67,13 +68,17 @@ class StaticSwinGroup(nn.Module):
         return x
 
 
+GROUPS: dict[str, type[StaticSwinGroup | RowSwinGroup]] = {"portable": StaticSwinGroup, "ort": RowSwinGroup}
+"""What the blocks of a flavour are made of."""
+
+
 class StaticSwinBlock(nn.Module):
     """Transformer layers, a 3x3 convolution and a residual connection."""
 
-    def __init__(self, source: SwinBlock, size: tuple[int, int]) -> None:
+    def __init__(self, source: SwinBlock, size: tuple[int, int], flavour: str) -> None:
         super().__init__()
         self.size = size
-        self.residual_group = StaticSwinGroup(source, size)
+        self.residual_group = GROUPS[flavour](source, size)
         self.conv = copy.deepcopy(source.conv)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
@@ -99,15 +104,15 @@ class SwinIRTwin(StaticTwin):
     high: Tensor
     low: Tensor
 
-    def __init__(self, network: SwinIRLight, size: tuple[int, int]) -> None:
+    def __init__(self, network: SwinIRLight, size: tuple[int, int], flavour: str) -> None:
         window = network.config.window
         padded = height, width = padded_size(size[0], window), padded_size(size[1], window)
-        super().__init__(network, size, padded, height * width, "portable")
+        super().__init__(network, size, padded, height * width, flavour)
         self.cut, self.shifted_cut = (BlockCut(padded, window, shift) for shift in (0, window // 2))
         self.conv_first, self.patch_embed = copy.deepcopy(network.conv_first), copy.deepcopy(network.patch_embed)
         self.norm, self.conv_after_body = copy.deepcopy(network.norm), copy.deepcopy(network.conv_after_body)
         blocks = [block for block in network.layers if isinstance(block, SwinBlock)]
-        self.layers = nn.ModuleList(StaticSwinBlock(block, padded) for block in blocks)
+        self.layers = nn.ModuleList(StaticSwinBlock(block, padded, flavour) for block in blocks)
         last = network.upsample[0]
         assert isinstance(last, nn.Conv2d)
         self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
@@ -146,4 +151,4 @@ def make_swinir_twin(network: Network, size: tuple[int, int], capacity: int | No
     if capacity is not None:
         raise TwinError("swinir_light routes nothing: leave the capacity out")
     check_reflection(network.arch, size, network.config.window)
-    return SwinIRTwin(network, size).eval()
+    return SwinIRTwin(network, size, flavour).eval()

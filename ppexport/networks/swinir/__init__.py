@@ -43,6 +43,7 @@ class SwinIRLightArchitecture(Architecture):
     scales = (2, 3, 4)
     multiple = 8
     twin = "ppexport.twin.swinir_twin:make_swinir_twin"
+    flavours = ("portable", "ort")
     # Everything but position bias, softmax, norms and the sum through all layers.
     half = {  # noqa: RUF012
         f"{LAYER}.attn": frozenset({"MatMul"}),
