@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from small_networks import small_network
+from small_networks import random_small_network, small_network
 from tensorrt_models import random_network, shorten
 
 import ppexport
@@ -20,6 +20,7 @@ from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.model_file import iter_graphs
+from ppexport.backends.onnx.pattern import Graph
 from ppexport.errors import ExportError
 from ppexport.parity.run import run_parity
 
@@ -269,3 +270,21 @@ def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the
     assert found["Softmax"] == 3
     report = run_parity(network, ppexport.open_artifact(out), tmp_path / "run", lambda *_: None)
     assert report.passed, report.pairs
+
+
+@pytest.mark.parametrize("whole", [strip_attention.WHOLE, 0])
+def test_swinir_for_onnx_runtime_moves_its_tokens_once_a_layer(whole, monkeypatch, tmp_path):
+    monkeypatch.setattr(strip_attention, "WHOLE", whole)
+    network = random_small_network("swinir_light", layers=4)
+    # The export compares the file with the twin.
+    out = ppexport.export(network, backend="onnx", size=(24, 37), out=tmp_path / "a", flavour="ort")
+    model = onnx.load(out / "model.onnx")
+    found = operators(model)
+    # Two plain layers with one kind of block, two shifted ones with four.
+    assert found["Attention"] == 2 * (1 + 4)
+    assert found["Scan"] == (0 if whole else found["Attention"])
+    assert found["Softmax"] == 0
+    assert not [node for node in model.graph.node if node.op_type == "Transpose" and "/attn/" in node.name]
+    graph, rows = Graph(model), [24 * 40, network.config.dim]
+    moved = [node for node in model.graph.node if node.op_type == "Gather" and graph.shape(node.output[0]) == rows]
+    assert len(moved) == 4 + 1

@@ -11,6 +11,7 @@ from conftest import golden_network, photo
 from hypothesis import given
 from hypothesis import strategies as st
 from shared import examples
+from small_networks import random_small_network
 
 import ppexport
 from ppexport.device.picture import to_input
@@ -345,6 +346,15 @@ def test_an_atd_light_twin_for_onnx_runtime():
     categories = torch.cat(traced.categories).int()
     sr, _ = ppexport.make_twin(network, size=(32, 48), flavour="ort")(lr, categories=categories)
     assert (sr - expected).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 24), (8, 40), (21, 16), (40, 33)])
+def test_a_swinir_twin_for_onnx_runtime(size):
+    """One window, which a shift cuts into four corners; one row or column of them; and all kinds of blocks."""
+    network = random_small_network("swinir_light", layers=4)
+    lr = torch.from_numpy(to_input(photo(*size)))
+    sr, _ = ppexport.make_twin(network, size=size, flavour="ort")(lr)
+    assert (sr - network(lr)).abs().max() <= 2e-5
 
 
 def test_a_capacity_below_n_is_exact_for_images_that_fit(x2):

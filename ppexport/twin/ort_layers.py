@@ -48,6 +48,15 @@ def attend(rows: Rows, size: int, heads: int, width: int, scale: float = 1.0, bi
     return (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(-1, heads * width)
 
 
+def split_qkv(wqkv: nn.Linear) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+    """The projection to q, what rows are multiplied with for k and v (c, c) each, and the bias of v (c,)."""
+    c = wqkv.in_features
+    weights, biases = torch.split(wqkv.weight.detach(), c), torch.split(wqkv.bias.detach(), c)
+    q = nn.Linear(c, c)
+    q.weight, q.bias = (nn.Parameter(p[0].clone()) for p in (weights, biases))
+    return q, weights[1].t().contiguous(), weights[2].t().contiguous(), biases[2]
+
+
 class Standardise(nn.Module):
     """LayerNorm without weight and bias, by InstanceNormalization with the tokens as its channels."""
 
@@ -134,19 +143,16 @@ class RowLayer(StaticLayer):
 
     def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         """Make the modules of window and category attention, and move weights and biases of the norms."""
-        attention, category, c = source.attn_win, source.attn_aca, source.attn_win.proj.in_features
+        attention, category = source.attn_win, source.attn_aca
         self.shift, self.dense = source.shift, dense
         self.affine = nn.ParameterList(p.detach().clone() for p in (source.norm1.weight, source.norm1.bias))
         self.attn_atd.wq = fold_norm(self.attn_atd.wq, source.norm1)
         self.convffn.fc1 = fold_norm(self.convffn.fc1, source.norm2)
         self.norm1, self.norm2 = Standardise(source.norm1), Standardise(source.norm2)
         wqkv = fold_norm(scale_queries(source.wqkv, attention.scale), source.norm1)
-        self.q = nn.Linear(c, c)
-        weights, biases = torch.split(wqkv.weight.detach(), c), torch.split(wqkv.bias.detach(), c)
-        self.q.weight, self.q.bias = (nn.Parameter(p[0].clone()) for p in (weights, biases))
-        for name, weight in zip("kv", weights[1:], strict=True):
-            self.register_buffer(name, weight.t().contiguous())
-        value_bias = biases[2]
+        self.q, k, v, value_bias = split_qkv(wqkv)
+        self.register_buffer("k", k)
+        self.register_buffer("v", v)
         self.attn_win = RowWindowAttention(attention)
         self.proj = nn.Parameter(attention.proj.weight.detach().t().contiguous())
         # What pure tokens take lacks the bias of v: every token gets it later, and mixed tokens lose it here.

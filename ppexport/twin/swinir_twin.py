@@ -22,6 +22,7 @@ from ppexport.twin.blocks import BlockCut, from_blocks, to_blocks
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean, scale_queries, split_values
 from ppexport.twin.layers import Shared, StaticWindowAttention, image_of, tokens_of
+from ppexport.twin.ort_swin import RowSwinGroup
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import StaticTwin
 from ppexport.twin.windows import count_slots, hard_windows_of, plan_windows
@@ -75,12 +76,12 @@ class StaticHardAttention(StaticWindowAttention):
 
 
 class StaticSwinLayer(nn.Module):
-    """One layer; with *slots* only hard windows attend."""
+    """One layer."""
 
-    def __init__(self, source: SwinLayer, size: tuple[int, int], slots: bool) -> None:
+    def __init__(self, source: SwinLayer, attention: nn.Module) -> None:
         super().__init__()
         self.norm1, self.norm2, self.mlp = (copy.deepcopy(m) for m in (source.norm1, source.norm2, source.mlp))
-        self.attn = StaticHardAttention(source, size) if slots else StaticSwinAttention(source, size)
+        self.attn = attention
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
@@ -92,10 +93,12 @@ class StaticSwinLayer(nn.Module):
 class StaticSwinGroup(nn.Module):
     """The layers of one block."""
 
-    def __init__(self, source: SwinBlock, size: tuple[int, int], slots: bool) -> None:
+    attention: type[StaticSwinAttention | StaticHardAttention] = StaticSwinAttention
+
+    def __init__(self, source: SwinBlock, size: tuple[int, int]) -> None:
         super().__init__()
         layers = [layer for layer in source.residual_group.blocks if isinstance(layer, SwinLayer)]
-        self.blocks = nn.ModuleList(StaticSwinLayer(layer, size, slots) for layer in layers)
+        self.blocks = nn.ModuleList(StaticSwinLayer(layer, self.attention(layer, size)) for layer in layers)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         """Tokens (n, c) -> tokens (n, c)."""
@@ -104,13 +107,24 @@ class StaticSwinGroup(nn.Module):
         return x
 
 
+class HardSwinGroup(StaticSwinGroup):
+    """The layers of one block, in which only hard windows attend."""
+
+    attention = StaticHardAttention
+
+
+Group = type[StaticSwinGroup | RowSwinGroup]
+GROUPS: dict[str, Group] = {"portable": StaticSwinGroup, "ort": RowSwinGroup}
+"""What the blocks of a flavour are made of."""
+
+
 class StaticSwinBlock(nn.Module):
     """Transformer layers, a 3x3 convolution and a residual connection."""
 
-    def __init__(self, source: SwinBlock, size: tuple[int, int], slots: bool) -> None:
+    def __init__(self, source: SwinBlock, size: tuple[int, int], group: Group) -> None:
         super().__init__()
         self.size = size
-        self.residual_group = StaticSwinGroup(source, size, slots)
+        self.residual_group = group(source, size)
         self.conv = copy.deepcopy(source.conv)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
@@ -125,17 +139,17 @@ class SwinIRTwin(StaticTwin):
     high: Tensor
     low: Tensor
 
-    def __init__(self, network: SwinIRLight, size: tuple[int, int], capacity: int | None) -> None:
+    def __init__(self, network: SwinIRLight, size: tuple[int, int], capacity: int | None, flavour: str) -> None:
         window = network.config.window
-        super().__init__(network, size, capacity, "portable")
+        super().__init__(network, size, capacity, flavour)
+        group = GROUPS[flavour]
         if isinstance(network, PPSwinIRLight):
-            self.pure_pass = StaticPurePass(network.options, *self.padded)
-        slots = self.pure_pass is not None
+            self.pure_pass, group = StaticPurePass(network.options, *self.padded), HardSwinGroup
         self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
         self.conv_first, self.patch_embed = copy.deepcopy(network.conv_first), copy.deepcopy(network.patch_embed)
         self.norm, self.conv_after_body = copy.deepcopy(network.norm), copy.deepcopy(network.conv_after_body)
         blocks = [block for block in network.layers if isinstance(block, SwinBlock)]
-        self.layers = nn.ModuleList(StaticSwinBlock(block, self.padded, slots) for block in blocks)
+        self.layers = nn.ModuleList(StaticSwinBlock(block, self.padded, group) for block in blocks)
         last = network.upsample[0]
         assert isinstance(last, nn.Conv2d)
         self.upsample = nn.Sequential(add_mean(last, network.mean, self.scale), nn.PixelShuffle(self.scale))
@@ -187,4 +201,4 @@ def make_swinir_twin(network: Network, size: tuple[int, int], capacity: int | No
     """The twin of *network*, as `make_twin`; *size* is checked."""
     if not isinstance(network, SwinIRLight):
         raise TwinError(f"no static rewrite is known for {type(network).__name__}: use swinir_light")
-    return SwinIRTwin(network, size, capacity).eval()
+    return SwinIRTwin(network, size, capacity, flavour).eval()

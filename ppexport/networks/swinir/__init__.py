@@ -45,6 +45,7 @@ class SwinIRLightArchitecture(Architecture):
     scales = (2, 3, 4)
     layout = Layout(8, "reflect", group=0)
     twin = "ppexport.twin.swinir_twin:make_swinir_twin"
+    flavours = ("portable", "ort")
     # Everything but position bias, softmax, norms and the sum through all layers.
     half = {  # noqa: RUF012
         f"{LAYER}.attn": frozenset({"MatMul"}),
@@ -113,6 +114,7 @@ class PPSwinIRLightArchitecture(SwinIRLightArchitecture):
     summary = "PP-SwinIR-light: SwinIR-light whose pure windows skip attention"
     layout = Layout(8, "reflect", group=64, grids=(0, 4))
     masks = ("graph", "input")
+    flavours = ("portable",)
     routing = Routing(mask="pure_pass")
     half = {  # noqa: RUF012
         **{f"{LAYER}.attn.{part}": PRODUCT for part in ("qk", "v")},
