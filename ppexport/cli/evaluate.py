@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import emit_json, people, progress_bar, table
-from ppexport.cli.options import Arch, Checkpoint, Colors, Compensation, Csmf, Json, Scale, Window, load
+from ppexport.cli.options import Arch, Centres, Checkpoint, Colors, Compensation, Csmf, Json, Scale, Window, load
 from ppexport.errors import InputError
 
 EXAMPLE = "Example: ppexport evaluate pp_atd_light_x2 --hr Set5 --scale 2"
@@ -30,6 +30,7 @@ def evaluate(
     colors: Colors = None,
     window: Window = None,
     csmf: Csmf = None,
+    centres: Centres = None,
     compensation: Compensation = None,
     record: Annotated[
         str | None,
@@ -44,7 +45,7 @@ def evaluate(
     from ppexport.report.records import NETWORK, artifact_key, card_of_artifact, check_record, half_in_single
     from ppexport.report.records import record_evaluation as write_record
 
-    options = {"colors": colors, "window": window, "csmf": csmf, "compensation": compensation}
+    options = {"colors": colors, "window": window, "csmf": csmf, "centres": centres, "compensation": compensation}
     own = any(v is not None for v in (checkpoint, arch, *options.values()))
     if target is not None and (Path(target) / MANIFEST).is_file():
         from ppexport.backends.backend import open_artifact

@@ -55,7 +55,7 @@ def export(
         ),
     ] = "full",
     mask: Annotated[
-        str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default) or input")
+        str | None, typer.Option(help="where the Pure-Pass mask comes from: graph (the default), or input")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -94,6 +94,7 @@ def export(
     colors: shared.Colors = None,
     window: shared.Window = None,
     csmf: shared.Csmf = None,
+    centres: shared.Centres = None,
     compensation: shared.Compensation = None,
     json: shared.Json = None,
 ) -> None:
@@ -109,7 +110,7 @@ def export(
     from ppexport.exporting import return_large_blocks
     from ppexport.networks.architecture import find_architecture
 
-    own = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
+    own = shared.given(colors=colors, window=window, csmf=csmf, centres=centres, compensation=compensation)
     card, weights = shared.card_and_weights(model, arch, scale, checkpoint, own)
     pixels = card.default_size if size is None else shared.parse_size(size)
     flags = shared.given(

@@ -33,6 +33,7 @@ def info(
     colors: shared.Colors = None,
     window: shared.Window = None,
     csmf: shared.Csmf = None,
+    centres: shared.Centres = None,
     compensation: shared.Compensation = None,
     json: shared.Json = None,
 ) -> None:
@@ -41,7 +42,7 @@ def info(
 
     if sum(v is not None for v in (image, images, size)) > 1:
         raise InputError("give one of --image, --images and --size")
-    options = shared.given(colors=colors, window=window, csmf=csmf, compensation=compensation)
+    options = shared.given(colors=colors, window=window, csmf=csmf, centres=centres, compensation=compensation)
     # The cost does not depend on the weights, which may not be here.
     if checkpoint is None:
         network = load_untrained(model, arch, scale, options)
@@ -111,7 +112,7 @@ def _folder(network: Network, images: Path, json: str | None) -> None:
         for done, path in enumerate(paths):
             progress(done, len(paths))
             rgb = read_levels(path)
-            labels = pixel_labels(rgb, options["colors"], network.layout)
+            labels = pixel_labels(rgb, options["colors"], network.layout, options["centres"])
             grid, fused = (float(mask_from_labels(labels, options["window"], c).mean()) for c in (False, True))
             shares.append({"name": path.name, "size": rgb.shape[:2], "grid": grid, "fused": fused})
         progress(len(paths), len(paths))
@@ -119,7 +120,7 @@ def _folder(network: Network, images: Path, json: str | None) -> None:
     emit_json(json, {"options": options, "images": shares, "mean": mean})
     shown = [*shares, {"name": "mean", "size": (), **mean}]
     rows = [[s["name"], "x".join(map(str, s["size"])), percent(s["grid"]), percent(s["fused"])] for s in shown]
-    title = f"pure pixels, {options['colors']} colours, window {options['window']}"
+    title = f"pure pixels, {options['colors']} {options['centres']} colours, window {options['window']}"
     people(json).print(table(title, ["picture", "HxW", "without CSMF", "with CSMF"], rows, numbers=2))
 
 
@@ -135,7 +136,7 @@ def _cost(network: Network, image: Path | None, size: tuple[int, int] | None, js
         size = (rgb.shape[0], rgb.shape[1])
         if options is not None:
             grid, pure = (
-                pure_mask(rgb, options["colors"], options["window"], c, network.layout)
+                pure_mask(rgb, options["colors"], options["window"], c, network.layout, options["centres"])
                 for c in (False, options["csmf"])
             )
     size = size or default_size(network.scale)

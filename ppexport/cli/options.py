@@ -32,6 +32,12 @@ Scale = Annotated[int | None, typer.Option(help="upscaling factor; the model's o
 Colors = Annotated[int | None, typer.Option(help="colour centres of Pure-Pass, 2 to 16, in place of the card's")]
 Window = Annotated[int | None, typer.Option(help="window of Pure-Pass: 2, 4, 8 or 16 pixels")]
 Csmf = Annotated[bool | None, typer.Option(help="cross-shift mask fusion of Pure-Pass")]
+Centres = Annotated[
+    str | None,
+    typer.Option(
+        help="colour centres of Pure-Pass: fixed, or adaptive, which are chosen from the picture outside the graph"
+    ),
+]
 Compensation = Annotated[str | None, typer.Option(help="what pure pixels take: value, zero or normed")]
 Json = Annotated[
     str | None,

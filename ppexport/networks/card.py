@@ -37,13 +37,15 @@ Compensation = Literal["value", "zero", "normed"]
 
 
 class MaskOptions(BaseModel):
-    """Options of the Pure-Pass mask: K colour centres, window in pixels, cross-shift mask fusion."""
+    """Options of the Pure-Pass mask: K colour centres, window in pixels, cross-shift mask fusion, whose centres."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     colors: int = Field(default=8, ge=2, le=16)
     window: Literal[2, 4, 8, 16] = 8
     csmf: bool = True
+    centres: Literal["fixed", "adaptive"] = "fixed"
+    """Those of the colour circle, or those that the host chooses from every image (`device.centers`)."""
 
 
 class PurePassOptions(MaskOptions):

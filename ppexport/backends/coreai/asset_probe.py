@@ -45,20 +45,23 @@ class OpenFront(Front):
     def __init__(self, twin: StaticTwin) -> None:
         super().__init__(twin)
         inside = ("categories", "tokens", "dictionaries", "layers")
-        self.outputs = (*Front.outputs, *inside, *(() if twin.pure_pass is None else ("pure", "labels")))
+        # A mask of adaptive colour centres is the host's.
+        shown = () if twin.pure_pass is None or twin.pure_pass.adaptive else ("pure", "labels")
+        self.outputs = (*Front.outputs, *inside, *shown)
 
     def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Also categories (layers, n), the layers' input tokens (layers, n, c), dictionaries (layers, t, c) and results
-        (layers, n, c); with Pure-Pass the mask (n,) and the labels (n,) that it comes from.
+        (layers, n, c); with a mask of its own that (n,) and the labels (n,) that it comes from.
         """
         trace = Trace()
         sr, impure = self.twin(lr, mask, trace=trace)
         given = (torch.stack([pair[i] for pair in trace.inputs]) for i in (0, 1))
         inside = (torch.stack(trace.categories), *given, torch.stack(trace.tokens))
-        if self.twin.pure_pass is None:
+        pure_pass = self.twin.pure_pass
+        if pure_pass is None or pure_pass.adaptive:
             return sr, impure, *inside
         padded = self.twin.pad(lr)
-        pure, labels = self.twin.pure_pass(padded), self.twin.pure_pass.labels(padded)
+        pure, labels = pure_pass(padded), pure_pass.labels(padded)
         return sr, impure, *inside, pure.to(torch.int32), labels.to(torch.int32).reshape(-1)
 
 
