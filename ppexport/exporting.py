@@ -112,7 +112,7 @@ def export(
             image. Of several, such as `capacity_set(size)`, the runner takes the smallest that holds an image. Beyond
             the largest, surplus tokens are treated as pure.
         mask: "graph" computes the Pure-Pass mask inside, "input" makes it a second input; None is "input" for a
-            capacity set of the flavour "ort", else "graph".
+            capacity set of the flavour "ort" and for adaptive colour centres, else "graph".
         calibration: a file that `ppexport calibrate` wrote; bundled models have one of their own.
         recipe: what becomes int8, as `ppexport quantize-search` wrote it.
         force: replace an artifact of another model, size or backend as well.
@@ -141,10 +141,13 @@ def export(
     own = parse_options(made_by, options)
     size, out = check_size(size, architecture.layout), artifact_target(out)
     chosen = choose_capacities(architecture, size, capacities)
+    adaptive = getattr(card.options, "centres", "fixed") == "adaptive"
     if mask is None:
-        host = "input" in architecture.masks and made_by.prefers_host_mask(own, len(chosen) > 1)
+        host = "input" in architecture.masks and (adaptive or made_by.prefers_host_mask(own, len(chosen) > 1))
         mask = "input" if host else architecture.masks[0]
     check_choice(f"mask of {architecture.name}", mask, architecture.masks)
+    if adaptive and mask != "input":
+        raise InputError("adaptive colour centres are chosen outside the graph, so the mask is an input: mask=input")
     if not force:
         check_replaceable(out, made_by, card, size)
     keep = getattr(own, "keep", None)

@@ -331,7 +331,8 @@ def test_files_that_are_no_weights(tmp_path):
 
 def test_options_override_the_card():
     network = ppexport.load_network("pp_atd_light_x2", colors=6, window=4, csmf=False, compensation="zero")
-    assert network.options.model_dump() == {"colors": 6, "window": 4, "csmf": False, "compensation": "zero"}
+    expected = {"colors": 6, "window": 4, "csmf": False, "centres": "fixed", "compensation": "zero"}
+    assert network.options.model_dump() == expected
     assert network.card.hash() != ppexport.load_network("pp_atd_light_x2").card.hash()
 
 

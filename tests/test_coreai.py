@@ -17,12 +17,12 @@ from torch import nn
 
 pytest.importorskip("coreai_torch")
 
-from small_networks import beyond_half, small_network
+from small_networks import beyond_half, shortened, small_network
 
 import ppexport
 from ppexport.backends.backend import Gate
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreai.asset_probe import KeptResults
+from ppexport.backends.coreai.asset_probe import KeptResults, OpenFront
 from ppexport.backends.coreai.convert_asset import Halved, halved
 from ppexport.device.artifact import sha256_path
 from ppexport.device.picture import psnr
@@ -65,6 +65,16 @@ def test_half_precision_computes_in_fp16():
     assert not any(isinstance(m, Halved) for m in twin.modules())
     expected, found = (t(torch.from_numpy(HALF_FLAT))[0].numpy() for t in (twin, half))
     assert 40 < psnr(expected, found, 1.0) < 110
+
+
+@pytest.mark.parametrize("centres", ["fixed", "adaptive"])
+def test_an_open_copy_shows_the_mask_that_a_graph_can_compute(centres):
+    network = shortened(ppexport.load_network("pp_atd_light_x2", centres=centres), 1)
+    front = OpenFront(ppexport.make_twin(network, size=SIZE)).eval()
+    lr, mask = torch.zeros(1, 3, *SIZE), torch.zeros(1, 1, *SIZE)
+    program = torch.export.export(front, (lr, mask))
+    assert len(program.graph_signature.user_outputs) == len(front.outputs)
+    assert ("labels" in front.outputs) == (centres == "fixed")
 
 
 @pytest.fixture

@@ -212,10 +212,10 @@ class Overlapping(Repeat):
         self.prepared = [threading.Event() for _ in range(tiles)]
         self.threads: set[int] = set()
 
-    def prepare(self, lr: Batch) -> Prepared:
+    def prepare(self, lr: Batch, centers: Any = None) -> Prepared:
         self.threads.add(threading.get_ident())
         next(event for event in self.prepared if not event.is_set()).set()
-        return super().prepare(lr)
+        return super().prepare(lr, centers)
 
     def _run(self, prepared: Prepared) -> Result:
         following = len(self.seen) + 1

@@ -158,7 +158,7 @@ def measure(
 
     def noting(lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
         o = options
-        shares.append(0.0 if o is None else float(pure_mask(lr, o.colors, o.window, o.csmf).mean()))
+        shares.append(0.0 if o is None else float(pure_mask(lr, o.colors, o.window, o.csmf, centres=o.centres).mean()))
         return upscale(lr)
 
     result = evaluate(noting, list(data.pairs), network.scale, progress or (lambda done, total: None))

@@ -337,7 +337,9 @@ class Lineup:
         busy = busy_photo(size, o["window"])
         pictures = with_pure_share(busy, pure_share), busy
         self.pure, self.busy = (to_input(rgb) for rgb in pictures)
-        self.mask, no_mask = (pure_mask(rgb, o["colors"], o["window"], o["csmf"]) for rgb in pictures)
+        self.mask, no_mask = (
+            pure_mask(rgb, o["colors"], o["window"], o["csmf"], centres=o["centres"]) for rgb in pictures
+        )
         self.shares = float(self.mask.mean()), float(no_mask.mean())
         self.flop = 2 * find_architecture("atd_light").cost(self.card.scale, size).pure
         """Of the dense network: convolutions, linear layers and matmuls; norms, softmax and GELU are left out."""

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from ppexport.cli.console import emit_json, people, percent, progress_bar, progress_bars, stages
 from ppexport.cli.options import Json
 from ppexport.cli.parity import show as show_parity
-from ppexport.device.mask import mask_from_labels, pixel_labels
 from ppexport.device.picture import psnr_y
 from ppexport.errors import EXIT_GATE_FAILED
 from ppexport.files import atomic_path
@@ -85,11 +84,11 @@ def demo(
 
 def _draw(files: dict[str, Path], artifact: Artifact, truth: Pixels) -> dict[str, float]:
     """Write bicubic, mask overlay and comparison beside input and result; returns how good they are."""
-    scale, options = artifact.scale, artifact.manifest.options
+    scale = artifact.scale
     lr, result = (np.asarray(read_image(files[name]).rgb, np.uint8) for name in ("input", "result"))
     bicubic = enlarge_bicubic(lr, scale)
     write_image(files["bicubic"], Picture(bicubic))
-    pure = mask_from_labels(pixel_labels(lr, options["colors"]), options["window"], options["csmf"])
+    pure = artifact.manifest.pure(lr)
     write_image(files["mask"], Picture(mask_overlay(lr, pure, zoom=scale)))
     with atomic_path(files["comparison"]) as temporary:
         _side_by_side(bicubic, result, truth, scale).save(temporary, "PNG")

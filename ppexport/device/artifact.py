@@ -9,7 +9,8 @@ too, and no version has any other field:
                   it; "coreml"; "coreai"; or a backend of another package
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          the network's architecture, e.g. "pp_atd_light"
-    options       its options: of Pure-Pass colors, window, csmf and compensation; {} for a network that has none
+    options       its options: of Pure-Pass colors, window, csmf, centres ("fixed", or "adaptive": chosen from the image
+                  by whoever runs it; without it "fixed") and compensation; {} for a network that has none
     scale         upscaling factor
     size          [h, w] of the LR input, before padding
     precision     "fp32", or "fp16": half precision written into the graph by casts; "w8": of a Core ML package, fp16
@@ -54,7 +55,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppexport.device.mask import ATD_LAYOUT, PADDINGS, Layout, check_options, mask_from_labels, pixel_labels
+from ppexport.device.centers import CENTRES, adaptive_centers
+from ppexport.device.mask import ATD_LAYOUT, PADDINGS, Layout, check_options, levels, mask_from_labels, pixel_labels
 from ppexport.errors import ArtifactError, InputError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
@@ -74,9 +76,9 @@ FLAVOURS = ("portable", "ort", "tensorrt")
 MASKS = ("graph", "input", "none")
 PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool}
 """The options of every network with Pure-Pass, from which a runner may have to compute the mask."""
-FURTHER: dict[str, type] = {"compensation": str, "category_size": int, "share": float}
-"""Options of some of them: what pure pixels take, the tokens of a group of category attention, and the share of pure
-pixels in (0, 1] that makes a window easy."""
+FURTHER: dict[str, type] = {"centres": str, "compensation": str, "category_size": int, "share": float}
+"""Options of some of them: whose colour centres, what pure pixels take, the tokens of a group of category attention,
+and the share of pure pixels in (0, 1] that makes a window easy."""
 MAX_TOKENS = 1 << 20
 """Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
 
@@ -180,13 +182,23 @@ class Manifest:
         """Whether a runner computes the mask: to feed it, or to choose a capacity."""
         return self.mask == "input" or len(self.capacities) > 1
 
-    def labels(self, rgb: NDArray[Any]) -> NDArray[np.uint8]:
-        """The Pure-Pass label of every pixel (H', W') of *rgb*, as `pixel_labels`, for a network with Pure-Pass."""
-        return pixel_labels(rgb, self.options["colors"], self.layout)
+    def centers(self, rgb: NDArray[Any]) -> NDArray[np.int32] | None:
+        """The colour centres (K, 3) of the picture *rgb* for all its tiles; None where they are not adaptive."""
+        if self.options.get("centres", "fixed") == "fixed":
+            return None
+        return adaptive_centers(levels(rgb), self.options["colors"])
 
-    def pure(self, rgb: NDArray[Any]) -> NDArray[np.bool_]:
-        """The pure pixels (H', W') of *rgb*, as `pure_mask`, for a network with Pure-Pass."""
-        return mask_from_labels(self.labels(rgb), self.options["window"], self.options["csmf"])
+    def labels(self, rgb: NDArray[Any], centers: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        """The Pure-Pass label of every pixel (H', W') of *rgb*, as `pixel_labels`, for a network with Pure-Pass.
+
+        *centers* (K, 3), such as those of a whole picture, take the place of this image's where they are adaptive.
+        """
+        centres = self.options.get("centres", "fixed") if centers is None else centers
+        return pixel_labels(rgb, self.options["colors"], self.layout, centres)
+
+    def pure(self, rgb: NDArray[Any], centers: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+        """The pure pixels (H', W') of *rgb*, as `pure_mask`, for a network with Pure-Pass; *centers* as in `labels`."""
+        return mask_from_labels(self.labels(rgb, centers), self.options["window"], self.options["csmf"])
 
     def routed(self, pure: NDArray[np.bool_]) -> int:
         """Slots that an image with these *pure* pixels (H', W') needs."""
@@ -296,6 +308,11 @@ def _check_options(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: options {sorted(options)} are not those of Pure-Pass, {sorted(expected)}")
     if not 0 < options.get("share", 1.0) <= 1:
         raise ArtifactError(f"{where}: option 'share' is above 0 and at most 1, not {options['share']}")
+    centres = options.get("centres", "fixed")
+    if centres not in CENTRES:
+        raise ArtifactError(f"{where}: option 'centres' is one of {', '.join(CENTRES)}, not {centres!r}")
+    if centres == "adaptive" and manifest.mask != "input":
+        raise ArtifactError(f"{where}: with adaptive centres the mask is an input, not {manifest.mask!r}")
     try:
         check_options(options["colors"], options["window"])
     except ValueError as error:

@@ -4,10 +4,13 @@ Every step is integer arithmetic that fp32 holds exactly, so that the labels and
 bit, to those of the PyTorch network and of every exported graph:
 
     P      = floor(255 * clamp(x, 0, 1) + 0.5)                the 8-bit pixel
-    C_k    = round(255 * hsv_to_rgb(k / K, 0.9, 0.9))         K integer colour centres
+    C_k    = round(255 * hsv_to_rgb(k / K, 0.9, 0.9))         K integer colour centres, or those of `adaptive_centers`
     score  = 2 * P . C_k - |C_k|^2                            the nearest centre has the largest score
     key    = score * K + (K - 1 - k)                          no two keys are equal; below 2^24 for K <= 16
     label  = argmax_k key
+
+|score| is at most 3 * 255^2 and no partial sum exceeds twice that, whatever the centres are in [0, 255]: 16 times as
+much is below 2^23. Of equal centres the first gives the label.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import colorsys
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Tuple
+from typing import TYPE_CHECKING, Any, Tuple, Union
 
 import numpy as np
+
+from ppexport.device.centers import CENTRES, adaptive_centers, check_centers
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
@@ -44,9 +49,9 @@ def color_centers(colors: int) -> NDArray[np.int32]:
     return np.array([[round(255 * v) for v in c] for c in rgb], dtype=np.int32)
 
 
-def key_weights(colors: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Weights (K, 3) and offsets (K,) such that key_k = weights[k] . P + offsets[k]."""
-    centers = color_centers(colors)
+def key_weights(centers: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Weights (K, 3) and offsets (K,) such that key_k = weights[k] . P + offsets[k], for integer *centers* (K, 3)."""
+    colors, centers = len(centers), centers.astype(np.int64)
     offsets = -(centers**2).sum(axis=1) * colors + (colors - 1 - np.arange(colors))
     return (2 * colors * centers).astype(np.int32), offsets.astype(np.int32)
 
@@ -163,28 +168,52 @@ def value_range(image: NDArray[Any]) -> tuple[float, float]:
     return low, high
 
 
-def pixel_labels(rgb: NDArray[np.generic], colors: int = 8, layout: Layout = ATD_LAYOUT) -> NDArray[np.uint8]:
+Centres = Union[str, "NDArray[np.integer[Any]]"]
+"""One of `ppexport.device.centers.CENTRES`, or integer centres (K, 3) in [0, 255]."""
+
+
+def levels(rgb: NDArray[Any]) -> NDArray[np.uint8]:
+    """The 8-bit pixels of *rgb* (H, W, 3), uint8 or float32 in [0, 1] (values outside are clamped).
+
+    Raises ValueError for another shape or type, or NaN. Warns of float32 values far outside [0, 1].
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ValueError(f"pixel_labels takes an image (H, W, 3) of at least 1x1, not {rgb.shape}")
+    if rgb.dtype == np.uint8:
+        return rgb
+    if rgb.dtype != np.float32:
+        raise ValueError(f"pixel_labels takes uint8 or float32 pixels, not {rgb.dtype}")
+    if np.isnan(value_range(rgb)).any():
+        raise ValueError("the image holds NaN")
+    found: NDArray[np.uint8] = np.floor(np.clip(rgb, 0.0, 1.0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return found
+
+
+def pixel_labels(
+    rgb: NDArray[np.generic], colors: int = 8, layout: Layout = ATD_LAYOUT, centres: Centres = "fixed"
+) -> NDArray[np.uint8]:
     """The label of every pixel of *rgb*, padded as *layout* says: mirrored up to multiples of 16 if left out.
 
-    *rgb* is (H, W, 3), uint8 or float32 in [0, 1] (values outside are clamped). Returns uint8 (H', W').
+    *rgb* is (H, W, 3), uint8 or float32 in [0, 1] (values outside are clamped). *centres* are "fixed"; "adaptive", the
+    `adaptive_centers` of the padded image; or integers (K, 3) in [0, 255], such as those of the whole picture for its
+    tiles, or of a video's last frame for the next. Returns uint8 (H', W').
     Raises ValueError for another shape or type, or for a number of colours that would not be exact. Warns of float32
     values far outside [0, 1].
     """
     check_options(colors, WINDOWS[0])
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ValueError(f"pixel_labels takes an image (H, W, 3) of at least 1x1, not {rgb.shape}")
-    if rgb.dtype == np.uint8:
-        pixels = rgb.astype(np.float32)
-    elif rgb.dtype == np.float32:
-        if np.isnan(value_range(rgb)).any():
-            raise ValueError("the image holds NaN")
-        pixels = np.floor(np.clip(rgb, 0.0, 1.0) * np.float32(255) + np.float32(0.5))
+    pixels = levels(rgb)
+    if not isinstance(centres, str):
+        centers = check_centers(centres, colors)
+    elif centres == "adaptive":
+        centers = adaptive_centers(layout.pad(pixels), colors)
+    elif centres == "fixed":
+        centers = color_centers(colors)
     else:
-        raise ValueError(f"pixel_labels takes uint8 or float32 pixels, not {rgb.dtype}")
+        raise ValueError(f"centres are one of {', '.join(CENTRES)}, or an array (K, 3), not {centres!r}")
     h, w = rgb.shape[:2]
-    weights, offsets = key_weights(colors)
+    weights, offsets = key_weights(centers)
     # One small fp32 matmul is the fastest exact way: all products and sums are integers below 2^24.
-    keys = weights.astype(np.float32) @ pixels.reshape(-1, 3).T
+    keys = weights.astype(np.float32) @ pixels.reshape(-1, 3).astype(np.float32).T
     keys += offsets.astype(np.float32)[:, None]
     # The key ends in K-1-k, so the label follows from the largest key and no argmax over a short axis is needed.
     labels = (colors - 1 - keys.max(axis=0).astype(np.int32) % colors).astype(np.uint8).reshape(h, w)
@@ -217,10 +246,16 @@ def mask_from_labels(labels: NDArray[np.uint8], window: int = 8, csmf: bool = Tr
 
 
 def pure_mask(
-    rgb: NDArray[np.generic], colors: int = 8, window: int = 8, csmf: bool = True, layout: Layout = ATD_LAYOUT
+    rgb: NDArray[np.generic],
+    colors: int = 8,
+    window: int = 8,
+    csmf: bool = True,
+    layout: Layout = ATD_LAYOUT,
+    centres: Centres = "fixed",
 ) -> NDArray[np.bool_]:
     """Which pixels of *rgb*, padded as *layout* says, are pure: mirrored up to multiples of 16 if left out.
 
-    *rgb* is (H, W, 3), uint8 or float32 in [0, 1]. Returns bool (H', W'), True = pure.
+    *rgb* is (H, W, 3), uint8 or float32 in [0, 1], and *centres* are as in `pixel_labels`. Returns bool (H', W'),
+    True = pure.
     """
-    return mask_from_labels(pixel_labels(rgb, colors, layout), window, csmf)
+    return mask_from_labels(pixel_labels(rgb, colors, layout, centres), window, csmf)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from ppexport.device.artifact import Artifact, Manifest, smallest_capacity
+from ppexport.device.centers import check_centers
 from ppexport.device.mask import value_range
 from ppexport.errors import ArtifactError, InputError, present
 
@@ -149,8 +150,12 @@ class Runner(ABC):
         """
         return self.run(self.prepare(lr))
 
-    def prepare(self, lr: Image) -> Prepared:
-        """Check *lr*, and choose the capacity where there are several. Raises InputError as the call does."""
+    def prepare(self, lr: Image, centers: NDArray[np.int32] | None = None) -> Prepared:
+        """Check *lr*, and choose the capacity where there are several. Raises InputError as the call does.
+
+        *centers* (K, 3), integers from 0 to 255, are for adaptive colour centres: those of the picture that *lr* is a
+        tile of, as `Manifest.centers` chooses them, or of a video's frame before. If left out, *lr* chooses its own.
+        """
         expected = (1, 3, *self.size)
         if not isinstance(lr, np.ndarray) or lr.dtype != np.float32 or lr.shape != expected:
             got = f"{lr.dtype} {lr.shape}" if isinstance(lr, np.ndarray) else type(lr).__name__
@@ -158,11 +163,18 @@ class Runner(ABC):
         if not np.isfinite(value_range(lr)).all():
             raise InputError("the image holds NaN or infinite values")
         lr, manifest = np.ascontiguousarray(lr), self.artifact.manifest
+        if centers is not None:
+            if manifest.options.get("centres", "fixed") == "fixed":
+                raise InputError(f"{self.artifact.path.name} has no adaptive colour centres: leave the centres out")
+            try:
+                check_centers(centers, manifest.options["colors"])
+            except ValueError as error:
+                raise InputError(str(error)) from None
         if not manifest.needs_host_mask:
             # A network without routing has no slots.
             return Prepared(lr, None, manifest.capacities[-1] if manifest.capacities else 0)
         # A copy, because the mask reads pixel by pixel.
-        pure = manifest.pure(np.ascontiguousarray(lr[0].transpose(1, 2, 0)))
+        pure = manifest.pure(np.ascontiguousarray(lr[0].transpose(1, 2, 0)), centers)
         return Prepared(lr, pure, smallest_capacity(manifest.capacities, manifest.routed(pure)))
 
     def run(self, prepared: Prepared) -> Result:

@@ -136,8 +136,11 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     runs: list[TileRun] = []
     to_run, to_finish = iter(grid), iter(grid)
 
+    # All tiles have the centres of the picture: a tile's own would split its few colours further.
+    centers = runner.artifact.manifest.centers(rgb) if len(grid) > 1 else None
+
     def prepare(origin: tuple[int, int]) -> Prepared:
-        return runner.prepare(to_input(cut(rgb, origin, grid.tile)))
+        return runner.prepare(to_input(cut(rgb, origin, grid.tile)), centers)
 
     def run(prepared: Prepared) -> NDArray[np.float32]:
         begin = time.perf_counter()

@@ -37,13 +37,16 @@ Compensation = Literal["value", "zero", "normed"]
 
 
 class MaskOptions(BaseModel):
-    """Options of the Pure-Pass mask: K colour centres, window in pixels, cross-shift mask fusion."""
+    """Options of the Pure-Pass mask: K colour centres, window in pixels, cross-shift mask fusion, whose centres."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     colors: int = Field(default=8, ge=2, le=16, description="colour centres of Pure-Pass, 2 to 16")
     window: Literal[2, 4, 8, 16] = Field(default=8, description="window of Pure-Pass, in pixels")
     csmf: bool = Field(default=True, description="cross-shift mask fusion of Pure-Pass")
+    centres: Literal["fixed", "adaptive"] = Field(
+        default="fixed", description="colour centres of Pure-Pass: fixed, or adaptive, chosen from the picture"
+    )
 
 
 class PurePassOptions(MaskOptions):

@@ -34,7 +34,7 @@ def load_network(
             made for.
         scale: upscaling factor; without it and a name, that of the weights.
         checkpoint: a weights file, in place of the model's own; needed without a name.
-        options: in place of the card's: for Pure-Pass colors, window, csmf, compensation.
+        options: in place of the card's: for Pure-Pass colors, window, csmf, centres, compensation.
 
     Raises:
         CardError, CheckpointError, InputError: something of this is damaged, unknown or does not fit together.

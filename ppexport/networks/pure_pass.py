@@ -5,26 +5,41 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppexport.device.mask import check_options, key_weights, least_pure
+from ppexport.device.centers import adaptive_centers
+from ppexport.device.mask import check_options, color_centers, key_weights, least_pure
 from ppexport.networks.card import MaskOptions
 from ppexport.networks.network import Network, pad
 
 
-def pixel_labels(image: Tensor, colors: int = 8) -> Tensor:
-    """Label of every pixel of *image* (b, 3, H, W) in [0, 1]: int64 (b, H, W)."""
+def pixel_labels(image: Tensor, colors: int = 8, centres: str = "fixed") -> Tensor:
+    """Label of every pixel of *image* (b, 3, H, W) in [0, 1]: int64 (b, H, W).
+
+    *centres* are "fixed", or "adaptive", which every image of the batch chooses for itself.
+    """
     check_options(colors, 8)
-    weights, offsets = key_weights(colors)
-    w = torch.from_numpy(weights).to(image.device)
     # Float32 first: a half-precision image would not tell neighbouring 8-bit levels apart. Int32 keys: no TF32.
     pixels = (image.float().clamp(0, 1) * 255 + 0.5).floor().to(torch.int32)
-    keys = torch.from_numpy(offsets).to(image.device).view(1, -1, 1, 1)
+    weights, offsets = (t.to(image.device) for t in _key_weights(pixels, colors, centres))
+    keys = offsets[:, :, None, None]
     for c in range(3):
-        keys = keys + w[:, c].view(1, -1, 1, 1) * pixels[:, c : c + 1]
+        keys = keys + weights[:, :, c, None, None] * pixels[:, c : c + 1]
     return keys.argmax(dim=1)
+
+
+def _key_weights(pixels: Tensor, colors: int, centres: str) -> tuple[Tensor, Tensor]:
+    """`key_weights` for *pixels* (b, 3, H, W) int32, on the CPU: (b, K, 3) and (b, K), or 1 for b where all share."""
+    if centres == "fixed":
+        chosen = [key_weights(color_centers(colors))]
+    else:
+        images = pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+        chosen = [key_weights(adaptive_centers(image, colors)) for image in images]
+    weights, offsets = (torch.from_numpy(np.stack(kind)) for kind in zip(*chosen, strict=True))
+    return weights, offsets
 
 
 def _uniform(labels: Tensor, window: int) -> Tensor:
@@ -44,9 +59,9 @@ def mask_from_labels(labels: Tensor, window: int = 8, csmf: bool = True) -> Tens
     return pure
 
 
-def pure_mask(image: Tensor, colors: int = 8, window: int = 8, csmf: bool = True) -> Tensor:
+def pure_mask(image: Tensor, colors: int = 8, window: int = 8, csmf: bool = True, centres: str = "fixed") -> Tensor:
     """Pure pixels of *image* (b, 3, H, W) in [0, 1], sides multiples of *window*: bool (b, H, W)."""
-    return mask_from_labels(pixel_labels(image, colors), window, csmf)
+    return mask_from_labels(pixel_labels(image, colors, centres), window, csmf)
 
 
 def easy_windows(pure: Tensor, window: int, shift: int = 0, share: float = 1.0) -> Tensor:
@@ -78,12 +93,13 @@ class PurePass(Network):
         """
         b, _, h, w = padded.shape
         if mask is None:
-            return pure_mask(padded, self.options.colors, self.options.window, self.options.csmf)
+            o = self.options
+            return pure_mask(padded, o.colors, o.window, o.csmf, o.centres)
         if tuple(mask.shape) != (b, h, w):
             raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
         return mask.bool()
 
     def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and pure pixels of the padded *x*."""
-        labels = pixel_labels(pad(x, self.layout), self.options.colors)
+        labels = pixel_labels(pad(x, self.layout), self.options.colors, self.options.centres)
         return labels, mask_from_labels(labels, self.options.window, self.options.csmf)

@@ -78,6 +78,7 @@ class RowSwinGroup(nn.Module):
         ones, zeros = torch.ones(1).expand(count), torch.zeros(1).expand(count)
         place = shared.tokens
         for layer in self.blocks:
+            assert isinstance(layer, RowSwinLayer)
             cut = shared.cuts[layer.shift]
             x = layer(x.index_select(0, place.index_select(0, cut.order)), cut, ones, zeros)
             place = cut.place

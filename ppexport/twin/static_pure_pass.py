@@ -4,7 +4,8 @@ Before (networks/pure_pass.py): int32 keys, repeat_interleave, a padded OR.
 
 After: the keys are fp32 products and sums, element by element (exact below 2^24; a convolution or a matmul could run
 in TF32 or fp16), uniform windows are found by max pooling, and the result stays at half-window resolution, where
-both grids are made of whole cells, until one nearest-neighbour enlargement at the end.
+both grids are made of whole cells, until one nearest-neighbour enlargement at the end. Adaptive colour centres are the
+host's to choose, so such a mask is an input of a graph and never inside it; called in PyTorch, this chooses them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppexport.device.mask import key_weights
+from ppexport.device.mask import color_centers, key_weights
+from ppexport.errors import TwinError
+from ppexport.networks import pure_pass
 from ppexport.networks.card import MaskOptions
 
 
@@ -27,12 +30,18 @@ class StaticPurePass(nn.Module):
         super().__init__()
         self.window = options.window
         self.csmf = options.csmf and min(height, width) > options.window
-        weights, offsets = key_weights(options.colors)
+        self.colors, self.adaptive = options.colors, options.centres == "adaptive"
+        weights, offsets = key_weights(color_centers(options.colors))
         self.register_buffer("weights", torch.from_numpy(weights).float().view(1, -1, 3, 1, 1))
         self.register_buffer("offsets", torch.from_numpy(offsets).float().view(1, -1, 1, 1))
 
     def labels(self, padded: Tensor) -> Tensor:
-        """(1, 1, H, W) fp32: the label of every pixel."""
+        """(1, 1, H, W) fp32: the label of every pixel. Raises TwinError where a graph is traced that cannot have it."""
+        if self.adaptive:
+            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+            if tracing or torch.compiler.is_compiling():
+                raise TwinError("a graph cannot choose adaptive colour centres: give it the mask, an input of the twin")
+            return pure_pass.pixel_labels(padded, self.colors, "adaptive").unsqueeze(1).float()
         pixels = (padded.clamp(0, 1) * 255 + 0.5).floor()
         keys = self.offsets
         for c in range(3):

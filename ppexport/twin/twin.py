@@ -29,6 +29,9 @@ class RoutedLayer(Protocol):
 class PurePassModule(Protocol):
     """The Pure-Pass mask in the graph."""
 
+    adaptive: bool
+    """Whether the host chooses the colour centres, and so computes the mask: it is no part of a graph."""
+
     def __call__(self, padded: Tensor) -> Tensor:
         """Pure pixels (H * W,) bool of the padded image (1, 3, H, W)."""
 

@@ -49,7 +49,9 @@ class OpenFront(Front):
         # What is not chosen by a dictionary cannot be chosen again from it.
         chosen = ("categories", "layers") if routing and routing.choice else ()
         given = ("tokens", "dictionaries") if routing and routing.norm else ()
-        self.inside = (*chosen, *given, *(() if twin.pure_pass is None else ("pure", "labels")))
+        # A mask of adaptive colour centres is the host's.
+        shown = () if twin.pure_pass is None or twin.pure_pass.adaptive else ("pure", "labels")
+        self.inside = (*chosen, *given, *shown)
         self.outputs = (*Front.outputs, *self.inside)
 
     def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -62,7 +64,7 @@ class OpenFront(Front):
             found = {"categories": torch.stack(trace.categories), "layers": torch.stack(trace.tokens)}
         if "tokens" in self.inside:
             found |= {name: torch.stack([pair[i] for pair in trace.inputs]) for i, name in enumerate(self.inside[2:4])}
-        if self.twin.pure_pass is not None:
+        if self.twin.pure_pass is not None and "pure" in self.inside:
             padded = self.twin.pad(lr)
             labels = self.twin.pure_pass.labels(padded).to(torch.int32).reshape(-1)
             found |= {"pure": self.twin.pure_pass(padded).to(torch.int32), "labels": labels}

@@ -45,7 +45,7 @@ class SwinIRLightArchitecture(Architecture):
     scales = (2, 3, 4)
     layout = Layout(8, "reflect", group=0)
     twin = "ppexport.twin.swinir_twin:make_swinir_twin"
-    flavours = ("portable", "ort")
+    flavours: tuple[str, ...] = ("portable", "ort")
     # Everything but position bias, softmax, norms and the sum through all layers.
     half = {  # noqa: RUF012
         f"{LAYER}.attn": frozenset({"MatMul"}),
