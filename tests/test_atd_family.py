@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppexport
-from ppexport.device.artifact import read_artifact
+from ppexport.device.artifact import capacity_set, read_artifact
 from ppexport.errors import CheckpointError, InputError, TwinError
 from ppexport.networks.architecture import find_architecture, place_of
 from ppexport.networks.atd.atd_light import ATDLight, AtdOptions, PPATDLight
@@ -214,4 +214,18 @@ def test_an_artifact_passes_its_check_and_tells_its_network(options, tmp_path):
     with ppexport.open_artifact(folder) as runner:
         sr, impure, capacity = runner(lr.numpy())
     assert (impure, capacity) == (256, 256)
+    assert (torch.from_numpy(sr) - network(lr)).abs().max() <= LIMIT
+
+
+@pytest.mark.parametrize("flavour", ["portable", "ort"])
+def test_a_capacity_set_of_groups_of_256(flavour, tmp_path):
+    config, lr = AtdConfig(30, (1,), 3, 16, 12, 7, 45, 5, 0, 256, "pixelshuffle", "1conv"), image(32, 32)
+    network = member(config, pure_pass=True)
+    slots = capacity_set((32, 32), 4, network.layout)
+    folder = ppexport.export(
+        network, backend="onnx", size=(32, 32), out=tmp_path / "a", capacities=slots, flavour=flavour
+    )
+    with ppexport.open_artifact(folder) as runner:
+        sr, impure, capacity = runner(lr.numpy())
+    assert (256 < impure <= 768, capacity) == (True, -(-impure // 256) * 256)
     assert (torch.from_numpy(sr) - network(lr)).abs().max() <= LIMIT
