@@ -15,6 +15,7 @@ from conftest import photo
 from sshd_profiles import SIZE, write_enlarger
 from test_cli import fails, run
 from test_evaluate import bicubic, save
+from test_layering import run_without
 from test_report import EVIL
 
 from ppexport.backends.backend import open_artifact
@@ -159,6 +160,16 @@ def test_what_cannot_be_compared(pictures, tmp_path):
     fails("evaluate", f"{model},colors=6", *data, "--record", "set5", message="without a checkpoint or options")
     # One weights file is evaluated as ever.
     assert json.loads(run("evaluate", weights, *data, "--json", "-").stdout)["model"] == "camixersr_x4"
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_artifacts_need_no_torch(pictures, tmp_path, names):
+    artifacts = [str(write_enlarger(tmp_path / name)) for name in names]
+    arguments = ["ppexport", "evaluate", *artifacts, "--hr", str(pictures)]
+    blocked = ("torch", "onnx", "onnxsim", "safetensors")
+    done = run_without(blocked, f"import sys; sys.argv = {arguments!r}\nfrom ppexport.cli import run; run()")
+    assert done.returncode == 0, done.stderr
+    assert "bicubic" in done.stdout
 
 
 def contest_of(*points):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ppexport.device.picture import to_input
 from ppexport.imaging.images import read_levels
@@ -53,6 +52,8 @@ def options_of(network: Network) -> dict[str, Any]:
 
 def labels_and_mask(network: Network, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Mask] | None:
     """Labels and pure pixels (H', W') that *network* finds in *rgb* (h, w, 3); None for one without Pure-Pass."""
+    import torch
+
     found = network.pure_pixels(torch.from_numpy(to_input(rgb)))
     return None if found is None else (found[0][0].numpy().astype(np.uint8), found[1][0].numpy())
 

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppexport.errors import InputError
 from ppexport.networks.architecture import architectures
 from ppexport.networks.card import CARD, SUFFIXES, Card, bundled_cards
-from ppexport.networks.load import find_weights, load_card, load_untrained
-from ppexport.networks.network import Network
+
+if TYPE_CHECKING:
+    from ppexport.networks.network import Network
 
 SETTING = re.compile(r"(.+),([A-Za-z]\w*)=([^,]*)", re.DOTALL)
 KINDS = f"a bundled model, a folder with a {CARD}, an architecture with --scale, or a weights file"
@@ -52,6 +54,8 @@ class Subject:
             InputError: this is no subject, or an architecture alone.
             CardError, CheckpointError, UnavailableError: as `load_network`.
         """
+        from ppexport.networks.load import find_weights
+
         arch, scale, options = self._chosen(arch, scale, options)
         if self.is_file:
             return find_weights(None, arch, scale, self.target, options)
@@ -66,6 +70,8 @@ class Subject:
         self, arch: str | None = None, scale: int | None = None, options: Mapping[str, str] | None = None
     ) -> Network:
         """The network, without its weights unless they are what tells it. Arguments and errors as above."""
+        from ppexport.networks.load import load_card, load_untrained
+
         if self.is_file:
             return load_card(*self.card_and_weights(arch, scale, options))
         arch, scale, options = self._chosen(arch, scale, options)

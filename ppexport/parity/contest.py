@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ppexport.backends.backend import find_backend
-from ppexport.device.machine import cpu_name
+from ppexport.device.machine import cpu_name, versions
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError, counted
 from ppexport.imaging.bicubic import enlarge_bicubic
@@ -28,10 +27,11 @@ from ppexport.imaging.upscaling import TileRun, upscale_array
 from ppexport.networks.architecture import Macs, find_architecture
 from ppexport.networks.card import Card
 from ppexport.networks.cost import cost, labels_and_mask, options_of
-from ppexport.networks.load import load_card
 from ppexport.parity.evaluation import Evaluation, Pair, Pixels, Score, network_upscaler, quality, read_pair
 
 CLOCK = "from LR pixels to SR pixels, in one process and in turns picture by picture, after a warm-up; median"
+PACKAGES = ("torch", "onnxruntime", "numpy")
+"""Whose versions are kept beside the figures."""
 WARM_UP = 128
 """Pixels of a side, at most, of the part of the first picture that everything upscales before it is timed."""
 Tiles = tuple[TileRun, ...]
@@ -69,6 +69,10 @@ class NetworkContender(Contender):
 
         Raises CheckpointError.
         """
+        import torch
+
+        from ppexport.networks.load import load_card
+
         self.label, self.network = label, load_card(card, weights)
         self.scale, self.bytes = card.scale, weights.stat().st_size
         self._run = network_upscaler(self.network, threads)
@@ -255,5 +259,5 @@ def run_contest(
             one.pure_shares.append(share)
             done += 1
     progress(done, total)
-    machine = {"cpu": cpu_name("/"), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    machine = {"cpu": cpu_name("/"), "cores": os.cpu_count(), "threads": threads, "versions": versions(PACKAGES)}
     return Contest(scale, str(source), tuple(measured), machine)
