@@ -52,7 +52,6 @@ class RowSwinLayer(nn.Module):
 
     def __init__(self, source: SwinLayer) -> None:
         super().__init__()
-        self.shift = source.shift
         self.norm1, self.norm2 = Standardise(source.norm1), Standardise(source.norm2)
         self.attn, self.mlp = RowSwinAttention(source), copy.deepcopy(source.mlp)
         self.mlp.fc1 = fold_norm(source.mlp.fc1, source.norm2)
@@ -70,6 +69,7 @@ class RowSwinGroup(nn.Module):
     def __init__(self, source: SwinBlock, size: tuple[int, int]) -> None:
         super().__init__()
         layers = [layer for layer in source.residual_group.blocks if isinstance(layer, SwinLayer)]
+        self.shifts = [layer.shift for layer in layers]
         self.blocks = nn.ModuleList(RowSwinLayer(layer) for layer in layers)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
@@ -77,8 +77,8 @@ class RowSwinGroup(nn.Module):
         count = shared.tokens.shape[0]
         ones, zeros = torch.ones(1).expand(count), torch.zeros(1).expand(count)
         place = shared.tokens
-        for layer in self.blocks:
-            cut = shared.cuts[layer.shift]
+        for layer, shift in zip(self.blocks, self.shifts, strict=True):
+            cut = shared.cuts[shift]
             x = layer(x.index_select(0, place.index_select(0, cut.order)), cut, ones, zeros)
             place = cut.place
         return x.index_select(0, place)
