@@ -14,10 +14,12 @@ import pytest
 import torch
 from conftest import golden_network, photo
 from shared import ROOT
+from small_networks import random_small_network
 from typer.testing import CliRunner
 
 # What is imported above lets programs of tools/ be found.
 # isort: split
+import compare_networks
 import compare_peers
 import peers
 from compare_peers import (
@@ -302,8 +304,8 @@ def test_the_saving_is_against_dense(monkeypatch):
 # The command
 
 
-def run(*arguments, code=0):
-    done = CliRunner().invoke(compare_peers.app, [str(a) for a in arguments])
+def run(*arguments, code=0, app=compare_peers.app):
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
     assert done.exit_code == code, done.output
     return " ".join(done.output.split())
 
@@ -331,6 +333,54 @@ def test_the_command_measures_a_few(model, tmp_path):
     assert "LR 16x16, 1 rounds; 0.00 % of the picture is pure." in text
     assert "| PyTorch eager |" in text
     assert "written to" in output
+
+
+# tools/compare_networks.py
+
+
+def test_the_plain_graphs_of_other_networks_are_theirs(tmp_path):
+    lr = to_input(photo(16, 32))
+    for arch in ("atd_light_v2", "swinir_light", "camixersr"):
+        network = random_small_network(arch)
+        export_plain(network, (16, 32), tmp_path / f"{arch}.onnx")
+        sr, _ = plain_graph(tmp_path / f"{arch}.onnx", 1, flush=False)(lr)
+        assert psnr(sr, network(torch.from_numpy(lr)).numpy(), 1.0) > 100, arch
+
+
+def test_networks_are_timed_beside_their_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_networks, "make_network", random_small_network)
+    target = tmp_path / "out.json"
+    options = ["--rounds", "1", "--threads", "1", "--only", "swinir_light,camixersr", "--work", tmp_path / "work"]
+    output = run("--size", "16x16", *options, "--processor", "--json", target, app=compare_networks.app)
+    data = json.loads(target.read_text())
+    flavours = {"swinir_light": ["ort", "portable"], "camixersr": ["portable"]}
+    for arch, heat in data["heats"].items():
+        assert [key for key in heat if key != "openvino"] == ["bound", *flavours[arch], "plain"]
+        assert min(peer["decibel"] for key, peer in heat.items() if key != "bound") > 90
+        assert ("openvino" in heat) or ("OpenVINO" in str(data["skipped"][arch]))
+    assert "LR 16x16, x2, processor time with --threads 1, 1 rounds" in output
+
+
+def test_a_network_s_times_are_divided_by_those_of_its_arithmetic():
+    heat = {"bound": Fake("arithmetic alone", (2.0, 6.0)), "ort": Fake("flavour ort", (5.0, 15.0))}
+    rows = compare_networks.network_rows("swinir_light", heat, {"portable, in OpenVINO": "missing"})
+    assert [row[4] for row in rows] == ["1.00 (1.00 to 1.00)", "2.50 (2.50 to 2.50)", ""]
+    assert rows[2][:3] == ["swinir_light", "portable, in OpenVINO", "missing"]
+
+
+def test_processor_time_is_that_of_the_journal():
+    peer = Fake("a", ())
+    peer.rounds = [[]]
+    for processor in (False, True):
+        peers._Records([peer], processor).write("q", 0, 0, 0, 3_000_000, 2_000_000, *UNTOLD)
+    assert peer.rounds == [[3.0, 2.0]]
+
+
+def test_mistakes_of_networks_are_sentences():
+    app = compare_networks.app
+    assert "'vdsr' is not one of atd_light" in run("--only", "vdsr", code=2, app=app)
+    assert "multiples of 16" in run("--size", "16x24", code=2, app=app)
+    assert "is for --threads 1" in run("--processor", code=2, app=app)
 
 
 def test_mistakes_are_sentences(model):

@@ -86,12 +86,13 @@ def warm_up(lineup: Lineup, heats: dict[str, Heat]) -> dict[str, str]:
     return skipped
 
 
-def _figures(ms: float) -> str:
+def figures(ms: float) -> str:
     """Three digits or more."""
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.2f}"
 
 
-def _times(interval: Interval) -> str:
+def times(interval: Interval) -> str:
+    """A ratio with its interval."""
     return f"{interval.middle:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
@@ -104,7 +105,7 @@ def heat_table(title: str, versus: str, heat: Heat, skipped: dict[str, str]) -> 
     baseline, rows = next(iter(heat.values())), []
     for peer in heat.values():
         low, middle, high = peer.spread
-        row = [peer.name, _figures(middle), f"{_figures(low)} to {_figures(high)}", _times(baseline.relative(peer))]
+        row = [peer.name, figures(middle), f"{figures(low)} to {figures(high)}", times(baseline.relative(peer))]
         row.append("" if peer.decibel is None else decibel(peer.decibel))
         rows.append([*row, "" if peer.peak is None else f"{peer.peak / 1e6:.0f}"])
     columns = ["", "ms, median", "p10 to p90", f"times as fast as {versus} (95 %)", "dB to the network", "peak MB"]
@@ -124,7 +125,7 @@ def pure_pass_table(lineup: Lineup, heats: dict[str, Heat]) -> Table:
         extra = "" if busy is None else _shares(busy.relative(dense).map(1, -1))
         host = float(np.median([told.host_ns for told in auto.told])) / 1e6
         row = [flavour, percent(lineup.shares[0]), str(auto.told[-1].capacity), _shares(saved), percent(macs)]
-        rows.append([*row, _times(saved.map(1 / macs)), extra, f"{host:.2f}"])
+        rows.append([*row, times(saved.map(1 / macs)), extra, f"{host:.2f}"])
     columns = [
         "flavour", "pure pixels", "slots", "time saved (95 %)", "multiply-adds saved", "time / multiply-adds saved",
         f"extra time at {percent(lineup.shares[1])} pure", "host's mask and choice, ms",

@@ -8,15 +8,14 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
-from unittest.mock import patch
 
 import numpy as np
+import plain_export
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from plain_export import export_plain
 
 import ppexport
-from ppexport.backends.onnx.export_onnx import quiet_exporter
 from ppexport.backends.onnx.run_onnxruntime import make_session
 from ppexport.device.artifact import capacity_set
 from ppexport.device.journal import Journal, Past
@@ -25,14 +24,12 @@ from ppexport.device.measure import Loop, Plan, Query, Subject
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Flushed
 from ppexport.device.target import Target, open_target
-from ppexport.errors import ExportError, InputError, UnavailableError, first_line
+from ppexport.errors import InputError, UnavailableError, first_line
 from ppexport.exporting import export, package_versions
-from ppexport.files import atomic_path, sha256_text
+from ppexport.files import sha256_text
 from ppexport.imaging.images import read_levels
 from ppexport.networks.architecture import find_architecture
-from ppexport.networks.atd import attention
 from ppexport.networks.atd.atd_light import ATDLight
-from ppexport.networks.atd.attention import Routes
 from ppexport.networks.atd.config import GROUP
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
@@ -137,15 +134,41 @@ def in_torch(network: Any, threads: int, compiled: bool) -> Run:
 
 
 def matrix_products(threads: int) -> Run:
-    """No network: FLOP operations as the best known kernel does them; the picture is not touched."""
+    """No network: FLOP operations as the best known kernel does them; the picture is not touched.
+
+    That is PyTorch's or ONNX Runtime's, whichever is faster here: on an AMD EPYC the former reaches half of the latter.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper
+
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(SIDE, SIDE, generator=generator) for _ in range(2))
-    out = torch.empty(SIDE, SIDE)
+    out, shape = torch.empty(SIDE, SIDE), [SIDE, SIDE]
+    a_info, b_info, out_info = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a_info, b_info], [out_info])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with Flushed():
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {"a": a.numpy(), "b": b.numpy()}
+
+    def taken(product: Callable[[], object]) -> float:
+        product()
+        begin = time.process_time()
+        for _ in range(3):
+            product()
+        return time.process_time() - begin
+
+    products: list[Callable[[], object]] = [partial(torch.mm, a, b, out=out), partial(session.run, None, feeds)]
+    product = min(products, key=taken)
 
     def run(lr: Image) -> tuple[Image, Query]:
         for _ in range(PRODUCTS):
-            torch.mm(a, b, out=out)
+            product()
         return lr, UNTOLD
 
     return run
@@ -218,21 +241,25 @@ class Peer(Subject):
 class _Records(Journal):
     """Gives every query to its peer, in place of a file: what is compared takes minutes, and is not continued."""
 
-    def __init__(self, peers: Sequence[Peer]) -> None:
-        self.peers = peers
+    def __init__(self, peers: Sequence[Peer], processor: bool) -> None:
+        self.peers, self.column = peers, 5 if processor else 4
 
     def write(self, *record: Any) -> None:
         if record[0] == "q":
             peer = self.peers[record[1]]
-            peer.rounds[-1].append(record[4] / 1e6 * peer.part)
+            peer.rounds[-1].append(record[self.column] / 1e6 * peer.part)
             peer.told.append(Query(*record[6:]))
 
     def sync(self) -> None:
         pass
 
 
-def race(heats: Sequence[Sequence[Peer]], rounds: int, progress: Callable[[int, int], object]) -> None:
+def race(
+    heats: Sequence[Sequence[Peer]], rounds: int, progress: Callable[[int, int], object], processor: bool = False
+) -> None:
     """Time the peers of every one of *heats* in turns by the product's own loop, A B C C B A, in *rounds* rounds.
+
+    With *processor* the time is what the threads of this process computed, not what passed.
 
     Every round begins with the next peer and opens all sessions anew, which finds them elsewhere in memory: where a
     session's memory happens to lie changes its times by up to a tenth for as long as it lives. Between eight processes
@@ -245,7 +272,7 @@ def race(heats: Sequence[Sequence[Peer]], rounds: int, progress: Callable[[int, 
             for peer in order:
                 peer.rounds.append([])
                 peer.run = peer.run if peer.keep else None
-            Loop(order, 1, plan, _Records(order)).run(Past(len(order)))
+            Loop(order, 1, plan, _Records(order, processor)).run(Past(len(order)))
             for peer in order:
                 peer.run = peer.run if peer.keep else None
         progress(i + 1, rounds)
@@ -269,54 +296,10 @@ def load(model: str, dense: bool) -> ATDLight:
     return network
 
 
-class _OneInput(nn.Module):
-    """A network that takes nothing but the picture, which is all that the exporter would pass by position."""
-
-    def __init__(self, network: ATDLight) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, lr: Tensor) -> Any:
-        return self.network(lr)
-
-
-def export_plain(network: ATDLight, size: tuple[int, int], target: Path) -> None:
-    """Write dense *network* for *size* (h, w), multiples of 16, to *target* as ONNX with the least change that exports.
-
-    Two places would keep the exporter from its work: the stable argsort of the categories is a sort of the unique keys
-    category * n + token, which exports as TopK of all n, and the mask of shifted windows, made in place, is a constant.
-    The exporter folds constants, as it does by default: the file has 237 MB at 64x64. Raises ExportError.
-    """
-    lr, tokens = torch.rand(1, 3, *size), torch.arange(size[0] * size[1])
-    mask = cache(attention.shift_mask)
-
-    def route(categories: Tensor, pure: Tensor | None) -> Routes:
-        order = (categories.view(-1) * len(tokens) + tokens).sort().indices
-        return Routes(order, order, tokens)
-
-    def masked(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-        return mask(int(height), int(width), window, shift, device)
-
-    try:
-        with (
-            torch.no_grad(),
-            quiet_exporter(),
-            atomic_path(target) as temporary,
-            patch.multiple(attention, route=route, shift_mask=masked),
-        ):
-            # The masks are made in this run, hence constants in the traced one.
-            network(lr)
-            names: dict[str, Any] = {"input_names": ["lr"], "output_names": ["sr"]}
-            torch.onnx.export(_OneInput(network), (lr,), str(temporary), dynamo=False, opset_version=17, **names)
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        # A file beyond the 2 GB of protobuf is a RuntimeError or a ValueError.
-        raise ExportError(f"the plain network does not export at {size[0]}x{size[1]}: {first_line(error)}") from None
-
-
 @cache
 def our_code() -> str:
     """All code that an export depends on: between two commits the version stays and the graph does not."""
-    files = [*Path(ppexport.__file__).parent.rglob("*.py"), Path(__file__)]
+    files = [*Path(ppexport.__file__).parent.rglob("*.py"), Path(__file__), Path(plain_export.__file__)]
     return "\0".join(f"{p.name}\0{p.read_text(encoding='utf-8')}" for p in sorted(files))
 
 
