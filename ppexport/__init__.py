@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppexport.backends.backend import open_artifact as open_artifact
+    from ppexport.device.centers import adaptive_centers as adaptive_centers
     from ppexport.device.mask import pixel_labels as pixel_labels
     from ppexport.device.mask import pure_mask as pure_mask
     from ppexport.exporting import export as export
@@ -26,6 +27,7 @@ _LAZY = {
     "make_twin": "ppexport.twin.twin",
     "export": "ppexport.exporting",
     "open_artifact": "ppexport.backends.backend",
+    "adaptive_centers": "ppexport.device.centers",
     "pure_mask": "ppexport.device.mask",
     "pixel_labels": "ppexport.device.mask",
 }
