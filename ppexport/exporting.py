@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import Backend, BuildJob, Built, Request, backends, find_backend
 from ppexport.backends.options import parse_options
-from ppexport.device.artifact import (
-    Manifest,
-    check_capacities,
-    check_size,
-    layout_fields,
-    sha256_path,
-    write_manifest,
-)
+from ppexport.device.artifact import Manifest, layout_fields, sha256_path, write_manifest
+from ppexport.device.capacities import check_capacities, check_size
 from ppexport.device.machine import versions
 from ppexport.errors import InputError, present, require
 from ppexport.folders import Run, artifact_target, check_same, new_folder, run_folder

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppexport
-from ppexport.device.artifact import capacity_set, read_artifact
+from ppexport.device.artifact import read_artifact
+from ppexport.device.capacities import capacity_set
 from ppexport.errors import CheckpointError, InputError, TwinError
 from ppexport.networks.architecture import find_architecture, place_of
 from ppexport.networks.atd.atd_light import ATDLight, AtdOptions, PPATDLight

@@ -19,7 +19,8 @@ import ppexport
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.cli import app
 from ppexport.cli.options import parse_capacities
-from ppexport.device.artifact import capacity_set, read_artifact
+from ppexport.device.artifact import read_artifact
+from ppexport.device.capacities import capacity_set
 from ppexport.device.picture import psnr, to_input, to_uint8
 from ppexport.device.runner import Result, Runner
 from ppexport.errors import InputError

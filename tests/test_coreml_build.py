@@ -27,7 +27,7 @@ from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.placement import place
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.coreml.specification import decode, encode
-from ppexport.device.artifact import capacity_set
+from ppexport.device.capacities import capacity_set
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.networks.architecture import find_architecture

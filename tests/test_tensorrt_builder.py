@@ -22,7 +22,8 @@ from tensorrt_models import random_network, request_in, run_job, shorten, write_
 import ppexport
 from ppexport.backends.tensorrt import build_engine
 from ppexport.backends.tensorrt.build_engine import BuildFailed, engine_artifact, failure
-from ppexport.device.artifact import capacity_set, read_artifact
+from ppexport.device.artifact import read_artifact
+from ppexport.device.capacities import capacity_set
 from ppexport.errors import UnavailableError
 from ppexport.remote.archive import make_archive
 

@@ -9,7 +9,7 @@ import torch.nn.utils.prune
 from conftest import photo
 
 import ppexport
-from ppexport.device.artifact import capacity_set, check_capacities, check_size
+from ppexport.device.capacities import capacity_set, check_capacities, check_size
 from ppexport.device.mask import ATD_LAYOUT
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError

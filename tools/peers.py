@@ -17,7 +17,7 @@ from plain_export import export_plain
 
 import ppexport
 from ppexport.backends.onnx.run_onnxruntime import make_session
-from ppexport.device.artifact import capacity_set
+from ppexport.device.capacities import capacity_set
 from ppexport.device.journal import Journal, Past
 from ppexport.device.mask import ATD_LAYOUT, pure_mask
 from ppexport.device.measure import Loop, Plan, Query, Subject

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppexport.backends.backend import BuildJob
-from ppexport.device.artifact import smallest_capacity
+from ppexport.device.capacities import smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
 from ppexport.errors import ExportError, present

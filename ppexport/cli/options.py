@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppexport.cli.console import check_json
-from ppexport.device.artifact import capacity_set
+from ppexport.device.capacities import capacity_set
 from ppexport.device.mask import ATD_LAYOUT, Layout
 from ppexport.device.runner import check_threads
 from ppexport.errors import InputError

@@ -47,17 +47,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppexport.device.capacities import ascend
 from ppexport.device.centers import CENTRES, adaptive_centers
 from ppexport.device.mask import ATD_LAYOUT, PADDINGS, Layout, check_options, levels, mask_from_labels, pixel_labels
-from ppexport.errors import ArtifactError, InputError
+from ppexport.errors import ArtifactError
 from ppexport.files import is_plain_name, sha256_file, write_text
 
 if TYPE_CHECKING:
@@ -79,66 +78,6 @@ PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool}
 FURTHER: dict[str, type] = {"centres": str, "compensation": str, "category_size": int, "share": float}
 """Options of some of them: whose colour centres, what pure pixels take, the tokens of a group of category attention,
 and the share of pure pixels in (0, 1] that makes a window easy."""
-MAX_TOKENS = 1 << 20
-"""Largest padded image: beyond a million tokens the logits of one layer alone need 4 GB."""
-
-
-def whole_numbers(values: Any) -> list[int]:
-    """The items of *values* as ints. Raises TypeError for a text, a bool, a fraction or no list at all."""
-    found = list(values)
-    if isinstance(values, (str, bytes)) or any(isinstance(value, bool) for value in found):
-        raise TypeError("not whole numbers")
-    return [operator.index(value) for value in found]
-
-
-def check_size(size: Any, layout: Layout = ATD_LAYOUT) -> tuple[int, int]:
-    """*size* as (h, w). Raises InputError unless it is two whole numbers of at least 1, or pads to too many tokens."""
-    try:
-        height, width = whole_numbers(size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise InputError(f"a size is (height, width) in whole pixels of at least 1x1, such as (64, 64), not {size!r}")
-    tokens = layout.tokens((height, width))
-    if tokens > MAX_TOKENS:
-        raise InputError(
-            f"{height}x{width} pads to {tokens} tokens; a twin takes at most {MAX_TOKENS}: export smaller tiles"
-        )
-    return height, width
-
-
-def check_capacities(capacities: Any, size: tuple[int, int], layout: Layout) -> tuple[int, ...]:
-    """*capacities* as ints. Raises InputError unless they ascend in multiples of the *layout*'s group that LR images
-    of *size* have."""
-    tokens, group = layout.tokens(size), layout.group
-    try:
-        chosen = whole_numbers(capacities)
-    except TypeError:
-        chosen = []
-    if not chosen or not _ascend(chosen, tokens, group):
-        raise InputError(f"capacities are ascending multiples of {group} from {group} to {tokens}, not {capacities!r}")
-    return tuple(chosen)
-
-
-def _ascend(capacities: Sequence[int], tokens: int, group: int) -> bool:
-    """Whether *capacities* ascend in multiples of *group* up to *tokens*."""
-    return list(capacities) == sorted({c for c in capacities if group and c % group == 0 and 0 < c <= tokens})
-
-
-def capacity_set(size: Any, steps: int = 32, layout: Layout = ATD_LAYOUT) -> list[int]:
-    """At most *steps* even capacities for LR images of *size* (h, w), the last one full.
-
-    *layout* is the network's, `find_architecture(arch).layout`; that of PP-ATD-light if left out. Raises InputError.
-    """
-    tokens, group = layout.tokens(check_size(size, layout)), layout.group
-    if not group:
-        raise InputError("this network computes the same for every image: it has no capacities")
-    return sorted({-(-tokens * i // (steps * group)) * group for i in range(1, steps + 1)})
-
-
-def smallest_capacity(capacities: Sequence[int], impure: int) -> int:
-    """The first of the ascending *capacities* that holds *impure* tokens, or the last where none does."""
-    return next((c for c in capacities if c >= impure), capacities[-1])
 
 
 @dataclass(frozen=True)
@@ -346,7 +285,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise ArtifactError(f"{where}: size is [h, w], not {m.size}")
     layout = m.layout
     tokens = layout.tokens((m.size[0], m.size[1]))
-    ascending = _ascend(m.capacities, tokens, m.group)
+    ascending = ascend(m.capacities, tokens, m.group)
     whole = layout.window**2 == m.group and m.multiple % max(layout.window, 1) == 0
     foreign = next((name for name in m.files if not is_plain_name(name)), None)
     problems = {
@@ -424,13 +363,3 @@ def read_artifact(path: Path) -> Artifact:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into *folder*, atomically."""
     write_text(folder / MANIFEST, manifest.to_json())
-
-
-def capacity_function(capacity: int) -> str:
-    """The function for *capacity* slots in a model file of a capacity set."""
-    return f"capacity_{capacity}"
-
-
-def function_name(capacity: int, capacities: Sequence[int]) -> str:
-    """The function for *capacity* in a model file of *capacities*."""
-    return "main" if len(capacities) < 2 else capacity_function(capacity)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ppexport.device.artifact import Artifact, Manifest, smallest_capacity
+from ppexport.device.artifact import Artifact, Manifest
+from ppexport.device.capacities import smallest_capacity
 from ppexport.device.centers import check_centers
 from ppexport.device.mask import value_range
 from ppexport.errors import ArtifactError, InputError, present

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom
-from ppexport.device.artifact import Artifact, smallest_capacity
+from ppexport.device.artifact import Artifact
+from ppexport.device.capacities import smallest_capacity
 from ppexport.errors import InputError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.card import bundled_cards, read_card

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ppexport.device.artifact import check_capacities, check_size
+from ppexport.device.capacities import check_capacities, check_size
 from ppexport.errors import InputError, TwinError
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.load import check_network

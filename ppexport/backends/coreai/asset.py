@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.device.artifact import Artifact, capacity_function
+from ppexport.device.artifact import Artifact
+from ppexport.device.capacities import capacity_function
 from ppexport.device.runner import SessionRunner
 from ppexport.errors import ArtifactError, InputError, first_line, require
 from ppexport.files import sha256_file

@@ -29,7 +29,8 @@ from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import Manifest, function_name
+from ppexport.device.artifact import Manifest
+from ppexport.device.capacities import function_name
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin

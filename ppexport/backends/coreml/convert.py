@@ -24,7 +24,7 @@ from ppexport.backends.coreml.evaluated import PackageProbe, Session
 from ppexport.backends.coreml.mil_program import convert, coremltools, make_pipeline, module_paths, quiet_converter
 from ppexport.backends.coreml.precision import computes_half, quantising_pass
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import function_name
+from ppexport.device.capacities import function_name
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:

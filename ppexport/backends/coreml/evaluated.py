@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
 from ppexport.backends.coreml.specification import decode
-from ppexport.device.artifact import Artifact, capacity_function
+from ppexport.device.artifact import Artifact
+from ppexport.device.capacities import capacity_function
 from ppexport.device.runner import Runner, SessionRunner
 from ppexport.errors import ArtifactError, InputError, require
 from ppexport.networks.architecture import Place, Routing, find_architecture, place_of

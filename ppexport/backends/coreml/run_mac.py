@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ppexport.device.artifact import Artifact, capacity_function
+from ppexport.device.artifact import Artifact
+from ppexport.device.capacities import capacity_function
 from ppexport.device.picture import to_input, to_uint8
 from ppexport.device.runner import SessionRunner
 from ppexport.device.target import Runtime
