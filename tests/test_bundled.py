@@ -42,6 +42,10 @@ def test_the_bundled_weights_get_their_recipe_and_calibration_under_any_name(sca
         recipe, origin = recipe_for(one, None)
         assert (recipe.weights_sha256, origin) == (card.weights.sha256, "bundled")
         check_calibration(calibration_for(one, None), card)
+    # It was measured before colour centres could be chosen: with the fixed ones, and no others.
+    adaptive = card.model_copy(update={"options": card.options.model_copy(update={"centres": "adaptive"})})
+    with pytest.raises(InputError, match="other weights or options"):
+        check_calibration(calibration_for(card, None), adaptive)
 
 
 def test_a_recipe_of_other_weights_is_taken_on_request_and_said(tmp_path):

@@ -29,6 +29,8 @@ from ppexport.networks.load import find_weights, load_untrained
 from ppexport.parity.contest import ArtifactContender, Contender, Contest, Measured, NetworkContender, run_contest
 from ppexport.parity.evaluation import Score, evaluate, find_pairs
 from ppexport.report.figures import quality_against_macs, quality_against_time
+from ppexport.report.material import Material
+from ppexport.report.page import render
 
 
 class Enlarger(Contender):
@@ -110,6 +112,10 @@ def test_multiply_adds_of_an_artifact_are_those_of_its_tiles_and_slots(tmp_path)
         macs, share = chosen.count(lr, runs)
         assert macs.published == sum(expected)
         assert share == pure_mask(lr).mean()
+        # Nothing is said of a network of any size, whose sizes only its weights tell.
+        artifact.manifest = replace(m, arch="pp_atd")
+        chosen = ArtifactContender("s", SimpleNamespace(artifact=artifact, scale=2, size=SIZE))
+        assert chosen.count(lr, runs) == (None, share)
 
 
 def test_evaluate_compares_networks_and_artifacts(pictures, tmp_path):
@@ -173,10 +179,11 @@ def test_artifacts_need_no_torch(pictures, tmp_path, names):
 
 
 def contest_of(*points):
-    """A contest of (label, dB, seconds, multiply-adds)."""
+    """A contest of (label, dB, seconds, multiply-adds or None)."""
     measured = []
-    for label, db, seconds, macs in points:
-        one = Measured(Enlarger(label, []), [Score("a", db, 0.9, 28.0, 0.8)], [seconds], [Macs({"all": macs})], [None])
+    for label, db, seconds, count in points:
+        macs = None if count is None else Macs({"all": count})
+        one = Measured(Enlarger(label, []), [Score("a", db, 0.9, 28.0, 0.8)], [seconds], [macs], [None])
         measured.append(one)
     return Contest(2, "Set5", tuple(measured), {"cpu": "a test", "threads": None})
 
@@ -190,6 +197,17 @@ def test_plots_name_every_point_and_hold_no_formula(far):
         assert {"b", "c"} <= set(texts)
         assert any(text.startswith("&lt;script&gt;") for text in texts)
         assert not any("math" in text for text in texts)
+
+
+def test_what_is_not_known_is_left_out():
+    contest = contest_of(("a", 32.1, 0.5, None), ("b", 32.2, 0.5, 10**9))
+    assert ">a</text>" in quality_against_time(contest)
+    assert ">a</text>" not in quality_against_macs(contest)
+    assert ">b</text>" in quality_against_macs(contest)
+    assert "<svg" in quality_against_macs(contest_of(("a", 32.1, 0.5, None)))
+    assert contest.to_dict()["subjects"][0]["macs_published"] is None
+    page = render(Material(contests=[contest]), "title")
+    assert page.count("<svg") == 2
 
 
 def test_names_do_not_lie_over_each_other():

@@ -25,7 +25,7 @@ def evaluate(
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SUBJECT...",
+            metavar="SUBJECT",
             help="a model, a weights file or an artifact folder; several of one scale are compared, and a network may "
             "have settings of its own: FILE,arch=NAME,ratio=0.25",
         ),
@@ -197,7 +197,8 @@ def _show(contest: Contest, json: str | None) -> None:
         rows.append(
             [
                 data["subject"], f"{data['psnr_y']:.3f}", f"{data['ssim_y']:.4f}", f"{data['seconds']:.3f}",
-                f"{data['bytes'] / 1e6:.2f}", f"{data['macs_published'] / 1e9:.2f}",
+                f"{data['bytes'] / 1e6:.2f}",
+                "" if data["macs_published"] is None else f"{data['macs_published'] / 1e9:.2f}",
                 "" if data["pure_share"] is None else percent(data["pure_share"]),
             ]
         )  # fmt: skip

@@ -21,7 +21,7 @@ def info(
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SUBJECT...",
+            metavar="SUBJECT",
             help="a bundled model's name, a folder with a card.yaml, an architecture (with --scale) or a weights file; "
             "several are compared, and each may have settings of its own: FILE,arch=NAME,ratio=0.25",
         ),

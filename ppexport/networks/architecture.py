@@ -111,6 +111,8 @@ class Architecture(ABC):
     scales: tuple[int, ...]
     layout: Layout = Layout()
     """How the input is padded, and what takes slots."""
+    any_size = False
+    """Whether networks of other sizes, which their weights tell, are of it as well; its name alone tells no cost."""
     twin: str
     """MODULE:FUNCTION that makes the twin from (network, size (h, w), capacity or None, flavour). It is
     named and not imported, because twins are made of networks. Raises TwinError for what the rewrite cannot express."""

@@ -55,9 +55,9 @@ class Contender(ABC):
         """LR uint8 (h, w, 3) -> SR uint8 (h * scale, w * scale, 3), and the tiles that an artifact ran."""
 
     @abstractmethod
-    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
-        """The multiply-adds that this took, with the picture's own mask or the slots of every tile; and the share of
-        pure pixels of the whole picture, None without Pure-Pass.
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs | None, float | None]:
+        """The multiply-adds that this took, with the picture's own mask or the slots of every tile, None where they are
+        not known; and the share of pure pixels of the whole picture, None without Pure-Pass.
         """
 
 
@@ -86,7 +86,7 @@ class NetworkContender(Contender):
         """One run of the network."""
         return self._run(lr), ()
 
-    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs | None, float | None]:
         """With the picture's own mask."""
         found = labels_and_mask(self.network, lr)
         result = cost(self.network, (lr.shape[0], lr.shape[1]), None if found is None else found[1])
@@ -113,9 +113,15 @@ class ArtifactContender(Contender):
         done = upscale_array(self.runner, lr)
         return done.rgb, done.report.tiles
 
-    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs, float | None]:
-        """Of all tiles, which overlap, with the slots that each had: at full capacity pure pixels save nothing."""
+    def count(self, lr: Pixels, tiles: Tiles) -> tuple[Macs | None, float | None]:
+        """Of all tiles, which overlap, with the slots that each had: at full capacity pure pixels save nothing.
+
+        Not known for a network whose sizes its weights tell, which the manifest does not repeat.
+        """
         m, architecture, size = self.runner.artifact.manifest, find_architecture(self.facts["arch"]), self.runner.size
+        share = None if m.mask == "none" else float(m.pure(lr).mean())
+        if architecture.any_size:
+            return None, share
         colors = 0 if m.mask == "none" else m.options["colors"]
         fixed = architecture.fixed_tokens(size, m.options)
         branches: dict[str, int] = {}
@@ -123,7 +129,7 @@ class ArtifactContender(Contender):
             one = architecture.cost(m.scale, size, tile.capacity if m.capacities else fixed, colors)
             for name, count in one.branches.items():
                 branches[name] = branches.get(name, 0) + count
-        return Macs(branches), None if m.mask == "none" else float(m.pure(lr).mean())
+        return Macs(branches), share
 
 
 @dataclass
@@ -133,7 +139,7 @@ class Measured:
     contender: Contender
     scores: list[Score] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    macs: list[Macs] = field(default_factory=list)
+    macs: list[Macs | None] = field(default_factory=list)
     pure_shares: list[float | None] = field(default_factory=list)
 
     @property
@@ -147,13 +153,12 @@ class Measured:
         return float(np.median(self.seconds))
 
     @property
-    def mean_macs(self) -> float:
-        """Multiply-adds of a picture in the published counting, mean over the pictures."""
-        return float(np.mean([macs.published for macs in self.macs]))
+    def mean_macs(self) -> float | None:
+        """Multiply-adds of a picture in the published counting, mean over the pictures; None where not known."""
+        return _mean([None if macs is None else macs.published for macs in self.macs])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        known = [share for share in self.pure_shares if share is not None]
         rows = zip(self.scores, self.seconds, self.macs, self.pure_shares, strict=True)
         return {
             "subject": self.contender.label,
@@ -164,16 +169,23 @@ class Measured:
             "ssim_y": self.mean.ssim_y,
             "seconds": self.median_seconds,
             "macs_published": self.mean_macs,
-            "macs_pure": float(np.mean([macs.pure for macs in self.macs])),
-            "pure_share": float(np.mean(known)) if known else None,
+            "macs_pure": _mean([None if macs is None else macs.pure for macs in self.macs]),
+            "pure_share": _mean(self.pure_shares),
             "images": [
                 {
                     "name": score.name, "psnr_y": score.psnr_y, "ssim_y": score.ssim_y, "seconds": seconds,
-                    "macs_published": macs.published, "macs_pure": macs.pure, "pure_share": share,
+                    "macs_published": None if macs is None else macs.published,
+                    "macs_pure": None if macs is None else macs.pure, "pure_share": share,
                 }
                 for score, seconds, macs, share in rows
             ],
         }  # fmt: skip
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)

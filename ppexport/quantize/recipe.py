@@ -173,7 +173,10 @@ def check_calibration(calibration: Calibration, card: Card) -> None:
     """Raise InputError unless *calibration* was measured on the network of *card*."""
     about = calibration.about
     options = card.options.model_dump() if card.options else {}
-    if (about.weights_sha256, about.options, about.scale) != (_weights(card), options, card.scale):
+    # An option that the network has had only since was then what its default is.
+    fields = type(card.options).model_fields if card.options else {}
+    measured = {name: field.default for name, field in fields.items() if not field.is_required()} | about.options
+    if (about.weights_sha256, measured, about.scale) != (_weights(card), options, card.scale):
         raise InputError(
             f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
             f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from ppexport.parity.contest import Contest
+from ppexport.parity.contest import Contest, Measured
 from ppexport.profile.by_layer import branches
 from ppexport.profile.result import Profile
 from ppexport.report.material import Material
@@ -210,13 +210,14 @@ def pareto(axes: Any, points: Sequence[dict[str, Any]]) -> None:
 @drawn
 def quality_against_time(axes: Any, contest: Contest) -> None:
     """Mean PSNR-Y of every subject over its seconds for a picture."""
-    _draw_labelled(axes, contest, [m.median_seconds for m in contest.measured], "s a picture, median")
+    _draw_labelled(axes, [(m, m.median_seconds) for m in contest.measured], "s a picture, median")
 
 
 @drawn
 def quality_against_macs(axes: Any, contest: Contest) -> None:
-    """Mean PSNR-Y of every subject over its multiply-adds for a picture."""
-    _draw_labelled(axes, contest, [m.mean_macs / 1e9 for m in contest.measured], "G multiply-adds a picture, mean")
+    """Mean PSNR-Y over the multiply-adds for a picture, of every subject whose multiply-adds are known."""
+    points = [(m, None if m.mean_macs is None else m.mean_macs / 1e9) for m in contest.measured]
+    _draw_labelled(axes, points, "G multiply-adds a picture, mean")
 
 
 FAR = 10.0
@@ -230,13 +231,17 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right and top."""
 
 
-def _draw_labelled(axes: Any, contest: Contest, xs: Sequence[float], label: str) -> None:
-    """Draw PSNR-Y over *xs*: artifacts square, and each name where it covers the least of what is there."""
+def _draw_labelled(axes: Any, points: Sequence[tuple[Measured, float | None]], label: str) -> None:
+    """Draw PSNR-Y over what is known of *points*: artifacts square, each name where it covers the least of others."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    ys = [m.mean.psnr_y for m in contest.measured]
     axes.set_xlabel(label)
     axes.set_ylabel("PSNR-Y in dB")
+    # Colours by all of them, so that a subject has the same one in both plots.
+    known = [(COLORS[i % len(COLORS)], m, x) for i, (m, x) in enumerate(points) if x is not None]
+    if not known:
+        return
+    xs, ys = [x for *_, x in known], [m.mean.psnr_y for _, m, _ in known]
     axes.ticklabel_format(axis="y", useOffset=False)
     low, high, margin = min(ys), max(ys), max(max(ys) - min(ys), 0.02)
     axes.set_ylim(low - 0.25 * margin, high + 0.25 * margin)
@@ -254,8 +259,8 @@ def _draw_labelled(axes: Any, contest: Contest, xs: Sequence[float], label: str)
     places: list[Any] = axes.transData.transform(list(zip(xs, ys, strict=True))).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     (most, size, width), pixels = LETTERS, axes.figure.dpi / 72
-    for index, (measured, place) in enumerate(zip(contest.measured, places, strict=True)):
-        color, text = COLORS[index % len(COLORS)], _short(measured.contender.label, most)
+    for (color, measured, x), y, place in zip(known, ys, places, strict=True):
+        text = _short(measured.contender.label, most)
         half = (width * size * pixels * len(text) / 2, 0.6 * size * pixels)
         box, beside = _place(place, half, axes.get_window_extent().extents, taken)
         taken.append(box)
@@ -263,10 +268,10 @@ def _draw_labelled(axes: Any, contest: Contest, xs: Sequence[float], label: str)
             [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), [np.clip(place[i], box[i], box[i + 2]) for i in (0, 1)]]
         )
         marker = "o" if measured.contender.facts.get("backend") is None else "s"
-        axes.plot(xs[index], ys[index], marker, color=color, markersize=6)
+        axes.plot(x, y, marker, color=color, markersize=6)
         if not beside:
             # A name could be taken for another point's.
-            axes.plot((xs[index], edge[0]), (ys[index], edge[1]), color=color, linewidth=0.8, zorder=1)
+            axes.plot((x, edge[0]), (y, edge[1]), color=color, linewidth=0.8, zorder=1)
         axes.text(*middle, text, fontsize=size, ha="center", va="center", in_layout=False)
 
 

@@ -66,8 +66,6 @@ class AtdLight(Architecture):
     scales = (2, 3, 4)
     layout = Layout(16, "mirror", GROUP)
     config = AtdConfig()
-    any_size = False
-    """Whether weights of any configuration of the family are of this architecture."""
     twin = "ppexport.twin.atd_twin:make_atd_twin"
     flavours = ("portable", "ort", "tensorrt")
     routing = ROUTING
