@@ -22,7 +22,7 @@ from ppexport.twin.blocks import BlockCut, from_blocks, to_blocks
 from ppexport.twin.counting_sort import count_up
 from ppexport.twin.folded import add_mean, scale_queries, split_values
 from ppexport.twin.layers import Shared, StaticWindowAttention, image_of, tokens_of
-from ppexport.twin.ort_swin import RowSwinGroup
+from ppexport.twin.ort_swin import RowHardSwinGroup, RowSwinGroup
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import StaticTwin
 from ppexport.twin.windows import count_slots, hard_windows_of, plan_windows
@@ -114,8 +114,11 @@ class HardSwinGroup(StaticSwinGroup):
 
 
 Group = type[StaticSwinGroup | RowSwinGroup]
-GROUPS: dict[str, Group] = {"portable": StaticSwinGroup, "ort": RowSwinGroup}
-"""What the blocks of a flavour are made of."""
+GROUPS: dict[str, tuple[Group, Group]] = {
+    "portable": (StaticSwinGroup, HardSwinGroup),
+    "ort": (RowSwinGroup, RowHardSwinGroup),
+}
+"""What the blocks of a flavour are made of, without and with Pure-Pass."""
 
 
 class StaticSwinBlock(nn.Module):
@@ -142,9 +145,9 @@ class SwinIRTwin(StaticTwin):
     def __init__(self, network: SwinIRLight, size: tuple[int, int], capacity: int | None, flavour: str) -> None:
         window = network.config.window
         super().__init__(network, size, capacity, flavour)
-        group = GROUPS[flavour]
+        group, hard_group = GROUPS[flavour]
         if isinstance(network, PPSwinIRLight):
-            self.pure_pass, group = StaticPurePass(network.options, *self.padded), HardSwinGroup
+            self.pure_pass, group = StaticPurePass(network.options, *self.padded), hard_group
         self.cut, self.shifted_cut = (BlockCut(self.padded, window, shift) for shift in (0, window // 2))
         self.conv_first, self.patch_embed = copy.deepcopy(network.conv_first), copy.deepcopy(network.patch_embed)
         self.norm, self.conv_after_body = copy.deepcopy(network.norm), copy.deepcopy(network.conv_after_body)

@@ -114,7 +114,6 @@ class PPSwinIRLightArchitecture(SwinIRLightArchitecture):
     summary = "PP-SwinIR-light: SwinIR-light whose pure windows skip attention"
     layout = Layout(8, "reflect", group=64, grids=(0, 4))
     masks = ("graph", "input")
-    flavours = ("portable",)
     routing = Routing(mask="pure_pass")
     half = {  # noqa: RUF012
         **{f"{LAYER}.attn.{part}": PRODUCT for part in ("qk", "v")},
