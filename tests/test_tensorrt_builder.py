@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import golden_network
+from conftest import GOLDEN, golden_network
 from onnx import TensorProto, helper
 from tensorrt_models import random_network, request_in, run_job, shorten, write_request
 
@@ -55,7 +55,7 @@ def built(network, folder: Path, size, precision="fp32", capacities=None, pad_he
     out = engine_artifact(request, outcome, folder / "build", folder / "engine")
     engine = read_artifact(out).manifest.engine
     assert (out / "model.engine").stat().st_size > 10_000
-    assert engine["profiles"] == (capacities or [request.source.manifest.capacities[-1]])
+    assert engine["profiles"] == (capacities or request.source.manifest.capacities[-1:])
     layers = json.loads((out / "layers.json").read_text())
     assert len(layers) == engine["layers"] > 1
     assert engine["tf32"] is False
@@ -109,6 +109,14 @@ def test_the_matrix(trt, tmp_path, scale, precision, kind, size):
 @pytest.mark.parametrize("name", ["atd_light_x2_trained", "atd_light_x4_random"])
 def test_networks_without_pure_pass(trt, tmp_path, name):
     built(golden_network(name, "atd_light"), tmp_path, (64, 64), "fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "weights", ["atd_light_v2_x2_random.safetensors", "CAMixerSR_S.pth", "swinir_light_x2_random.safetensors"]
+)
+def test_other_networks(trt, tmp_path, weights):
+    built(ppexport.load_network(checkpoint=GOLDEN / weights), tmp_path, (64, 64))
 
 
 # What it refuses.

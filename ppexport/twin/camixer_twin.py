@@ -37,6 +37,7 @@ from ppexport.networks.camixer.camixersr import (
     Predictor,
     margins,
     places_in_windows,
+    read_between,
 )
 from ppexport.networks.network import Network, Trace
 from ppexport.twin.blocks import kinds_of, merge, partition
@@ -74,22 +75,6 @@ def rank_scores(scores: Tensor, windows: Tensor) -> Tensor:
 def image_windows(image: Tensor, window: int) -> Tensor:
     """(1, c, h, w) -> (k, window^2, c)."""
     return partition(image[0].permute(1, 2, 0), window, window)
-
-
-def read_between(image: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    """*image* (1, c, h, w), read bilinearly at *columns* and *rows* (m,) in pixels, at the border where they are beyond
-    it -> (m, c)."""
-    c, h, w = image.shape[1:]
-    pixels = image.view(c, h * w).transpose(0, 1)
-    columns, rows = columns.clamp(0, w - 1), rows.clamp(0, h - 1)
-    # The last pixel is read as the second of its pair, so that the pair is inside the image.
-    left, top = columns.floor().clamp(max=max(w - 2, 0)), rows.floor().clamp(max=max(h - 2, 0))
-    first = (top * w + left).to(torch.int32)
-    right, down = int(w > 1), w * int(h > 1)
-    x, y = (columns - left).unsqueeze(1), (rows - top).unsqueeze(1)
-    upper = pixels.index_select(0, first) * (1 - x) + pixels.index_select(0, first + right) * x
-    lower = pixels.index_select(0, first + down) * (1 - x) + pixels.index_select(0, first + (right + down)) * x
-    return upper * (1 - y) + lower * y
 
 
 class PictureMean(nn.Module):
@@ -167,7 +152,8 @@ class StaticMixer(nn.Module):
         values, slots = image_windows(v, self.window), self.choose(scores, given)
         read = slots.read(image_windows(x, self.window))
         places = slots.read(image_windows(given.pixels + offsets, self.window)).view(-1, 2)
-        between = read_between(x, places[:, 0], places[:, 1]).view(-1, self.window**2, x.shape[1])
+        pixels = x.view(x.shape[1], -1).transpose(0, 1)
+        between = read_between(pixels, places[:, 0], places[:, 1], self.padded).view(-1, self.window**2, x.shape[1])
         q, k = self.project_q(read), self.project_k(read + between)
         attended = (q @ k.transpose(1, 2)).softmax(dim=-1) @ slots.read(values)
         mixed = slots.write(attended, values * image_windows(spatial, self.window))
