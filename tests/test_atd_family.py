@@ -131,7 +131,7 @@ def test_only_published_light_networks_have_names_of_their_own():
     assert (light.arch, light.config) == ("atd", AtdConfig(category_size=64))
     pure = PPATDLight(2, PurePassOptions(colors=6), replace(AtdConfig(), category_size=64))
     assert card_of(pure).model_dump()["options"] == {
-        "colors": 6, "window": 8, "csmf": True, "compensation": "value", "category_size": 64,
+        "colors": 6, "window": 8, "csmf": True, "centres": "fixed", "compensation": "value", "category_size": 64,
     }  # fmt: skip
     assert pure.arch == "pp_atd"
     with pytest.raises(ValueError, match=r"nearest\+conv is not made for scale 2"):

@@ -195,7 +195,7 @@ def test_a_log_cut_off_by_a_kill_is_wound_back(tmp_path):
 def test_unknown_networks_and_scales_are_refused():
     with pytest.raises(InputError, match="is no network"):
         build("edsr", 2)
-    with pytest.raises(InputError, match="scales 2, 3 and 4"):
+    with pytest.raises(InputError, match="not made for scale 8"):
         build("atd_light", 8)
 
 

@@ -161,7 +161,7 @@ class Mixer(nn.Module):
             return routing.hard
         count = hard_windows(scores.shape[1], self.ratio)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-        own = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
+        own = torch.zeros_like(scores).scatter(1, chosen, torch.ones_like(chosen, dtype=scores.dtype)) > 0.5
         if routing.trace is not None:
             routing.trace.categories.append(own.long())
             routing.trace.gaps.append(margins(scores, own))
@@ -173,16 +173,24 @@ class Mixer(nn.Module):
         v = self.project_v(x)
         offsets, channels, spatial, scores = self.route(torch.cat((v, condition), dim=1))
         hard, values = self.choose(scores, routing), to_windows(v, self.window)
-        read = to_windows(x, self.window)[hard]
+        # Of all windows of the batch, those that attend.
+        count, chosen = hard.shape[1], hard.flatten().nonzero().squeeze(1)
+
+        def chosen_of(image: Tensor) -> Tensor:
+            return to_windows(image, self.window).flatten(0, 1).index_select(0, chosen)
+
+        read = chosen_of(x)
         across, down = torch.arange(w).expand(1, 1, h, w), torch.arange(h).view(-1, 1).expand(1, 1, h, w)
-        places = to_windows(offsets + torch.cat((across, down), dim=1), self.window)[hard].view(-1, 2)
-        image = hard.nonzero()[:, 0].int().repeat_interleave(self.window**2) * (h * w)
+        places = chosen_of(offsets + torch.cat((across, down), dim=1)).view(-1, 2)
+        start = torch.div(chosen, count, rounding_mode="floor").int() * (h * w)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        between = read_between(pixels, places[:, 0], places[:, 1], (h, w), image).view(read.shape)
+        start = start.unsqueeze(1).expand(-1, self.window**2).flatten()
+        between = read_between(pixels, places[:, 0], places[:, 1], (h, w), start).view(read.shape)
         logits = self.project_q(read) @ self.project_k(read + between).transpose(-1, -2)
-        attended = logits.softmax(dim=-1) @ values[hard]
+        attended = logits.softmax(dim=-1) @ chosen_of(v)
         easy = values * to_windows(spatial, self.window)
-        mixed = from_windows(easy.index_put((hard,), attended), self.window, h, w)
+        mixed = easy.flatten(0, 1).index_copy(0, chosen, attended).view(easy.shape)
+        mixed = from_windows(mixed, self.window, h, w)
         mixed = F.gelu(self.conv_sptial(mixed)) * channels + mixed
         out: Tensor = self.project_out(mixed)
         return out
