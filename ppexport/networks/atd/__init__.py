@@ -117,7 +117,7 @@ class AtdLight(Architecture):
     def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
         """Weights with a token dictionary in every block, of this configuration or, where it may be any, of theirs."""
         config = config_of(shapes)
-        if config is None or not (self.any_size or config == self.config):
+        if config is None or not ((self.any_size and not config.mixes) or config == self.config):
             return None
         return Detected(self.sized(config), upscaling(shapes, config))
 
