@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ppexport
 import ppexport.errors
-from ppexport.networks.architecture import find_architecture
+from ppexport.networks.architecture import find_architecture, place_of
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.camixer.camixersr import CAMixerOptions
 from ppexport.networks.camixer_atd.camixer_atd_light import CAMixerATDLight, WindowMixer
@@ -101,6 +101,24 @@ def test_weights_are_told_apart_from_those_of_atd_light(tmp_path):
             ppexport.load_network(arch=other, scale=3, checkpoint=mixing)
     with pytest.raises(ppexport.errors.CheckpointError, match=f"weights of atd_light, not of {NAME}: say --arch"):
         ppexport.load_network(arch=NAME, scale=3, checkpoint=plain)
+
+
+def test_the_roles_are_those_of_modules_of_the_twin():
+    architecture, twin = find_architecture(NAME), make_twin(random_small_network(NAME), SIZE)
+    modules = [name for name, _ in twin.named_modules()]
+    branches = {name: architecture.branch_of(name, moves=False)[1] for name in modules}
+    assert set(branches.values()) <= set(architecture.branches)
+    layer = "layers.0.residual_group.layers.0.attn_win"
+    assert {branches["global_predictor"], branches[f"{layer}.route.in_conv.0"]} == {"predictor"}
+    assert {branches[f"{layer}.conv_sptial.1"], branches[f"{layer}.proj"]} == {"mixer convolutions"}
+    assert branches[layer] == "window attention"
+    depthwise = architecture.int8_groups["mixer_depthwise"]
+    for roles in (architecture.half, architecture.half_modules):
+        assert depthwise in roles
+        assert any(place_of(depthwise, name) for name in modules)
+        assert not any(place_of(role, f"{layer}.route.in_conv.0") for role in roles)
+    # Scores and ranks are in the mixer itself, which Core ML must not take to fp16 as a whole.
+    assert not any(place_of(role, layer) for role in architecture.half_modules)
 
 
 def test_every_category_token_needs_a_slot():

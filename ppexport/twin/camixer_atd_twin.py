@@ -3,8 +3,8 @@
 Before (networks/camixer_atd/camixer_atd_light.py): windows are sorted by their score, and the hard ones are gathered
 from and scattered into all windows.
 
-After: a layer of ATD-light's portable twin whose windows are ranked by comparing all pairs (`mixer`) and gathered into
-as many slots as attend (`windows`), a constant of the size.
+After: a layer of ATD-light's portable twin whose windows are ranked by comparing all pairs (`static_mixer`), and
+gathered into as many slots as attend (`windows`), a constant of the size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppexport.networks.camixer_atd.camixer_atd_light import CAMixerATDLight, Mix
 from ppexport.twin.atd_twin import AtdTwin, make_atd_twin
 from ppexport.twin.blocks import merge, to_blocks
 from ppexport.twin.layers import PortableLayer, Shared, StaticWindowAttention, image_of, tokens_of
-from ppexport.twin.mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
+from ppexport.twin.static_mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
 from ppexport.twin.windows import plan_windows
 
 
@@ -38,16 +38,18 @@ class StaticWindowMixer(StaticWindowAttention):
     def forward(self, qkv: Tensor, shared: Shared) -> Tensor:
         """*qkv* (n, 3c) -> branch output (n, c)."""
         assert shared.condition is not None
-        channels, cut, windows = self.proj.in_features, shared.cuts[0], shared.tokens[: self.count]
+        channels, cut, windows = self.channels, shared.cuts[0], shared.tokens[: self.count]
         known = torch.cat((image_of(qkv[:, 2 * channels :], self.size), shared.condition), dim=1)
         _, by_channel, spatial, scores = self.route(known)
         assert scores is not None
         slots = plan_windows(self.choice(rank_scores(scores, windows)), windows, windows[: self.hard])
         blocks = to_blocks(qkv.view(*self.size, 3 * channels), cut.kinds[0])
         easy = blocks[:, :, 2 * channels :] * image_windows(spatial, self.window)
-        mixed = slots.write(self.attend(slots.read(blocks), cut.indices[0]), easy)
-        image = merge(mixed, self.window, self.window, self.size).permute(2, 0, 1).unsqueeze(0)
-        out: Tensor = self.proj(tokens_of(F.gelu(self.conv_sptial(image)) * by_channel + image))
+        mixed = slots.write(self.attend_blocks(slots.read(blocks), self.window**2, cut.indices[0]), easy)
+        mixed = merge(mixed, self.window, self.window, self.size).reshape(-1, channels)
+        # Summed as tokens, so that the projection reads no transposed image: int8 knows plain linear layers only.
+        around = tokens_of(F.gelu(self.conv_sptial(image_of(mixed, self.size))) * by_channel)
+        out: Tensor = self.proj(around + mixed)
         return out
 
 

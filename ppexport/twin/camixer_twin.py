@@ -3,8 +3,8 @@
 Before (networks/camixer/camixersr.py): windows are sorted by their score, and the hard ones are gathered from and
 scattered into all windows.
 
-After: the hard ones are ranked (`mixer`), as many as are a constant of the size, and gathered into slots (`windows`).
-With Pure-Pass the mask tells them, once for all blocks.
+After: windows are ranked (`static_mixer`), and the hard ones, whose number is a constant of the size, gathered into
+slots (`windows`). With Pure-Pass the mask tells them, once for all blocks.
 
 Keys are read at places between the pixels, and only those of hard windows are used. So they alone are read, by four
 gathers of pixels, which every runtime has, where grid_sample is known to few.
@@ -34,7 +34,7 @@ from ppexport.networks.camixer.camixersr import (
 from ppexport.networks.network import Network, Trace
 from ppexport.twin.blocks import kinds_of, merge
 from ppexport.twin.counting_sort import count_up
-from ppexport.twin.mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
+from ppexport.twin.static_mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import StaticTwin
 from ppexport.twin.windows import WindowSlots, count_slots, hard_windows_of, plan_windows

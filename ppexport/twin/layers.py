@@ -153,24 +153,23 @@ class StaticWindowAttention(nn.Module):
 
     def __init__(self, source: WindowAttention, size: tuple[int, int], shift: int) -> None:
         super().__init__()
-        self.heads, self.size, self.shift = source.heads, size, shift
+        self.heads, self.channels, self.size, self.shift = source.heads, source.proj.in_features, size, shift
         self.proj = copy.deepcopy(source.proj)
         self.register_buffer("relative_position_bias_table", position_table(source))
 
-    def attend(self, blocks: Tensor, index: Tensor) -> Tensor:
+    def attend_blocks(self, blocks: Tensor, area: int, index: Tensor) -> Tensor:
         """qkv of *blocks* (count, area, 3c), *index* (area * area,) of their position bias -> (count, area, c)."""
-        area, channels = blocks.shape[1], self.proj.in_features
-        q, k, v = heads_of(blocks, area, self.heads, channels)
+        q, k, v = heads_of(blocks, area, self.heads, self.channels)
         bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, area, area)
         weights = (q @ k.transpose(2, 3) + bias).softmax(dim=-1)
-        return (weights @ v).transpose(1, 2).reshape(-1, area, channels)
+        return (weights @ v).transpose(1, 2).reshape(-1, area, self.channels)
 
     def forward(self, qkv: Tensor, shared: Shared) -> Tensor:
         """*qkv* (n, 3c) -> branch output (n, c)."""
-        channels = self.proj.in_features
-        image, cut = qkv.view(*self.size, 3 * channels), shared.cuts[self.shift]
-        mixed = [self.attend(to_blocks(image, kind), index) for kind, index in zip(cut.kinds, cut.indices, strict=True)]
-        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, channels))
+        image, cut = qkv.view(*self.size, 3 * self.channels), shared.cuts[self.shift]
+        indices = zip(cut.kinds, cut.indices, strict=True)
+        mixed = [self.attend_blocks(to_blocks(image, kind), kind.area, index) for kind, index in indices]
+        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, self.channels))
         return out
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from operator import mul
@@ -69,7 +69,7 @@ class AtdLight(Architecture):
     any_size = False
     """Whether weights of any configuration of the family are of this architecture."""
     twin = "ppexport.twin.atd_twin:make_atd_twin"
-    flavours = ("portable", "ort", "tensorrt")
+    flavours: tuple[str, ...] = ("portable", "ort", "tensorrt")
     routing = ROUTING
     # Not attention scores, softmax, norms, mask, routing and the sum through all layers, nor the first and the last
     # convolution, which are 0.4 % of the work, at the picture's own resolution.
@@ -103,7 +103,7 @@ class AtdLight(Architecture):
         rf"{_ANY_LAYER}(\..*)?": "projections and norms",
         r".*": "head and tail",
     }
-    branches = (
+    branches: Sequence[str] = (
         "window attention",
         "category attention",
         "dictionary",  # cross-attention to the token dictionary, and its refinement

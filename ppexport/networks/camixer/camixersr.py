@@ -104,8 +104,7 @@ class Mixer(nn.Module):
         h, w = x.shape[2:]
         v = self.project_v(x)
         offsets, channels, spatial, scores = self.route(torch.cat((v, condition), dim=1))
-        assert offsets is not None
-        keys, hard = x + warp(x, offsets), self.choose(scores, routing)
+        keys, hard = x if offsets is None else x + warp(x, offsets), self.choose(scores, routing)
         values = to_windows(v, self.window)
         read = [to_windows(t, self.window)[hard] for t in (x, keys)]
         logits = self.project_q(read[0]) @ self.project_k(read[1]).transpose(-1, -2)

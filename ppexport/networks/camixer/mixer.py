@@ -91,7 +91,7 @@ class Predictor(nn.Module):
         self.out_SA = nn.Sequential(nn.Conv2d(inner, 1, 3, padding=1), nn.Sigmoid())
 
     def forward(self, condition: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """Offsets (b, 2, h, w), channel weights (b, c, 1, 1), spatial weights (b, 1, h, w), scores (b, k)."""
+        """Offsets (b, 2, h, w) or None, channel weights (b, c, 1, 1), spatial weights (b, 1, h, w), scores (b, k)."""
         u = self.in_conv(condition)
         offsets = None if self.out_offsets is None else 8 * torch.tanh(self.out_offsets(u))
         windows = to_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1)

@@ -30,25 +30,24 @@ class CAMixerATDLightArchitecture(AtdLight):
 
     name = "camixer_atd_light"
     summary = (
-        "CAMixer-ATD-light: ATD-light whose windows attend in a fixed share, which a learned predictor chooses "
-        "(a reading of the Pure-Pass paper's rival; no weights exist)"
+        "CAMixer-ATD-light, the rival in the Pure-Pass paper: ATD-light where a learned predictor chooses a fixed "
+        "share of windows for attention; a reading, without weights"
     )
     config = MIXING
     twin = "ppexport.twin.camixer_atd_twin:make_camixer_atd_twin"
     flavours = ("portable",)
-    # Neither what chooses the windows nor what is multiplied pixel by pixel.
+    # What chooses the windows stays fp32, as does what is multiplied pixel by pixel. Parity looks into the
+    # categories of tokens, as in ATD-light; which windows attend is not reported.
     half = {**HALF, WINDOWS: frozenset({"MatMul"}), DEPTHWISE: frozenset({"Conv"})}  # noqa: RUF012
     half_modules = (*(role for role in AtdLight.half_modules if role != WINDOWS), DEPTHWISE)
     int8_groups = {**AtdLight.int8_groups, "mixer_depthwise": DEPTHWISE}  # noqa: RUF012
     branch_patterns = {  # noqa: RUF012
-        rf"{_ANY_MIXER}\.(route|choice).*": "predictor",
+        rf"({_ANY_MIXER}\.(route|choice)|global_predictor|places).*": "predictor",
         rf"{_ANY_MIXER}\..*": "mixer convolutions",
         **AtdLight.branch_patterns,
-        "(global_predictor|places).*": "predictor",
-        ".*": AtdLight.branch_patterns[".*"],
     }
     branches = (
-        *(branch for branch in AtdLight.branches if branch != "mask"),
+        *AtdLight.branches,
         "predictor",  # what chooses the windows, and the weights of the others
         "mixer convolutions",
     )

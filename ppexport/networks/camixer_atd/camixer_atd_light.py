@@ -27,6 +27,8 @@ Where the paper is silent, this is the simplest reading that both networks allow
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,8 +86,7 @@ class MixingLayer(TransformerLayer):
 
     def mix_windows(self, qkv: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
         """Output (b, n, c) of the mixer, of *qkv* (b, n, 3c)."""
-        assert routing.condition is not None
-        return self.attn_win.mix(qkv, size, index, routing.condition)
+        return self.attn_win.mix(qkv, size, index, cast(Tensor, routing.condition))
 
 
 class CAMixerATDLight(ATDLight):

@@ -72,7 +72,7 @@ class StaticPredictor(nn.Module):
         self.out_CA[0] = PictureMean()
 
     def forward(self, condition: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Offsets (1, 2, h, w), channel weights (1, c, 1, 1), spatial weights (1, 1, h, w), scores (k,) of windows."""
+        """Offsets (1, 2, h, w) or None, channel weights (1, c, 1, 1), spatial weights (1, 1, h, w), scores (k,)."""
         u, scores = self.in_conv(condition), None
         if self.out_mask is not None:
             logits = self.out_mask(image_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1))
