@@ -99,7 +99,6 @@ class CAMixerATDLight(ATDLight):
         options = options or CAMixerOptions()
         super().__init__(scale, options, MIXING)
         self.global_predictor = global_predictor(self.config.dim)
-        self.ratio = options.ratio
         for module in self.modules():
             if isinstance(module, WindowMixer):
                 module.ratio = options.ratio
