@@ -15,6 +15,7 @@ from ppexport.networks.atd.config import CLASSICAL, AtdConfig
 SIZE = (16, 16)
 FIRST = {
     "ppexport.networks.atd.atd_light": ("layers", "residual_group.layers"),
+    "ppexport.networks.camixer_atd.camixer_atd_light": ("layers", "residual_group.layers"),
     "ppexport.networks.swinir.swinir_light": ("layers", "residual_group.blocks"),
     "ppexport.networks.camixer.camixersr": ("body", "body"),
 }

@@ -116,6 +116,11 @@ def test_multiply_adds_of_an_artifact_are_those_of_its_tiles_and_slots(tmp_path)
         artifact.manifest = replace(m, arch="pp_atd")
         chosen = ArtifactContender("s", SimpleNamespace(artifact=artifact, scale=2, size=SIZE))
         assert chosen.count(lr, runs) == (None, share)
+        # A fixed share of windows attends, however many slots category attention has.
+        m = replace(m, arch="camixer_atd_light", options={"ratio": 0.25}, mask="none", capacities=[1536])
+        artifact = SimpleNamespace(manifest=m, model_file=runner.artifact.model_file)
+        fixed = ArtifactContender("f", SimpleNamespace(artifact=artifact, scale=2, size=(32, 32)))
+        assert fixed.count(lr, runs[1:]) == (find_architecture("camixer_atd_light").cost(2, (32, 32), 256), None)
 
 
 def test_evaluate_compares_networks_and_artifacts(pictures, tmp_path):

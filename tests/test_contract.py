@@ -16,7 +16,7 @@ from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
-REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd", "pp_swinir_light", "pp_camixersr")
+REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd", "pp_swinir_light", "pp_camixersr", "camixer_atd_light")
 """Other architectures are made of the same: all but fp32 of these is slow."""
 # A backend of another package has its own tests.
 COMBINATIONS = [

@@ -73,6 +73,8 @@ def test_the_cost_is_that_of_the_chosen_share_of_windows():
         for ratio in (0.25, 0.5, 1.0)
     }
     assert costs[0.5] == 2 * costs[0.25] == costs[1.0] / 2
+    # Where the mask chooses, all may attend.
+    assert cost(load_untrained(None, "pp_camixersr", 4, {}), (64, 64)).dense.branches["window"] == costs[1.0]
 
 
 def test_what_masks_save_on_pictures(tmp_path):

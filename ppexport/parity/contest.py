@@ -126,7 +126,8 @@ class ArtifactContender(Contender):
         fixed = architecture.fixed_tokens(size, m.options)
         branches: dict[str, int] = {}
         for tile in tiles:
-            one = architecture.cost(m.scale, size, tile.capacity if m.capacities else fixed, colors)
+            slots = tile.capacity if m.capacities else None
+            one = architecture.cost(m.scale, size, slots if fixed is None else fixed, colors)
             for name, count in one.branches.items():
                 branches[name] = branches.get(name, 0) + count
         return Macs(branches), share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from itertools import count
 
 import torch
@@ -62,6 +63,7 @@ class StaticBlock(nn.Module):
 class AtdTwin(StaticTwin):
     """The twin of a network of the ATD family."""
 
+    layers_by_flavour: Mapping[str, type[StaticLayer]] = FLAVOURS
     mean: Tensor
     high: Tensor
     low: Tensor
@@ -77,7 +79,7 @@ class AtdTwin(StaticTwin):
         self.conv_first = copy.deepcopy(network.conv_first)
         self.patch_embed: PatchNorm = copy.deepcopy(network.patch_embed)
         self.layers = nn.ModuleList(
-            StaticBlock(block, self.padded, dense, FLAVOURS[flavour])
+            StaticBlock(block, self.padded, dense, self.layers_by_flavour[flavour])
             for block in network.layers
             if isinstance(block, Block)
         )
@@ -100,6 +102,10 @@ class AtdTwin(StaticTwin):
             assert isinstance(last, nn.Sequential)
             assert isinstance(last[0], nn.Conv2d)
             last[0] = add_mean(last[0], mean, self.scale)
+
+    def condition(self, first: Tensor) -> Tensor | None:
+        """What content-aware mixers know of every pixel (1, 4, h, w), of the *first* convolution's output."""
+        return None
 
     def forward(
         self,
@@ -124,8 +130,9 @@ class AtdTwin(StaticTwin):
         # One by one, not by iter(), which would put another operation into the graph.
         forced = None if categories is None else (categories[layer] for layer in count())
         shared = Shared(tokens, {cut.shift: cut for cut in cuts}, pure, forced=forced, trace=trace)
-        FLAVOURS[self.flavour].prepare(shared, capacity, impure, self.categories)
+        self.layers_by_flavour[self.flavour].prepare(shared, capacity, impure, self.categories)
         first = self.conv_first(padded - self.mean)
+        shared.condition = self.condition(first)
         x = self.patch_embed(first).squeeze(0)
         for block in self.layers:
             x = block(x, shared)
@@ -146,9 +153,11 @@ def static_upsampler(module: nn.Module) -> nn.Module:
     return nn.Sequential(spread(module), nn.PixelShuffle(2), nn.LeakyReLU(SLOPE))
 
 
-def make_atd_twin(network: ATDLight, size: tuple[int, int], capacity: int | None, flavour: str) -> AtdTwin:
-    """The twin of *network*, as `make_twin`, which has checked size and capacity."""
+def make_atd_twin(
+    network: ATDLight, size: tuple[int, int], capacity: int | None, flavour: str, kind: type[AtdTwin] = AtdTwin
+) -> AtdTwin:
+    """The twin of *network*, of a *kind*, as `make_twin`, which has checked size and capacity."""
     tokens = network.layout.tokens(size)
     if capacity not in (None, tokens) and not isinstance(network, PPATDLight):
         raise TwinError(f"{network.arch} has no pure tokens, so every token needs a slot: leave the capacity out")
-    return AtdTwin(network, size, capacity or tokens, flavour).eval()
+    return kind(network, size, capacity or tokens, flavour).eval()

@@ -3,13 +3,8 @@
 Before (networks/camixer/camixersr.py): windows are sorted by their score, and the hard ones are gathered from and
 scattered into all windows.
 
-After: k windows are few (16 at 64x64), so that the rank of each comes out of comparing all pairs, without Sort or TopK;
-H, the number of hard ones, is a constant of the size:
-
-    rank    = how many windows have a larger score, or an equal one and a smaller index     (k,)
-    attends = rank < H                                                                      (k,)
-
-Windows that attend are gathered into slots (`windows`). With Pure-Pass the mask tells them, once for all blocks.
+After: windows are ranked (`static_mixer`), and the hard ones, whose number is a constant of the size, gathered into
+slots (`windows`). With Pure-Pass the mask tells them, once for all blocks.
 
 Keys are read at places between the pixels, and only those of hard windows are used. So they alone are read, by four
 gathers of pixels, which every runtime has, where grid_sample is known to few.
@@ -34,14 +29,13 @@ from ppexport.networks.camixer.camixersr import (
     MixerBlock,
     MixerGroup,
     PPCAMixerSR,
-    Predictor,
     margins,
-    places_in_windows,
     read_between,
 )
 from ppexport.networks.network import Network, Trace
-from ppexport.twin.blocks import kinds_of, merge, partition
+from ppexport.twin.blocks import kinds_of, merge
 from ppexport.twin.counting_sort import count_up
+from ppexport.twin.static_mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import StaticTwin
 from ppexport.twin.windows import WindowSlots, count_slots, hard_windows_of, plan_windows
@@ -63,60 +57,6 @@ class Given:
     """For every block (k,): 1 for the windows that attend, in place of its own choice."""
     trace: Trace | None
     """Filled with what every block chose and computed."""
-
-
-def rank_scores(scores: Tensor, windows: Tensor) -> Tensor:
-    """(k,) int32: the rank of every window by descending *scores* (k,), ties by *windows* = 0 ... k - 1."""
-    larger = scores.unsqueeze(0) > scores.unsqueeze(1)
-    earlier = torch.logical_and(scores.unsqueeze(0) == scores.unsqueeze(1), windows.unsqueeze(0) < windows.unsqueeze(1))
-    return torch.logical_or(larger, earlier).float().sum(dim=1).to(torch.int32)
-
-
-def image_windows(image: Tensor, window: int) -> Tensor:
-    """(1, c, h, w) -> (k, window^2, c)."""
-    return partition(image[0].permute(1, 2, 0), window, window)
-
-
-class PictureMean(nn.Module):
-    """What AdaptiveAvgPool2d(1) computes, in operations that Core AI knows."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, c, h, w) -> (1, c, 1, 1)."""
-        return x.flatten(2).mean(dim=2, keepdim=True).unsqueeze(-1)
-
-
-class StaticPredictor(nn.Module):
-    """What the mixer reads off a condition, for one image."""
-
-    def __init__(self, source: Predictor, chooses: bool) -> None:
-        super().__init__()
-        self.window = source.window
-        self.in_conv, self.out_offsets = copy.deepcopy(source.in_conv), copy.deepcopy(source.out_offsets)
-        self.out_mask = copy.deepcopy(source.out_mask) if chooses else None
-        self.out_CA, self.out_SA = copy.deepcopy(source.out_CA), copy.deepcopy(source.out_SA)
-        self.out_CA[0] = PictureMean()
-
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Offsets (1, 2, h, w), channel weights (1, c, 1, 1), spatial weights (1, 1, h, w), scores (k,) of windows."""
-        u, scores = self.in_conv(condition), None
-        if self.out_mask is not None:
-            logits = self.out_mask(image_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1))
-            scores = logits[:, 0] - logits[:, 1]
-        return 8 * torch.tanh(self.out_offsets(u)), self.out_CA(u), self.out_SA(u), scores
-
-
-class Choice(nn.Module):
-    """Which windows attend, in a module of its own so that its name is the same in every graph."""
-
-    hard: Tensor
-
-    def __init__(self, hard: int) -> None:
-        super().__init__()
-        self.register_buffer("hard", torch.tensor([hard], dtype=torch.int32))
-
-    def forward(self, ranks: Tensor) -> Tensor:
-        """*ranks* (k,) int32 -> (k,) bool."""
-        return ranks < self.hard
 
 
 class StaticMixer(nn.Module):
@@ -151,6 +91,7 @@ class StaticMixer(nn.Module):
         offsets, channels, spatial, scores = self.route(torch.cat((v, given.condition), dim=1))
         values, slots = image_windows(v, self.window), self.choose(scores, given)
         read = slots.read(image_windows(x, self.window))
+        assert offsets is not None
         places = slots.read(image_windows(given.pixels + offsets, self.window)).view(-1, 2)
         pixels = x.view(x.shape[1], -1).transpose(0, 1)
         between = read_between(pixels, places[:, 0], places[:, 1], self.padded).view(-1, self.window**2, x.shape[1])
@@ -204,8 +145,6 @@ class CAMixerTwin(StaticTwin):
     windows: Tensor
     high: Tensor
     low: Tensor
-    within_rows: Tensor
-    within_columns: Tensor
     across: Tensor
     down: Tensor
 
@@ -227,8 +166,7 @@ class CAMixerTwin(StaticTwin):
         self.body = nn.ModuleList(StaticMixerGroup(group, padded, hard) for group in groups)
         self.body_tail = copy.deepcopy(network.body_tail)
         self.register_buffer("windows", torch.arange(count, dtype=torch.int32))
-        self.register_buffer("within_rows", places_in_windows(height, window, window)[0, 0, :, 0].clone())
-        self.register_buffer("within_columns", places_in_windows(window, width, window)[0, 1, 0].clone())
+        self.places = Places(padded, window)
         self.register_buffer("across", torch.arange(width).float())
         self.register_buffer("down", torch.arange(height).float())
 
@@ -248,9 +186,7 @@ class CAMixerTwin(StaticTwin):
             pure = self.pure_pass(padded) if mask is None else mask.view(-1) > 0.5
             plan = self.plan(pure, self.capacity if slots is None else slots.shape[1])
         head = self.head(padded)
-        # Repeated in the graph, so that no file holds a constant that grows with the image.
-        within = [self.within_rows.view(1, 1, h, 1).expand(1, 1, h, w), self.within_columns.expand(1, 1, h, w)]
-        condition = torch.cat((self.global_predictor(head), *within), dim=1)
+        condition = self.places(self.global_predictor(head))
         pixels = torch.cat((self.across.expand(1, 1, h, w), self.down.view(1, 1, h, 1).expand(1, 1, h, w)), dim=1)
         # One by one, not by iter(), which would put another operation into the graph.
         forced = None if categories is None else (categories[block] for block in itertools.count())

@@ -61,6 +61,8 @@ class Shared:
     """(n,) bool, None for a network without Pure-Pass."""
     slots: Slots | None = None
     """The slots of category attention in the portable flavour, None for a network without Pure-Pass."""
+    condition: Tensor | None = None
+    """What content-aware mixers know of every pixel (1, 4, h, w); None in networks without them."""
     windows: dict[tuple[int, int], WindowSlots] = field(default_factory=dict)
     """By shift and area: the slots of windows of which only hard ones attend."""
     rows: RowPlan | None = None
@@ -151,20 +153,23 @@ class StaticWindowAttention(nn.Module):
 
     def __init__(self, source: WindowAttention, size: tuple[int, int], shift: int) -> None:
         super().__init__()
-        self.heads, self.size, self.shift = source.heads, size, shift
+        self.heads, self.channels, self.size, self.shift = source.heads, source.proj.in_features, size, shift
         self.proj = copy.deepcopy(source.proj)
         self.register_buffer("relative_position_bias_table", position_table(source))
 
+    def attend_blocks(self, blocks: Tensor, area: int, index: Tensor) -> Tensor:
+        """qkv of *blocks* (count, area, 3c), *index* (area * area,) of their position bias -> (count, area, c)."""
+        q, k, v = heads_of(blocks, area, self.heads, self.channels)
+        bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, area, area)
+        weights = (q @ k.transpose(2, 3) + bias).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2).reshape(-1, area, self.channels)
+
     def forward(self, qkv: Tensor, shared: Shared) -> Tensor:
         """*qkv* (n, 3c) -> branch output (n, c)."""
-        channels = self.proj.in_features
-        image, cut, mixed = qkv.view(*self.size, 3 * channels), shared.cuts[self.shift], []
-        for kind, index in zip(cut.kinds, cut.indices, strict=True):
-            q, k, v = heads_of(to_blocks(image, kind), kind.area, self.heads, channels)
-            bias = self.relative_position_bias_table.index_select(1, index).view(1, self.heads, kind.area, kind.area)
-            weights = (q @ k.transpose(2, 3) + bias).softmax(dim=-1)
-            mixed.append((weights @ v).transpose(1, 2).reshape(-1, kind.area, channels))
-        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, channels))
+        image, cut = qkv.view(*self.size, 3 * self.channels), shared.cuts[self.shift]
+        indices = zip(cut.kinds, cut.indices, strict=True)
+        mixed = [self.attend_blocks(to_blocks(image, kind), kind.area, index) for kind, index in indices]
+        out: Tensor = self.proj(from_blocks(mixed, cut.kinds).reshape(-1, self.channels))
         return out
 
 
@@ -252,9 +257,12 @@ class PortableLayer(StaticLayer):
     def _add_attention(self, source: TransformerLayer, size: tuple[int, int], dense: bool) -> None:
         attention = source.attn_win
         self.wqkv = scale_queries(source.wqkv, attention.scale)
-        self.attn_win = StaticWindowAttention(attention, size, source.shift)
+        self._add_windows(source, size)
         tokens, categories = size[0] * size[1], source.attn_atd.dictionary_tokens
         self.attn_aca = StaticCategoryAttention(source.attn_aca, tokens, categories, dense, folded=attention.scale)
+
+    def _add_windows(self, source: TransformerLayer, size: tuple[int, int]) -> None:
+        self.attn_win = StaticWindowAttention(source.attn_win, size, source.shift)
 
     @classmethod
     def prepare(cls, shared: Shared, capacity: Tensor | int, impure: Tensor, categories: int) -> None:

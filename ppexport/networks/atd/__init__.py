@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from operator import mul
@@ -67,7 +67,7 @@ class AtdLight(Architecture):
     layout = Layout(16, "mirror", GROUP)
     config = AtdConfig()
     twin = "ppexport.twin.atd_twin:make_atd_twin"
-    flavours = ("portable", "ort", "tensorrt")
+    flavours: tuple[str, ...] = ("portable", "ort", "tensorrt")
     routing = ROUTING
     # Not attention scores, softmax, norms, mask, routing and the sum through all layers, nor the first and the last
     # convolution, which are 0.4 % of the work, at the picture's own resolution.
@@ -101,7 +101,7 @@ class AtdLight(Architecture):
         rf"{_ANY_LAYER}(\..*)?": "projections and norms",
         r".*": "head and tail",
     }
-    branches = (
+    branches: Sequence[str] = (
         "window attention",
         "category attention",
         "dictionary",  # cross-attention to the token dictionary, and its refinement
@@ -115,7 +115,7 @@ class AtdLight(Architecture):
     def detect(self, shapes: Mapping[str, Shape]) -> Detected | None:
         """Weights with a token dictionary in every block, of this configuration or, where it may be any, of theirs."""
         config = config_of(shapes)
-        if config is None or not (self.any_size or config == self.config):
+        if config is None or not ((self.any_size and not config.mixes) or config == self.config):
             return None
         return Detected(self.sized(config), upscaling(shapes, config))
 

@@ -61,6 +61,8 @@ class Routing:
     """What all layers of one pass share: the pure mask, injected categories, and the trace to fill."""
 
     pure: Tensor | None = None
+    condition: Tensor | None = None
+    """What content-aware mixers know of every pixel (b, 4, h, w); None in networks without them."""
     forced: Iterator[Tensor] | None = None
     trace: Trace | None = None
 
@@ -95,6 +97,11 @@ class TransformerLayer(nn.Module):
             self.norm3 = nn.InstanceNorm1d(config.dictionary_tokens, affine=True)
             self.sigma = nn.Parameter(torch.zeros(config.dictionary_tokens, 1))
 
+    def mix_windows(self, qkv: Tensor, size: tuple[int, int], index: Tensor, routing: Routing) -> Tensor:
+        """Output (b, n, c) of the branch of windows, of *qkv* (b, n, 3c)."""
+        out: Tensor = self.attn_win(qkv, size, self.shift, index)
+        return out
+
     def forward(
         self, x: Tensor, dictionary: Tensor, size: tuple[int, int], index: Tensor, routing: Routing
     ) -> tuple[Tensor, Tensor]:
@@ -105,7 +112,7 @@ class TransformerLayer(nn.Module):
         categories = routing.categories(similarity)
         rest = {"value": qkv[..., -z.shape[-1] :], "normed": z, "zero": None}[self.compensation]
         from_category = self.attn_aca(qkv, categories, routing.pure, rest)
-        x = x + self.attn_win(qkv, size, self.shift, index) + from_dictionary + from_category
+        x = x + self.mix_windows(qkv, size, index, routing) + from_dictionary + from_category
         extra = None
         if self.fc_td is not None:
             of_category = self.fc_td(dictionary)
@@ -123,13 +130,11 @@ class TransformerLayer(nn.Module):
 class LayerGroup(nn.Module):
     """The layers of one block and the token dictionary they share and refine."""
 
-    def __init__(self, config: AtdConfig, depth: int) -> None:
+    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
         super().__init__()
         self.td = nn.Parameter(torch.randn(config.dictionary_tokens, config.dim))
         self.layers = nn.ModuleList(
-            TransformerLayer(
-                config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1 and not config.is_second
-            )
+            layer(config, shift=config.window // 2 if i % 2 else 0, refines=i < depth - 1 and not config.is_second)
             for i in range(depth)
         )
 
@@ -144,9 +149,9 @@ class LayerGroup(nn.Module):
 class Block(nn.Module):
     """Transformer layers, a convolution and a residual connection; in version 2 a LayerNorm behind them."""
 
-    def __init__(self, config: AtdConfig, depth: int) -> None:
+    def __init__(self, config: AtdConfig, depth: int, layer: type[TransformerLayer]) -> None:
         super().__init__()
-        self.residual_group = LayerGroup(config, depth)
+        self.residual_group = LayerGroup(config, depth, layer)
         self.conv = residual_convolution(config)
         self.norm = nn.LayerNorm(config.dim) if config.is_second else None
 
@@ -176,6 +181,8 @@ class ATDLight(Network):
 
     arch = "atd"
     general = AtdOptions
+    layer = TransformerLayer
+    """What its blocks are made of."""
     mean: Tensor
     relative_position_index_SA: Tensor
 
@@ -196,7 +203,7 @@ class ATDLight(Network):
         dim = config.dim
         self.conv_first = conv3x3(3, dim)
         self.patch_embed = PatchNorm(dim)
-        self.layers = nn.ModuleList(Block(config, depth) for depth in config.depths)
+        self.layers = nn.ModuleList(Block(config, depth, self.layer) for depth in config.depths)
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = residual_convolution(config)
         tail = upsampler(config, scale)
@@ -219,6 +226,10 @@ class ATDLight(Network):
             raise ValueError(f"{self.arch} takes no mask: load the weights as pp_{self.arch}")
         return None
 
+    def condition(self, first: Tensor) -> Tensor | None:
+        """What content-aware mixers know of every pixel (b, 4, h, w), of the *first* convolution's output."""
+        return None
+
     def forward(
         self,
         x: Tensor,
@@ -233,12 +244,13 @@ class ATDLight(Network):
         h, w = x.shape[2:]
         padded = pad(x, self.layout)
         size = (padded.shape[2], padded.shape[3])
+        first = self.conv_first(padded - self.mean)
         routing = Routing(
             pure=self.pure_tokens(padded, mask),
+            condition=self.condition(first),
             forced=None if categories is None else iter(categories.long()),
             trace=trace,
         )
-        first = self.conv_first(padded - self.mean)
         tokens = self.patch_embed(first)
         for block in self.layers:
             tokens = block(tokens, size, self.relative_position_index_SA, routing)

@@ -182,6 +182,11 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.proj = nn.Linear(dim, dim)
 
+    def bias(self, index: Tensor) -> Tensor:
+        """The position bias (heads, window^2, window^2), of *index* from relative_position_index."""
+        area = self.window * self.window
+        return self.relative_position_bias_table[index.flatten()].view(area, area, self.heads).permute(2, 0, 1)
+
     def forward(self, qkv: Tensor, size: tuple[int, int], shift: int, index: Tensor) -> Tensor:
         """Branch output (b, n, c) of *qkv* (b, n, 3c) for an image of *size*; *index* from relative_position_index."""
         b, n, width = qkv.shape
@@ -191,8 +196,7 @@ class WindowAttention(nn.Module):
             image = image.roll((-shift, -shift), dims=(1, 2))
         windows = window_partition(image, self.window)
         q, k, v = split_heads(windows, self.heads)
-        area = self.window * self.window
-        bias = self.relative_position_bias_table[index.flatten()].view(area, area, self.heads).permute(2, 0, 1)
+        bias = self.bias(index)
         if shift:
             mask = shift_mask(h, w, self.window, shift, qkv.device)
             bias = (bias + mask.unsqueeze(1)).repeat(b, 1, 1, 1)

@@ -43,6 +43,8 @@ class AtdConfig:
     upsampler: Upsampler = "pixelshuffledirect"
     residual: Residual = "1conv"
     """The convolutions behind the layers of every block and behind all blocks."""
+    mixes: bool = False
+    """Whether a content-aware mixer is in place of window attention, which only networks of `camixer_atd` have."""
 
     @property
     def is_second(self) -> bool:
@@ -64,7 +66,9 @@ CLASSICAL = AtdConfig(
     upsampler="pixelshuffle",
 )
 """The published configuration of ATD (arXiv 2401.08209)."""
-PUBLISHED = {AtdConfig(): "_light", SECOND: "_light_v2"}
+MIXING = AtdConfig(mixes=True)
+"""ATD-light with a content-aware mixer, whose networks have no published weights."""
+PUBLISHED = {AtdConfig(): "_light", SECOND: "_light_v2", MIXING: "_light"}
 """The end of the name of an architecture with exactly one configuration."""
 
 LIMITS = {
@@ -123,6 +127,7 @@ def config_of(shapes: Mapping[str, Shape]) -> AtdConfig | None:
         dictionary_channels=sides(f"{LAYER}.fc_td.weight", 2)[0] if second else 0,
         upsampler=cast(Upsampler, _kind(shapes, UPSAMPLERS, "upsampler")),
         residual=cast(Residual, _kind(shapes, RESIDUALS, "residual connection")),
+        mixes=f"{LAYER}.attn_win.route.in_conv.0.weight" in shapes,
     )
     for name, (most, what) in LIMITS.items():
         if getattr(config, name) > most:

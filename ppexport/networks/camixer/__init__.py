@@ -38,12 +38,23 @@ class CAMixerConfig:
     @property
     def inner(self) -> int:
         """Channels of the predictor."""
-        return (self.dim + 4) // 4
+        return predictor_channels(self.dim)
+
+
+def predictor_channels(dim: int) -> int:
+    """The channels of the predictor of a mixer with *dim* channels, which reads four more."""
+    return (dim + 4) // 4
 
 
 def hard_windows(windows: int, ratio: float) -> int:
     """How many of so many *windows* attend: the published *ratio* of them, rounded down, and at least one."""
     return max(1, int(windows * ratio))
+
+
+def hard_tokens(tokens: int, ratio: float) -> int:
+    """How many of so many *tokens* are in windows of 16x16 that attend."""
+    area = CAMixerConfig().window ** 2
+    return hard_windows(tokens // area, ratio) * area
 
 
 class CAMixerSRArchitecture(Architecture):
@@ -123,7 +134,7 @@ class CAMixerSRArchitecture(Architecture):
         n, d, e, area, blocks = self.layout.tokens(size), c.dim, c.inner, c.window**2, sum(c.depths)
         chooses = self.masks == ("none",)
         if impure is None:
-            impure = hard_windows(n // area, 0.5) * area if chooses else n
+            impure = hard_tokens(n, 0.5) if chooses else n
         return Macs(
             {
                 "convolutions": n * (27 * d + 9 * d * d + 27 * d * scale**2 + len(c.depths) * d * d),
@@ -137,10 +148,9 @@ class CAMixerSRArchitecture(Architecture):
             }
         )  # fmt: skip
 
-    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int:
-        """The tokens in hard windows, whose share is the option `ratio`."""
-        area = CAMixerConfig().window ** 2
-        return hard_windows(self.layout.tokens(size) // area, options["ratio"]) * area
+    def fixed_tokens(self, size: tuple[int, int], options: Mapping[str, Any]) -> int | None:
+        """The tokens in hard windows, whose share is the option `ratio`; None where the mask chooses."""
+        return hard_tokens(self.layout.tokens(size), options["ratio"]) if "ratio" in options else None
 
 
 class PPCAMixerSRArchitecture(CAMixerSRArchitecture):

@@ -23,12 +23,21 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ppexport.networks.camixer import CAMixerConfig, hard_windows
+from ppexport.errors import present
+from ppexport.networks.camixer import CAMixerConfig
+from ppexport.networks.camixer.mixer import (
+    ChannelNorm,
+    Predictor,
+    condition_of,
+    from_windows,
+    global_predictor,
+    hardest,
+    spatial_convolutions,
+    to_windows,
+)
 from ppexport.networks.card import MaskOptions
 from ppexport.networks.network import Network, Trace, pad
 from ppexport.networks.pure_pass import PurePass, easy_windows
-
-SLOPE = 0.1
 
 
 @dataclass
@@ -55,34 +64,6 @@ class CAMixerOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratio: float = Field(default=0.5, gt=0, le=1, description="share of windows that attend, above 0 and at most 1")
-
-
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of an image."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, c, h, w)."""
-        out = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
-        return out.permute(0, 3, 1, 2)
-
-
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """Image (b, c, h, w) -> windows (b, h/window * w/window, window^2, c)."""
-    b, c, h, w = x.shape
-    x = x.view(b, c, h // window, window, w // window, window).permute(0, 2, 4, 3, 5, 1)
-    return x.reshape(b, -1, window * window, c)
-
-
-def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Windows (b, k, window^2, c) -> image (b, c, h, w)."""
-    b, _, _, c = windows.shape
-    x = windows.view(b, height // window, width // window, window, window, c)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, height, width)
 
 
 def read_between(
@@ -115,30 +96,6 @@ def read_between(
     return upper * (1 - y) + lower * y
 
 
-class Predictor(nn.Module):
-    """What the mixer reads off a condition (b, c + 4, h, w): offsets, channel and spatial weights, window scores."""
-
-    def __init__(self, dim: int, window: int) -> None:
-        super().__init__()
-        inner = (dim + 4) // 4
-        self.window = window
-        self.in_conv = nn.Sequential(nn.Conv2d(dim + 4, inner, 1), ChannelNorm(inner), nn.LeakyReLU(SLOPE))
-        self.out_offsets = nn.Sequential(
-            nn.Conv2d(inner, inner // 2, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(inner // 2, 2, 1)
-        )
-        self.out_mask = nn.Sequential(nn.Linear(window**2, window), nn.LeakyReLU(SLOPE), nn.Linear(window, 2))
-        self.out_CA = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, dim, 1), nn.Sigmoid())
-        self.out_SA = nn.Sequential(nn.Conv2d(inner, 1, 3, padding=1), nn.Sigmoid())
-
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Offsets (b, 2, h, w), channel weights (b, c, 1, 1), spatial weights (b, 1, h, w), scores (b, k)."""
-        u = self.in_conv(condition)
-        offsets = 8 * torch.tanh(self.out_offsets(u))
-        windows = to_windows(u.mean(dim=1, keepdim=True), self.window).squeeze(-1)
-        logits = self.out_mask(windows)
-        return offsets, self.out_CA(u), self.out_SA(u), logits[..., 0] - logits[..., 1]
-
-
 class Mixer(nn.Module):
     """The content-aware mixer."""
 
@@ -149,9 +106,7 @@ class Mixer(nn.Module):
         self.project_v = nn.Conv2d(dim, dim, 1)
         self.project_q = nn.Linear(dim, dim)
         self.project_k = nn.Linear(dim, dim)
-        self.conv_sptial = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, dim, 3, padding=2, groups=dim, dilation=2)
-        )
+        self.conv_sptial = spatial_convolutions(dim)
         self.project_out = nn.Conv2d(dim, dim, 1)
         self.route = Predictor(dim, config.window)
 
@@ -159,9 +114,7 @@ class Mixer(nn.Module):
         """Which windows attend (b, k) bool, by their *scores* (b, k) where nothing else says so."""
         if routing.hard is not None:
             return routing.hard
-        count = hard_windows(scores.shape[1], self.ratio)
-        chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-        own = torch.zeros_like(scores).scatter(1, chosen, torch.ones_like(chosen, dtype=scores.dtype)) > 0.5
+        own = hardest(scores, self.ratio)
         if routing.trace is not None:
             routing.trace.categories.append(own.long())
             routing.trace.gaps.append(margins(scores, own))
@@ -181,7 +134,7 @@ class Mixer(nn.Module):
 
         read = chosen_of(x)
         across, down = torch.arange(w).expand(1, 1, h, w), torch.arange(h).view(-1, 1).expand(1, 1, h, w)
-        places = chosen_of(offsets + torch.cat((across, down), dim=1)).view(-1, 2)
+        places = chosen_of(present(offsets, "the predictor's offsets") + torch.cat((across, down), dim=1)).view(-1, 2)
         start = torch.div(chosen, count, rounding_mode="floor").int() * (h * w)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         start = start.unsqueeze(1).expand(-1, self.window**2).flatten()
@@ -259,12 +212,6 @@ def margins(scores: Tensor, own: Tensor) -> Tensor:
     return torch.where(own, scores - best, worst - scores)
 
 
-def places_in_windows(height: int, width: int, window: int) -> Tensor:
-    """(1, 2, h, w): row and column of every pixel inside its window, from -1 to 1."""
-    line = torch.linspace(-1, 1, window)
-    return torch.stack(torch.meshgrid(line, line, indexing="ij")).repeat(1, height // window, width // window)[None]
-
-
 class CAMixerSR(Network):
     """CAMixerSR-S: (b, 3, h, w) in [0, 1] -> (b, 3, h * scale, w * scale), not clipped."""
 
@@ -276,9 +223,7 @@ class CAMixerSR(Network):
         self.ratio = self.options.ratio if isinstance(self.options, CAMixerOptions) else 1.0
         self.config = config = CAMixerConfig()
         dim = config.dim
-        self.global_predictor = nn.Sequential(
-            nn.Conv2d(dim, 8, 1), nn.LeakyReLU(SLOPE), nn.Conv2d(8, 2, 3, padding=1), nn.LeakyReLU(SLOPE)
-        )
+        self.global_predictor = global_predictor(dim)
         self.head = nn.Conv2d(3, dim, 3, padding=1)
         self.body = nn.ModuleList(MixerGroup(config, depth, self.ratio) for depth in config.depths)
         self.body_tail = nn.Conv2d(dim, dim, 3, padding=1)
@@ -306,8 +251,7 @@ class CAMixerSR(Network):
             raise ValueError(f"{self.arch} takes no categories: its mask chooses")
         routing = Routing(hard, None if categories is None else iter(categories), trace)
         head = self.head(padded)
-        places = places_in_windows(head.shape[2], head.shape[3], self.config.window).expand(len(x), -1, -1, -1)
-        condition = torch.cat((self.global_predictor(head), places), dim=1)
+        condition = condition_of(self.global_predictor(head), self.config.window)
         y = head
         for group in self.body:
             y = group(y, condition, routing)
