@@ -18,6 +18,16 @@ from ppexport.parity.inputs import parity_inputs
 
 REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd", "pp_swinir_light", "pp_camixersr", "camixer_atd_light")
 """Other architectures are made of the same: all but fp32 of these is slow."""
+FLOATS = ("fp32", "fp16")
+"""What every architecture that is not repeated has always tested; what is quantised is, of the first one alone."""
+
+
+def is_slow(architecture: str, precision: str) -> bool:
+    """Whether this combination is left to `make test-slow`."""
+    repeated = architecture in REPEATED and precision != "fp32"
+    return repeated or (precision not in FLOATS and architecture != "pp_atd_light")
+
+
 # A backend of another package has its own tests.
 COMBINATIONS = [
     pytest.param(
@@ -25,7 +35,7 @@ COMBINATIONS = [
         backend,
         precision,
         id=f"{architecture}-{backend.name}-{precision}",
-        marks=[pytest.mark.slow] if architecture in REPEATED and precision != "fp32" else [],
+        marks=[pytest.mark.slow] if is_slow(architecture, precision) else [],
     )
     for architecture in architectures()
     for backend in backends().values()
