@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ppexport.errors import CheckpointError
@@ -49,7 +49,9 @@ class AtdOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    category_size: Literal[32, 64, 128, 256] = 256
+    category_size: Literal[32, 64, 128, 256] = Field(
+        default=256, description="tokens of a group of category attention, as in training"
+    )
 
 
 class PPAtdOptions(AtdOptions, PurePassOptions):

@@ -55,7 +55,7 @@ class Routing:
 class PPCAMixerOptions(MaskOptions):
     """Options of the mask, and the share of pure pixels that makes a window easy."""
 
-    share: float = Field(default=1.0, gt=0, le=1)
+    share: float = Field(default=1.0, gt=0, le=1, description="share of pure pixels that makes a window easy")
 
 
 class CAMixerOptions(BaseModel):

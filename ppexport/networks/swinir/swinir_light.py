@@ -41,7 +41,7 @@ Easy = Mapping[int, Tensor]
 class PPSwinIROptions(PurePassOptions):
     """Options of Pure-Pass, whose windows divide the 8 pixels to which images are padded."""
 
-    window: Literal[2, 4, 8] = Field(default=8)
+    window: Literal[2, 4, 8] = Field(default=8, description="window of Pure-Pass, in pixels")
 
 
 class SwinAttention(WindowAttention):
