@@ -340,7 +340,7 @@ def test_the_command_measures_a_few(model, tmp_path):
 
 def test_the_plain_graphs_of_other_networks_are_theirs(tmp_path):
     lr = to_input(photo(16, 32))
-    for arch in ("atd_light_v2", "swinir_light", "camixersr"):
+    for arch in ("atd_light_v2", "swinir_light", "camixersr", "camixer_atd_light"):
         network = random_small_network(arch)
         export_plain(network, (16, 32), tmp_path / f"{arch}.onnx")
         sr, _ = plain_graph(tmp_path / f"{arch}.onnx", 1, flush=False)(lr)

@@ -50,7 +50,9 @@ UNJUDGED = {
     ("pp_atd_light_v2", "w8"): "w8 moves categories that random weights nearly tie",
     ("atd_light_v2", "w8a8"): "w8 moves categories that random weights nearly tie",
     ("camixersr", "w8a8"): "with random weights some numbers are too small for int8 scales in fp16",
+    ("pp_camixersr", "w8a8"): "with random weights some numbers are too small for int8 scales in fp16",
     ("swinir_light", "w8"): "w8 is judged by the picture, and random weights make none",
+    ("pp_swinir_light", "w8"): "w8 is judged by the picture, and random weights make none",
 }
 """{(architecture, precision): why a network with random weights says nothing of it}."""
 TWO_WINDOWS = (16, 32)

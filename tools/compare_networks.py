@@ -43,7 +43,7 @@ from ppexport.networks.load import load_network
 from ppexport.networks.network import Network
 
 SCALE, TRAINED = 2, "pp_atd_light_x2"
-NETWORKS = ("atd_light", "atd_light_v2", "swinir_light", "camixersr")
+NETWORKS = ("atd_light", "atd_light_v2", "swinir_light", "camixersr", "camixer_atd_light")
 PROGRAMS = {
     "ort": "flavour ort",
     "portable": "flavour portable",

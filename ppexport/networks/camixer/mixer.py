@@ -69,7 +69,8 @@ def spatial_convolutions(dim: int) -> nn.Sequential:
 def hardest(scores: Tensor, ratio: float) -> Tensor:
     """The windows (b, k) bool of the largest *scores* (b, k), ties by index, as many as *ratio* says."""
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : hard_windows(scores.shape[1], ratio)]
-    return torch.zeros_like(scores).scatter(1, chosen, torch.ones_like(chosen, dtype=scores.dtype)) > 0.5
+    # Of numbers, since torch's tracer knows no scatter of a bool.
+    return torch.zeros_like(scores).scatter(1, chosen, 1.0) > 0
 
 
 class Predictor(nn.Module):
