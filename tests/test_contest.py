@@ -163,6 +163,11 @@ def test_what_cannot_be_compared(pictures, tmp_path):
     several = "one scale, but these have several: pp_atd_light_x2 x2, enlarger x2, camixersr x4"
     fails("evaluate", model, enlarger, weights, *data, message=several)
     fails("evaluate", model, enlarger, *data, "--option", "colors=6", message="has its weights and options inside")
+    for subjects in ([f"{enlarger},ratio=1"], [model, f"{enlarger},ratio=1"]):
+        fails("evaluate", *subjects, *data, message="leave ratio=1 out")
+    for flag in ("--plot", "--json"):
+        fails("evaluate", model, enlarger, *data, flag, weights, message="name another file for the result")
+    fails("info", "--checkpoint", weights, "--option", "scale=3", message="scale")
     fails("evaluate", model, f"{model},colors=6", *data, "--record", "set5", message="--record is for one subject")
     fails("evaluate", model, enlarger, *data, "--checkpoint", weights, message="--checkpoint is for one subject")
     fails("evaluate", *data, "--plot", tmp_path / "x.html", message="--plot needs subjects")

@@ -98,7 +98,7 @@ def test_the_examples_of_the_readme(monkeypatch):
     examples = [line.split()[1:] for line in lines if line.startswith("    ppexport info ")]
     assert len(examples) == 2
     for example in examples:
-        assert "pp_atd_light_x2" in run(*example).stdout
+        assert "pure" in run(*example).stdout
 
 
 def test_info_of_several(mixer, tmp_path):

@@ -199,6 +199,7 @@ def test_a_manifest_says_how_its_network_pads_and_what_takes_slots(tmp_path):
         ('"padding": "reflect"', '"padding": "zeros"', "padding 'zeros' is not one of"),
         ('"group": 64', '"group": 60', "not shifts of windows of 60 pixels"),
         ('"multiple": 8', '"multiple": 12', "tokens"),
+        ('"window": 8', '"window": 16', "does not divide 8"),
         ("[\n    0,\n    4\n  ]", "[0, 3]", "not shifts of windows"),
     ):
         assert old in text

@@ -83,7 +83,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
     ] = False,
 ) -> None:
-    """Exports PP-ATD-light to edge runtimes, proves that each export computes the same picture, and times it."""
+    """Exports super-resolution transformers to edge runtimes, proves that exports compute the same, and times them."""
 
 
 def _end_in_order(number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ppexport.errors import EXIT_INTERRUPTED
+from ppexport.errors import EXIT_INTERRUPTED, InputError
 from ppexport.files import check_file_target, finite, naming, write_text
 
 LONG = 20.0
@@ -63,8 +63,16 @@ def emit_json(json_to: str | None, data: Any) -> None:
 def check_json(json_to: str | None) -> str | None:
     """Raise InputError, before any work is done, where `emit_json` could not write."""
     if json_to not in (None, "-") and not _is_special(json_to):
-        check_file_target(Path(json_to))
+        check_result_target(Path(json_to), ".json")
     return json_to
+
+
+def check_result_target(target: Path, suffix: str) -> None:
+    """Raise InputError where a result of the kind *suffix* cannot be written to *target*, or would replace a file of
+    another kind, such as a checkpoint that was meant as input."""
+    check_file_target(target)
+    if target.is_file() and target.suffix.lower() != suffix:
+        raise InputError(f"{target} exists and is no {suffix} file: name another file for the result")
 
 
 def _is_special(path: str) -> bool:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppexport.cli.console import emit_json, people, percent, progress_bar, table
+from ppexport.cli.console import check_result_target, emit_json, people, percent, progress_bar, table
 from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, Threads, load, network_options
 from ppexport.errors import InputError, counted
-from ppexport.files import check_file_target
 
 if TYPE_CHECKING:
     from ppexport.device.artifact import Manifest
@@ -68,7 +67,7 @@ def evaluate(
     if not named:
         raise InputError("--plot needs subjects: a model, a weights file or an artifact folder")
     if plot is not None:
-        check_file_target(plot)
+        check_result_target(plot, ".html")
     _evaluate_several(named, hr, lr, scale, arch, option, plot, threads, json)
 
 
@@ -219,9 +218,17 @@ def _show(contest: Contest, json: str | None) -> None:
 
 
 def _is_artifact(subject: Subject) -> bool:
+    """Whether *subject* is an artifact folder. Raises InputError for one with settings, which it would ignore."""
     from ppexport.device.artifact import MANIFEST
 
-    return (Path(subject.target) / MANIFEST).is_file()
+    found = (Path(subject.target) / MANIFEST).is_file()
+    if found and subject.settings:
+        given = ", ".join(f"{name}={value}" for name, value in subject.settings.items())
+        raise InputError(
+            f"{subject.target} is an artifact, which has its options inside: leave {given} out, or export the network "
+            "with it"
+        )
+    return found
 
 
 def _note_half(manifests: list[Manifest], json: str | None) -> None:

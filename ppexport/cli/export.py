@@ -50,8 +50,8 @@ def export(
     capacity: Annotated[
         str,
         typer.Option(
-            help="slots of category attention: full; set, chosen for every image, which saves time where it is flat; "
-            "or 1024,2048,..."
+            help="slots, which are pixels that get the attention that pure ones skip: full; set, chosen for every "
+            "image, which saves time where it is flat; or 1024,2048,..."
         ),
     ] = "full",
     mask: Annotated[
@@ -99,8 +99,8 @@ def export(
 ) -> None:
     """Export a network for one LR size into an artifact folder.
 
-    `--capacity set` stores the weights once and lets the runner choose the slots of category attention for every
-    image: exact, and faster the more of the image is pure.
+    `--capacity set` stores the weights once and lets the runner choose the number of slots for every image: exact, and
+    faster the more of the image is pure.
     """
     from ppexport.backends.backend import find_backend
     from ppexport.device.artifact import read_artifact

@@ -134,6 +134,6 @@ def load(
     model: str | None, checkpoint: Path | None, arch: str | None, scale: int | None, option: list[str] | None
 ) -> Network:
     """The network that the options describe."""
-    from ppexport.networks.load import load_network
+    from ppexport.networks.load import find_weights, load_card
 
-    return load_network(model, checkpoint=checkpoint, arch=arch, scale=scale, **network_options(option))
+    return load_card(*find_weights(model, arch, scale, checkpoint, network_options(option)))

@@ -256,6 +256,8 @@ def _check_options(manifest: Manifest, where: str) -> None:
         check_options(options["colors"], options["window"])
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
+    if manifest.multiple % options["window"]:
+        raise ArtifactError(f"{where}: window {options['window']} does not divide {manifest.multiple}, the multiple")
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
@@ -297,6 +299,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         f"grids {m.grids} are not shifts of windows of {m.group} pixels": bool(m.grids)
         and not (whole and all(shift < layout.window and 2 * shift % layout.window == 0 for shift in m.grids)),
         f"capacities ascend in multiples of {m.group} up to {tokens}, not {m.capacities}": not ascending,
+        "a capacity set needs a mask": len(m.capacities) > 1 and m.mask == "none",
         "a network with a mask has capacities": not m.capacities and m.mask != "none",
         "it lists no model file": not m.files,
         f"{foreign!r} is not a plain file name inside the artifact folder": foreign is not None,

@@ -62,7 +62,7 @@ def capacity_set(size: Any, steps: int = 32, layout: Layout = ATD_LAYOUT) -> lis
     """
     tokens, group = layout.tokens(check_size(size, layout)), layout.group
     if not group:
-        raise InputError("this network computes the same for every image: it has no capacities")
+        raise InputError("this network has no capacities: it computes the same for every image")
     return sorted({-(-tokens * i // (steps * group)) * group for i in range(1, steps + 1)})
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Tuple, Union
 import numpy as np
 
 from ppexport.device.centers import CENTRES, adaptive_centers, check_centers
+from ppexport.errors import InputError
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
@@ -114,10 +115,10 @@ class Layout:
     def index(self, size: int, padded: int) -> NDArray[np.int64]:
         """Where each of *padded* positions reads along an axis of *size*.
 
-        Raises ValueError for too few pixels to reflect.
+        Raises InputError for too few pixels to reflect.
         """
         if self.padding == "reflect" and padded >= 2 * size:
-            raise ValueError(
+            raise InputError(
                 f"a side of {size} pixels is padded to {padded} by reflection, which needs more than half as many: use "
                 f"{padded // 2 + 1} pixels or more"
             )

@@ -137,7 +137,7 @@ def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progre
     to_run, to_finish = iter(grid), iter(grid)
 
     # All tiles have the centres of the picture: a tile's own would split its few colours further.
-    centers = runner.artifact.manifest.centers(rgb) if len(grid) > 1 else None
+    centers = runner.artifact.manifest.centers(rgb)
 
     def prepare(origin: tuple[int, int]) -> Prepared:
         return runner.prepare(to_input(cut(rgb, origin, grid.tile)), centers)

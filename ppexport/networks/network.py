@@ -43,7 +43,7 @@ class Trace:
 def pad(x: Tensor, layout: Layout) -> Tensor:
     """Images (b, c, h, w), padded to the right and to the bottom as *layout* says.
 
-    Raises ValueError for images that are too small to be reflected.
+    Raises InputError for images that are too small to be reflected.
     """
     for axis, padded in zip((2, 3), layout.padded((x.shape[2], x.shape[3])), strict=True):
         if x.shape[axis] != padded:

@@ -97,7 +97,9 @@ class PurePass(Network):
             return pure_mask(padded, o.colors, o.window, o.csmf, o.centres)
         if tuple(mask.shape) != (b, h, w):
             raise ValueError(f"the mask is (b, H', W') = {(b, h, w)} over the padded image, not {tuple(mask.shape)}")
-        return mask.bool()
+        if mask.dtype != torch.bool:
+            raise ValueError(f"the mask is bool, True where a pixel is pure, not {mask.dtype}")
+        return mask
 
     def pure_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and pure pixels of the padded *x*."""

@@ -12,6 +12,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,11 @@ class ArtifactContender(Contender):
         Not known for a network whose sizes its weights tell, which the manifest does not repeat.
         """
         m, architecture, size = self.runner.artifact.manifest, find_architecture(self.facts["arch"]), self.runner.size
-        share = None if m.mask == "none" else float(m.pure(lr).mean())
+        share = None
+        if m.mask != "none":
+            # A picture may be too small to be padded as its network pads, while a tile of it is not.
+            with suppress(InputError):
+                share = float(m.pure(lr).mean())
         if architecture.any_size:
             return None, share
         colors = 0 if m.mask == "none" else m.options["colors"]

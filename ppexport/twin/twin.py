@@ -59,7 +59,7 @@ class StaticTwin(nn.Module):
         for name, side, padded in zip(("rows", "columns"), size, self.padded, strict=True):
             try:
                 index = layout.index(side, padded)
-            except ValueError as error:
+            except InputError as error:
                 raise TwinError(f"{network.arch}: {error}") from None
             self.register_buffer(name, torch.from_numpy(index).int())
 
