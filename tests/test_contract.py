@@ -22,9 +22,14 @@ FLOATS = ("fp32", "fp16")
 """What every architecture that is not repeated has always tested; what is quantised is, of the first one alone."""
 
 
-def is_slow(architecture: str, precision: str) -> bool:
+SAME_GRAPHS = ("atd_light", "atd_light_v2", "atd", "pp_atd")
+"""Their graphs have no operator that those of the others lack: what is no ONNX of these is slow as well."""
+
+
+def is_slow(architecture: str, backend: str, precision: str) -> bool:
     """Whether this combination is left to `make test-slow`."""
     repeated = architecture in REPEATED and precision != "fp32"
+    repeated |= architecture in SAME_GRAPHS and backend != "onnx"
     return repeated or (precision not in FLOATS and architecture != "pp_atd_light")
 
 
@@ -35,7 +40,7 @@ COMBINATIONS = [
         backend,
         precision,
         id=f"{architecture}-{backend.name}-{precision}",
-        marks=[pytest.mark.slow] if is_slow(architecture, precision) else [],
+        marks=[pytest.mark.slow] if is_slow(architecture, backend.name, precision) else [],
     )
     for architecture in architectures()
     for backend in backends().values()
