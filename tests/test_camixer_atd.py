@@ -1,4 +1,4 @@
-"""CAMixer-ATD-light, a reading without weights: what it computes, costs, and is told apart by."""
+"""CAMixer-ATD-light, a reading without weights: what it computes, what it costs, and how it is recognised."""
 
 from __future__ import annotations
 

@@ -159,8 +159,8 @@ def compare_networks(
 
     That is what its convolutions, linear layers and matmuls take at the rate of 1024x1024 matrix products in the same
     rounds. The programs of a network take turns, A B C C B A, and so do the networks, round by round; how a program is
-    timed is told by tools/compare_peers.py --help. Networks without bundled weights are untrained. For clean numbers of
-    several threads nothing else may run.
+    timed is what tools/compare_peers.py --help says. Networks without bundled weights are untrained. For clean numbers
+    of several threads nothing else may run.
     """
     try:
         height, width = parse_size(size)

@@ -35,11 +35,13 @@ class RowSwinAttention(nn.Module):
     def __init__(self, source: SwinLayer) -> None:
         super().__init__()
         attention = source.attn
-        self.q, k, v, value_bias = split_qkv(fold_norm(scale_queries(attention.qkv, attention.scale), source.norm1))
+        self.q, k, v, self.value_bias = split_qkv(
+            fold_norm(scale_queries(attention.qkv, attention.scale), source.norm1)
+        )
         self.register_buffer("k", k)
         self.register_buffer("v", v)
         self.mix = RowWindowAttention(attention)
-        self.proj = add_bias(attention.proj, attention.proj.weight @ value_bias)
+        self.proj = add_bias(attention.proj, attention.proj.weight @ self.value_bias)
 
     def forward(self, z: Tensor, cut: Cut, shared: Shared) -> Tensor:
         """Standardised rows (n, c) -> rows (n, c)."""
@@ -54,9 +56,8 @@ class RowHardSwinAttention(RowSwinAttention):
         super().__init__(source)
         self.compensation, norm = source.compensation, source.norm1
         # The bias of v is in the projection, for every token: what is no value goes without it.
-        value_bias = split_qkv(fold_norm(source.attn.qkv, norm))[3]
-        self.affine = nn.ParameterList((norm.weight.detach().clone(), norm.bias.detach() - value_bias))
-        self.register_buffer("nothing", -value_bias)
+        self.affine = nn.ParameterList((norm.weight.detach().clone(), norm.bias.detach() - self.value_bias))
+        self.register_buffer("nothing", -self.value_bias)
 
     def rest(self, z: Tensor, v: Tensor) -> Tensor:
         """What easy windows take (k, area, c), of their rows *z* and *v* (k, area, c)."""
