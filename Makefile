@@ -4,11 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# What the demo needs, and everything that tests use besides.
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow test-cpus test-boards lint numbers wheel-test clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/ppexport demo -o demo
 
 test: $(READY) lint
@@ -36,10 +38,15 @@ numbers: $(READY)
 	$(if $(IMAGES),,$(error make numbers IMAGES=DIR, a folder with the test sets set5 and set14))
 	PYTHON=$(BIN)/python tools/numbers.sh "$(IMAGES)"
 
-$(READY): setup.cfg pyproject.toml
+$(DEMO): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,test]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[export,onnx]"
+	touch $(DEMO)
+
+$(READY): $(DEMO)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" \
+	  -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,litert,executorch,qnn,test]"
 	touch $(READY)
 
 # The wheel in a second environment without torch, as on a device.

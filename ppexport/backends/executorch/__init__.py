@@ -1,0 +1,1 @@
+"""ExecuTorch: programs for apps that embed PyTorch's runtime."""

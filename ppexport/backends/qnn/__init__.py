@@ -1,0 +1,1 @@
+"""Qualcomm's NPU: ONNX graphs compiled ahead of time for a Snapdragon chip."""
