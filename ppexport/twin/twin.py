@@ -158,3 +158,9 @@ def make_twin(
         raise TwinError(str(error)) from None
     make: Callable[[Network, tuple[int, int], int | None, str], StaticTwin] = resolve_name(architecture.twin)
     return make(network, size, capacity, flavour)
+
+
+def twin_flavour(network: Network, flavour: str) -> str:
+    """The flavour of the twin that an artifact of *flavour* was made from: what no twin has starts from the portable
+    one, and is a backend's own."""
+    return flavour if flavour in find_architecture(network.arch).flavours else "portable"
