@@ -27,16 +27,16 @@ REWRITES: Mapping[object, Rewrite] = {
 """{operator: what is computed in its place}."""
 
 
-def rewrite(front: nn.Module, outputs: tuple[str, ...], inputs: Mapping[str, Tensor]) -> Rewritten:
+def rewrite(front: nn.Module, outputs: Mapping[str, bool], inputs: Mapping[str, Tensor]) -> Rewritten:
     """*front*, a module around a twin of the flavour `portable`, as litert-torch can convert it.
 
     Args:
         front: takes *inputs* by name, and returns a tuple.
-        outputs: the names of what it returns.
+        outputs: {the name of what it returns: whether it is needed}, as `Rewritten` takes them.
         inputs: an example of each.
 
     Raises:
-        ExportError: an operator has no form that LiteRT takes.
+        ExportError: when it is run or converted: an operator has no form that LiteRT takes.
     """
     with torch.no_grad():
         program = torch.export.export(front.eval(), (), dict(inputs))
