@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ppexport.backends.litert.rewrite.for_gpu import FOR_GPU
 from ppexport.backends.litert.rewrite.heads import split_heads
 from ppexport.backends.litert.rewrite.inverse import inverse_by_topk
 from ppexport.backends.litert.rewrite.lookups import look_up
-from ppexport.backends.litert.rewrite.repeated import repeat
 from ppexport.backends.litert.rewrite.rewritten import Rewrite, Rewritten
 
 aten = torch.ops.aten
@@ -22,7 +22,7 @@ REWRITES: Mapping[object, Rewrite] = {
     aten.index_select.default: look_up,
     aten.scatter.src: inverse_by_topk,
     aten.unbind.int: split_heads,
-    aten.expand.default: repeat,
+    **FOR_GPU,
 }
 """{operator: what is computed in its place}."""
 
