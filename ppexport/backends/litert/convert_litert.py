@@ -21,7 +21,7 @@ from ppexport.backends.litert.litert_probe import LiteRTProbe
 from ppexport.backends.litert.rewrite import rewrite
 from ppexport.backends.litert.run_litert import Session
 from ppexport.backends.litert.shown import INSIDE, ShownFront, hide
-from ppexport.backends.litert.tflite import add_facts, edit
+from ppexport.backends.litert.tflite import add_facts, edit, name_by_module
 from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.capacities import function_name
 from ppexport.device.quiet import quiet
@@ -101,7 +101,7 @@ def convert(job: BuildJob, twin: StaticTwin) -> bytes:
         names = {name: shown[held_by] for name, held_by in module.names.items() if held_by in shown}
         add_facts({**model_facts(twin, job.card, capacities), INSIDE: json.dumps(names)})(model)
 
-    return edit(content, describe)
+    return edit(content, name_by_module, describe)
 
 
 def build_for_litert(job: BuildJob) -> str:
