@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppexport.backends.backend import FP32_GATE, Backend, BuildJob, Built, Probe
+from ppexport.backends.backend import FP32_GATE, Backend, BuildJob, Built, Probe, UnitRun
 from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ class LiteRTBackend(Backend):
         from ppexport.backends.litert.litert_probe import LiteRTProbe
 
         return LiteRTProbe(runner.artifact, dict(runner.session.facts))
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """On this machine's GPU, in a child process."""
+        from ppexport.backends.litert.gpu_trial import unit_runs
+
+        return unit_runs(runner, units)
 
 
 BACKEND = LiteRTBackend()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppexport.backends.backend import BuildJob, Step, model_facts
+from ppexport.backends.litert.gpu_constants import align_constants
 from ppexport.backends.litert.rewrite import rewrite
 from ppexport.backends.litert.run_litert import Session
 from ppexport.backends.litert.shown import INSIDE, ShownFront, hide
@@ -103,7 +104,7 @@ def convert(job: BuildJob, twin: StaticTwin) -> bytes:
         names = {name: shown[held_by] for name, held_by in module.names.items() if held_by in shown}
         add_facts({**model_facts(twin, job.card, capacities), INSIDE: json.dumps(names)})(model)
 
-    return edit(content, describe)
+    return edit(content, describe, align_constants)
 
 
 def build_for_litert(job: BuildJob) -> str:

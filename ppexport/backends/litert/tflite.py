@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.litert.run_litert import FACTS, IDENTIFIER
+from ppexport.backends.litert.run_facts import FACTS, IDENTIFIER
 
 
 def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
