@@ -43,14 +43,12 @@ class LiteRTBackend(Backend):
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
         """A copy of the shipped file that shows its inside; None for a network without routing, and without what can
         edit the file."""
-        from ppexport.backends.litert.run_litert import LiteRTRunner
-
-        routing = find_architecture(runner.artifact.manifest.arch).routing
-        if routing is None or find_spec("flatbuffers") is None or not isinstance(runner, LiteRTRunner):
+        artifact = runner.artifact
+        if find_architecture(artifact.manifest.arch).routing is None or find_spec("flatbuffers") is None:
             return None
         from ppexport.backends.litert.litert_probe import LiteRTProbe
 
-        return LiteRTProbe(runner.artifact, dict(runner.session.facts))
+        return LiteRTProbe(artifact.read(artifact.model_file), str(artifact.model_file))
 
     def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
         """On this machine's GPU, in a child process."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from ppexport.backends.litert.rewrite.rewritten import MARK
 from ppexport.backends.litert.run_facts import FACTS, IDENTIFIER
+
+ORIGIN = re.compile(MARK + r"([\w-]+)_\1(?=;|$)")
+"""The path of a module, with dashes for dots, in the name that the converter gives a tensor."""
 
 
 def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
@@ -43,6 +49,23 @@ def kind_of(model: Any, operator: Any) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
     # The older field has a byte.
     return operator_names().get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+
+
+def name_by_module(model: Any) -> None:
+    """Call every tensor of *model* by the module of the twin that it comes from, and a number:
+
+        layers.0.residual_group.layers.3.convffn.fc1:2
+
+    in place of what the converter makes of `rewrite.rewritten.Origin`, which would be a tenth of the file. What was
+    fused from several modules is called by the last.
+    """
+    for graph in model.subgraphs:
+        used: Counter[str] = Counter()
+        for tensor in graph.tensors:
+            if found := ORIGIN.findall(text(tensor.name)):
+                module = found[-1].replace("-", ".").partition("twin.")[2] or "twin"
+                tensor.name = f"{module}:{used[module]}"
+                used[module] += 1
 
 
 def drop_unread(graph: Any) -> None:

@@ -9,6 +9,9 @@
     constant @ x                                  (x^T @ constant^T)^T                           BATCH_MATMUL
     F.pad(x, ...), x of rank 2                    F.pad(x[None], ...)[0]                         PAD
 
+None of them is an expand: near a convolution litert-torch 0.10 turns images to the layout NHWC, but not the shape of an
+expand, so that another axis is repeated and the file is refused, or computes another picture.
+
 The second is for the converter, which makes an L2_NORMALIZATION of a row divided by its length unless anything stands
 between the row and its square.
 
@@ -47,11 +50,11 @@ def square(run: Run, x: Tensor, exponent: float) -> Tensor:
 
 
 def repeat(x: Tensor, size: list[int]) -> Tensor:
-    """*x* expanded to *size*, -1 for a length that stays, by concatenation; NotImplemented for too many repeats."""
+    """*x* expanded to *size*, -1 for a length that stays, by concatenation or, of too many parts, `Tensor.repeat`."""
     shape = (1,) * (len(size) - x.dim()) + tuple(x.shape)
     times = [1 if wanted == -1 else wanted // length for wanted, length in zip(size, shape, strict=True)]
     if max(times, default=1) > MOST_REPEATS:
-        return NotImplemented
+        return x.repeat(times)
     x = x.reshape(shape)
     for dim, count in enumerate(times):
         x = torch.cat([x] * count, dim=dim) if count > 1 else x
@@ -68,17 +71,15 @@ def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
     if all(value.shape in (shape, ()) for value in (x, y)):
         return NotImplemented
-    assert run.node is not None
     other = run.node.args[2]
     if isinstance(other, fx.Node) and other.target is aten.zeros.default and not other.args[0]:
         return condition.float() * x
     parts = [value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y)]
-    return NotImplemented if any(part is NotImplemented for part in parts) else torch.where(condition, *parts)
+    return torch.where(condition, *parts)
 
 
 def matmul(run: Run, a: Tensor, b: Tensor) -> Tensor:
     """What `a @ b` gives, where *a* is a constant matrix; exact for sums of whole numbers below 2^24."""
-    assert run.node is not None
     left, right = (run.is_constant(node) for node in run.node.args)
     if not left or right or a.dim() != 2 or b.dim() < 2:
         return NotImplemented
