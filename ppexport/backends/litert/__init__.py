@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, Backend, BuildJob, Built, Probe
+from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, Backend, BuildJob, Built, Probe, UnitRun
 from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class LiteRTBackend(Backend):
         from ppexport.backends.litert.litert_probe import LiteRTProbe
 
         return LiteRTProbe(artifact.read(artifact.model_file), str(artifact.model_file))
+
+    def unit_runs(self, runner: Runner, units: Sequence[str]) -> dict[str, UnitRun]:
+        """On this machine's GPU, in a child process."""
+        from ppexport.backends.litert.gpu_trial import unit_runs
+
+        return unit_runs(runner, units)
 
 
 BACKEND = LiteRTBackend()

@@ -17,6 +17,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import BuildJob, Step, model_facts
+from ppexport.backends.litert.gpu_constants import align_constants
 from ppexport.backends.litert.litert_precision import narrow_weights
 from ppexport.backends.litert.litert_probe import LiteRTProbe
 from ppexport.backends.litert.rewrite import rewrite
@@ -102,7 +103,7 @@ def convert(job: BuildJob, twin: StaticTwin) -> bytes:
         names = {name: shown[held_by] for name, held_by in module.names.items() if held_by in shown}
         add_facts({**model_facts(twin, job.card, capacities), INSIDE: json.dumps(names)})(model)
 
-    return edit(content, name_by_module, describe)
+    return edit(content, name_by_module, describe, align_constants)
 
 
 def build_for_litert(job: BuildJob) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
         for kind in KINDS:
             worker.update_quantization_recipe(".*", kind, config, AlgorithmName.FLOAT_CASTING)
     try:
-        done = worker.quantize(enable_progress_bar=False, enable_progress_report=False)
+        with quiet():
+            done = worker.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
         raise ExportError(f"ai-edge-quantizer cannot make {precision} of the file: {first_line(error)}") from error
     return bytes(done.quantized_model), about

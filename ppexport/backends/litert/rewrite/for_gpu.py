@@ -1,5 +1,4 @@
-"""Operators that LiteRT's GPU accelerator refuses, by others that it takes. Measured with LiteRT 2.3.
-
+"""Operators that LiteRT's GPU accelerator refuses, by others that it takes. Measured: docs/litert-gpu.md.
 
     before                                        after                                          refused was
     x.clamp(low, high)                            where(x > high, high, maximum(x, low))         RELU_0_TO_1
