@@ -8,8 +8,10 @@ After:
 
     same  = keys[i] == keys[j] and j before i, inside blocks of 32 tokens -> rank inside the block
     less  = how many keys of every block are smaller than each key  # (blocks, K + 1)
-    hist  = less[:, 1:] - less[:, :-1]                              # (blocks, K) how often every key occurs
-    start = exclusive running sum of hist over the blocks, plus the sum of less over all blocks
+    before = exclusive running sum of less over the blocks          # (blocks, K + 1)
+    start = before[:, 1:] - before[:, :-1] + sum of less over all blocks
+                                                                    # (blocks, K) equal keys in earlier blocks, and
+                                                                    # smaller keys anywhere
     destination = start[block, key] + rank inside the block         # (n,) rank of every token
     order[destination] = token                                      # one scatter
 
@@ -43,26 +45,26 @@ def in_spans(counts: Tensor) -> Tensor:
 
 def total(counts: Tensor) -> Tensor:
     """(1, K) int32: the sum over the rows of *counts* (r, K), floats of at most 32 each."""
-    spans = in_spans(counts).sum(dim=1).to(torch.int32)
-    return spans if len(spans) == 1 else spans.sum(dim=0, keepdim=True, dtype=torch.int32)
+    return in_spans(counts).sum(dim=1).to(torch.int32).sum(dim=0, keepdim=True, dtype=torch.int32)
 
 
-def prefix(counts: Tensor, tokens: Tensor) -> Tensor:
-    """(r, K) int32: exclusive running sum over the rows of *counts* (r, K), floats of at most 32 each.
+def prefix(counts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Running sums over the rows of *counts* (r, K), floats of at most 32 each; *tokens* counts up from 0.
 
-    *tokens* counts up from 0.
+    Returns (r, K) int32, the sum over all rows before each, and (1, K) int32, that over all rows.
     """
     parts = in_spans(counts)
     number, size, _ = map(int, parts.shape)
     row = tokens[:size]
-    sums = ((row.unsqueeze(1) > row).float() @ parts).to(torch.int32)
+    before = ((row.unsqueeze(1) > row).float() @ parts).to(torch.int32)
+    sums = parts.sum(dim=1).to(torch.int32)
     if number > 1:
         part = tokens[:number]
         # Products, since not every runtime can choose between integers.
         earlier = (part.unsqueeze(1) > part).to(torch.int32).unsqueeze(-1)
-        spans = parts.sum(dim=1).to(torch.int32)
-        sums = sums + (earlier * spans).sum(dim=1, keepdim=True, dtype=torch.int32)
-    return sums.view(counts.shape)
+        before = before + (earlier * sums).sum(dim=1, keepdim=True, dtype=torch.int32)
+        sums = sums.sum(dim=0, keepdim=True, dtype=torch.int32)
+    return before.view(counts.shape), sums
 
 
 class CountingSort(nn.Module):
@@ -87,8 +89,8 @@ class CountingSort(nn.Module):
         same = (blocks.unsqueeze(2) == blocks.unsqueeze(1)) & (row.unsqueeze(1) > row)
         inside = same.float().sum(dim=2).to(torch.int32)
         less = (self.values > blocks.unsqueeze(2)).float().sum(dim=1)
-        smaller = less[:, :-1]
-        start = prefix(less[:, 1:] - smaller, tokens) + total(smaller)
+        before, everywhere = prefix(less, tokens)
+        start = before[:, 1:] - before[:, :-1] + everywhere[:, :-1]
         cell = tokens[: blocks.shape[0]].unsqueeze(1) * self.keys + blocks
         destination = start.view(-1).index_select(0, cell.view(-1)) + inside.view(-1)
         # Every place is written, so what the scatter starts from does not matter.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ppexport.device.mask import least_pure
 from ppexport.twin.blocks import Kind, to_blocks
-from ppexport.twin.counting_sort import prefix, total
+from ppexport.twin.counting_sort import prefix
 
 
 class WindowSlots(NamedTuple):
@@ -65,8 +65,8 @@ def count_slots(tokens: Tensor, windows: int, area: int, capacity: Tensor | int)
 
 def plan_windows(hard: Tensor, windows: Tensor, positions: Tensor) -> WindowSlots:
     """The slots of the *hard* (k,) bool of *windows* = 0 ... k - 1, int32; *positions* = 0 ... C - 1, int32."""
-    flags = hard.float().unsqueeze(1)
-    before, m, easy = prefix(flags, windows).view(-1), total(flags).view(1), (~hard).to(torch.int32)
+    before, m = (found.view(-1) for found in prefix(hard.float().unsqueeze(1), windows))
+    easy = (~hard).to(torch.int32)
     # Arithmetic, since not every runtime can choose between integers.
     rank = before + easy * (m + windows - 2 * before)
     order = windows.scatter(0, rank.long(), windows)
