@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Front(nn.Module):
-    """A twin whose inputs are positional: `lr`, and `mask` where it has one."""
+    """A twin whose inputs are positional: `lr`, and `mask` and `slots` where it has them."""
 
     outputs: tuple[str, ...] = ("sr", "impure_tokens")
 
@@ -34,9 +34,9 @@ class Front(nn.Module):
         super().__init__()
         self.twin = twin
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """What the twin gives."""
-        out: tuple[Tensor, ...] = self.twin(lr, mask)
+        out: tuple[Tensor, ...] = self.twin(lr, mask, slots=slots)
         return out
 
 
@@ -54,12 +54,12 @@ class OpenFront(Front):
         self.inside = (*chosen, *given, *shown)
         self.outputs = (*Front.outputs, *self.inside)
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """Also, as far as the network has them, categories (layers, n), the layers' results (layers, ...), their input
         tokens (layers, n, c) and dictionaries (layers, t, c), the mask (n,) and the labels (n,) that it comes from.
         """
         trace, found = Trace(), {}
-        sr, impure = self.twin(lr, mask, trace=trace)
+        sr, impure = self.twin(lr, mask, slots=slots, trace=trace)
         if "categories" in self.inside:
             found = {"categories": torch.stack(trace.categories), "layers": torch.stack(trace.tokens)}
         if "tokens" in self.inside:
