@@ -29,7 +29,7 @@ class FloatSort(CountingSort):
     def __init__(self, source: CountingSort) -> None:
         # The number of tokens was checked when *source* was made.
         super().__init__(BLOCK, source.keys)
-        self.register_buffer("numbers", self.values.float().unsqueeze(1))
+        self.register_buffer("numbers", self.values[:-1].float().unsqueeze(1))
         self.register_buffer("smaller", torch.ones(self.keys, self.keys).tril(-1))
         self.register_buffer("ones", torch.ones(1, BLOCK))
 
@@ -39,12 +39,12 @@ class FloatSort(CountingSort):
         count, row, numbers = blocks.shape[0], tokens[:BLOCK], blocks.float()
         earlier = (row.view(BLOCK, 1) > row).float()
         same = equal(numbers.view(count, BLOCK, 1), numbers.view(count, 1, BLOCK)) * earlier
-        inside = F.linear(same, self.ones).view(-1)
+        inside = F.linear(same, self.ones).view(-1).to(torch.int32)
         hist = F.linear(equal(numbers.view(count, 1, BLOCK), self.numbers), self.ones).view(count, self.keys)
-        totals = hist.t().sum(dim=1, keepdim=True)
-        start = prefix(hist, tokens) + F.linear(totals.view(1, -1), self.smaller)
+        before, totals = prefix(hist, tokens)
+        start = before + F.linear(totals.float(), self.smaller).to(torch.int32)
         cell = tokens[:count].view(count, 1) * self.keys + blocks
-        destination = (start.view(-1).index_select(0, cell.view(-1)) + inside).to(torch.int32)
+        destination = start.view(-1).index_select(0, cell.view(-1)) + inside
         return destination, tokens.scatter(0, destination.long(), tokens)
 
 
