@@ -27,6 +27,7 @@ class LiteRTBackend(Backend):
     precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "int8": INT8_GATE}  # noqa: RUF012
     # Every step is a signature, whose program takes room in the file.
     set_steps = 4
+    builds_slowly = True
 
     def build(self, job: BuildJob) -> Built:
         """Write `model.tflite`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ppexport.backends.litert.tflite import kind_of, read_model, text
+from ppexport.backends.litert.tflite import edit, kind_of, read_model, text
 from ppexport.device.quiet import quiet
 from ppexport.errors import ExportError, first_line, require
 from ppexport.networks.card import Card
@@ -24,16 +24,30 @@ KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """Operators with weights; the second input is the weight."""
 
 
-def outputs_of(content: bytes, groups: tuple[str, ...]) -> list[str]:
-    """The names of what is computed by operators with weights that are of a layer in *groups*."""
-    model, found = read_model(content), set()
+def outputs_of(model: Any, groups: tuple[str, ...]) -> list[str]:
+    """The names of what is computed by operators of *model* with weights that are of a layer in *groups*."""
+    found = set()
     for graph in model.subgraphs:
         for operator in graph.operators:
             if kind_of(model, operator) in KINDS:
                 weight, result = (text(graph.tensors[int(t)].name) for t in (operator.inputs[1], operator.outputs[0]))
-                if group_of(weight.rpartition(":")[0]) in groups:
+                if group_of(weight.rpartition("/")[2].rpartition(":")[0]) in groups:
                     found.add(result)
     return sorted(found)
+
+
+def number_names(model: Any) -> None:
+    """Put the number of its graph before the name of every tensor: the quantiser needs names that are unique."""
+    for number, graph in enumerate(model.subgraphs):
+        for tensor in graph.tensors:
+            tensor.name = f"{number}/{text(tensor.name)}"
+
+
+def restore_names(model: Any) -> None:
+    """Remove what `number_names` put there, also from what the quantiser has added to the names."""
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.name = text(tensor.name).partition("/")[2]
 
 
 def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, dict[str, Any]]:
@@ -50,10 +64,11 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
         from ai_edge_quantizer.qtyping import OpQuantizationConfig, TensorDataType, TensorQuantizationConfig
 
     about: dict[str, Any] = {}
-    worker = quantizer.Quantizer(content)
+    numbered = edit(content, number_names)
+    worker = quantizer.Quantizer(numbered)
     if precision == "int8":
         groups = recipe_for(card, None)[0].groups
-        names = outputs_of(content, groups)
+        names = outputs_of(read_model(numbered), groups)
         if not names:
             raise ExportError(f"no layer of {card.arch} is in a group that may be int8: export it as fp32 or fp16")
         about = {"int8": {"groups": list(groups), "activations": "rounded while the model runs"}}
@@ -70,4 +85,4 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
             done = worker.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
         raise ExportError(f"ai-edge-quantizer cannot make {precision} of the file: {first_line(error)}") from error
-    return bytes(done.quantized_model), about
+    return edit(bytes(done.quantized_model), restore_names), about
