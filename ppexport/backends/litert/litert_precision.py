@@ -11,7 +11,9 @@ the image.
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import redirect_stderr
 from typing import Any
 
 from ppexport.backends.litert.tflite import edit, kind_of, read_model, text
@@ -81,7 +83,8 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
         for kind in KINDS:
             worker.update_quantization_recipe(".*", kind, config, AlgorithmName.FLOAT_CASTING)
     try:
-        with quiet():
+        # Its progress bars.
+        with redirect_stderr(io.StringIO()):
             done = worker.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
         raise ExportError(f"ai-edge-quantizer cannot make {precision} of the file: {first_line(error)}") from error
