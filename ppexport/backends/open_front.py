@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Front(nn.Module):
-    """A twin whose inputs are positional: `lr`, and `mask` where it has one."""
+    """A twin whose inputs are positional: `lr`, and `mask` and `slots` where it has them."""
 
     outputs: tuple[str, ...] = ("sr", "impure_tokens")
 
@@ -34,9 +34,9 @@ class Front(nn.Module):
         super().__init__()
         self.twin = twin
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """What the twin gives."""
-        out: tuple[Tensor, ...] = self.twin(lr, mask)
+        out: tuple[Tensor, ...] = self.twin(lr, mask, slots=slots)
         return out
 
 
@@ -54,10 +54,12 @@ class OpenFront(Front):
         self.inside = (*chosen, *given, *shown)
         self.outputs = (*Front.outputs, *self.inside)
 
-    def look(self, lr: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
+    def look(
+        self, lr: Tensor, mask: Tensor | None, slots: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
         """The picture, the impure tokens and, by the names in `inside`, what every layer gave, or the mask."""
         trace = Trace()
-        sr, impure = self.twin(lr, mask, trace=trace)
+        sr, impure = self.twin(lr, mask, slots=slots, trace=trace)
         found = {"categories": trace.categories, "layers": trace.tokens}
         found |= {name: [pair[i] for pair in trace.inputs] for i, name in enumerate(("tokens", "dictionaries"))}
         if self.twin.pure_pass is not None and "pure" in self.inside:
@@ -66,11 +68,11 @@ class OpenFront(Front):
             found |= {"pure": [self.twin.pure_pass(padded).to(torch.int32)], "labels": [labels]}
         return sr, impure, {name: found[name] for name in self.inside}
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """Also, as far as the network has them, categories (layers, n), the layers' results (layers, ...), their input
         tokens (layers, n, c) and dictionaries (layers, t, c), the mask (n,) and the labels (n,) that it comes from.
         """
-        sr, impure, found = self.look(lr, mask)
+        sr, impure, found = self.look(lr, mask, slots)
         whole = ("pure", "labels")
         return sr, impure, *(found[name][0] if name in whole else torch.stack(found[name]) for name in self.inside)
 

@@ -1,105 +1,42 @@
 """Looks into a Core AI asset, which Apple's runtime computes, by means of a second, open one.
 
-An asset gives its outputs only. So the same twin is converted once more, with more outputs: what its layers chose, what
-from, and what they computed. Both must compute the same picture, or the copy says nothing about the file that ships.
-
 A picture takes minutes. So whatever was computed is kept until the run is complete, and an interrupted run continues
 from what was kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ppexport.backends.backend import ChosenFrom, Inside, Probe
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreai.convert_asset import write_asset
+from ppexport.backends.open_copy import OpenCopyProbe
 from ppexport.backends.open_front import KeptResults, OpenFront
-from ppexport.device.picture import psnr
-from ppexport.errors import ArtifactError, InputError
 from ppexport.files import sha256_text
 from ppexport.networks.load import card_of
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
-    from ppexport.device.runner import Arrays, Runner
-
-SAME_DB = 120.0
-"""The copy computes the same numbers, although the runtime may fuse other operations in it."""
+    from ppexport.device.runner import Runner
 
 
-class AssetProbe(Probe):
-    """An asset and its open copy. Nothing can be injected: categories are the asset's own."""
-
-    injects = False
+class AssetProbe(OpenCopyProbe):
+    """An asset and its open copy."""
 
     def __init__(self, runner: Runner, twin: StaticTwin, folder: Path) -> None:
         """Convert *twin* once more, which takes about as long as the export, unless *folder* has the copy."""
-        self.runner, manifest = runner, runner.artifact.manifest
+        manifest = runner.artifact.manifest
         versions = {name: version(name) for name in ("torch", "coreai-core", "coreai-torch")}
         made_from = {"files": manifest.files, "versions": versions, "outputs": OpenFront(twin).outputs}
-        self.kept = KeptResults(folder, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
-        path = self.kept.folder / "open.aimodel"
+        kept = KeptResults(folder, sha256_text(json.dumps(made_from, sort_keys=True))[:16])
+        path = kept.folder / "open.aimodel"
         if not path.is_dir():
             new = path.with_name("new.aimodel")
             shutil.rmtree(new, ignore_errors=True)
             write_asset(new, twin, card_of(twin.network), manifest, OpenFront)
             new.rename(path)
-        self.open = Session(path)
-
-    def _opened(self, inputs: Arrays) -> Arrays:
-        """What the copy computes."""
-        return self.kept.arrays(f"{_key(inputs)}-open", lambda: self.open.run(inputs))
-
-    def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
-        """As `Probe.run`, without *categories*. Raises ArtifactError where the copy computes another picture."""
-        if categories is not None:
-            raise InputError("categories cannot be injected into an asset")
-
-        def run_shipped() -> Arrays:
-            result = self.runner.run_unchecked(self.runner.prepare(inputs["lr"]))
-            return {"sr": result.sr, "impure_tokens": np.asarray(result.impure_tokens)}
-
-        shipped, inside = self.kept.arrays(_key(inputs), run_shipped), self._opened(inputs)
-        sr = shipped["sr"]
-        same = psnr(sr, inside["sr"].astype(np.float32), 1.0)
-        # A picture that is not finite fails by itself, whatever its copy computes.
-        if np.isfinite(sr).all() and not same >= SAME_DB:
-            raise ArtifactError(
-                f"{self.runner.artifact.path}: an asset converted from the same model computes another picture "
-                f"({same:.1f} dB): export again with the installed versions"
-            )
-        labels, pure = inside.get("labels"), inside.get("pure")
-        return Inside(
-            sr,
-            int(shipped["impure_tokens"]),
-            inside.get("categories", np.zeros((0, 0))).astype(np.int64),
-            None if labels is None else labels.astype(np.int64),
-            None if pure is None else pure.astype(np.bool_),
-        )
-
-    def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
-        """The output (rows, c) of every layer, with the asset's own categories."""
-        found = self._opened(inputs).get("layers", np.zeros((0, 1, 1))).astype(np.float32)
-        return [layer.reshape(-1, layer.shape[-1]) for layer in found]
-
-    def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
-        """What every layer chose from; *categories* are the asset's own."""
-        inside = self._opened(inputs)
-        return [ChosenFrom(*pair) for pair in zip(inside["tokens"], inside["dictionaries"], strict=True)]
-
-    def close(self) -> None:
-        """Release the copy."""
-        self.open.close()
-
-
-def _key(inputs: Arrays) -> str:
-    return hashlib.sha256(inputs["lr"].tobytes()).hexdigest()[:16]
+        super().__init__(runner, kept, Session(path))

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppexport.backends.backend import FP32_GATE, Backend, BuildJob, Built, Probe, UnitRun
+from ppexport.backends.backend import FP16_GATE, FP32_GATE, INT8_GATE, Backend, BuildJob, Built, Probe, UnitRun
 from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
@@ -23,16 +23,17 @@ class LiteRTBackend(Backend):
     summary = "a LiteRT file, for Android and boards"
     usual = "LiteRT on the CPU"
     extra = "litert"
-    modules = ("litert_torch", "ai_edge_litert")
-    precisions = {"fp32": FP32_GATE}  # noqa: RUF012
+    modules = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer", "flatbuffers")
+    precisions = {"fp32": FP32_GATE, "fp16": FP16_GATE, "int8": INT8_GATE}  # noqa: RUF012
     # Every step is a signature, whose program takes room in the file.
     set_steps = 4
+    builds_slowly = True
 
     def build(self, job: BuildJob) -> Built:
         """Write `model.tflite`."""
-        from ppexport.backends.litert.convert_litert import build_for_litert
+        from ppexport.backends.litert.convert_litert import MODEL, build_for_litert
 
-        return Built([build_for_litert(job)], "lite")
+        return Built([MODEL], "lite", {"quantisation": build_for_litert(job)})
 
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
         """In LiteRT, on the CPU."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import BuildJob, Step, model_facts
 from ppexport.backends.litert.gpu_constants import align_constants
+from ppexport.backends.litert.litert_precision import narrow_weights
 from ppexport.backends.litert.litert_probe import LiteRTProbe
 from ppexport.backends.litert.rewrite import rewrite
 from ppexport.backends.litert.run_litert import Session
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
 
 MODEL = "model.tflite"
-LEAST_DB = {"fp32": 90.0, "fp16": 30.0}
+LEAST_DB = {"fp32": 90.0, "fp16": 40.0, "int8": 20.0}
 """Below this the conversion is wrong."""
 STAGE = re.compile(r"\[START\].*>\s*(Torch Export|Run FX Passes|Lower to MLIR|Run LiteRT Converter Passes)")
 STAGES = {
@@ -105,8 +106,8 @@ def convert(job: BuildJob, twin: StaticTwin) -> bytes:
     return edit(content, name_by_module, describe, align_constants)
 
 
-def build_for_litert(job: BuildJob) -> str:
-    """Write `model.tflite` into the job's folder, and return its name.
+def build_for_litert(job: BuildJob) -> dict[str, Any]:
+    """Write `model.tflite` into the job's folder, and return what the manifest says of its precision.
 
     Raises:
         ExportError: a stage or the comparison with the twin failed.
@@ -114,7 +115,10 @@ def build_for_litert(job: BuildJob) -> str:
     """
     twin = job.twin()
     job.step("rewriting the twin for LiteRT")
-    content = convert(job, twin)
+    content, about = convert(job, twin), dict[str, Any]()
+    if job.precision != "fp32":
+        job.step(f"writing {job.precision}")
+        content, about = narrow_weights(content, job.precision, job.card)
     (job.folder / MODEL).write_bytes(content)
     job.step("comparing with the twin, in LiteRT")
     with closing(Session(content, MODEL)) as session, closing(LiteRTProbe(content, MODEL)) as probe:
@@ -127,4 +131,4 @@ def build_for_litert(job: BuildJob) -> str:
             return found["sr"], int(found["impure_tokens"].reshape(-1)[0])
 
         self_check(compute, twin, job, backend="litert", kind="LiteRT file", least=LEAST_DB[job.precision])
-    return MODEL
+    return about

@@ -91,7 +91,9 @@ def hide(model: Any) -> dict[str, Shown]:
                     order = model.buffers[graph.tensors[int(given[1])].buffer].data
                     steps.insert(0, (kind, np.frombuffer(bytes(order), np.int32).tolist()))
                 elif kind in RESHAPES:
-                    steps.insert(0, ("RESHAPE", list(map(int, graph.tensors[place].shape))))
+                    # Of several reshapes the last one counts.
+                    if not steps or steps[0][0] != "RESHAPE":
+                        steps.insert(0, ("RESHAPE", list(map(int, graph.tensors[place].shape))))
                 else:
                     break
                 place = int(given[0])

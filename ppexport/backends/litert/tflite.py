@@ -18,12 +18,18 @@ ORIGIN = re.compile(MARK + r"([\w-]+)_\1(?=;|$)")
 """The path of a module, with dashes for dots, in the name that the converter gives a tensor."""
 
 
+def read_model(content: bytes) -> Any:
+    """The LiteRT file *content* as `schema_py_generated.ModelT`."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
 def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
     """The LiteRT file *content* after *changes*, which receive its model (`schema_py_generated.ModelT`)."""
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = read_model(content)
     for change in changes:
         change(model)
     builder = flatbuffers.Builder(len(content))
