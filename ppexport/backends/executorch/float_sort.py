@@ -39,12 +39,13 @@ class FloatSort(CountingSort):
         count, row, numbers = blocks.shape[0], tokens[:BLOCK], blocks.float()
         earlier = (row.view(BLOCK, 1) > row).float()
         same = equal(numbers.view(count, BLOCK, 1), numbers.view(count, 1, BLOCK)) * earlier
-        inside = F.linear(same, self.ones).view(-1)
+        inside = F.linear(same, self.ones).view(-1).to(torch.int32)
         hist = F.linear(equal(numbers.view(count, 1, BLOCK), self.numbers), self.ones).view(count, self.keys)
         totals = hist.t().sum(dim=1, keepdim=True)
         start = prefix(hist, tokens) + F.linear(totals.view(1, -1), self.smaller)
         cell = tokens[:count].view(count, 1) * self.keys + blocks
-        destination = (start.view(-1).index_select(0, cell.view(-1)) + inside).to(torch.int32)
+        # Added as integers: between a gather and a scatter an XNNPACK operator would be a subgraph of its own.
+        destination = start.view(-1).index_select(0, cell.view(-1)).to(torch.int32) + inside
         return destination, tokens.scatter(0, destination.long(), tokens)
 
 
