@@ -21,11 +21,12 @@ from small_networks import SIZE, random_small_network, small_network
 
 import ppexport
 from ppexport.backends.executorch.float_sort import FloatSort
-from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft, with_float_sort
+from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft, with_own_modules
 from ppexport.backends.executorch.lowering_cache import KEPT, cache_folder, kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
 from ppexport.backends.executorch.partition import levels
 from ppexport.backends.executorch.run_executorch import Session
+from ppexport.backends.executorch.split_heads import SplitHeads
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.picture import psnr
@@ -119,12 +120,12 @@ def test_the_sort_in_fp32_is_the_sort(count):
 def test_a_twin_in_this_form_is_the_twin(arch):
     twin = ppexport.make_twin(random_small_network(arch), size=(16, 32))
     inputs = example_inputs(twin)
-    formed = InXnnpackForm(Front(with_float_sort(twin)), inputs)
+    formed = InXnnpackForm(Front(with_own_modules(twin)), inputs)
     with torch.no_grad():
         expected, found = twin(**inputs), formed(**inputs)
     assert psnr(expected[0].numpy(), found[0].numpy(), 1.0) > 110
     assert torch.equal(expected[1], found[1])
-    assert not any(isinstance(module, FloatSort) for module in twin.modules())
+    assert not any(isinstance(module, (FloatSort, SplitHeads)) for module in twin.modules())
 
 
 def graph_of(text):
@@ -150,13 +151,19 @@ def test_a_group_has_the_level_of_its_first_operator_and_takes_others_along():
     assert levels(graph, taken) == {nodes["a"]: 1, nodes["b"]: 2, nodes["c"]: 2, nodes["e"]: 2}
 
 
+def test_a_group_that_cannot_be_one_subgraph():
+    graph, nodes = graph_of("x, a:x, gather:a, b:gather")
+    with pytest.raises(ValueError, match="depend on another kernel in between"):
+        levels(graph, [[nodes["a"], nodes["b"]]])
+
+
 def test_time_left():
     said = []
     tell = TimeLeft(said.append)
-    for done in (1, 2, 3):
+    for done in (0, 1, 2, 3):
         tell(done, 3)
-    assert said[0] == "lowering for XNNPACK: 1 of 3 subgraphs"
-    assert re.fullmatch(r"lowering for XNNPACK: 2 of 3 subgraphs, about \d+ s left", said[1])
+    assert said[:2] == ["cutting the graph into 3 subgraphs", "lowering for XNNPACK: 1 of 3 subgraphs"]
+    assert re.fullmatch(r"lowering for XNNPACK: 2 of 3 subgraphs, about \d+ s left", said[2])
 
 
 @pytest.fixture

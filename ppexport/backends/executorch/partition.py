@@ -28,7 +28,10 @@ from torch.fx.passes.infra.partitioner import Partition
 
 
 def levels(graph: Graph, groups: list[list[Node]]) -> dict[Node, int]:
-    """The level, from 1, of every operator of *groups*, each of which is to be in one subgraph."""
+    """The level, from 1, of every operator of *groups*, each of which is to be in one subgraph.
+
+    Raises ValueError where a way leaves a group and returns to it.
+    """
     taken = [[node for node in group if node.op == "call_function"] for group in groups]
     group_of = {node: group for group in taken for node in group}
     order = [node for node in reversed(graph.nodes) if node.op == "call_function"]
@@ -43,21 +46,22 @@ def levels(graph: Graph, groups: list[list[Node]]) -> dict[Node, int]:
         # A group has the level of its first operator, which those before it have to see: then all are looked at again.
         for group in taken:
             found.update(dict.fromkeys(group, max((found[node] for node in group), default=0)))
+        if max(found.values(), default=0) > len(order):
+            raise ValueError("operators that XNNPACK computes as one depend on another kernel in between")
         if found == before:
             return {node: found[node] for node in group_of}
 
 
 Report = Callable[[int, int], None]
-"""Receives how many subgraphs are lowered, and how many there are."""
+"""Receives how many subgraphs are lowered, first none, and how many there are."""
 
 
 class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
     """XNNPACK's partitioner with one subgraph for every level."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
         super().__init__()
-        self.count = 0
-        """Subgraphs, known once a graph was partitioned."""
+        self.report, self.count = report, 0
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Any]:
         """The subgraphs, with the constants that their operators read."""
@@ -70,18 +74,19 @@ class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
             for node in group:
                 partition.add_node(node)
         self.count = len(partitions)
+        self.report(0, self.count)
         return [partitions[number] for number in sorted(partitions, reverse=True)]
 
     @contextmanager
-    def reporting(self, report: Report) -> Iterator[None]:
-        """While it is entered, *report* is called after every subgraph; ExecuTorch itself tells nothing."""
+    def reporting(self) -> Iterator[None]:
+        """While it is entered, every subgraph that is lowered is reported; ExecuTorch itself tells nothing."""
         lower, done = XnnpackBackend.preprocess, 0
 
         def lower_and_report(*given: Any) -> Any:
             nonlocal done
             result = lower(*given)
             done += 1
-            report(done, self.count)
+            self.report(done, self.count)
             return result
 
         with mock.patch.object(XnnpackBackend, "preprocess", staticmethod(lower_and_report)):
