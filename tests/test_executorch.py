@@ -30,7 +30,7 @@ from ppexport.backends.executorch.split_heads import SplitHeads
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.picture import psnr
-from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.files import sha256_file
 from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
@@ -108,12 +108,17 @@ def test_what_no_form_is_for_stays_as_it_is():
     assert not form.needed
 
 
-@pytest.mark.parametrize("count", [256, 768, 8192])
+@pytest.mark.parametrize("count", [256, 768, 4096, 65536])
 def test_the_sort_in_fp32_is_the_sort(count):
     keys = torch.from_numpy(np.random.default_rng(count).integers(0, 65, count).astype(np.int32))
     sort, tokens = CountingSort(count, 65), torch.arange(count, dtype=torch.int32)
-    for expected, found in zip(sort(keys, tokens), FloatSort(sort)(keys, tokens), strict=True):
+    for expected, found in zip(sort(keys, tokens), FloatSort(sort, count)(keys, tokens), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_more_tokens_than_fp32_counts():
+    with pytest.raises(ExportError, match="16777216 tokens are more than fp32 counts exactly"):
+        FloatSort(CountingSort(256, 65), 1 << 24)
 
 
 @pytest.mark.parametrize("arch", [name for name in architectures() if name not in ("atd", "pp_atd")])

@@ -20,6 +20,7 @@ from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.model_file import iter_graphs
+from ppexport.backends.onnx.narrow_sums import narrow_sums
 from ppexport.backends.onnx.pattern import Graph
 from ppexport.errors import ExportError
 from ppexport.parity.run import run_parity
@@ -253,6 +254,28 @@ def test_a_slice_goes_if_it_takes_everything(fewer, tmp_path):
     assert operators(plain)["Slice"] - operators(dropped)["Slice"] == (0 if fewer else 1)
     feeds = {name: value.numpy() for name, value in inputs.items()}
     assert np.array_equal(run(plain, feeds), run(dropped, feeds))
+
+
+class Sums(torch.nn.Module):
+    """int32 summed for a reader of int32, for one of int64, and from int64."""
+
+    def forward(self, x):
+        return x.sum(1, dtype=torch.int32), x.sum(0), x.long().sum(1).int()
+
+
+def test_sums_of_int32_stay_int32(tmp_path):
+    x = torch.randint(-9, 2**20, (3, 5), dtype=torch.int32)
+    trace(Sums(), {"x": x}, ("a", "b", "c"), tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    assert operators(model)["Cast"] == 6
+    narrow_sums(model)
+    onnx.checker.check_model(model, full_check=True)
+    # What is summed in int64 by name is the same number in int32, all but b.
+    assert operators(model)["Cast"] == 2
+    results = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
+    for result, expected in zip(results, Sums()(x), strict=True):
+        assert result.dtype == expected.numpy().dtype
+        assert np.array_equal(result, expected.numpy())
 
 
 def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the_network(tmp_path):

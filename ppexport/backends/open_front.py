@@ -54,21 +54,27 @@ class OpenFront(Front):
         self.inside = (*chosen, *given, *shown)
         self.outputs = (*Front.outputs, *self.inside)
 
+    def look(
+        self, lr: Tensor, mask: Tensor | None, slots: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
+        """The picture, the impure tokens and, by the names in `inside`, what every layer gave, or the mask."""
+        trace = Trace()
+        sr, impure = self.twin(lr, mask, slots=slots, trace=trace)
+        found = {"categories": trace.categories, "layers": trace.tokens}
+        found |= {name: [pair[i] for pair in trace.inputs] for i, name in enumerate(("tokens", "dictionaries"))}
+        if self.twin.pure_pass is not None and "pure" in self.inside:
+            padded = self.twin.pad(lr)
+            labels = self.twin.pure_pass.labels(padded).to(torch.int32).reshape(-1)
+            found |= {"pure": [self.twin.pure_pass(padded).to(torch.int32)], "labels": [labels]}
+        return sr, impure, {name: found[name] for name in self.inside}
+
     def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """Also, as far as the network has them, categories (layers, n), the layers' results (layers, ...), their input
         tokens (layers, n, c) and dictionaries (layers, t, c), the mask (n,) and the labels (n,) that it comes from.
         """
-        trace, found = Trace(), {}
-        sr, impure = self.twin(lr, mask, slots=slots, trace=trace)
-        if "categories" in self.inside:
-            found = {"categories": torch.stack(trace.categories), "layers": torch.stack(trace.tokens)}
-        if "tokens" in self.inside:
-            found |= {name: torch.stack([pair[i] for pair in trace.inputs]) for i, name in enumerate(self.inside[2:4])}
-        if self.twin.pure_pass is not None and "pure" in self.inside:
-            padded = self.twin.pad(lr)
-            labels = self.twin.pure_pass.labels(padded).to(torch.int32).reshape(-1)
-            found |= {"pure": self.twin.pure_pass(padded).to(torch.int32), "labels": labels}
-        return sr, impure, *(found[name] for name in self.inside)
+        sr, impure, found = self.look(lr, mask, slots)
+        whole = ("pure", "labels")
+        return sr, impure, *(found[name][0] if name in whole else torch.stack(found[name]) for name in self.inside)
 
 
 class KeptResults:

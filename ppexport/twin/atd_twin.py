@@ -14,7 +14,7 @@ from ppexport.networks.atd.atd_light import ATDLight, Block, PatchNorm, PPATDLig
 from ppexport.networks.atd.convolutions import SLOPE, DoublingConv
 from ppexport.networks.network import Trace
 from ppexport.twin.blocks import BlockCut
-from ppexport.twin.counting_sort import count_up
+from ppexport.twin.counting_sort import count_up, total
 from ppexport.twin.folded import add_mean, spread
 from ppexport.twin.layers import PortableLayer, Shared, StaticLayer, image_of, tokens_of
 from ppexport.twin.ort_layers import RowLayer
@@ -122,8 +122,7 @@ class AtdTwin(StaticTwin):
         if pure is None:
             impure = torch.full((1,), self.tokens, dtype=torch.int32)
         else:
-            # Counted in fp32, exact below 2^24: integer sums leave the accelerators.
-            impure = (self.tokens - pure.float().sum(dim=0, keepdim=True)).to(torch.int32)
+            impure = self.tokens - total(pure.float().view(-1, 1)).view(1)
         tokens = (self.high + self.low).view(-1)
         capacity = self.capacity if slots is None else slots.shape[1]
         cuts = self.cut(tokens), self.shifted_cut(tokens)

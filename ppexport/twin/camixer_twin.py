@@ -194,8 +194,8 @@ class CAMixerTwin(StaticTwin):
         for group in self.body:
             y = group(y, given)
         sr = self.tail(self.body_tail(y) + head)[:, :, : self.size[0] * self.scale, : self.size[1] * self.scale]
-        routed = torch.zeros(1) if plan is None else plan.hard * self.group
-        return sr, routed.to(torch.int32)
+        routed = torch.zeros(1, dtype=torch.int32) if plan is None else plan.hard * self.group
+        return sr, routed
 
     def plan(self, pure: Tensor, capacity: Tensor | int) -> WindowSlots:
         """The slots for an image with these *pure* pixels (n,)."""

@@ -7,27 +7,27 @@ Before (networks/atd/attention.py):
 After:
 
     same  = keys[i] == keys[j] and j before i, inside blocks of 32 tokens -> rank inside the block
-    hist  = how often every key occurs in every block               # (blocks, K)
-    start = exclusive prefix of hist over the blocks, plus the exclusive prefix of its totals over the keys
+    less  = how many keys of every block are smaller than each key  # (blocks, K + 1)
+    before = exclusive running sum of less over the blocks          # (blocks, K + 1)
+    start = before[:, 1:] - before[:, :-1] + sum of less over all blocks
+                                                                    # (blocks, K) equal keys in earlier blocks, and
+                                                                    # smaller keys anywhere
     destination = start[block, key] + rank inside the block         # (n,) rank of every token
     order[destination] = token                                      # one scatter
 
-Counts are fp32: they are exact to 2^24 tokens, and the operands of every matmul are at most 128, so TF32, which keeps
-11 bits, would not change them. Sums of larger counts are sums, never matmuls.
+Counts are floats only up to 2048, where they are exact in TF32 and in fp16, in which some processors compute every
+float: those of at most 64 blocks of 32 tokens. Larger ones are int32.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 32
 """Tokens compared pairwise; n is a multiple of 256."""
-SPAN = 128
-"""Blocks whose counts one triangular matmul sums."""
-LARGEST = 1 << 24
-"""fp32 counts exactly below this many tokens."""
+SPAN = 64
+"""Rows of counts of at most 32 that are summed as floats."""
 
 
 def count_up(size: int) -> tuple[Tensor, Tensor]:
@@ -36,23 +36,35 @@ def count_up(size: int) -> tuple[Tensor, Tensor]:
     return torch.arange(0, size, step, dtype=torch.int32).unsqueeze(1), torch.arange(step, dtype=torch.int32)
 
 
-def sum_before(x: Tensor, tokens: Tensor) -> Tensor:
-    """Exclusive running sum over the rows of *x* (r, K), for counts of any size: masked sums, no matmul."""
-    rows = tokens[: x.shape[0]]
-    before = (rows.unsqueeze(1) > rows).unsqueeze(-1)
-    return torch.where(before, x.unsqueeze(0), torch.zeros(())).sum(dim=1)
+def in_spans(counts: Tensor) -> Tensor:
+    """*counts* (r, K) as equal parts (parts, at most 64, K)."""
+    # Plain numbers, so that no arithmetic on shapes is traced.
+    rows, keys = map(int, counts.shape)
+    return counts.view(-1, next(size for size in range(min(rows, SPAN), 0, -1) if rows % size == 0), keys)
 
 
-def prefix(counts: Tensor, tokens: Tensor) -> Tensor:
-    """Exclusive running sum over the rows of *counts* (r, K), each at most 128. *tokens* counts up from 0."""
-    rows, keys = counts.shape
-    span = tokens[: min(rows, SPAN)]
-    before = (span.unsqueeze(1) > span).float()
-    if rows <= SPAN:
-        return before @ counts
-    padded = F.pad(counts, (0, 0, 0, -rows % SPAN)).view(-1, SPAN, keys)
-    across = sum_before(padded.sum(dim=1), tokens)
-    return (before @ padded + across.unsqueeze(1)).view(-1, keys)[:rows]
+def total(counts: Tensor) -> Tensor:
+    """(1, K) int32: the sum over the rows of *counts* (r, K), floats of at most 32 each."""
+    return in_spans(counts).sum(dim=1).to(torch.int32).sum(dim=0, keepdim=True, dtype=torch.int32)
+
+
+def prefix(counts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Running sums over the rows of *counts* (r, K), floats of at most 32 each; *tokens* counts up from 0.
+
+    Returns (r, K) int32, the sum over all rows before each, and (1, K) int32, that over all rows.
+    """
+    parts = in_spans(counts)
+    number, size, _ = map(int, parts.shape)
+    row = tokens[:size]
+    before = ((row.unsqueeze(1) > row).float() @ parts).to(torch.int32)
+    sums = parts.sum(dim=1).to(torch.int32)
+    if number > 1:
+        part = tokens[:number]
+        # Products, since not every runtime can choose between integers.
+        earlier = (part.unsqueeze(1) > part).to(torch.int32).unsqueeze(-1)
+        before = before + (earlier * sums).sum(dim=1, keepdim=True, dtype=torch.int32)
+        sums = sums.sum(dim=0, keepdim=True, dtype=torch.int32)
+    return before.view(counts.shape), sums
 
 
 class CountingSort(nn.Module):
@@ -62,10 +74,10 @@ class CountingSort(nn.Module):
 
     def __init__(self, tokens: int, keys: int) -> None:
         super().__init__()
-        if tokens % BLOCK or tokens >= LARGEST:
-            raise ValueError(f"a counting sort takes a multiple of {BLOCK} tokens below {LARGEST}, not {tokens}")
+        if tokens % BLOCK:
+            raise ValueError(f"a counting sort takes a multiple of {BLOCK} tokens, not {tokens}")
         self.keys = keys
-        self.register_buffer("values", torch.arange(keys, dtype=torch.int32))
+        self.register_buffer("values", torch.arange(keys + 1, dtype=torch.int32))
 
     def forward(self, keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """*keys* (n,) int32 and *tokens* = 0 ... n - 1, int32 -> (n,) int32, twice.
@@ -75,13 +87,12 @@ class CountingSort(nn.Module):
         blocks = keys.view(-1, BLOCK)
         row = tokens[:BLOCK]
         same = (blocks.unsqueeze(2) == blocks.unsqueeze(1)) & (row.unsqueeze(1) > row)
-        inside = same.float().sum(dim=2)
-        hist = (blocks.unsqueeze(2) == self.values).float().sum(dim=1)
-        totals = hist.sum(dim=0).unsqueeze(1)
-        start = prefix(hist, tokens) + sum_before(totals, tokens).view(1, -1)
+        inside = same.float().sum(dim=2).to(torch.int32)
+        less = (self.values > blocks.unsqueeze(2)).float().sum(dim=1)
+        before, everywhere = prefix(less, tokens)
+        start = before[:, 1:] - before[:, :-1] + everywhere[:, :-1]
         cell = tokens[: blocks.shape[0]].unsqueeze(1) * self.keys + blocks
-        first = start.view(-1).index_select(0, cell.view(-1))
-        destination = (first + inside.view(-1)).to(torch.int32)
+        destination = start.view(-1).index_select(0, cell.view(-1)) + inside.view(-1)
         # Every place is written, so what the scatter starts from does not matter.
         order = tokens.scatter(0, destination.long(), tokens)
         return destination, order

@@ -2,10 +2,10 @@
 
 Before (networks/pure_pass.py): int32 keys, repeat_interleave, a padded OR.
 
-After: the keys are fp32 products and sums, element by element (exact below 2^24; a convolution or a matmul could run
-in TF32 or fp16), uniform windows are found by max pooling, and the result stays at half-window resolution, where
-both grids are made of whole cells, until one nearest-neighbour enlargement at the end. Adaptive colour centres are the
-host's to choose, so such a mask is an input of a graph and never inside it; called in PyTorch, this chooses them.
+After: the keys, to some 300,000, are int32 too, since some processors compute every float in fp16. Uniform windows are
+found by max pooling, and the result stays at half-window resolution, where both grids are made of whole cells, until
+one nearest-neighbour enlargement at the end. Adaptive colour centres are the host's to choose, so such a mask is an
+input of a graph and never inside it; called in PyTorch, this chooses them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class StaticPurePass(nn.Module):
         self.csmf = options.csmf and min(height, width) > options.window
         self.colors, self.adaptive = options.colors, options.centres == "adaptive"
         weights, offsets = key_weights(color_centers(options.colors))
-        self.register_buffer("weights", torch.from_numpy(weights).float().view(1, -1, 3, 1, 1))
-        self.register_buffer("offsets", torch.from_numpy(offsets).float().view(1, -1, 1, 1))
+        self.register_buffer("weights", torch.from_numpy(weights).to(torch.int32).view(1, -1, 3, 1, 1))
+        self.register_buffer("offsets", torch.from_numpy(offsets).to(torch.int32).view(1, -1, 1, 1))
 
     def labels(self, padded: Tensor) -> Tensor:
         """(1, 1, H, W) fp32: the label of every pixel. Raises TwinError where a graph is traced that cannot have it."""
@@ -42,7 +42,7 @@ class StaticPurePass(nn.Module):
             if tracing or torch.compiler.is_compiling():
                 raise TwinError("a graph cannot choose adaptive colour centres: give it the mask, an input of the twin")
             return pure_pass.pixel_labels(padded, self.colors, "adaptive").unsqueeze(1).float()
-        pixels = (padded.clamp(0, 1) * 255 + 0.5).floor()
+        pixels = (padded.clamp(0, 1) * 255 + 0.5).floor().to(torch.int32)
         keys = self.offsets
         for c in range(3):
             keys = keys + self.weights[:, :, c] * pixels[:, c : c + 1]

@@ -186,7 +186,7 @@ class SwinIRTwin(StaticTwin):
 
     def plan(self, shared: Shared, pure: Tensor, capacity: Tensor | int) -> Tensor:
         """Put the slots of both grids into *shared*, and tell how many tokens need one, (1,) int32."""
-        hard = torch.zeros(1)
+        hard = torch.zeros(1, dtype=torch.int32)
         for shift, cut in shared.cuts.items():
             kind = cut.kinds[0]
             if kind.area != self.group:
@@ -197,7 +197,7 @@ class SwinIRTwin(StaticTwin):
             positions = count_slots(shared.tokens, count, kind.area, capacity)
             slots = shared.windows[shift, kind.area] = plan_windows(flags, shared.tokens[:count], positions)
             hard = slots.hard if not shift else torch.maximum(hard, slots.hard)
-        return (hard * self.group).to(torch.int32)
+        return hard * self.group
 
 
 def make_swinir_twin(network: Network, size: tuple[int, int], capacity: int | None, flavour: str) -> SwinIRTwin:

@@ -4,7 +4,7 @@ Before (networks/swinir, networks/camixer): a boolean mask over k windows, and l
 
 After: hard windows come first, each kind in the order of the image, and C slots read the first C:
 
-    before[i] = how many hard windows come before window i             (k,) exact in fp32
+    before[i] = how many hard windows come before window i             (k,) int32
     rank[i]   = before[i] where i is hard, else m + i - before[i]      (k,) int32
     order     = 0 ... k - 1, scattered to rank
     source[p] = order[p]                                               the window that slot p reads
@@ -37,7 +37,7 @@ class WindowSlots(NamedTuple):
     attends: Tensor
     """(k,) bool."""
     hard: Tensor
-    """(1,) fp32: m, how many windows should attend."""
+    """(1,) int32: m, how many windows should attend."""
 
     def read(self, windows: Tensor) -> Tensor:
         """The slots (C, area, c) of *windows* (k, area, c)."""
@@ -65,10 +65,11 @@ def count_slots(tokens: Tensor, windows: int, area: int, capacity: Tensor | int)
 
 def plan_windows(hard: Tensor, windows: Tensor, positions: Tensor) -> WindowSlots:
     """The slots of the *hard* (k,) bool of *windows* = 0 ... k - 1, int32; *positions* = 0 ... C - 1, int32."""
-    flags = hard.float()
-    before, m = prefix(flags.unsqueeze(1), windows).view(-1), flags.sum(dim=0, keepdim=True)
-    rank = torch.where(hard, before, m + windows.float() - before).to(torch.int32)
+    before, m = (found.view(-1) for found in prefix(hard.float().unsqueeze(1), windows))
+    easy = (~hard).to(torch.int32)
+    # Arithmetic, since not every runtime can choose between integers.
+    rank = before + easy * (m + windows - 2 * before)
     order = windows.scatter(0, rank.long(), windows)
     last = positions[-1:]
-    limit = torch.minimum(m.to(torch.int32), last + 1)
+    limit = torch.minimum(m, last + 1)
     return WindowSlots(order.index_select(0, positions), torch.minimum(rank, last), rank < limit, m)

@@ -70,7 +70,7 @@ def with_own_modules(twin: StaticTwin) -> StaticTwin:
             copied.set_submodule(name, SplitHeads(module))
     for name, module in list(copied.named_modules()):
         if isinstance(module, CountingSort):
-            copied.set_submodule(name, FloatSort(module))
+            copied.set_submodule(name, FloatSort(module, twin.tokens))
     return copied
 
 

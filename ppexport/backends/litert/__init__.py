@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppexport.backends.backend import FP32_GATE, Backend, BuildJob, Built
+from ppexport.backends.backend import FP32_GATE, Backend, BuildJob, Built, Probe
+from ppexport.networks.architecture import find_architecture
 
 if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
     from ppexport.device.runner import Runner
+    from ppexport.twin.twin import StaticTwin
 
 
 class LiteRTBackend(Backend):
@@ -34,6 +38,18 @@ class LiteRTBackend(Backend):
         from ppexport.backends.litert.run_litert import LiteRTRunner
 
         return LiteRTRunner(artifact, threads)
+
+    def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
+        """A copy of the shipped file that shows its inside; None for a network without routing, and without what can
+        edit the file."""
+        from ppexport.backends.litert.run_litert import LiteRTRunner
+
+        routing = find_architecture(runner.artifact.manifest.arch).routing
+        if routing is None or find_spec("flatbuffers") is None or not isinstance(runner, LiteRTRunner):
+            return None
+        from ppexport.backends.litert.litert_probe import LiteRTProbe
+
+        return LiteRTProbe(runner.artifact, dict(runner.session.facts))
 
 
 BACKEND = LiteRTBackend()

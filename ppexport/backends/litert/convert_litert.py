@@ -8,6 +8,7 @@ One signature `main` for one capacity; a capacity set has a signature per capaci
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -20,14 +21,12 @@ import torch
 from ppexport.backends.backend import BuildJob, Step, model_facts
 from ppexport.backends.litert.rewrite import rewrite
 from ppexport.backends.litert.run_litert import Session
+from ppexport.backends.litert.shown import INSIDE, ShownFront, hide
 from ppexport.backends.litert.tflite import add_facts, edit
-from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs, self_check
-from ppexport.device.artifact import Manifest
 from ppexport.device.capacities import function_name
 from ppexport.device.quiet import quiet
 from ppexport.errors import ExportError, first_line, require
-from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
@@ -74,29 +73,22 @@ def import_converter(step: Step) -> Any:
     return litert_torch
 
 
-def convert(
-    twin: StaticTwin,
-    card: Card,
-    given: BuildJob | Manifest,
-    kind: type[Front] = Front,
-    step: Step = lambda stage: None,
-) -> bytes:
-    """*twin* as a LiteRT file in fp32, with the capacities and the mask of *given*.
+def convert(job: BuildJob, twin: StaticTwin) -> bytes:
+    """*twin*, the *job*'s, as a LiteRT file in fp32.
 
     Raises:
         ExportError: it cannot be converted.
         UnavailableError: litert-torch is not installed.
     """
-    litert_torch = import_converter(step)
-    capacities, inputs = given.capacities, example_inputs(twin, mask=given.mask == "input")
+    converter = import_converter(job.step)
+    capacities, inputs = job.capacities, example_inputs(twin, mask=job.mask == "input")
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converter = litert_torch
             for capacity in capacities or (twin.capacity,):
-                front = kind(twin.with_capacity(capacity))
-                module = rewrite(front, front.outputs, inputs)
+                front = ShownFront(twin.with_capacity(capacity))
+                module = rewrite(front, front.needed, inputs)
                 converter = converter.signature(function_name(capacity, capacities), module, sample_kwargs=inputs)
             model = converter.convert()
         with quiet():
@@ -105,7 +97,13 @@ def convert(
         raise ExportError(f"litert-torch cannot convert the twin: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return edit(content, add_facts(model_facts(twin, card, capacities)))
+
+    def describe(model: Any) -> None:
+        shown = hide(model)
+        names = {name: shown[held_by] for name, held_by in module.names.items() if held_by in shown}
+        add_facts({**model_facts(twin, job.card, capacities), INSIDE: json.dumps(names)})(model)
+
+    return edit(content, describe)
 
 
 def build_for_litert(job: BuildJob) -> str:
@@ -117,7 +115,7 @@ def build_for_litert(job: BuildJob) -> str:
     """
     twin = job.twin()
     job.step("rewriting the twin for LiteRT")
-    content = convert(twin, job.card, job, step=job.step)
+    content = convert(job, twin)
     (job.folder / MODEL).write_bytes(content)
     job.step("comparing with the twin, in LiteRT")
     h, w = twin.size

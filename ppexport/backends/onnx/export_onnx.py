@@ -22,6 +22,7 @@ from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
+from ppexport.backends.onnx.narrow_sums import narrow_sums
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.onnx.strip_attention import strip_attention
@@ -95,6 +96,7 @@ def simplified(
     simplify_file(*stages)
     model = onnx.load(stages[1])
     model.ir_version = IR_VERSION
+    narrow_sums(model)
     if not keep:
         for path in stages:
             path.unlink()

@@ -87,7 +87,8 @@ def read_between(
     columns, rows = columns.clamp(0, w - 1), rows.clamp(0, h - 1)
     # The last pixel is read as the second of its pair, so that the pair is inside the image.
     left, top = columns.floor().clamp(max=max(w - 2, 0)), rows.floor().clamp(max=max(h - 2, 0))
-    first = (top * w + left).to(torch.int32)
+    # Whole numbers, which are exact where floats are computed in fp16.
+    first = top.to(torch.int32) * w + left.to(torch.int32)
     first = first if start is None else first + start
     right, down = int(w > 1), w * int(h > 1)
     x, y = (columns - left).unsqueeze(1), (rows - top).unsqueeze(1)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ppexport.backends.litert.rewrite.for_gpu import FOR_GPU
 from ppexport.backends.litert.rewrite.heads import split_heads
 from ppexport.backends.litert.rewrite.inverse import inverse_by_topk
 from ppexport.backends.litert.rewrite.lookups import look_up
@@ -21,20 +22,21 @@ REWRITES: Mapping[object, Rewrite] = {
     aten.index_select.default: look_up,
     aten.scatter.src: inverse_by_topk,
     aten.unbind.int: split_heads,
+    **FOR_GPU,
 }
 """{operator: what is computed in its place}."""
 
 
-def rewrite(front: nn.Module, outputs: tuple[str, ...], inputs: Mapping[str, Tensor]) -> Rewritten:
+def rewrite(front: nn.Module, outputs: Mapping[str, bool], inputs: Mapping[str, Tensor]) -> Rewritten:
     """*front*, a module around a twin of the flavour `portable`, as litert-torch can convert it.
 
     Args:
         front: takes *inputs* by name, and returns a tuple.
-        outputs: the names of what it returns.
+        outputs: {the name of what it returns: whether it is needed}, as `Rewritten` takes them.
         inputs: an example of each.
 
     Raises:
-        ExportError: an operator has no form that LiteRT takes.
+        ExportError: when it is run or converted: an operator has no form that LiteRT takes.
     """
     with torch.no_grad():
         program = torch.export.export(front.eval(), (), dict(inputs))

@@ -51,6 +51,10 @@ class Run(fx.Interpreter):
         return None
 
 
+SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+"""Operators that give what they take."""
+
+
 class Rewritten(nn.Module):
     """Computes a traced program with *rewrites*: inputs by name -> {name: output}."""
 
@@ -58,20 +62,34 @@ class Rewritten(nn.Module):
         self,
         program: torch.export.ExportedProgram,
         inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
+        outputs: Mapping[str, bool],
         rewrites: Mapping[object, Rewrite],
     ) -> None:
+        """*outputs* are {name: whether it is needed}; one that is not is left out where it is a constant or another
+        output, which `names` tells."""
         super().__init__()
-        self.inputs, self.outputs, self.rewrites = inputs, outputs, rewrites
-        module = cast(fx.GraphModule, program.module())
-        self.module = module
+        self.inputs, self.rewrites = inputs, rewrites
+        self.module = cast(fx.GraphModule, program.module())
         self.constants: set[fx.Node] = set()
-        for node in module.graph.nodes:
+        for node in self.module.graph.nodes:
             if node.op != "placeholder" and all(given in self.constants for given in node.all_input_nodes):
                 self.constants.add(node)
+        (given,) = self.module.graph.output_node().args
+        first: dict[fx.Node, str] = {}
+        self.places: dict[str, int] = {}
+        self.names: dict[str, str] = {}
+        """{output: the one that holds it}, without constants that nobody needs."""
+        for place, ((name, needed), node) in enumerate(zip(outputs.items(), cast(list[fx.Node], given), strict=True)):
+            while node.target in SAME:
+                node = node.all_input_nodes[0]
+            if needed or (node not in first and node not in self.constants):
+                self.places[name] = place
+                first.setdefault(node, name)
+            if node in first:
+                self.names[name] = first[node]
 
     def forward(self, **given: Tensor) -> dict[str, Tensor]:
         """The outputs for what is *given*, the inputs by name."""
         run = Run(self.module, self.rewrites, self.constants)
         found = run.run(*(given[name] for name in self.inputs), enable_io_processing=False)
-        return dict(zip(self.outputs, found, strict=True))
+        return {name: found[place] for name, place in self.places.items()}
