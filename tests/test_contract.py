@@ -30,6 +30,7 @@ def is_slow(architecture: str, backend: str, precision: str) -> bool:
     """Whether this combination is left to `make test-slow`."""
     repeated = architecture in REPEATED and precision != "fp32"
     repeated |= architecture in SAME_GRAPHS and backend != "onnx"
+    repeated |= backends()[backend].builds_slowly
     return repeated or (precision not in FLOATS and architecture != "pp_atd_light")
 
 

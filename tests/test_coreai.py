@@ -22,8 +22,8 @@ from small_networks import beyond_half, shortened, small_network
 import ppexport
 from ppexport.backends.backend import Gate
 from ppexport.backends.coreai.asset import Session
-from ppexport.backends.coreai.asset_probe import KeptResults, OpenFront
 from ppexport.backends.coreai.convert_asset import Halved, halved
+from ppexport.backends.open_front import KeptResults, OpenFront
 from ppexport.device.artifact import sha256_path
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError

@@ -14,7 +14,7 @@ import pytest
 from sshd_builds import write_source
 from typer.testing import CliRunner
 
-from ppexport.backends.coreai.asset_probe import KeptResults
+from ppexport.backends.open_front import KeptResults
 from ppexport.cli import app, demo
 from ppexport.device.artifact import read_artifact
 from ppexport.device.journal import Journal

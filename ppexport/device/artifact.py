@@ -6,7 +6,7 @@ too, and no version has any other field:
     format        "ppexport-artifact"
     version       5
     backend       whose runtimes run it: "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built
-                  it; "coreml"; "coreai"; or a backend of another package
+                  it; "coreml"; "coreai"; "litert"; or a backend of another package
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          the network's architecture, e.g. "pp_atd_light"
     options       its options: of Pure-Pass colors, window, csmf, centres ("fixed", or "adaptive": chosen from the image
@@ -18,7 +18,8 @@ too, and no version has any other field:
                   int8 and fp16
     flavour       "portable": for every runtime, attention of all heads at once; "ort": standard operators as well, but
                   arranged for ONNX Runtime's CPU kernels, with attention as one operator of opset 23; "tensorrt":
-                  the portable one with heads padded to a multiple of 8 channels
+                  the portable one with heads padded to a multiple of 8 channels; "lite": the portable one in
+                  operators that LiteRT's accelerators take
     capacities    slots, ascending multiples of `group`; the last is n for full capacity. Several are a capacity set:
                   the graph has an input `slots` (1, C), int32, of which only the length counts. [] for a network that
                   computes the same for every image
@@ -71,7 +72,7 @@ READABLE = (2, 3, 4, 5)
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
 """A manifest is about a kilobyte; nothing larger is read."""
-FLAVOURS = ("portable", "ort", "tensorrt")
+FLAVOURS = ("portable", "ort", "tensorrt", "lite")
 MASKS = ("graph", "input", "none")
 PURE_PASS: dict[str, type] = {"colors": int, "window": int, "csmf": bool}
 """The options of every network with Pure-Pass, from which a runner may have to compute the mask."""

@@ -217,7 +217,7 @@ def run_parity(
     """
     # These need torch, which a machine lacks that only fills in its column.
     from ppexport.parity.references import NetworkColumn, TwinColumn, find_bad_module
-    from ppexport.twin.twin import make_twin
+    from ppexport.twin.twin import make_twin, twin_flavour
 
     manifest = runner.artifact.manifest
     with run_folder(folder, RUN):
@@ -226,7 +226,7 @@ def run_parity(
         inputs = parity_inputs(runner.size, runner.scale)
         save_entries(folder / INPUTS, {item.name: item for item in inputs})
         slots = manifest.capacities[-1] if manifest.capacities else None
-        static = make_twin(network, runner.size, slots, manifest.flavour)
+        static = make_twin(network, runner.size, slots, twin_flavour(network, manifest.flavour))
         original, twin = NetworkColumn(network), TwinColumn(static, manifest.capacities)
         with closing(ArtifactColumn(runner, static, folder / UNFINISHED)) as shipped:
             columns: list[Column] = [original, twin, shipped]

@@ -88,7 +88,9 @@ class StaticTwin(nn.Module):
             raise ValueError(f"a mask is floats (1, 1, H', W') = {(1, 1, *self.padded)}, not {tuple(mask.shape)}")
         if slots is not None:
             allowed = range(self.group, self.capacity + 1, self.group)
-            if slots.dim() != 2 or slots.shape[0] != 1 or int(slots.shape[1]) not in allowed:
+            # torch.export knows the range of a symbolic length; a number made of it would end the symbol.
+            symbolic = isinstance(slots.shape[-1], torch.SymInt)
+            if slots.dim() != 2 or slots.shape[0] != 1 or (not symbolic and int(slots.shape[1]) not in allowed):
                 allows = f"C a multiple of {self.group} up to {self.capacity}"
                 raise ValueError(f"slots are (1, C), {allows}, not {tuple(slots.shape)}")
 
@@ -158,3 +160,9 @@ def make_twin(
         raise TwinError(str(error)) from None
     make: Callable[[Network, tuple[int, int], int | None, str], StaticTwin] = resolve_name(architecture.twin)
     return make(network, size, capacity, flavour)
+
+
+def twin_flavour(network: Network, flavour: str) -> str:
+    """The flavour of the twin that an artifact of *flavour* was made from: what no twin has starts from the portable
+    one, and is a backend's own."""
+    return flavour if flavour in find_architecture(network.arch).flavours else "portable"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,13 @@ from numpy.typing import NDArray
 
 from ppexport.device.artifact import Artifact
 from ppexport.device.capacities import capacity_function
+from ppexport.device.quiet import quiet
 from ppexport.device.runner import SessionRunner
 from ppexport.errors import ArtifactError, InputError, first_line, require
 from ppexport.files import sha256_file
 
 PROGRAM, HASH = "main.mlirb", "main.hash"
 """An asset's program, and the 32 bytes of its SHA-256."""
-
-
-@contextmanager
-def quiet_runtime() -> Iterator[None]:
-    """Drop what the runtime prints about functions it loads; its failures are raised."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(nothing, stream)
-        yield
-    finally:
-        for stream, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, stream)
-        for opened in (*kept, nothing):
-            os.close(opened)
 
 
 def load_asset(path: Path) -> Any:
@@ -80,7 +61,7 @@ class Session:
         name = "main" if capacity is None else capacity_function(capacity)
         if name not in self._functions:
             try:
-                with quiet_runtime():
+                with quiet():
                     if self._model is None:
                         opening = self._open.enter_async_context(self.asset.executable())
                         self._model = self._loop.run_until_complete(opening)
@@ -99,7 +80,7 @@ class Session:
         fed = dict(inputs)
         slots = fed.pop("slots", None)
         function = self.function(None if slots is None else slots.shape[1])
-        with quiet_runtime():
+        with quiet():
             given = {name: Array(np.ascontiguousarray(value)) for name, value in fed.items()}
             try:
                 found = self._loop.run_until_complete(function(given))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
+from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs, self_check
 from ppexport.device.artifact import Manifest
 from ppexport.device.capacities import function_name
@@ -69,21 +70,6 @@ def halved(twin: StaticTwin) -> StaticTwin:
             parent, _, own = name.rpartition(".")
             setattr(copied.get_submodule(parent), own, Halved(copied.get_submodule(name)))
     return copied
-
-
-class Front(nn.Module):
-    """A twin whose inputs are positional: `lr`, and `mask` where it has one."""
-
-    outputs: tuple[str, ...] = ("sr", "impure_tokens")
-
-    def __init__(self, twin: StaticTwin) -> None:
-        super().__init__()
-        self.twin = twin
-
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What the twin gives."""
-        out: tuple[Tensor, ...] = self.twin(lr, mask)
-        return out
 
 
 def write_asset(

@@ -1,0 +1,112 @@
+"""Operators that LiteRT's GPU accelerator refuses, by others that it takes. Measured with LiteRT 2.3: docs/litert-gpu.md.
+
+    before                                        after                                          refused was
+    x.clamp(low, high)                            where(x > high, high, maximum(x, low))         RELU_0_TO_1
+    x.pow(2)                                      |x|.pow(2)                                     L2_NORMALIZATION
+    x.expand(..., k, ...)                         cat of k times x                               BROADCAST_TO
+    where(condition, x, 0), x smaller than it     condition.float() * x                          SELECT_V2
+    where(condition, x, y), one smaller than it   where(condition, x repeated, y repeated)       SELECT_V2
+    constant @ x                                  (x^T @ constant^T)^T                           BATCH_MATMUL
+    F.pad(x, ...), x of rank 2                    F.pad(x[None], ...)[0]                         PAD
+
+The second is for the converter, which makes an L2_NORMALIZATION of a row divided by its length unless anything stands
+between the row and its square.
+
+A division of whole numbers is no operator of the converter's, which divides in fp32 and then corrects. On a GPU a
+quotient in fp32 may be off by 2.5 units in the last place, so that 12 / 6 becomes 1:
+
+    div(a, b, rounding_mode="trunc")              floor((a + 0.5) / b)
+
+is exact for 0 <= a < 2^20, which the numbers of slots and tokens are, and b >= 1: the quotient of a + 0.5 stays 0.5 / b
+away from every whole number, and what is off is less than that.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from ppexport.backends.litert.rewrite.rewritten import Run
+
+aten = torch.ops.aten
+MOST_REPEATS = 64
+"""A tensor is repeated so often along one axis at most; beyond that it stays with the operator that is refused."""
+
+
+def clamp(run: Run, x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """What `x.clamp(low, high)` gives, for a float *x*."""
+    if low is None or high is None or not x.is_floating_point():
+        return NotImplemented
+    return torch.where(x > high, torch.tensor(float(high)), torch.maximum(x, torch.tensor(float(low))))
+
+
+def square(run: Run, x: Tensor, exponent: float) -> Tensor:
+    """What `x.pow(2)` gives."""
+    return x.abs().pow(2) if exponent == 2 else NotImplemented
+
+
+def repeat(x: Tensor, size: list[int]) -> Tensor:
+    """*x* expanded to *size*, -1 for a length that stays, by concatenation; NotImplemented for too many repeats."""
+    shape = (1,) * (len(size) - x.dim()) + tuple(x.shape)
+    times = [1 if wanted == -1 else wanted // length for wanted, length in zip(size, shape, strict=True)]
+    if max(times, default=1) > MOST_REPEATS:
+        return NotImplemented
+    x = x.reshape(shape)
+    for dim, count in enumerate(times):
+        x = torch.cat([x] * count, dim=dim) if count > 1 else x
+    return x
+
+
+def expand(run: Run, x: Tensor, size: list[int], *, implicit: bool = False) -> Tensor:
+    """What `x.expand(size)` gives."""
+    return repeat(x, list(size))
+
+
+def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """What `where(condition, x, y)` gives, for finite numbers; a zero may lose its sign."""
+    shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
+    if all(value.shape in (shape, ()) for value in (x, y)):
+        return NotImplemented
+    assert run.node is not None
+    other = run.node.args[2]
+    if isinstance(other, fx.Node) and other.target is aten.zeros.default and not other.args[0]:
+        return condition.float() * x
+    parts = [value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y)]
+    return NotImplemented if any(part is NotImplemented for part in parts) else torch.where(condition, *parts)
+
+
+def matmul(run: Run, a: Tensor, b: Tensor) -> Tensor:
+    """What `a @ b` gives, where *a* is a constant matrix; exact for sums of whole numbers below 2^24."""
+    assert run.node is not None
+    left, right = (run.is_constant(node) for node in run.node.args)
+    if not left or right or a.dim() != 2 or b.dim() < 2:
+        return NotImplemented
+    return F.linear(b.transpose(-1, -2), a).transpose(-1, -2).contiguous()
+
+
+def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """What `F.pad(x, sides, mode, value)` gives, for *x* of rank 2."""
+    if x.dim() != 2 or mode != "constant":
+        return NotImplemented
+    return F.pad(x.unsqueeze(0), sides, mode, value).squeeze(0)
+
+
+def divide(run: Run, a: Tensor, b: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
+    """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers 0 <= *a* < 2^20 and *b* >= 1."""
+    if rounding_mode != "trunc" or a.dtype != torch.int32:
+        return NotImplemented
+    divisor = b.float() if isinstance(b, Tensor) else b
+    return ((a.float() + 0.5) / divisor).floor().to(torch.int32)
+
+
+FOR_GPU = {
+    aten.clamp.default: clamp,
+    aten.pow.Tensor_Scalar: square,
+    aten.expand.default: expand,
+    aten.where.self: where,
+    aten.matmul.default: matmul,
+    aten.pad.default: pad,
+    aten.div.Tensor_mode: divide,
+}
+"""{operator: what is computed in its place}."""

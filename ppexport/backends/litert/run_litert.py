@@ -1,0 +1,172 @@
+"""Runs LiteRT artifacts in Google's runtime: `ai-edge-litert`, which has wheels for boards and needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Mapping
+
+import numpy as np
+
+from ppexport.device.artifact import Artifact, Manifest
+from ppexport.device.capacities import capacity_function, function_name
+from ppexport.device.quiet import quiet
+from ppexport.device.runner import Flushed, SessionRunner, check_threads
+from ppexport.device.target import Runtime, Target
+from ppexport.errors import ArtifactError, first_line, require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ppexport.device.runner import Arrays
+
+IDENTIFIER = b"TFL3"
+"""Bytes 4 to 7 of a LiteRT file."""
+FACTS = "ppexport"
+"""The entry of a file's metadata that holds ours, as JSON."""
+EXTRA = "litert-run"
+
+
+def facts_of(content: bytes, where: str) -> dict[str, str]:
+    """What the LiteRT file *content* says of itself, {} of a file that another tool made. Raises ArtifactError."""
+    if content[4:8] != IDENTIFIER:
+        raise ArtifactError(f"{where} is not a LiteRT file")
+    try:
+        model = import_module("ai_edge_litert.schema_py_generated").Model.GetRootAs(content)
+        for i in range(model.MetadataLength()):
+            entry = model.Metadata(i)
+            if entry.Name() == FACTS.encode():
+                stored = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+                return {str(key): str(value) for key, value in stored.items()}
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
+        raise ArtifactError(f"{where} is a damaged LiteRT file: {first_line(error)}") from None
+    return {}
+
+
+def all_cores() -> int:
+    """The cores that this process may use."""
+    # Not on every system.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """An opened LiteRT file, of which every signature is a graph of its own over the same weights."""
+
+    def __init__(self, content: bytes, where: str, threads: int | None = None) -> None:
+        """Open a file.
+
+        Args:
+            content: its bytes.
+            where: what errors call it.
+            threads: as `check_threads` takes them. Left to itself the runtime uses one; None is one for each core.
+
+        Raises:
+            ArtifactError: the runtime refuses it.
+            UnavailableError: ai-edge-litert is not installed.
+            InputError: threads are no such number.
+        """
+        threads = check_threads(threads) or all_cores()
+        require("ai_edge_litert", EXTRA)
+        # Imported by name: type checkers would ask for a package that few have.
+        runtime = import_module("ai_edge_litert.interpreter")
+        self.where, self.facts = where, facts_of(content, where)
+        try:
+            # Threads are made here, and inherit how denormals are taken.
+            with quiet(), Flushed():
+                self._interpreter: Any = runtime.Interpreter(model_content=content, num_threads=threads)
+                self._interpreter.allocate_tensors()
+                self.signatures: list[str] = list(self._interpreter.get_signature_list())
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise ArtifactError(f"LiteRT refuses {where}: {first_line(error)}") from None
+        self._opened: dict[str, Any] = {}
+
+    def signature(self, name: str) -> Any:
+        """The signature called *name*, ready to run. Raises ArtifactError where the file has none."""
+        if name not in self._opened:
+            if name not in self.signatures:
+                raise ArtifactError(f"{self.where} has signatures {', '.join(self.signatures)}, not {name!r}")
+            try:
+                self._opened[name] = self._interpreter.get_signature_runner(name)
+            except (ValueError, RuntimeError, MemoryError) as error:
+                raise ArtifactError(f"LiteRT cannot prepare {name!r} of {self.where}: {first_line(error)}") from None
+        return self._opened[name]
+
+    def ports(self, name: str) -> dict[str, tuple[str, list[int]]]:
+        """{input or output of the signature *name*: (type, shape)}."""
+        signature = self.signature(name)
+        found = {**signature.get_input_details(), **signature.get_output_details()}
+        return {
+            key: (np.dtype(port["dtype"]).name, [int(side) for side in port["shape"]]) for key, port in found.items()
+        }
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """All outputs for *inputs* as the ONNX graph takes them; the length of `slots` (1, C) chooses the signature."""
+        fed = dict(inputs)
+        slots = fed.pop("slots", None)
+        name = "main" if slots is None else capacity_function(slots.shape[1])
+        signature = self.signature(name)
+        try:
+            with Flushed():
+                found: Arrays = signature(**{key: np.ascontiguousarray(value) for key, value in fed.items()})
+        except (ValueError, RuntimeError) as error:
+            raise ArtifactError(f"LiteRT cannot run {name!r} of {self.where}: {first_line(error)}") from None
+        return found
+
+    def close(self) -> None:
+        """Release the runtime's memory."""
+        self._opened.clear()
+        self._interpreter = None
+
+
+def expected_ports(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
+    """{input or output of every signature: (type, shape)} of a file of *manifest*."""
+    (h, w), s = manifest.size, manifest.scale
+    ports = {
+        "lr": ("float32", [1, 3, h, w]),
+        "sr": ("float32", [1, 3, h * s, w * s]),
+        "impure_tokens": ("int32", [1]),
+    }
+    if manifest.mask == "input":
+        ports["mask"] = ("float32", [1, 1, *manifest.layout.padded((h, w))])
+    return ports
+
+
+class LiteRTRunner(SessionRunner):
+    """A LiteRT artifact on the CPU."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        """Raises as `Session`, and ArtifactError where the file is not what the manifest says."""
+        file, manifest = artifact.model_file, artifact.manifest
+        self.session: Session = Session(artifact.read(file), str(file), threads)
+        super().__init__(artifact, self.session)
+        names = [function_name(capacity, manifest.capacities) for capacity in manifest.capacities] or ["main"]
+        if sorted(self.session.signatures) != sorted(names):
+            found = ", ".join(self.session.signatures)
+            raise ArtifactError(f"{file} has signatures {found}, but the manifest says {', '.join(names)}")
+
+        expected = expected_ports(manifest)
+        for name in names:
+            ports = self.session.ports(name)
+            if ports != expected:
+                raise ArtifactError(f"{file} has {ports} in {name!r}, but the manifest says {expected}")
+
+    def _close(self) -> None:
+        self.session.close()
+
+
+def open_target(artifact: Artifact, target: Target) -> LiteRTRunner:
+    """*artifact* on the target's device."""
+    return LiteRTRunner(artifact, target.threads)
+
+
+RUNTIME = Runtime(
+    "litert",
+    "litert",
+    ("ai-edge-litert",),
+    "CPU",
+    open_target,
+    lambda: ["CPU"] if find_spec("ai_edge_litert") is not None else [],
+)

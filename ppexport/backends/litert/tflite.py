@@ -1,0 +1,69 @@
+"""Reads and edits LiteRT files, which are flatbuffers, by the schema that the runtime's own package holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ppexport.backends.litert.run_litert import FACTS, IDENTIFIER
+
+
+def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
+    """The LiteRT file *content* after *changes*, which receive its model (`schema_py_generated.ModelT`)."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for change in changes:
+        change(model)
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def text(name: bytes | str) -> str:
+    """A *name* in a model, which is bytes where it was read from a file."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+
+
+@cache
+def operator_names() -> dict[int, str]:
+    """{number of a built-in operator: its name}."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+
+
+def kind_of(model: Any, operator: Any) -> str:
+    """What *operator* of *model* is called, such as "CONV_2D"."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    # The older field has a byte.
+    return operator_names().get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+
+
+def drop_unread(graph: Any) -> None:
+    """Remove the operators of *graph* (`SubGraphT`) that no output depends on."""
+    read, kept = set(map(int, graph.outputs)), []
+    for operator in reversed(graph.operators):
+        if read.intersection(map(int, operator.outputs)):
+            read.update(int(tensor) for tensor in operator.inputs)
+            kept.append(operator)
+    graph.operators = kept[::-1]
+
+
+def add_facts(facts: Mapping[str, str]) -> Callable[[Any], None]:
+    """A change that stores *facts* in a file's metadata, in place of older ones."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    def change(model: Any) -> None:
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(json.dumps(dict(facts), sort_keys=True).encode(), np.uint8)
+        model.buffers.append(buffer)
+        entry.name, entry.buffer = FACTS, len(model.buffers) - 1
+        model.metadata = [*(old for old in model.metadata or () if text(old.name) != FACTS), entry]
+
+    return change
