@@ -57,6 +57,8 @@ def main(source: str, target: str) -> None:
         raise SystemExit("the simplified graph computes something else")
     # Inferred shapes are a third of a megabyte and every reader infers them again.
     del model.graph.value_info[:]
+    # What onnxsim says of its own work.
+    del model.metadata_props[:]
     onnx.save(model, target)
 
 
