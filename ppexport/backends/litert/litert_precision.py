@@ -11,7 +11,9 @@ the image.
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import redirect_stderr
 from typing import Any
 
 from ppexport.backends.litert.tflite import edit, kind_of, read_model, text
@@ -24,16 +26,17 @@ KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """Operators with weights; the second input is the weight."""
 
 
-def outputs_of(model: Any, groups: tuple[str, ...]) -> list[str]:
-    """The names of what is computed by operators of *model* with weights that are of a layer in *groups*."""
-    found = set()
+def chosen_outputs(model: Any, groups: tuple[str, ...]) -> dict[str, str]:
+    """{name of what is computed by an operator of *model* with weights: their group}, of those in *groups*."""
+    found = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             if kind_of(model, operator) in KINDS:
                 weight, result = (text(graph.tensors[int(t)].name) for t in (operator.inputs[1], operator.outputs[0]))
-                if group_of(weight.rpartition("/")[2].rpartition(":")[0]) in groups:
-                    found.add(result)
-    return sorted(found)
+                group = group_of(weight.rpartition("/")[2].rpartition(":")[0])
+                if group in groups:
+                    found[result] = group
+    return found
 
 
 def number_names(model: Any) -> None:
@@ -67,11 +70,10 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
     numbered = edit(content, number_names)
     worker = quantizer.Quantizer(numbered)
     if precision == "int8":
-        groups = recipe_for(card, None)[0].groups
-        names = outputs_of(read_model(numbered), groups)
+        names = chosen_outputs(read_model(numbered), recipe_for(card, None)[0].groups)
         if not names:
             raise ExportError(f"no layer of {card.arch} is in a group that may be int8: export it as fp32 or fp16")
-        about = {"int8": {"groups": list(groups), "activations": "rounded while the model runs"}}
+        about = {"int8": {"groups": sorted(set(names.values())), "activations": "rounded while the model runs"}}
         pattern = "^(" + "|".join(map(re.escape, names)) + ");?$"
         for kind in KINDS:
             worker.add_dynamic_config(pattern, kind, 8)
@@ -81,7 +83,8 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
         for kind in KINDS:
             worker.update_quantization_recipe(".*", kind, config, AlgorithmName.FLOAT_CASTING)
     try:
-        with quiet():
+        # Its progress bars.
+        with redirect_stderr(io.StringIO()):
             done = worker.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
         raise ExportError(f"ai-edge-quantizer cannot make {precision} of the file: {first_line(error)}") from error

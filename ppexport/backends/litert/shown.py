@@ -61,9 +61,9 @@ class ShownFront(OpenFront):
         self.outputs = (*Front.outputs, *(PREFIX + name for several in names for name in several))
         self.needed = {name: name in Front.outputs for name in self.outputs}
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """`sr`, `impure_tokens`, and what `outputs` names."""
-        sr, impure, found = self.look(lr, mask)
+        sr, impure, found = self.look(lr, mask, slots)
         return sr, impure, *(value for several in found.values() for value in several)
 
 

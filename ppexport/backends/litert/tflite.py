@@ -22,7 +22,13 @@ def read_model(content: bytes) -> Any:
     """The LiteRT file *content* as `schema_py_generated.ModelT`."""
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        # Some tools write the numbers behind the flatbuffer, where they would be lost.
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:

@@ -21,6 +21,7 @@ class Run(fx.Interpreter):
 
     def __init__(self, rewritten: Rewritten) -> None:
         super().__init__(rewritten.module, garbage_collect_values=False)
+        self.traced = rewritten.module
         self.rewrites, self.constants, self.origins = rewritten.rewrites, rewritten.constants, rewritten.origins
         self._zero: Tensor | None = None
 
@@ -31,7 +32,7 @@ class Run(fx.Interpreter):
     def opaque_zero(self) -> Tensor:
         """(1,) int32: 0 for every image, but not for a compiler, which cannot fold what it is added to."""
         if self._zero is None:
-            image = next(self.env[node] for node in self.module.graph.nodes if node.op == "placeholder")
+            image = next(self.env[node] for node in self.traced.graph.nodes if node.op == "placeholder")
             self._zero = torch.minimum(image.reshape(-1)[:1].abs(), torch.zeros(1)).to(torch.int32)
         return self._zero
 
@@ -93,7 +94,7 @@ class Rewritten(nn.Module):
         output, which `names` tells."""
         super().__init__()
         self.inputs, self.rewrites = inputs, rewrites
-        self.module = cast(fx.GraphModule, program.module())
+        self.module = program.module()
         self.origins = nn.ModuleDict()
         self.constants: set[fx.Node] = set()
         for node in self.module.graph.nodes:
