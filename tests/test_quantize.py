@@ -135,7 +135,7 @@ def test_results_are_int8_where_that_is_asked_for_and_biases_follow_in_float(sma
             (dequantised,) = readers[node.output[0]].output
             assert readers[readers[dequantised].output[0]].op_type == "Add"
     lr = np.random.default_rng(0).random((1, 3, *SIZE), np.float32)
-    first, second = (make_session(m.SerializeToString(), "m").run(["sr"], {"lr": lr})[0] for m in (plain, model))
+    first, second = (load(m.SerializeToString(), "m").run(["sr"], {"lr": lr})[0] for m in (plain, model))
     assert 30 < psnr(first, second, 1.0) < 80
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ppexport.backends.onnx.graph_view import GraphView, TensorType, element_name
-from ppexport.backends.onnx.lint import rules_operators, rules_storage, rules_tensors
+from ppexport.backends.onnx.lint import rules_operators, rules_ranges, rules_storage, rules_tensors
 from ppexport.backends.onnx.lint.linting import LintReport, Severity
 from ppexport.backends.onnx.model_file import read_model
 from ppexport.errors import InputError, PpexportError
 
-RULES = (*rules_operators.RULES, *rules_tensors.RULES, *rules_storage.RULES)
+RULES = (*rules_operators.RULES, *rules_tensors.RULES, *rules_ranges.RULES, *rules_storage.RULES)
 """In the order in which findings of equal severity are reported."""
 MAX_REPORT = 64 << 20
 """Characters of the longest report that is handed over."""
