@@ -245,6 +245,8 @@ class Backend(ABC):
     """The backend whose runtimes run what is built; "" is this one."""
     rounded: frozenset[str] = frozenset()
     """Precisions that its usual runtime computes with more bits than the file says: only `probe` shows them."""
+    imitates: str = ""
+    """What its usual runtime is where it only imitates a device, such as "emulator", for the names of columns."""
     builds_slowly: bool = False
     """Whether a file of a single layer takes half a minute, so that tests build few of them."""
     usual: str = "its own runtime"

@@ -86,7 +86,7 @@ class OnnxProbe(Probe):
         """
         self.model = onnx.load_model_from_string(path.read_bytes()) if model is None else model
         self.where, self.gives_picture = str(path), rounds
-        self._sessions: dict[tuple[tuple[str, ...], bool], Any] = {}
+        self._sessions: dict[tuple[tuple[str, ...], bool, int], Any] = {}
         self.choices, self.tokens, self.mask = list[str](), list[str](), list[str]()
         self._read: list[tuple[str, str | None]] = []
         if routing is not None:
@@ -149,24 +149,29 @@ class OnnxProbe(Probe):
         self, shown: list[str], inputs: Arrays, categories: NDArray[np.int64] | None, first: Sequence[str] = ()
     ) -> list[Any]:
         """The outputs *first*, and the tensors *shown* by a debug copy, which is opened when it is first needed."""
-        key = (tuple(shown), categories is not None)
+        slots = self._fixed_slots(inputs)
+        key = (tuple(shown), categories is not None, slots)
         if key not in self._sessions:
             model = copied(self.model)
             model.graph.output.extend(ValueInfoProto(name=name) for name in shown)
             if categories is not None:
-                self._inject(model)
-            self._sessions[key] = self._open(model)
+                self._inject(model, *categories.shape)
+            self._sessions[key] = self._open(model, slots)
         if categories is not None:
-            inputs = {**inputs, INJECTED: categories.astype(np.int64)}
+            inputs = {**inputs, INJECTED: categories.astype(np.int32)}
         return list(self._sessions[key].run([*first, *shown], inputs))
 
-    def _open(self, model: ModelProto) -> Any:
+    def _fixed_slots(self, inputs: Arrays) -> int:
+        """The number of slots that a session for *inputs* is made for, 0 where it takes any number."""
+        return 0
+
+    def _open(self, model: ModelProto, slots: int) -> Any:
         if self.gives_picture:
             return rounding_session(model, self.where)
         return make_frugal_session(model.SerializeToString(), self.where)
 
-    def _inject(self, model: ModelProto) -> None:
-        """Have the layers of *model* take their categories from a new input (layers, n) int64."""
+    def _inject(self, model: ModelProto, layers: int, tokens: int) -> None:
+        """Have the layers of *model* take their categories from a new input (*layers*, *tokens*) int32."""
         graph, injected = model.graph, {name: f"{INJECTED}_{layer}" for layer, name in enumerate(self.choices)}
         nodes = []
         for layer, name in enumerate(injected.values()):
@@ -176,4 +181,4 @@ class OnnxProbe(Probe):
         for node in graph.node:
             node.input[:] = [injected.get(name, name) for name in node.input]
         set_nodes(model, [*nodes, *graph.node])
-        graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT64, [len(injected), None]))
+        graph.input.append(helper.make_tensor_value_info(INJECTED, TensorProto.INT32, [layers, tokens]))

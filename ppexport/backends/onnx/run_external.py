@@ -13,7 +13,7 @@ is refused. Standard library only: this file runs on devices.
 from __future__ import annotations
 
 from ppexport.device.artifact import Artifact
-from ppexport.device.wire import walk
+from ppexport.device.wire import Message, walk
 from ppexport.errors import ArtifactError
 
 MAX_DEPTH = 100
@@ -43,6 +43,8 @@ OPERATOR = 4
 NAME, EXTERNAL_DATA, DATA_LOCATION = 8, 13, 14
 """Of a tensor."""
 LOADS_A_FILE = (b"EPContext",)
+ATTRIBUTES, INTEGER, EMBEDDED = 5, 3, "embed_mode"
+"""Of a node; of an attribute; the attribute that is 1 where a compiled model is inside the node."""
 
 
 def is_ort_format(model: bytes) -> bool:
@@ -50,12 +52,15 @@ def is_ort_format(model: bytes) -> bool:
     return model[4:8] == ORT_FORMAT
 
 
-def refuse_external(model: bytes, where: str) -> None:
-    """Raise ArtifactError unless the bytes *model* are an ONNX file that names no other; *where* names it in errors."""
+def refuse_external(model: bytes, where: str, *, contexts: bool = False) -> None:
+    """Raise ArtifactError unless the bytes *model* are an ONNX file that names no other; *where* names it in errors.
+
+    *contexts* lets nodes through that hold a compiled model themselves.
+    """
     if model[:1] != bytes([FIRST_BYTE]):
         raise ArtifactError(f"{where} is not an ONNX file, or it is damaged")
     try:
-        _look_through(memoryview(model))
+        _look_through(memoryview(model), contexts)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from None
 
@@ -74,7 +79,7 @@ def check_graphs(artifact: Artifact) -> None:
     graph_bytes(artifact)
 
 
-def _look_through(model: memoryview) -> None:
+def _look_through(model: memoryview, contexts: bool) -> None:
     waiting = [(MODEL, model, 0)]
     count = 0
     while waiting:
@@ -96,7 +101,17 @@ def _look_through(model: memoryview) -> None:
                     "one file"
                 )
             elif message == NODE and number == OPERATOR and not isinstance(value, int) and value in LOADS_A_FILE:
+                if contexts and _is_embedded(data):
+                    continue
                 raise ArtifactError("a node EPContext has another file loaded, which is never opened")
+
+
+def _is_embedded(node: memoryview) -> bool:
+    """Whether the EPContext *node* says, and never denies, that the compiled model is in it."""
+    attributes = [Message(value) for number, value in walk(node) if number == ATTRIBUTES and not isinstance(value, int)]
+    said = [attribute.integers(INTEGER) for attribute in attributes if attribute.texts(1) == [EMBEDDED]]
+    named = [attribute for attribute in attributes if EMBEDDED in attribute.texts(1)]
+    return bool(said) and len(said) == len(named) and all(values == [1] for values in said)
 
 
 def _name(tensor: memoryview) -> str:

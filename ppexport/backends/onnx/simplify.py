@@ -49,6 +49,10 @@ def _failure(code: int, said: str) -> str:
 
 def main(source: str, target: str) -> None:
     """Runs in the child."""
+    # onnxsim imports these too where they are installed, for work that is not asked of it here. Most of the child's
+    # time would be theirs.
+    for name in ("torch", "sympy"):
+        sys.modules[name] = None  # type: ignore[assignment]
     import onnx
     import onnxsim
 
@@ -57,6 +61,8 @@ def main(source: str, target: str) -> None:
         raise SystemExit("the simplified graph computes something else")
     # Inferred shapes are a third of a megabyte and every reader infers them again.
     del model.graph.value_info[:]
+    # What onnxsim says of its own work.
+    del model.metadata_props[:]
     onnx.save(model, target)
 
 

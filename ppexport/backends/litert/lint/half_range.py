@@ -174,20 +174,32 @@ def beyond_half(graph: Graph) -> Iterator[Said]:
     """A warning where fp32 whole numbers come to exceed 2048, and of fp32 constants beyond 65504."""
     found = bounds_of(graph)
     for op in graph.operators:
-        out = op.outputs[0] if op.outputs else None
-        bound = ANY if out is None else found[out]
-        moved = op.kind in SAME or op.kind in ("NEG", "ABS") or (op.kind == "CAST" and not op.inputs[0].whole)
-        if out is not None and out.kind == "FLOAT32" and not moved and bound.whole and EXACT < bound.largest < inf:
-            message = f"{op.kind} gives whole numbers up to {bound.largest:,.0f}; fp16 holds them up to {EXACT:,.0f}"
+        message = _made(op, found) or _taken(op)
+        if message is not None:
             yield Said(Severity.WARNING, message, op)
-            continue
-        for tensor in op.inputs:
-            if tensor.constant and tensor.kind == "FLOAT32" and constant_bound(tensor).largest > LARGEST:
-                held = constant_bound(tensor)
-                if isfinite(held.largest):
-                    message = f"{op.kind} takes a constant of {held.largest:,.0f}; fp16 ends at {LARGEST:,.0f}"
-                    yield Said(Severity.WARNING, message, op)
-                    break
+
+
+def _made(op: Operator, found: Mapping[Tensor, Bound]) -> str | None:
+    """What whole numbers *op* makes, if fp16 does not hold them; what only moves them is not to blame."""
+    out = op.outputs[0] if op.outputs else None
+    if out is None or out.kind != "FLOAT32" or op.kind in SAME or op.kind in ("NEG", "ABS"):
+        return None
+    bound, counts = found[out], op.inputs[0].whole if op.inputs else False
+    if not bound.whole or bound.largest <= EXACT or (op.kind == "CAST" and not counts):
+        return None
+    if isfinite(bound.largest):
+        return f"{op.kind} gives whole numbers up to {bound.largest:,.0f}; fp16 holds them up to {EXACT:,.0f}"
+    # Of other operators nothing finite means that nothing is known.
+    return f"CAST gives whole numbers of any size; fp16 holds them up to {EXACT:,.0f}" if op.kind == "CAST" else None
+
+
+def _taken(op: Operator) -> str | None:
+    """Which constant of *op* is beyond fp16, if one is."""
+    for tensor in op.inputs:
+        largest = constant_bound(tensor).largest if tensor.constant and tensor.kind == "FLOAT32" else 0.0
+        if LARGEST < largest < inf:
+            return f"{op.kind} takes a constant of {largest:,.0f}; fp16 ends at {LARGEST:,.0f}"
+    return None
 
 
 BEYOND_HALF = Rule(

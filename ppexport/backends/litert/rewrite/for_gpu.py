@@ -15,13 +15,13 @@ expand, so that another axis is repeated and the file is refused, or computes an
 The second is for the converter, which makes an L2_NORMALIZATION of a row divided by its length unless anything stands
 between the row and its square.
 
-A division of whole numbers is no operator of the converter's, which divides in fp32 and then corrects. On a GPU a
-quotient in fp32 may be off by 2.5 units in the last place, so that 12 / 6 becomes 1:
+A quotient of whole numbers that are not negative:
 
-    div(a, b, rounding_mode="trunc")              floor((a + 0.5) / b)
+    div(a, b, rounding_mode="trunc")              a // b
 
-is exact for 0 <= a < 2^20, which the numbers of slots and tokens are, and b >= 1: the quotient of a + 0.5 stays 0.5 / b
-away from every whole number, and what is off is less than that.
+which becomes a DIV of int32 and a few operators for signs. Of the first the converter makes a DIV of fp32 and a
+correction; but on a GPU a quotient in fp32 may be off by 2.5 units in the last place, so that 12 / 6 becomes 1, and in
+fp16 by more.
 """
 
 from __future__ import annotations
@@ -93,12 +93,14 @@ def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: fl
     return F.pad(x.unsqueeze(0), sides, mode, value).squeeze(0)
 
 
-def divide(run: Run, a: Tensor, b: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
-    """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers 0 <= *a* < 2^20 and *b* >= 1."""
-    if rounding_mode != "trunc" or a.dtype != torch.int32:
+def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = None) -> Tensor:
+    """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers *a* >= 0 and *b* >= 1, as tokens are."""
+    if rounding_mode != "trunc" or a.is_floating_point():
         return NotImplemented
-    divisor = b.float() if isinstance(b, Tensor) else b
-    return ((a.float() + 0.5) / divisor).floor().to(torch.int32)
+    if run.is_constant(run.node.args[0]) and not all(map(run.is_constant, run.node.all_input_nodes)):
+        # The converter leaves the sign of a constant to the GPU, which takes no constant for that.
+        a = a + run.opaque_zero()
+    return a // b
 
 
 FOR_GPU = {
