@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PACKAGES = (
-    "ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "numpy",
+    "ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "litert-torch",
+    "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
 GRAPHS = Run("set of intermediate graphs", ("1-traced.onnx", "2-simplified.onnx", "3-fp32.onnx"), Path.is_dir)
 WAY_OUT = "say --force to replace it, or name another folder"

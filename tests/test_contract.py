@@ -112,7 +112,7 @@ def test_every_backend_says_what_it_is():
         assert backend.summary
         assert backend.extra
         assert backend.calibrated | backend.may_calibrate | backend.recipes <= set(backend.precisions)
-        assert backend.precisions["fp32"].psnr >= 90
+        assert "fp32" not in backend.precisions or backend.precisions["fp32"].psnr >= 90
         for field in backend.options().model_fields.values():
             assert field.description
             assert not field.is_required()

@@ -21,12 +21,12 @@ from small_networks import SIZE, random_small_network, small_network
 
 import ppexport
 from ppexport.backends.executorch.float_sort import FloatSort
-from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft, with_own_modules
+from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft
 from ppexport.backends.executorch.lowering_cache import KEPT, cache_folder, kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
+from ppexport.backends.executorch.own_modules import SplitDepthwise, SplitHeads, is_large_depthwise, with_own_modules
 from ppexport.backends.executorch.partition import levels
 from ppexport.backends.executorch.run_executorch import Session
-from ppexport.backends.executorch.split_heads import SplitHeads
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.picture import psnr
@@ -77,6 +77,7 @@ CALLS = {
     "unbind": lambda: torch.stack(A.unbind(0)),
     "squeeze": lambda: A[:, :1].squeeze(1),
     "unsqueeze": lambda: A.unsqueeze(-1),
+    "index_select": lambda: A[0, 0].index_select(1, torch.tensor([3, 0, 0])),
     "reshape": lambda: A.transpose(0, 1).reshape(-1, 4),
 }
 CUT = ("layer_norm", "instance_norm", "sum.dim", "mm.default", "matmul", "addmm", "where", "unbind", "squeeze")
@@ -130,7 +131,24 @@ def test_a_twin_in_this_form_is_the_twin(arch):
         expected, found = twin(**inputs), formed(**inputs)
     assert psnr(expected[0].numpy(), found[0].numpy(), 1.0) > 110
     assert torch.equal(expected[1], found[1])
-    assert not any(isinstance(module, (FloatSort, SplitHeads)) for module in twin.modules())
+    assert not any(isinstance(module, (FloatSort, SplitDepthwise, SplitHeads)) for module in twin.modules())
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [((7, 7), 3), ((5, 9), (1, 4)), ((11, 11), (0, 5))])
+def test_a_large_depthwise_convolution_is_a_sum(kernel, padding):
+    conv, x = nn.Conv2d(4, 4, kernel, padding=padding, groups=4), torch.rand(1, 4, 12, 13)
+    assert is_large_depthwise(conv)
+    split = SplitDepthwise(conv)
+    assert all(part.shape[2] * part.shape[3] <= 25 for part in split.parts)
+    assert torch.allclose(split(x), conv(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(4, 4, 5, groups=4), nn.Conv2d(4, 4, 7), nn.Conv2d(4, 8, 7, groups=4), nn.Conv2d(4, 4, 7, 2, groups=4)],
+)
+def test_other_convolutions_stay(conv):
+    assert not is_large_depthwise(conv)
 
 
 def graph_of(text):

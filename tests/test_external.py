@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import onnx
@@ -104,6 +104,21 @@ def test_a_node_that_loads_a_compiled_model_is_refused():
     model.graph.node[0].op_type = "EPContext"
     with pytest.raises(ArtifactError, match="another file loaded"):
         refuse_external(model.SerializeToString(), "m")
+
+
+@pytest.mark.parametrize(
+    ("modes", "passes"), [((1,), True), ((0,), False), ((), False), ((1, 0), False), ((0, 1), False)]
+)
+def test_a_compiled_model_is_let_through_where_it_is_asked_for_and_inside_the_node(modes, passes):
+    model = empty()
+    node = model.graph.node[0]
+    node.op_type = "EPContext"
+    for mode in modes:
+        node.attribute.append(helper.make_attribute("embed_mode", mode))
+    with pytest.raises(ArtifactError, match="another file loaded"):
+        refuse_external(model.SerializeToString(), "m")
+    with nullcontext() if passes else pytest.raises(ArtifactError, match="another file loaded"):
+        refuse_external(model.SerializeToString(), "m", contexts=True)
 
 
 def test_every_field_of_the_format_that_can_hold_a_tensor_is_looked_into():

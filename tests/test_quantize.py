@@ -123,6 +123,22 @@ def test_nothing_routed_is_quantised(small):
         Recipe(groups=("nonsense",))
 
 
+def test_results_are_int8_where_that_is_asked_for_and_biases_follow_in_float(small):
+    recipe = Recipe(calibrator="max", groups=("qkv", "ffn_depthwise"))
+    plain, model = (write_int8(small.model, small.calibration, recipe, results=results) for results in (False, True))
+    assert int8_nodes(plain) != int8_nodes(model)
+    readers = {name: node for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
+        if node.name in int8_nodes(model):
+            assert len(node.input) == 2
+            assert readers[node.output[0]].op_type == "QuantizeLinear"
+            (dequantised,) = readers[node.output[0]].output
+            assert readers[readers[dequantised].output[0]].op_type == "Add"
+    lr = np.random.default_rng(0).random((1, 3, *SIZE), np.float32)
+    first, second = (load(m.SerializeToString(), "m").run(["sr"], {"lr": lr})[0] for m in (plain, model))
+    assert 30 < psnr(first, second, 1.0) < 80
+
+
 def test_groups_are_told_by_the_paths_of_modules():
     assert group_of("layers.0.residual_group.layers.5.convffn.dwconv.0") == "ffn_depthwise"
     assert group_of("layers.12.conv") == "block_conv"

@@ -330,7 +330,8 @@ def gradients(network, x):
     out = network(x)
     # A smooth loss: the gradient of L1 jumps where an output crosses its target.
     (out - 0.5).square().mean().backward()
-    return out.detach(), {name: p.grad.double() for name, p in network.named_parameters()}
+    # What only a third layer would read has none.
+    return out.detach(), {name: p.grad.double() for name, p in network.named_parameters() if p.grad is not None}
 
 
 @has_compiler
@@ -338,12 +339,12 @@ def gradients(network, x):
 @pytest.mark.parametrize("arch", ["atd_light", "pp_atd_light"])
 def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
     torch.manual_seed(0)
-    plain = build(arch, 2)
+    plain = shortened(build(arch, 2), 2)
     for name, parameter in plain.named_parameters():
         if name.endswith("relative_position_bias_table"):
             torch.nn.init.normal_(parameter)
     fast = copy.deepcopy(plain)
-    assert speed_up(fast) == 72
+    assert speed_up(fast) == 6
     assert fast.state_dict().keys() == plain.state_dict().keys()
     with Image.open(FREE_IMAGES / "coffee.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -351,6 +352,7 @@ def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
     x = x.permute(0, 3, 1, 2).float() / 255
     (out, ours), (expected, theirs) = gradients(fast, x), gradients(plain, x)
     assert (out - expected).abs().max() < 5e-6
+    assert ours.keys() == theirs.keys()
     scale = max(float(g.norm()) for g in theirs.values())
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() < 1e-4 * gradient.norm() + 1e-6 * scale, name

@@ -128,6 +128,8 @@ class Architecture(ABC):
     """The group that chooses the categories: it is measured, to show what its flips cost, and never placed."""
     int8_costly: tuple[str, ...] = ()
     """Groups that are not int8 without a recipe."""
+    int8_summed: tuple[str, ...] = ()
+    """Groups whose results are all that a block adds to the sum through all blocks: float where results are int8."""
     half: Mapping[str, frozenset[str]] = {}
     """{role: kinds of ONNX operators} that a half-precision file computes in fp16; everything else stays fp32."""
     half_sums: tuple[str, ...] = ()

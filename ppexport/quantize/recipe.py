@@ -163,6 +163,8 @@ class Quantisation:
     recipe: Recipe
     recipe_from: str = GIVEN
     """Where the recipe comes from, as `recipe_for` says it."""
+    results: bool = False
+    """Whether what an int8 layer gives is int8 as well."""
 
 
 def _weights(card: Card) -> str:

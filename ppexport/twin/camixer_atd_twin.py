@@ -22,7 +22,7 @@ from ppexport.twin.atd_twin import AtdTwin, make_atd_twin
 from ppexport.twin.blocks import merge, to_blocks
 from ppexport.twin.layers import PortableLayer, Shared, StaticWindowAttention, image_of, tokens_of
 from ppexport.twin.static_mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
-from ppexport.twin.windows import plan_windows
+from ppexport.twin.windows import WindowPlan
 
 
 class StaticWindowMixer(StaticWindowAttention):
@@ -33,7 +33,7 @@ class StaticWindowMixer(StaticWindowAttention):
         self.window, self.count = source.window, size[0] * size[1] // source.window**2
         self.hard = hard_windows(self.count, source.ratio)
         self.conv_sptial, self.choice = copy.deepcopy(source.conv_sptial), Choice(self.hard)
-        self.route = StaticPredictor(source.route, chooses=True)
+        self.route, self.plan = StaticPredictor(source.route, chooses=True), WindowPlan()
 
     def forward(self, qkv: Tensor, shared: Shared) -> Tensor:
         """*qkv* (n, 3c) -> branch output (n, c)."""
@@ -42,7 +42,7 @@ class StaticWindowMixer(StaticWindowAttention):
         known = torch.cat((image_of(qkv[:, 2 * channels :], self.size), shared.condition), dim=1)
         _, by_channel, spatial, scores = self.route(known)
         assert scores is not None
-        slots = plan_windows(self.choice(rank_scores(scores, windows)), windows, windows[: self.hard])
+        slots = self.plan(self.choice(rank_scores(scores, windows)), windows, windows[: self.hard])
         blocks = to_blocks(qkv.view(*self.size, 3 * channels), cut.kinds[0])
         easy = blocks[:, :, 2 * channels :] * image_windows(spatial, self.window)
         mixed = slots.write(self.attend_blocks(slots.read(blocks), self.window**2, cut.indices[0]), easy)

@@ -38,7 +38,7 @@ from ppexport.twin.counting_sort import count_up
 from ppexport.twin.static_mixer import Choice, Places, StaticPredictor, image_windows, rank_scores
 from ppexport.twin.static_pure_pass import StaticPurePass
 from ppexport.twin.twin import StaticTwin
-from ppexport.twin.windows import WindowSlots, count_slots, hard_windows_of, plan_windows
+from ppexport.twin.windows import WindowPlan, WindowSlots, count_slots, hard_windows_of, plan_windows
 
 
 @dataclass
@@ -69,7 +69,7 @@ class StaticMixer(nn.Module):
         self.project_q, self.project_k = copy.deepcopy(source.project_q), copy.deepcopy(source.project_k)
         self.conv_sptial = copy.deepcopy(source.conv_sptial)
         self.route = StaticPredictor(source.route, chooses=hard is not None)
-        self.choice = None if hard is None else Choice(hard)
+        self.choice, self.plan = (None, None) if hard is None else (Choice(hard), WindowPlan())
 
     def choose(self, scores: Tensor | None, given: Given) -> WindowSlots:
         """The slots of the windows that attend, by *scores* (k,) where nothing else says so."""
@@ -77,13 +77,15 @@ class StaticMixer(nn.Module):
             return given.slots
         assert scores is not None
         assert self.choice is not None
+        assert self.plan is not None
         attends = own = self.choice(rank_scores(scores, given.windows))
         if given.trace is not None:
             given.trace.categories.append(own.long())
             given.trace.gaps.append(margins(scores.unsqueeze(0), own.unsqueeze(0)).squeeze(0))
         if given.forced is not None:
             attends = next(given.forced).bool()
-        return plan_windows(attends, given.windows, given.windows[: self.hard])
+        planned: WindowSlots = self.plan(attends, given.windows, given.windows[: self.hard])
+        return planned
 
     def forward(self, x: Tensor, given: Given) -> Tensor:
         """(1, c, h, w) -> (1, c, h, w)."""

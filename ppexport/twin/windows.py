@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppexport.device.mask import least_pure
 from ppexport.twin.blocks import Kind, to_blocks
@@ -73,3 +73,11 @@ def plan_windows(hard: Tensor, windows: Tensor, positions: Tensor) -> WindowSlot
     last = positions[-1:]
     limit = torch.minimum(m, last + 1)
     return WindowSlots(order.index_select(0, positions), torch.minimum(rank, last), rank < limit, m)
+
+
+class WindowPlan(nn.Module):
+    """`plan_windows` in a module of its own, so that its counts stay fp32 where a mixer's products are fp16."""
+
+    def forward(self, hard: Tensor, windows: Tensor, positions: Tensor) -> WindowSlots:
+        """As `plan_windows`."""
+        return plan_windows(hard, windows, positions)

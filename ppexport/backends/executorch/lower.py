@@ -6,7 +6,6 @@ multiple of the group. What it says of itself are methods without inputs, such a
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -20,18 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ppexport.backends.backend import BuildJob, Step, model_facts
-from ppexport.backends.executorch.float_sort import FloatSort
 from ppexport.backends.executorch.lowering_cache import kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
-from ppexport.backends.executorch.split_heads import SplitHeads
+from ppexport.backends.executorch.own_modules import with_own_modules
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.artifact import Manifest
 from ppexport.errors import ExportError, counted, first_line
 from ppexport.files import sha256_text
 from ppexport.networks.card import Card
-from ppexport.twin.counting_sort import CountingSort
-from ppexport.twin.layers import StaticCategoryAttention
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
@@ -59,19 +55,6 @@ class InXnnpackForm(nn.Module):
         with XnnpackForm(self.rows):
             out: tuple[Tensor, ...] = self.front(lr, mask, slots)
         return out
-
-
-def with_own_modules(twin: StaticTwin) -> StaticTwin:
-    """A copy of *twin* with the modules of this folder in place of others."""
-    # The network that it was made from is not copied.
-    copied = copy.deepcopy(twin, {id(twin.source): twin.source})
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, StaticCategoryAttention):
-            copied.set_submodule(name, SplitHeads(module))
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, CountingSort):
-            copied.set_submodule(name, FloatSort(module, twin.tokens))
-    return copied
 
 
 def export_twin(

@@ -11,6 +11,7 @@ one element at a time, and every one of them ends a subgraph. The same sums:
     where(mask, a, b)          of fp32            m * a + (1 - m) * b, m = 1 where the mask is true, else 0
     x.unbind(), x.squeeze(d), x.unsqueeze(d)      slices and views
     x.reshape(shape)                              a copy in order, viewed
+    x.index_select(1, index)  of rank 2           x.t().index_select(0, index).t()
 
 They are replaced while a twin runs, so a graph of any architecture is exported with them, and eager PyTorch can compare
 both. Where a length is symbolic, a view says -1, which is what XNNPACK takes. What is not in the table stays as it is.
@@ -141,6 +142,10 @@ class XnnpackForm(TorchFunctionMode):
         m = mask.float()
         return m * a + (1.0 - m) * b
 
+    def index_select(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+        """Rows of the transposed matrix in place of columns, which would be copied number by number."""
+        return x.t().index_select(0, index).t() if x.dim() == 2 and dim == 1 else None
+
     def unbind(self, x: Tensor, dim: int = 0) -> list[Tensor] | None:
         """The parts of *x* along its first dimension."""
         if dim or not all(isinstance(d, int) for d in x.shape):
@@ -176,6 +181,7 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__matmul__: XnnpackForm.matmul,
     torch.addmm: XnnpackForm.addmm,
     torch.where: XnnpackForm.where,
+    Tensor.index_select: XnnpackForm.index_select,
     torch.unbind: XnnpackForm.unbind,
     Tensor.unbind: XnnpackForm.unbind,
     torch.reshape: XnnpackForm.reshape,

@@ -12,7 +12,10 @@ After, Q and DQ one scale for a tensor, weights stored as int8 with a scale for 
 Q/DQ pairs are written by ONNX Runtime's quantiser. Zero points are 0, biases stay float, and operators are those of
 opset 17: one file for ONNX Runtime, TensorRT 10 and 11, and OpenVINO. Results stay float. With the results of
 convolutions quantised as well, all groups of x2 cost 0.37 dB; ONNX Runtime would need that to compute a convolution in
-int8 (it computes these in fp32), TensorRT and OpenVINO do not.
+int8 (it computes these in fp32), TensorRT and OpenVINO do not. Processors that compute nothing else in int8 than from
+int8 to int8 get results in int8, whose bias follows in float:
+
+    x -> Q -> DQ -> Conv(DQ w) -> Q -> DQ -> Add(bias) -> y
 """
 
 from __future__ import annotations
@@ -78,10 +81,20 @@ def find_ranges(
     return {name: max(found[source] for source in parts) for name, parts in sources.items()}
 
 
-def write_int8(model: onnx.ModelProto, calibration: Calibration, recipe: Recipe) -> onnx.ModelProto:
+def write_int8(
+    model: onnx.ModelProto, calibration: Calibration, recipe: Recipe, *, results: bool = False
+) -> onnx.ModelProto:
     """A copy of the fp32 *model* whose layers of the recipe's groups are int8.
 
-    Raises InputError where the calibration is of another model or nothing would be quantised.
+    Args:
+        model: the graph.
+        calibration: of this model.
+        recipe: the groups, and how ranges are found.
+        results: what a layer gives, before its bias is added, is int8 as well.
+
+    Raises:
+        InputError: the calibration is of another model, or nothing would be quantised.
+        ExportError: a layer has a form that the pass does not know.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -92,8 +105,12 @@ def write_int8(model: onnx.ModelProto, calibration: Calibration, recipe: Recipe)
     if not chosen:
         raise InputError("the recipe names no layer of this model, so that nothing would be int8: export it as fp32")
     chosen |= _split_linear(copy, chosen)
+    if results:
+        chosen |= _split_convolutions(copy, chosen)
     quantised = [node.name for node in copy.graph.node if node.name in chosen]
     ranges = find_ranges(copy, quantised, calibration, recipe)
+    if results:
+        ranges |= _result_ranges(copy, quantised, calibration, recipe)
     data = {name: (np.float32(-limit), np.float32(limit)) for name, limit in ranges.items()}
     quantiser = QDQQuantizer(
         copy,
@@ -109,7 +126,7 @@ def write_int8(model: onnx.ModelProto, calibration: Calibration, recipe: Recipe)
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Conv"],
+            "OpTypesToExcludeOutputQuantization": [] if results else ["MatMul", "Conv"],
         },
     )
     quantiser.quantize_model()
@@ -152,6 +169,51 @@ def _split_linear(model: onnx.ModelProto, chosen: Collection[str]) -> set[str]:
         products.add(f"{node.name}/product")
     set_nodes(model, nodes)
     return products
+
+
+def _split_convolutions(model: onnx.ModelProto, chosen: Collection[str]) -> set[str]:
+    """Rewrite the convolutions *chosen*, so that the bias is added to their int8 results in float.
+
+        before   x -> Conv(w, bias) -> y
+        after    x -> Conv(w) -> Add(bias) -> y
+
+    Returns the names of those without bias.
+    """
+    graph, nodes, products = Graph(model), list[NodeProto](), set()
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "Conv" or node.name not in chosen or len(node.input) < 3:
+            continue
+        source, weight, bias = node.input
+        values = numpy_helper.to_array(graph.values[bias])
+        column = values.reshape(-1, *[1] * (len(graph.values[weight].dims) - 2))
+        model.graph.initializer.append(numpy_helper.from_array(column, f"{bias}_column"))
+        if len(graph.readers[bias]) == 1:
+            model.graph.initializer.remove(graph.values[bias])
+        output, name = node.output[0], node.name
+        node.input[:], node.output[:], node.name = [source, weight], [f"{output}_product"], f"{name}/product"
+        nodes.append(helper.make_node("Add", [f"{output}_product", f"{bias}_column"], [output], name=f"{name}/bias"))
+        products.add(node.name)
+    set_nodes(model, nodes)
+    return products
+
+
+def _result_ranges(
+    model: onnx.ModelProto, chosen: Collection[str], calibration: Calibration, recipe: Recipe
+) -> dict[str, float]:
+    """{tensor: the magnitude that 127 stands for} of what the nodes *chosen* give, before a bias is added."""
+    graph, found = Graph(model), {}
+    for node in model.graph.node:
+        if node.name not in chosen:
+            continue
+        output, bias = node.output[0], 0.0
+        added = graph.read_by(node, "Add") if output.endswith("_product") else None
+        if added is not None:
+            output = added.output[0]
+            bias = float(np.abs(numpy_helper.to_array(graph.values[added.input[1]])).max())
+        # Recorded was the sum.
+        found[node.output[0]] = find_range(calibration, output, recipe.calibrator, recipe.percentile) + bias
+    return found
 
 
 def _check_written(model: onnx.ModelProto, layers: int, bits: int) -> None:

@@ -80,7 +80,7 @@ def quantised(model: onnx.ModelProto, request: Quantisation) -> tuple[onnx.Model
     findings: list[Finding] = []
     result = model
     if request.precision != "fp16":
-        result = write_int8(model, request.calibration, request.recipe)
+        result = write_int8(model, request.calibration, request.recipe, results=request.results)
     if request.precision != "int8":
         int8 = int8_nodes(result)
         # Of the int8 graph, in which a linear layer is a product and a sum, and the sum may be half.

@@ -44,6 +44,7 @@ class QnnBackend(Backend):
     recipes = frozenset({"int8"})
     # Every step is a file with all weights.
     set_steps = 4
+    builds_slowly = True
 
     @property
     def imitates(self) -> str:

@@ -1,7 +1,8 @@
 """Twin -> model.onnx and what Qualcomm's compiler makes of it for every chip and capacity.
 
 The graph is the portable one. In fp16 its floats are fp32 in the file, and fp16 on the NPU, which has nothing wider;
-labels and counts are int32 there as everywhere. The compiler takes the whole graph or none of it:
+labels and counts are int32 there as everywhere. In int8 layers give int8, too, but those whose results are all that a
+block adds to the sum through all blocks, which stay fp16. The compiler takes the whole graph or none of it:
 
     model.onnx -> context-SM8650.onnx        one node EPContext, which holds what was compiled, and no other node
 
@@ -10,24 +11,17 @@ A capacity set is one model.onnx with a symbolic number of slots, and a compiled
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import torch
 
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.build_onnx import MODEL, build_graph
+from ppexport.backends.qnn.compile_context import compile_context
 from ppexport.backends.qnn.run_qnn import OUTPUTS, Session, context_name
 from ppexport.backends.self_check import self_check
 from ppexport.device.machine import versions
-from ppexport.errors import ExportError, PpexportError, counted
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -45,7 +39,7 @@ def build_for_qnn(job: BuildJob, chips: list[str]) -> Built:
         UnavailableError: Qualcomm's compiler does not start.
     """
     twin = job.twin()
-    details = build_graph(replace(job, precision="fp32") if job.precision == "fp16" else job, twin)
+    details = build_graph(graph_job(job), twin)
     model, capacities = job.folder / MODEL, list(job.capacities) or [0]
     names = [MODEL]
     wanted = [(chip, capacity) for chip in chips for capacity in capacities]
@@ -80,62 +74,11 @@ def build_for_qnn(job: BuildJob, chips: list[str]) -> Built:
     return Built(names, details=details)
 
 
-def compile_context(model: Path, target: Path, chip: str, slots: int) -> None:
-    """Compile the ONNX file *model* for *chip* into *target*, with so many *slots* where their number is symbolic.
-
-    In a child process, since a minute inside the compiler could not be interrupted, and its faults would end this one.
-
-    Raises:
-        ExportError: the NPU does not take all of the graph, or the compiler fails.
-        UnavailableError: it does not start.
-    """
-    request = json.dumps({"model": str(model), "target": str(target), "chip": chip, "slots": slots})
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
-    if done.returncode < 0:
-        number = -done.returncode
-        said = "memory may have run out" if number == signal.SIGKILL else "try a smaller size or another chip"
-        raise ExportError(f"Qualcomm's compiler was ended by signal {number} while it compiled for {chip}: {said}")
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ExportError(f"Qualcomm's compiler failed for {chip}: {last}") from None
-    if answer:
-        raise ERRORS[answer["kind"]](answer["said"])
-    check_one_partition(target, chip)
-
-
-ERRORS: dict[str, type[PpexportError]] = {kind.__name__: kind for kind in PpexportError.__subclasses__()}
-
-
-def check_one_partition(target: Path, chip: str) -> None:
-    """Raise ExportError unless the compiled file *target* is one node, of Qualcomm's, and nothing else."""
-    nodes = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
-    if nodes != ["EPContext"]:
-        raise ExportError(
-            f"for {chip} the graph falls apart into {counted(len(nodes), 'part')} where it should be one: please "
-            "report this model"
-        )
-
-
-def main() -> None:
-    """Runs in the child: a request on standard input, an empty object or what failed on standard output."""
-    request = json.load(sys.stdin)
-    settings = {
-        "ep__context_enable": "1",
-        "ep__context_embed_mode": "1",
-        "ep__context_file_path": request["target"],
-    }
-    model = Path(request["model"])
-    answer = {}
-    try:
-        with closing(Session(model.read_bytes(), model.name, request["chip"], request["slots"], **settings)):
-            pass
-    except PpexportError as error:
-        answer = {"kind": type(error).__name__, "said": str(error)}
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()
+def graph_job(job: BuildJob) -> BuildJob:
+    """The job of the graph: in fp16 its floats stay fp32. The NPU takes an int8 layer only where its result is int8."""
+    if job.quantisation is None:
+        return replace(job, precision="fp32")
+    recipe = job.quantisation.recipe
+    groups = tuple(group for group in recipe.groups if group not in job.architecture.int8_summed)
+    kept = recipe.model_copy(update={"groups": groups})
+    return replace(job, quantisation=replace(job.quantisation, recipe=kept, results=True))

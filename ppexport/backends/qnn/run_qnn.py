@@ -117,7 +117,8 @@ def _provider() -> Tuple[Any, str]:
 
 def left_over(said: str) -> List[Tuple[str, str]]:
     """(name, operator) of every node that the provider said it does not take."""
-    return [(str(name), str(kind)) for name, kind in LEFT_OVER.findall(said)]
+    # It may try, and say so, twice.
+    return list(dict.fromkeys((str(name), str(kind)) for name, kind in LEFT_OVER.findall(said)))
 
 
 def explain(error: Exception, said: str, chip: str) -> str:

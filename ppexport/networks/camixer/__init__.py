@@ -87,6 +87,7 @@ class CAMixerSRArchitecture(Architecture):
         "body_conv": "body_tail",
     }
     int8_costly = ("body_conv",)
+    int8_summed = ("block_conv", "body_conv")
     block = "body.*"
     branch_patterns = {  # noqa: RUF012
         rf"{_ANY_BLOCK}\.mixer\.route.*": "predictor",

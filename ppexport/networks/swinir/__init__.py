@@ -64,6 +64,7 @@ class SwinIRLightArchitecture(Architecture):
         "body_conv": "conv_after_body",
     }
     int8_costly = ("body_conv",)
+    int8_summed = ("block_conv", "body_conv")
     block = "layers.*"
     branch_patterns = {  # noqa: RUF012
         rf"{_ANY_LAYER}\.attn.*": "window attention",

@@ -12,12 +12,12 @@ from typing import Any
 from ppexport.backends import lint_report
 from ppexport.backends.lint_report import LintReport, Severity
 from ppexport.backends.onnx.graph_view import GraphView, TensorType, element_name
-from ppexport.backends.onnx.lint import rules_operators, rules_storage, rules_tensors
+from ppexport.backends.onnx.lint import rules_operators, rules_ranges, rules_storage, rules_tensors
 from ppexport.backends.onnx.lint.linting import OLDEST
 from ppexport.backends.onnx.model_file import read_model
 from ppexport.errors import InputError
 
-RULES = (*rules_operators.RULES, *rules_tensors.RULES, *rules_storage.RULES)
+RULES = (*rules_operators.RULES, *rules_tensors.RULES, *rules_ranges.RULES, *rules_storage.RULES)
 """In the order in which findings of equal severity are reported."""
 CAPACITIES = re.compile(r"[1-9]\d{0,8}(,[1-9]\d{0,8})+")
 """Several capacities, as the builder writes them."""

@@ -28,6 +28,7 @@ class Runtime(str, Enum):
     TENSORRT = "tensorrt"
     COREML = "coreml"
     OPENVINO = "openvino"
+    QNN = "qnn"
 
 
 COMPILERS = (Runtime.TENSORRT, Runtime.COREML)
@@ -37,6 +38,7 @@ OLDEST = {
     Runtime.TENSORRT: "TensorRT 10.3",  # JetPack 6
     Runtime.COREML: "Core ML of iOS 16",
     Runtime.OPENVINO: "OpenVINO 2025.0",
+    Runtime.QNN: "Snapdragon 8 Gen 2",
 }
 """The oldest supported versions, for people to read."""
 
