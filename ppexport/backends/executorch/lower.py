@@ -25,7 +25,7 @@ from ppexport.backends.executorch.own_modules import with_own_modules
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.artifact import Manifest
-from ppexport.errors import ExportError, InputError, counted, first_line
+from ppexport.errors import ExportError, InputError, PpexportError, counted, first_line
 from ppexport.files import sha256_text
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
@@ -191,7 +191,7 @@ def write_program(
             versions = {name: version(name) for name in ("torch", "executorch")}
             made_from = [describe_graph(program), facts, partitioner, versions, sources_hash()]
             content = kept_or_made(sha256_text(repr(made_from)), lambda: lower(program, facts, partitioner, step))
-    except InputError:
+    except PpexportError:
         raise
     except Exception as error:  # torch.export and every pass of ExecuTorch raise their own kinds
         raise ExportError(f"ExecuTorch cannot lower the twin: {first_line(error)}") from error
