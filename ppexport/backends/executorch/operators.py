@@ -51,8 +51,8 @@ class XnnpackForm(TorchFunctionMode):
     """While it is entered, the operators of the table above are computed in the form of the right-hand side."""
 
     def __init__(self, rows: nn.Module) -> None:
-        """*rows* has a buffer `ones_N`, (1, N) of ones, for every length N that is summed over, so that it is a constant
-        of the graph; `needed` tells which they are.
+        """*rows* has a buffer `ones_N`, (1, N) of ones, for every length N that is summed over, so that it is a
+        constant of the graph; `needed` tells which they are.
         """
         super().__init__()
         self.rows, self.needed = rows, set[int]()
