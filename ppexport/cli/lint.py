@@ -32,6 +32,8 @@ def lint(
 ) -> None:
     """Report what ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 refuses, gets wrong or runs slowly.
 
+    And which counts, labels or other numbers are wrong where they are computed in fp16, as a Snapdragon NPU computes all.
+
     For a Core ML package: report which operations are known to leave the Neural Engine, which modules they come from,
     and how often the computation crosses to another unit. A child process reads an .onnx file, with a limit of time
     and, on Linux, of memory.
