@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ppexport.cli import console
-from ppexport.cli.console import duration, progress_bar
+from ppexport.cli.console import change, duration, progress_bar
 
 
 class Clock:
@@ -31,6 +31,11 @@ def clock(monkeypatch):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.00004, "+0.0000"), (-0.00005001, "-0.0001"), (0.25, "+0.2500")])
+def test_a_change_that_rounds_to_zero_is_not_negative(value, text):
+    assert change(value, 4) == text
 
 
 def said(clock, capsys, what, total, steps, first=0):

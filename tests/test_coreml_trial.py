@@ -17,7 +17,8 @@ from ppexport.backends.coreml import BACKEND, trial
 from ppexport.backends.coreml import run_mac as mac
 from ppexport.backends.coreml.package import read_package
 from ppexport.backends.coreml.run_mac import Planned
-from ppexport.backends.coreml.trial import TrialError, operations_of, run_trial
+from ppexport.backends.coreml.trial import operations_of, run_trial
+from ppexport.backends.unit_trial import TrialError
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity import run as parity_run

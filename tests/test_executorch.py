@@ -21,15 +21,16 @@ from small_networks import SIZE, random_small_network, small_network
 
 import ppexport
 from ppexport.backends.executorch.float_sort import FloatSort
-from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft, with_float_sort
+from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft
 from ppexport.backends.executorch.lowering_cache import KEPT, cache_folder, kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
+from ppexport.backends.executorch.own_modules import SplitDepthwise, SplitHeads, is_large_depthwise, with_own_modules
 from ppexport.backends.executorch.partition import levels
 from ppexport.backends.executorch.run_executorch import Session
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.picture import psnr
-from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.files import sha256_file
 from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
@@ -76,6 +77,8 @@ CALLS = {
     "unbind": lambda: torch.stack(A.unbind(0)),
     "squeeze": lambda: A[:, :1].squeeze(1),
     "unsqueeze": lambda: A.unsqueeze(-1),
+    "index_select": lambda: A[0, 0].index_select(1, torch.tensor([3, 0, 0])),
+    "reshape": lambda: A.transpose(0, 1).reshape(-1, 4),
 }
 CUT = ("layer_norm", "instance_norm", "sum.dim", "mm.default", "matmul", "addmm", "where", "unbind", "squeeze")
 """Operators that XNNPACK does not take; bmm ends in mm.default too."""
@@ -106,24 +109,46 @@ def test_what_no_form_is_for_stays_as_it_is():
     assert not form.needed
 
 
-@pytest.mark.parametrize("count", [256, 768, 8192])
+@pytest.mark.parametrize("count", [256, 768, 4096, 65536])
 def test_the_sort_in_fp32_is_the_sort(count):
     keys = torch.from_numpy(np.random.default_rng(count).integers(0, 65, count).astype(np.int32))
     sort, tokens = CountingSort(count, 65), torch.arange(count, dtype=torch.int32)
-    for expected, found in zip(sort(keys, tokens), FloatSort(sort)(keys, tokens), strict=True):
+    for expected, found in zip(sort(keys, tokens), FloatSort(sort, count)(keys, tokens), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_more_tokens_than_fp32_counts():
+    with pytest.raises(ExportError, match="16777216 tokens are more than fp32 counts exactly"):
+        FloatSort(CountingSort(256, 65), 1 << 24)
 
 
 @pytest.mark.parametrize("arch", [name for name in architectures() if name not in ("atd", "pp_atd")])
 def test_a_twin_in_this_form_is_the_twin(arch):
     twin = ppexport.make_twin(random_small_network(arch), size=(16, 32))
     inputs = example_inputs(twin)
-    formed = InXnnpackForm(Front(with_float_sort(twin)), inputs)
+    formed = InXnnpackForm(Front(with_own_modules(twin)), inputs)
     with torch.no_grad():
         expected, found = twin(**inputs), formed(**inputs)
     assert psnr(expected[0].numpy(), found[0].numpy(), 1.0) > 110
     assert torch.equal(expected[1], found[1])
-    assert not any(isinstance(module, FloatSort) for module in twin.modules())
+    assert not any(isinstance(module, (FloatSort, SplitDepthwise, SplitHeads)) for module in twin.modules())
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [((7, 7), 3), ((5, 9), (1, 4)), ((11, 11), (0, 5))])
+def test_a_large_depthwise_convolution_is_a_sum(kernel, padding):
+    conv, x = nn.Conv2d(4, 4, kernel, padding=padding, groups=4), torch.rand(1, 4, 12, 13)
+    assert is_large_depthwise(conv)
+    split = SplitDepthwise(conv)
+    assert all(part.shape[2] * part.shape[3] <= 25 for part in split.parts)
+    assert torch.allclose(split(x), conv(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(4, 4, 5, groups=4), nn.Conv2d(4, 4, 7), nn.Conv2d(4, 8, 7, groups=4), nn.Conv2d(4, 4, 7, 2, groups=4)],
+)
+def test_other_convolutions_stay(conv):
+    assert not is_large_depthwise(conv)
 
 
 def graph_of(text):
@@ -136,27 +161,32 @@ def graph_of(text):
     return graph, nodes
 
 
-def test_a_level_grows_where_the_way_comes_back():
+def test_a_level_is_how_often_the_way_to_the_end_leaves_for_xnnpack():
     graph, nodes = graph_of("x, a:x, b:a, gather:b, c:a, d:gather c, sort:d, e:sort d, f:c")
     taken = [[nodes[name]] for name in "abcdef"]
-    assert levels(graph, taken) == {
-        nodes[name]: number for name, number in {"a": 1, "b": 1, "c": 1, "d": 2, "e": 3, "f": 1}.items()
-    }
+    found = {"a": 3, "b": 3, "c": 2, "d": 2, "e": 1, "f": 1}
+    assert levels(graph, taken) == {nodes[name]: level for name, level in found.items()}
 
 
-def test_a_group_has_the_level_of_its_last_node_and_takes_others_along():
-    graph, nodes = graph_of("x, a:x, gather:a, b:gather a, c:a, e:c")
+def test_a_group_has_the_level_of_its_first_operator_and_takes_others_along():
+    graph, nodes = graph_of("x, e:x, c:e, b:e, gather:b, a:gather c")
     taken = [[nodes["a"]], [nodes["b"], nodes["c"]], [nodes["e"]]]
     assert levels(graph, taken) == {nodes["a"]: 1, nodes["b"]: 2, nodes["c"]: 2, nodes["e"]: 2}
+
+
+def test_a_group_that_cannot_be_one_subgraph():
+    graph, nodes = graph_of("x, a:x, gather:a, b:gather")
+    with pytest.raises(ValueError, match="depend on another kernel in between"):
+        levels(graph, [[nodes["a"], nodes["b"]]])
 
 
 def test_time_left():
     said = []
     tell = TimeLeft(said.append)
-    for done in (1, 2, 3):
+    for done in (0, 1, 2, 3):
         tell(done, 3)
-    assert said[0] == "lowering for XNNPACK: 1 of 3 subgraphs"
-    assert re.fullmatch(r"lowering for XNNPACK: 2 of 3 subgraphs, about \d+ s left", said[1])
+    assert said[:2] == ["cutting the graph into 3 subgraphs", "lowering for XNNPACK: 1 of 3 subgraphs"]
+    assert re.fullmatch(r"lowering for XNNPACK: 2 of 3 subgraphs, about \d+ s left", said[2])
 
 
 @pytest.fixture

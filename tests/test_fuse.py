@@ -282,7 +282,7 @@ def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the
     """By parity, which tells near ties from errors."""
     network = small_network(layers=2)
     out = ppexport.export(
-        network, backend="onnx", size=(40, 52), out=tmp_path / "a", flavour="ort", capacities=[1024, 2048, 3072]
+        network, backend="onnx", size=(24, 37), out=tmp_path / "a", flavour="ort", capacities=[512, 1024, 1536]
     )
     found = operators(onnx.load(out / "model.onnx"))
     # A plain layer with one kind of block, a shifted one with four, and category attention in each.

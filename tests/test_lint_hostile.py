@@ -19,6 +19,7 @@ from lint_models import model, node, value
 from onnx import TensorProto, helper
 from shared import examples
 
+from ppexport.backends import lint_report
 from ppexport.backends.onnx.lint import lint_child, linting
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import lint_model
@@ -226,7 +227,7 @@ def test_functions_that_explode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_child_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linting, "SECONDS", 0.01)
+    monkeypatch.setattr(lint_report, "SECONDS", 0.01)
     with pytest.raises(InputError, match="takes more time to lint than the limit of 0 s: simplify it"):
         lint_model(m.saved(m.plain(), tmp_path))
 
@@ -256,7 +257,7 @@ def test_what_nobody_expected_is_one_sentence(monkeypatch: pytest.MonkeyPatch, e
 
 
 def test_a_report_of_any_length_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lint_child, "MAX_REPORT", 100)
+    monkeypatch.setattr(lint_report, "MAX_REPORT", 100)
     monkeypatch.setitem(sys.modules, "resource", None)
     path = m.saved(m.plain(), tmp_path)
     assert "is longer than the limit" in json.loads(lint_child.answer(str(path), {}, 1))["error"]

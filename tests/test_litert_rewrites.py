@@ -103,6 +103,16 @@ def test_heads_are_split_without_rank_5(parts):
 
 
 @pytest.mark.parametrize(
+    ("shape", "size"), [((3, 1), (-1, 4)), ((4,), (2, 1, 3, 4)), ((1, 1, 3, 1), (1, 1, 3, 4)), ((3,), (3,))]
+)
+def test_an_expand_becomes_a_repeat(shape, size):
+    before, after, operators = rewritten(lambda x: x.expand(size) + 1, torch.rand(shape))
+    assert torch.equal(before, after)
+    assert before.shape == after.shape
+    assert aten.expand.default not in operators
+
+
+@pytest.mark.parametrize(
     "arch", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in architectures()]
 )
 def test_a_whole_twin_is_equal(arch):

@@ -53,13 +53,14 @@ def test_labels_tell_subjects_apart():
     [
         ("nonesuch", False, InputError, "'nonesuch' is not a bundled model, .*pp_atd_light_x2.*swinir_light"),
         ("absent.pth", False, CheckpointError, "absent.pth: there is no such weights file"),
-        ("pp_atd_light", False, InputError, "--scale is missing"),
+        ("pp_atd_light", False, InputError, "pp_atd_light is an architecture and needs a scale: --scale N, of 2, 3, 4"),
         ("pp_atd_light", True, InputError, "is an architecture, which has no weights: .*FILE,arch=pp_atd_light"),
         ("pp_atd_light_x2,scale=two", False, InputError, "the scale is a whole number, not 'two'"),
         ("pp_atd_light_x2,scale=4", False, InputError, "has scale 2, not 4"),
         ("pp_atd_light_x2,ratio=1", False, InputError, "no option 'ratio'"),
         ("pp_atd_light_x2,colors=40", False, CardError, "cannot use colors"),
         ("pp_atd_light_x2,colors=4,colors=6", False, InputError, "colors is given twice"),
+        ("mixer.pth,arch=", True, InputError, "mixer.pth,arch=: arch has no value"),
     ],
 )
 def test_what_is_no_subject(text, trained, error, message):
@@ -75,6 +76,10 @@ def test_the_cost_is_that_of_the_chosen_share_of_windows():
     assert costs[0.5] == 2 * costs[0.25] == costs[1.0] / 2
     # Where the mask chooses, all may attend.
     assert cost(load_untrained(None, "pp_camixersr", 4, {}), (64, 64)).dense.branches["window"] == costs[1.0]
+
+
+def test_a_size_that_the_network_cannot_pad_has_no_cost():
+    fails("info", "swinir_light", "--scale", "2", "--size", "64x3", message="a side of 3 pixels is padded to 8")
 
 
 def test_what_masks_save_on_pictures(tmp_path):

@@ -11,14 +11,12 @@ from conftest import photo
 from onnx import TensorProto, helper, numpy_helper
 from small_networks import ROUTING, beyond_half, small_network
 from tensorrt_models import random_network, shorten
-from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.onnx.lint.lint_child import lint_here
 from ppexport.backends.onnx.lint.linting import Runtime, Severity
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.tensorrt.half import write_half
-from ppexport.cli import app
 from ppexport.device.picture import psnr
 from ppexport.errors import ExportError
 from ppexport.networks.architecture import find_architecture
@@ -31,11 +29,15 @@ LAYER = "/layers.0/residual_group/layers.0"
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """The bundled x2 for TensorRT in fp16, and the folder of its intermediate graphs."""
+    """The bundled x2's first two layers for TensorRT in fp16, and the folder of the intermediate graphs."""
     folder = tmp_path_factory.mktemp("half")
-    network = ppexport.load_network("pp_atd_light_x2")
     artifact = ppexport.export(
-        network, backend="tensorrt", precision="fp16", size=SIZE, out=folder / "a", keep=folder / "graphs"
+        small_network(layers=2),
+        backend="tensorrt",
+        precision="fp16",
+        size=SIZE,
+        out=folder / "a",
+        keep=folder / "graphs",
     )
     return artifact, folder / "graphs"
 
@@ -123,10 +125,11 @@ def test_the_artifact_says_what_it_is(kept):
 def test_parity_judges_fp16_by_its_own_gate(kept, tmp_path, monkeypatch):
     some = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "noise", "greys")]
     monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
-    done = CliRunner().invoke(app, ["parity", str(kept[0]), "-o", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
+    with ppexport.open_artifact(kept[0]) as runner:
+        report = parity_run.run_parity(small_network(layers=2), runner, tmp_path / "run", lambda *_: None)
+    assert report.passed, report.to_dict()
     assert (tmp_path / "run" / "onnx-fp16.npz").is_file()
-    assert "gate 55 dB" in done.output
+    assert [pair.gate.psnr for pair in report.pairs] == [110, 55]
 
 
 def small(weight=1.0):

@@ -1,4 +1,4 @@
-"""`ppexport lint`: what an edge runtime would refuse, and what of a Core ML package leaves the Neural Engine."""
+"""`ppexport lint`: what an edge runtime would refuse or get wrong, and what of a package leaves the Neural Engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +14,21 @@ from ppexport.cli.console import emit_json, people
 from ppexport.cli.options import Json
 from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppexport.backends.lint_report import Finding, LintReport
+
 EXAMPLE = "Example: ppexport lint model.onnx"
-PACKAGE, ASSET = ".mlpackage", ".aimodel"
+PACKAGE, ASSET, LITERT = ".mlpackage", ".aimodel", ".tflite"
 SHOWN = 6
 """Kinds of modules that are named; the JSON has every module."""
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="any .onnx file or .mlpackage, or an artifact folder")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="any .onnx or .tflite file or .mlpackage, or an artifact folder")
+    ],
     length: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,9 +41,10 @@ def lint(
 
     And which counts, labels or other numbers are wrong where they are computed in fp16, as a Snapdragon NPU computes all.
 
-    For a Core ML package: report which operations are known to leave the Neural Engine, which modules they come from,
-    and how often the computation crosses to another unit. A child process reads an .onnx file, with a limit of time
-    and, on Linux, of memory.
+    For a LiteRT file: report what its GPU accelerator refuses, computes wrong, or cannot compute in fp16. For a Core ML
+    package: report which operations are known to leave the Neural Engine, which modules they come from, and how often
+    the computation crosses to another unit. A child process reads .onnx and .tflite files, with a limit of time and, on
+    Linux, of memory.
     """
     symbols = {}
     for text in length or []:
@@ -52,12 +60,14 @@ def lint(
         file = artifact.graph_file
         if file.suffix == ".onnx":
             graph_bytes(artifact)  # refuses a graph that names other files
-    if symbols and file.suffix in (PACKAGE, ASSET):
-        raise InputError("--length is for .onnx files: the shapes of a package are fixed")
+    if symbols and file.suffix in (PACKAGE, ASSET, LITERT):
+        raise InputError(f"--length is for .onnx files: the shapes of a {file.suffix} are fixed")
     if file.suffix == PACKAGE:
         _lint_package(file, json)
     elif file.suffix == ASSET:
         raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
+    elif file.suffix == LITERT:
+        _lint_litert(file, json)
     else:
         _lint_onnx(file, symbols, json)
 
@@ -81,10 +91,7 @@ def _lint_package(path: Path, json: str | None) -> None:
         if not report.leaving:
             continue
         console.print("    why: " + ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()))
-        shown = kinds_of_modules(report.modules)
-        where = ", ".join(f"{kind or 'the network itself'} {count}" for kind, count in shown[:SHOWN])
-        more = f", and {len(shown) - SHOWN} more kinds of modules" if len(shown) > SHOWN else ""
-        console.print(f"    from: {where}{more}")
+        console.print(f"    from: {_modules_text(report.modules)}")
     console.print("By what developers have measured; nothing here has run on a device.")
 
 
@@ -94,6 +101,13 @@ def kinds_of_modules(modules: Mapping[str, int]) -> list[tuple[str, int]]:
     for module, count in modules.items():
         kinds[re.sub(r"\b\d+\b", "*", module)] += count
     return kinds.most_common()
+
+
+def _modules_text(modules: Mapping[str, int]) -> str:
+    """The kinds of *modules* that have the most operations."""
+    shown = kinds_of_modules(modules)
+    where = ", ".join(f"{kind or 'the network itself'} {count}" for kind, count in shown[:SHOWN])
+    return where + (f", and {len(shown) - SHOWN} more kinds of modules" if len(shown) > SHOWN else "")
 
 
 def _lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
@@ -108,6 +122,33 @@ def _lint_onnx(file: Path, symbols: dict[str, int], json: str | None) -> None:
         where = ", ".join(filter(None, (f.op, f"module {f.module}" if f.module else None, f.node)))
         console.print(f"{f.severity.value} {f.rule}{f' ({where})' if where else ''}: {f.message}")
         console.print(f"    way out: {f.way_out}")
+    _conclude(file, report, console)
+
+
+def _lint_litert(file: Path, json: str | None) -> None:
+    """Print what LiteRT's GPU accelerator would object to, what is alike once. Ends with exit code 1 for errors."""
+    from ppexport.backends.litert.lint.lint_tflite import lint_tflite
+
+    report = lint_tflite(file)
+    emit_json(json, report.to_dict())
+    console = people(json)
+    alike: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for f in report.findings:
+        key = (f.severity.value, f.rule, f.message, f.way_out)
+        alike.setdefault(key, []).append(f)
+    said = ""
+    for (severity, rule, message, way_out), findings in alike.items():
+        if rule != said:
+            console.print(f"{severity} {rule}, way out: {way_out}")
+            said = rule
+        modules = Counter(f.module for f in findings if f.module is not None)
+        where = f", in {_modules_text(modules)}" if modules else ""
+        console.print(f"    {message}: {counted(len(findings), 'time')}{where}")
+    _conclude(file, report, console)
+
+
+def _conclude(file: Path, report: LintReport, console: Console) -> None:
+    """Print how much was found. Ends with exit code 1 for errors."""
     counts = ", ".join(counted(count, severity.value) for severity, count in report.counts.items())
     nodes, megabytes = report.facts["nodes"], report.facts["file_bytes"] / 1e6
     console.print(f"{file}: {counts}; {nodes} nodes, {megabytes:.2f} MB")

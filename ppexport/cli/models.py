@@ -35,9 +35,11 @@ def models(json: Json = None) -> None:
     console.print(table("models", ["name", "scale", "weights", "licence", "summary"], rows, numbers=5))
     rows = [[a.name, ", ".join(f"x{scale}" for scale in a.scales), a.summary] for a in known]
     console.print(table("architectures, for --arch", ["name", "scales", "summary"], rows, numbers=3))
-    owners: dict[tuple[str, str], list[str]] = {}
+    owners: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, own in options.items():
-        for described in own.items():
-            owners.setdefault(described, []).append(name)
-    for (option, what), names in owners.items():
-        console.print(f"--option {option}=...: {what}; of {', '.join(names)}")
+        owners.setdefault(tuple(own.items()), []).append(name)
+    for described, names in owners.items():
+        if described:
+            console.print(f"{', '.join(names)}, with --option NAME=VALUE:")
+        for option, what in described:
+            console.print(f"  {option}: {what}")

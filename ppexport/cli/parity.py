@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppexport.cli.console import continues_from, decibel, emit_json, people, progress_bars, table
+from ppexport.cli.console import change, continues_from, decibel, emit_json, people, progress_bars, table
 from ppexport.cli.options import ArtifactFolder, Checkpoint, Json, Trust
 from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
 
@@ -25,7 +25,7 @@ def _pair_table(pair: Pair) -> Any:
     rows = []
     for row in pair.rows:
         flips = "–" if row.flips is None else str(sum(row.flips))
-        task = f"{row.task[1] - row.task[0]:+.4f}" if row.task else ""
+        task = change(row.task[1] - row.task[0], 4) if row.task else ""
         verdict = "pass" if row.passed else "FAIL"
         slots = "" if row.capacity is None else str(row.capacity)
         rows.append([row.name, verdict, slots, decibel(row.errors.psnr), f"{row.errors.max_abs:.1e}", flips, task])
@@ -92,12 +92,12 @@ def parity(
 def _print_quality(pair: Pair, console: Console) -> None:
     """Print how PSNR-Y and SSIM-Y change, as it runs and with the same routing."""
     for kind, how in (("", "as it runs"), ("_same_routing", "with the same routing")):
-        change, ssim_change = pair.mean_change(f"task{kind}"), pair.mean_change(f"task_ssim{kind}")
-        if change is None:
+        psnr, ssim = pair.mean_change(f"task{kind}"), pair.mean_change(f"task_ssim{kind}")
+        if psnr is None:
             continue
-        similar = "" if ssim_change is None else f", SSIM-Y by {ssim_change:+.6f}"
+        similar = "" if ssim is None else f", SSIM-Y by {change(ssim, 6)}"
         over = f": more than {pair.gate.task_change:g} dB" if f"task{kind}" in pair.failed_tasks else ""
-        console.print(f"PSNR-Y against ground truth changes by {change:+.4f} dB on average {how}{similar}{over}")
+        console.print(f"PSNR-Y against ground truth changes by {change(psnr, 4)} dB on average {how}{similar}{over}")
 
 
 def show(report: ParityReport, console: Console) -> None:

@@ -59,7 +59,12 @@ def labels_and_mask(network: Network, rgb: NDArray[np.uint8]) -> tuple[NDArray[n
 
 
 def cost(network: Network, size: tuple[int, int], pure: Mask | None = None) -> Cost:
-    """Cost of *network* on a picture of *size* (h, w) with the mask *pure* (H', W'); without one nothing is pure."""
+    """Cost of *network* on a picture of *size* (h, w) with the mask *pure* (H', W'); without one nothing is pure.
+
+    Raises InputError for a picture that is too small for the network, as running it does.
+    """
+    for side, padded in zip(size, network.layout.padded(size), strict=True):
+        network.layout.index(side, padded)
     architecture, options = network.architecture, options_of(network)
     tokens = network.layout.tokens(size)
     dense = architecture.cost(network.scale, size, architecture.fixed_tokens(size, options))

@@ -76,6 +76,9 @@ class Subject:
             return load_card(*self.card_and_weights(arch, scale, options))
         arch, scale, options = self._chosen(arch, scale, options)
         if self._is_architecture():
+            if scale is None:
+                scales = ", ".join(map(str, architectures()[self.target].scales))
+                raise InputError(f"{self.target} is an architecture and needs a scale: --scale N, of {scales}")
             return load_untrained(None, self.target, scale, options)
         return load_untrained(self.target, arch, scale, options)
 
@@ -118,13 +121,15 @@ class Subject:
 def parse_subject(text: str) -> Subject:
     """TARGET,NAME=VALUE,... -> Subject. A path that exists is the target, also where it reads like settings.
 
-    Raises InputError for a setting that is given twice.
+    Raises InputError for a setting that is given twice, or without a value.
     """
     target, settings = text, dict[str, str]()
     while not Path(target).exists() and (match := SETTING.fullmatch(target)):
         target, name, value = match.groups()
         if name in settings:
             raise InputError(f"{text}: {name} is given twice")
+        if not value:
+            raise InputError(f"{text}: {name} has no value")
         settings[name] = value
     return Subject(text, target, dict(reversed(settings.items())))
 

@@ -1,33 +1,24 @@
 """Core ML on a Mac: the pictures of each compute unit, every trial in a child process, and the plan of operations.
 
-Core ML compiles while it loads, may take very long for one unit, and may end the process: none of that may end a parity
-run. The child is `python -m ppexport.backends.coreml.trial FOLDER`, where FOLDER holds `request.json` and the inputs of
-every run, `input0.npz` and so on; it writes `output0.npz` and so on, and `plan.json`, beside them.
-
 The plan says where every operation would run, and which share of a prediction it is expected to take: Core ML's
 estimate, not a measurement. Like `run_mac.py`, which asks for it, all of this is untested on hardware.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from ppexport.backends.backend import Operation, UnitRun
 from ppexport.backends.coreml.run_mac import UNITS, CoreMLMacRunner, MacSession, Planned, check_platform
 from ppexport.backends.coreml.specification import decode
-from ppexport.errors import InputError, PpexportError, first_line
+from ppexport.backends.unit_trial import SECONDS, answer, run_in_child
+from ppexport.errors import InputError
 from ppexport.files import module_command
 
 if TYPE_CHECKING:
@@ -36,17 +27,9 @@ if TYPE_CHECKING:
     from ppexport.device.target import Target
 
 CHILD = module_command("ppexport.backends.coreml.trial")
-SECONDS = 900.0
-"""What a trial may take."""
 METHOD = "Core ML's plan: estimated weights times the measured p50 (read as documented, untested on hardware)"
 ESTIMATES = True
 """The times of `layer_times` are shares of a run, of 1."""
-
-
-class TrialError(PpexportError):
-    """A trial that failed or took too long."""
-
-    exit_code = 1
 
 
 def unit_runs(runner: Runner, names: Sequence[str]) -> dict[str, UnitRun]:
@@ -85,57 +68,17 @@ def run_trial(
     Raises:
         TrialError: it failed or took too long.
     """
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for number, fed in enumerate(inputs):
-            _save(folder / f"input{number}.npz", fed)
-        request = {"package": str(package.resolve()), "unit": UNITS[unit], "count": len(inputs)}
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with (folder / "log").open("wb") as log:
-            try:
-                ended = subprocess.run(
-                    [*command, str(folder)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=seconds, check=False,
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                raise TrialError(f"Core ML with {UNITS[unit]} did not end in time") from None
-        if ended:
-            lines = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1][:300] if lines else "it said nothing"
-            raise TrialError(f"Core ML with {UNITS[unit]} ended with {ended}: {said}")
-        try:
-            outputs = [_load(folder / f"output{number}.npz") for number in range(len(inputs))]
-            plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, IndexError, EOFError, BadZipFile) as error:
-            raise TrialError(f"Core ML with {UNITS[unit]} left no result: {first_line(error)}") from None
-    if any("sr" not in found for found in outputs):
-        raise TrialError(f"Core ML with {UNITS[unit]} left no picture")
-    return outputs, plan
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    np.savez(path, **arrays)
-
-
-def _load(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as data:
-        return dict(data)
+    request = {"package": str(package.resolve()), "unit": UNITS[unit]}
+    return run_in_child(request, f"Core ML with {UNITS[unit]}", inputs, command, seconds)
 
 
 def run_child(folder: Path) -> None:
-    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots.
-
-    The plan is extra, the numbers count: without a plan its file says why.
-    """
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    session = MacSession(request["package"], request["unit"])
-    for number in range(request["count"]):
-        _save(folder / f"output{number}.npz", session.run(_load(folder / f"input{number}.npz")))
-    try:
-        plan = summary(session.plan())
-    except Exception as error:  # whatever coremltools raises; the outputs are kept
-        plan = {"unknown": f"{type(error).__name__}: {error}"[:300]}
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    """Run all inputs in *folder*, and write their outputs and then the plan of the function with the most slots."""
+    answer(
+        folder,
+        lambda request: MacSession(request["package"], request["unit"]),
+        lambda session: summary(session.plan()),
+    )
 
 
 def summary(operations: Sequence[Planned]) -> dict[str, Any]:

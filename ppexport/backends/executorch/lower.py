@@ -6,7 +6,6 @@ multiple of the group. What it says of itself are methods without inputs, such a
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -20,16 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ppexport.backends.backend import BuildJob, Step, model_facts
-from ppexport.backends.executorch.float_sort import FloatSort
 from ppexport.backends.executorch.lowering_cache import kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
+from ppexport.backends.executorch.own_modules import with_own_modules
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.artifact import Manifest
-from ppexport.errors import ExportError, first_line
+from ppexport.errors import ExportError, counted, first_line
 from ppexport.files import sha256_text
 from ppexport.networks.card import Card
-from ppexport.twin.counting_sort import CountingSort
 from ppexport.twin.twin import StaticTwin
 
 if TYPE_CHECKING:
@@ -59,16 +57,6 @@ class InXnnpackForm(nn.Module):
         return out
 
 
-def with_float_sort(twin: StaticTwin) -> StaticTwin:
-    """A copy of *twin* that sorts in fp32."""
-    # The network that it was made from is not copied.
-    copied = copy.deepcopy(twin, {id(twin.source): twin.source})
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, CountingSort):
-            copied.set_submodule(name, FloatSort(module))
-    return copied
-
-
 def export_twin(
     twin: StaticTwin, given: BuildJob | Manifest, front: Callable[[StaticTwin], nn.Module], partitioner: str
 ) -> ExportedProgram:
@@ -77,7 +65,7 @@ def export_twin(
     inputs = example_inputs(twin, mask=given.mask == "input", slots=FEW_GROUPS * twin.group if is_set else 0)
     whole: nn.Module = front(twin)
     if partitioner == "xnnpack":
-        whole = InXnnpackForm(front(with_float_sort(twin)), inputs)
+        whole = InXnnpackForm(front(with_own_modules(twin)), inputs)
     shapes: dict[str, Any] = dict.fromkeys(inputs)
     if is_set:
         shapes["slots"] = {1: twin.group * torch.export.Dim("groups", min=1, max=twin.capacity // twin.group)}
@@ -133,8 +121,8 @@ def lower(program: ExportedProgram, facts: Mapping[str, str], partitioner: str, 
         from ppexport.backends.executorch.partition import LevelPartitioner
 
         step("converting to ExecuTorch's operators")
-        levels = LevelPartitioner()
-        with levels.reporting(TimeLeft(step)):
+        levels = LevelPartitioner(TimeLeft(step))
+        with levels.reporting():
             manager = to_edge_transform_and_lower(program, partitioner=[levels], constant_methods=methods)
     step("planning the memory")
     return bytes(manager.to_executorch().buffer)
@@ -149,6 +137,10 @@ class TimeLeft:
     def __call__(self, done: int, total: int) -> None:
         """*done* of *total* subgraphs; the first one also imports and prepares."""
         now = time.monotonic()
+        if not done:
+            # For each of them ExecuTorch sorts the whole graph.
+            self.step(f"cutting the graph into {counted(total, 'subgraph')}")
+            return
         if done == 1:
             self.first = now
         left = f", about {(now - self.first) / (done - 1) * (total - done):.0f} s left" if done > 1 else ""

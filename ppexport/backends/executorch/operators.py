@@ -10,6 +10,8 @@ one element at a time, and every one of them ends a subgraph. The same sums:
     a @ b, addmm(x, a, b)                         bmm(a, b) with all batches in one dimension, plus x
     where(mask, a, b)          of fp32            m * a + (1 - m) * b, m = 1 where the mask is true, else 0
     x.unbind(), x.squeeze(d), x.unsqueeze(d)      slices and views
+    x.reshape(shape)                              a copy in order, viewed
+    x.index_select(1, index)  of rank 2           x.t().index_select(0, index).t()
 
 They are replaced while a twin runs, so a graph of any architecture is exported with them, and eager PyTorch can compare
 both. Where a length is symbolic, a view says -1, which is what XNNPACK takes. What is not in the table stays as it is.
@@ -28,12 +30,21 @@ from torch.overrides import TorchFunctionMode
 
 def view(x: Tensor, shape: list[Any]) -> Tensor:
     """*x* in another *shape*, of whose lengths one may be symbolic."""
-    return x.reshape([d if isinstance(d, int) else -1 for d in shape])
+    # A copy first: what reshape copies itself, it views with a symbol.
+    return x.contiguous().view([d if isinstance(d, int) else -1 for d in shape])
 
 
 def one_symbol(shape: list[Any]) -> bool:
     """Whether a view may say this *shape*."""
     return sum(not isinstance(d, int) for d in shape) <= 1
+
+
+def fixed(x: Tensor) -> list[Any]:
+    """The shape of *x*, of which only the first length may be symbolic.
+
+    torch.export derives the others from it as well, such as 128 from C // (C // 128), and finds them to be fixed.
+    """
+    return [x.shape[0], *(int(d) for d in x.shape[1:])]
 
 
 class XnnpackForm(TorchFunctionMode):
@@ -105,17 +116,18 @@ class XnnpackForm(TorchFunctionMode):
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor | None:
         """The product of matrices, or of batches of the same shape."""
-        batch, rows, columns = list(a.shape[:-2]), a.shape[-2], b.shape[-1]
-        shape = [*batch, rows, columns]
-        if a.dim() < 2 or list(b.shape[:-2]) != batch or not one_symbol(shape) or not one_symbol(list(b.shape)):
+        if a.dim() < 2 or list(b.shape[:-2]) != list(a.shape[:-2]):
             return None
         if a.dim() == 3:
             return torch.bmm(a, b)
-        count = 1
-        for length in batch:
-            count = count * length
-        whole = [view(x, [count, *x.shape[-2:]]) for x in (a, b)]
-        return view(torch.bmm(*whole), shape)
+        (*batch, rows, _), (*_, length, columns) = (fixed(x) if x.dim() > 2 else list(x.shape) for x in (a, b))
+        count, shape = 1, [*batch, rows, columns]
+        for number in batch:
+            count = count * number
+        if not one_symbol(shape) or not one_symbol([length, columns]):
+            return None
+        product = torch.bmm(view(a, [count, rows, length]), view(b, [count, length, columns]))
+        return view(product, shape)
 
     def addmm(self, x: Tensor, a: Tensor, b: Tensor, **other: Any) -> Tensor | None:
         """*x* plus the product."""
@@ -130,11 +142,19 @@ class XnnpackForm(TorchFunctionMode):
         m = mask.float()
         return m * a + (1.0 - m) * b
 
+    def index_select(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+        """Rows of the transposed matrix in place of columns, which would be copied number by number."""
+        return x.t().index_select(0, index).t() if x.dim() == 2 and dim == 1 else None
+
     def unbind(self, x: Tensor, dim: int = 0) -> list[Tensor] | None:
         """The parts of *x* along its first dimension."""
         if dim or not all(isinstance(d, int) for d in x.shape):
             return None
         return [view(x[i : i + 1], list(x.shape[1:])) for i in range(x.shape[0])]
+
+    def reshape(self, x: Tensor, *shape: Any) -> Tensor:
+        """*x* in another *shape*, in which -1 stays."""
+        return x.contiguous().view(*shape)
 
     def squeeze(self, x: Tensor, dim: Any = None) -> Tensor | None:
         """*x* without dimension *dim*, of length 1."""
@@ -161,8 +181,11 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__matmul__: XnnpackForm.matmul,
     torch.addmm: XnnpackForm.addmm,
     torch.where: XnnpackForm.where,
+    Tensor.index_select: XnnpackForm.index_select,
     torch.unbind: XnnpackForm.unbind,
     Tensor.unbind: XnnpackForm.unbind,
+    torch.reshape: XnnpackForm.reshape,
+    Tensor.reshape: XnnpackForm.reshape,
     torch.squeeze: XnnpackForm.squeeze,
     Tensor.squeeze: XnnpackForm.squeeze,
     torch.unsqueeze: XnnpackForm.unsqueeze,

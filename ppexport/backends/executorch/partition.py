@@ -3,13 +3,14 @@
 ExecuTorch's own partitioner starts with a subgraph for every operator and tries to join every pair of them; for every
 pair it walks through what comes after both. With 4,000 operators that takes half an hour.
 
-Here an operator's level is the number of times that the longest way to it changes from other kernels to XNNPACK:
+Here an operator's level is how often the longest way from it to the end leaves other kernels for XNNPACK:
 
-    level of an operator that XNNPACK takes    max over its inputs: their level, plus 1 where another kernel computes it
-    level of any other operator                max over its inputs of their level
+    level of an operator that XNNPACK takes    max over its users: their level, plus 1 where another kernel computes it
+    level of any other operator                max over its users of their level
 
-and the operators of one level are one subgraph. No way leaves a subgraph and returns, since levels only grow; and no
-partition has fewer subgraphs, since those on the longest way cannot be joined.
+and the operators of one level are one subgraph. No way leaves a subgraph and returns, since levels only fall; and no
+partition has fewer subgraphs, since those on the longest way cannot be joined. Because they are counted from the end,
+nothing is computed long before it is read.
 """
 
 from __future__ import annotations
@@ -27,39 +28,40 @@ from torch.fx.passes.infra.partitioner import Partition
 
 
 def levels(graph: Graph, groups: list[list[Node]]) -> dict[Node, int]:
-    """The level, from 1, of every node of *groups*, each of which is to be in one subgraph.
+    """The level, from 1, of every operator of *groups*, each of which is to be in one subgraph.
 
-    Constants, which are inputs of the graph, are of no level of their own. A group whose nodes are not next to each
-    other gets the level of its last one.
+    Raises ValueError where a way leaves a group and returns to it.
     """
-    group_of = {node: number for number, group in enumerate(groups) for node in group if node.op == "call_function"}
-    found: dict[Node, int] = {}
+    taken = [[node for node in group if node.op == "call_function"] for group in groups]
+    group_of = {node: group for group in taken for node in group}
+    order = [node for node in reversed(graph.nodes) if node.op == "call_function"]
+    found = dict.fromkeys(order, 0)
     while True:
         before = dict(found)
-        for node in graph.nodes:
-            taken = node in group_of
-            level = max((found.get(x, 0) + (taken and x not in group_of) for x in node.all_input_nodes), default=0)
-            found[node] = max(level, found.get(node, 0), int(taken))
-        # Nodes of one group share the level of the last one, which those after them have to see.
-        for group in groups:
-            members = [node for node in group if node in group_of]
-            highest = max((found[node] for node in members), default=0)
-            found.update(dict.fromkeys(members, highest))
+        for node in order:
+            own = node in group_of
+            users = (user for user in node.users if user in found)
+            level = max((found[user] + (own and user not in group_of) for user in users), default=0)
+            found[node] = max(level, found[node], int(own))
+        # A group has the level of its first operator, which those before it have to see: then all are looked at again.
+        for group in taken:
+            found.update(dict.fromkeys(group, max((found[node] for node in group), default=0)))
+        if max(found.values(), default=0) > len(order):
+            raise ValueError("operators that XNNPACK computes as one depend on another kernel in between")
         if found == before:
             return {node: found[node] for node in group_of}
 
 
 Report = Callable[[int, int], None]
-"""Receives how many subgraphs are lowered, and how many there are."""
+"""Receives how many subgraphs are lowered, first none, and how many there are."""
 
 
 class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
     """XNNPACK's partitioner with one subgraph for every level."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
         super().__init__()
-        self.count = 0
-        """Subgraphs, known once a graph was partitioned."""
+        self.report, self.count = report, 0
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Any]:
         """The subgraphs, with the constants that their operators read."""
@@ -72,18 +74,19 @@ class LevelPartitioner(XnnpackPartitioner):  # type: ignore[misc]
             for node in group:
                 partition.add_node(node)
         self.count = len(partitions)
-        return [partitions[number] for number in sorted(partitions)]
+        self.report(0, self.count)
+        return [partitions[number] for number in sorted(partitions, reverse=True)]
 
     @contextmanager
-    def reporting(self, report: Report) -> Iterator[None]:
-        """While it is entered, *report* is called after every subgraph; ExecuTorch itself tells nothing."""
+    def reporting(self) -> Iterator[None]:
+        """While it is entered, every subgraph that is lowered is reported; ExecuTorch itself tells nothing."""
         lower, done = XnnpackBackend.preprocess, 0
 
         def lower_and_report(*given: Any) -> Any:
             nonlocal done
             result = lower(*given)
             done += 1
-            report(done, self.count)
+            self.report(done, self.count)
             return result
 
         with mock.patch.object(XnnpackBackend, "preprocess", staticmethod(lower_and_report)):

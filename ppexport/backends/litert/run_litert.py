@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
 
+from ppexport.backends.litert.run_facts import EXTRA, facts_of
+from ppexport.backends.litert.run_gpu import GpuSession, has_gpu
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.capacities import capacity_function, function_name
 from ppexport.device.quiet import quiet
 from ppexport.device.runner import Flushed, SessionRunner, check_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, first_line, require
+from ppexport.errors import ArtifactError, InputError, first_line, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ppexport.device.runner import Arrays
 
-IDENTIFIER = b"TFL3"
-"""Bytes 4 to 7 of a LiteRT file."""
-FACTS = "ppexport"
-"""The entry of a file's metadata that holds ours, as JSON."""
-EXTRA = "litert-run"
-
-
-def facts_of(content: bytes, where: str) -> dict[str, str]:
-    """What the LiteRT file *content* says of itself, {} of a file that another tool made. Raises ArtifactError."""
-    if content[4:8] != IDENTIFIER:
-        raise ArtifactError(f"{where} is not a LiteRT file")
-    try:
-        model = import_module("ai_edge_litert.schema_py_generated").Model.GetRootAs(content)
-        for i in range(model.MetadataLength()):
-            entry = model.Metadata(i)
-            if entry.Name() == FACTS.encode():
-                stored = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
-                return {str(key): str(value) for key, value in stored.items()}
-    except (ValueError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise ArtifactError(f"{where} is a damaged LiteRT file: {first_line(error)}") from None
-    return {}
+DEVICES = ("CPU", "GPU")
 
 
 def all_cores() -> int:
@@ -135,12 +115,15 @@ def expected_ports(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
 
 
 class LiteRTRunner(SessionRunner):
-    """A LiteRT artifact on the CPU."""
+    """A LiteRT artifact on a device of `DEVICES`."""
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
-        """Raises as `Session`, and ArtifactError where the file is not what the manifest says."""
+    def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "CPU") -> None:
+        """*threads* are for the CPU. Raises as the session, and ArtifactError where the manifest says otherwise."""
         file, manifest = artifact.model_file, artifact.manifest
-        self.session: Session = Session(artifact.read(file), str(file), threads)
+        content, where = artifact.read(file), str(file)
+        self.session: Session | GpuSession = (
+            GpuSession(content, where) if device == "GPU" else Session(content, where, threads)
+        )
         super().__init__(artifact, self.session)
         names = [function_name(capacity, manifest.capacities) for capacity in manifest.capacities] or ["main"]
         if sorted(self.session.signatures) != sorted(names):
@@ -159,7 +142,21 @@ class LiteRTRunner(SessionRunner):
 
 def open_target(artifact: Artifact, target: Target) -> LiteRTRunner:
     """*artifact* on the target's device."""
-    return LiteRTRunner(artifact, target.threads)
+    return LiteRTRunner(artifact, target.threads, target.device)
+
+
+def devices() -> list[str]:
+    """Those that this machine has."""
+    if find_spec("ai_edge_litert") is None:
+        return []
+    return [*DEVICES] if has_gpu() else ["CPU"]
+
+
+def find_device(name: str) -> str:
+    """The device called *name*, in any case. Raises InputError."""
+    if name.upper() not in DEVICES:
+        raise InputError(f"LiteRT computes on {' or '.join(DEVICES)}, not {name!r}")
+    return name.upper()
 
 
 RUNTIME = Runtime(
@@ -168,5 +165,6 @@ RUNTIME = Runtime(
     ("ai-edge-litert",),
     "CPU",
     open_target,
-    lambda: ["CPU"] if find_spec("ai_edge_litert") is not None else [],
+    devices,
+    find_device,
 )

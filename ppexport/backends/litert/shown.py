@@ -12,9 +12,11 @@ A probe makes them outputs again, in a copy, and so reads the very numbers that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppexport.backends.litert.tflite import drop_unread, kind_of, text
@@ -24,12 +26,28 @@ from ppexport.twin.twin import StaticTwin
 PREFIX = "inside."
 """Of the tensors that are shown."""
 INSIDE = "ppexport.inside"
-"""The entry of a file's facts that holds {what is shown: its tensor's name} as JSON: some tensors are two things."""
+"""The entry of a file's facts that holds {what is shown: its `Shown`} as JSON; some tensors are two things."""
 
 
 GIVEN = "given."
-REPLACEABLE = ("RESHAPE", "CAST", "SQUEEZE")
+RESHAPES = ("RESHAPE", "CAST", "SQUEEZE", "EXPAND_DIMS")
 """Operators behind which a tensor holds the same numbers in the same order."""
+
+
+class Shown(NamedTuple):
+    """Where something is that a file shows."""
+
+    tensor: str
+    """The tensor's name."""
+    steps: Sequence[tuple[str, Sequence[int]]]
+    """What makes it of the tensor: ("TRANSPOSE", order of the axes) or ("RESHAPE", shape), one after another."""
+
+    def read(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """It, of the *arrays* by tensor."""
+        found = arrays[self.tensor]
+        for kind, numbers in self.steps:
+            found = found.transpose(numbers) if kind == "TRANSPOSE" else found.reshape(numbers)
+        return found
 
 
 class ShownFront(OpenFront):
@@ -43,20 +61,19 @@ class ShownFront(OpenFront):
         self.outputs = (*Front.outputs, *(PREFIX + name for several in names for name in several))
         self.needed = {name: name in Front.outputs for name in self.outputs}
 
-    def forward(self, lr: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, lr: Tensor, mask: Tensor | None = None, slots: Tensor | None = None) -> tuple[Tensor, ...]:
         """`sr`, `impure_tokens`, and what `outputs` names."""
-        sr, impure, found = self.look(lr, mask)
+        sr, impure, found = self.look(lr, mask, slots)
         return sr, impure, *(value for several in found.values() for value in several)
 
 
-def hide(model: Any) -> dict[str, str]:
+def hide(model: Any) -> dict[str, Shown]:
     """Leave `sr` and `impure_tokens` as the only outputs of *model*, and name the tensors of the others.
 
-    Returns {name of a former output: name of its tensor}. What only its being an output needed is gone, so that the
-    tensor is the last one that the picture needs, and may have another shape or type; where there is none, the output
-    is left out.
+    Returns {name of a former output: where it is}. What only its being an output needed is gone, so it is told by the
+    last tensor that the picture needs; where there is none, it is left out.
     """
-    shown: dict[str, str] = {}
+    shown: dict[str, Shown] = {}
     for signature in model.signatureDefs:
         graph = model.subgraphs[signature.subgraphIndex]
         former = {text(entry.name): int(entry.tensorIndex) for entry in signature.outputs}
@@ -67,12 +84,23 @@ def hide(model: Any) -> dict[str, str]:
         computed = {int(tensor) for operator in graph.operators for tensor in operator.outputs}
         shown = {}
         for name, place in former.items():
-            while place not in computed and place in made_by and kind_of(model, made_by[place]) in REPLACEABLE:
-                place = int(made_by[place].inputs[0])
+            steps: list[tuple[str, list[int]]] = []
+            while place not in computed and place in made_by:
+                kind, given = kind_of(model, made_by[place]), made_by[place].inputs
+                if kind == "TRANSPOSE":
+                    order = model.buffers[graph.tensors[int(given[1])].buffer].data
+                    steps.insert(0, (kind, np.frombuffer(bytes(order), np.int32).tolist()))
+                elif kind in RESHAPES:
+                    # Of several reshapes the last one counts.
+                    if not steps or steps[0][0] != "RESHAPE":
+                        steps.insert(0, ("RESHAPE", list(map(int, graph.tensors[place].shape))))
+                else:
+                    break
+                place = int(given[0])
             if name.startswith(PREFIX) and place in computed:
                 tensor = graph.tensors[place]
                 tensor.name = tensor.name if text(tensor.name).startswith(PREFIX) else name
-                shown[name] = text(tensor.name)
+                shown[name] = Shown(text(tensor.name), steps)
     return shown
 
 

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from ppexport.backends.litert.run_litert import FACTS, IDENTIFIER
+from ppexport.backends.litert.rewrite.rewritten import MARK
+from ppexport.backends.litert.run_facts import FACTS, IDENTIFIER
+
+ORIGIN = re.compile(MARK + r"([\w-]+)_\1(?=;|$)")
+"""The path of a module, with dashes for dots, in the name that the converter gives a tensor."""
+
+
+def read_model(content: bytes) -> Any:
+    """The LiteRT file *content* as `schema_py_generated.ModelT`."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        # Some tools write the numbers behind the flatbuffer, where they would be lost.
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
     """The LiteRT file *content* after *changes*, which receive its model (`schema_py_generated.ModelT`)."""
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = read_model(content)
     for change in changes:
         change(model)
     builder = flatbuffers.Builder(len(content))
@@ -43,6 +61,23 @@ def kind_of(model: Any, operator: Any) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
     # The older field has a byte.
     return operator_names().get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+
+
+def name_by_module(model: Any) -> None:
+    """Call every tensor of *model* by the module of the twin that it comes from, and a number:
+
+        layers.0.residual_group.layers.3.convffn.fc1:2
+
+    in place of what the converter makes of `rewrite.rewritten.Origin`, which would be a tenth of the file. What was
+    fused from several modules is called by the last.
+    """
+    for graph in model.subgraphs:
+        used: Counter[str] = Counter()
+        for tensor in graph.tensors:
+            if found := ORIGIN.findall(text(tensor.name)):
+                module = found[-1].replace("-", ".").partition("twin.")[2] or "twin"
+                tensor.name = f"{module}:{used[module]}"
+                used[module] += 1
 
 
 def drop_unread(graph: Any) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ppexport.backends.backend import BuildJob, Built, model_facts
+from ppexport.backends.lint_report import Severity
 from ppexport.backends.onnx.export_onnx import check_graph, finish, fuse, simplified
 from ppexport.backends.onnx.lint.lint_child import lint_here
-from ppexport.backends.onnx.lint.linting import Runtime, Severity
+from ppexport.backends.onnx.lint.linting import Runtime
 from ppexport.backends.onnx.lint.rules_operators import ir_version, operator_version, opset_version
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.quantised import described, quantised

@@ -49,6 +49,10 @@ def _failure(code: int, said: str) -> str:
 
 def main(source: str, target: str) -> None:
     """Runs in the child."""
+    # onnxsim imports these too where they are installed, for work that is not asked of it here. Most of the child's
+    # time would be theirs.
+    for name in ("torch", "sympy"):
+        sys.modules[name] = None  # type: ignore[assignment]
     import onnx
     import onnxsim
 

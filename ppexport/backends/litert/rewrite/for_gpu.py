@@ -1,4 +1,4 @@
-"""Operators that LiteRT's GPU accelerator refuses, by others that it takes. Measured with LiteRT 2.3: docs/litert-gpu.md.
+"""Operators that LiteRT's GPU accelerator refuses, by others that it takes. Measured: docs/litert-gpu.md.
 
     before                                        after                                          refused was
     x.clamp(low, high)                            where(x > high, high, maximum(x, low))         RELU_0_TO_1
@@ -9,16 +9,19 @@
     constant @ x                                  (x^T @ constant^T)^T                           BATCH_MATMUL
     F.pad(x, ...), x of rank 2                    F.pad(x[None], ...)[0]                         PAD
 
+None of them is an expand: near a convolution litert-torch 0.10 turns images to the layout NHWC, but not the shape of an
+expand, so that another axis is repeated and the file is refused, or computes another picture.
+
 The second is for the converter, which makes an L2_NORMALIZATION of a row divided by its length unless anything stands
 between the row and its square.
 
-A division of whole numbers is no operator of the converter's, which divides in fp32 and then corrects. On a GPU a
-quotient in fp32 may be off by 2.5 units in the last place, so that 12 / 6 becomes 1:
+A quotient of whole numbers that are not negative:
 
-    div(a, b, rounding_mode="trunc")              floor((a + 0.5) / b)
+    div(a, b, rounding_mode="trunc")              a // b
 
-is exact for 0 <= a < 2^20, which the numbers of slots and tokens are, and b >= 1: the quotient of a + 0.5 stays 0.5 / b
-away from every whole number, and what is off is less than that.
+which becomes a DIV of int32 and a few operators for signs. Of the first the converter makes a DIV of fp32 and a
+correction; but on a GPU a quotient in fp32 may be off by 2.5 units in the last place, so that 12 / 6 becomes 1, and in
+fp16 by more.
 """
 
 from __future__ import annotations
@@ -47,11 +50,11 @@ def square(run: Run, x: Tensor, exponent: float) -> Tensor:
 
 
 def repeat(x: Tensor, size: list[int]) -> Tensor:
-    """*x* expanded to *size*, -1 for a length that stays, by concatenation; NotImplemented for too many repeats."""
+    """*x* expanded to *size*, -1 for a length that stays, by concatenation or, of too many parts, `Tensor.repeat`."""
     shape = (1,) * (len(size) - x.dim()) + tuple(x.shape)
     times = [1 if wanted == -1 else wanted // length for wanted, length in zip(size, shape, strict=True)]
     if max(times, default=1) > MOST_REPEATS:
-        return NotImplemented
+        return x.repeat(times)
     x = x.reshape(shape)
     for dim, count in enumerate(times):
         x = torch.cat([x] * count, dim=dim) if count > 1 else x
@@ -68,17 +71,15 @@ def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
     if all(value.shape in (shape, ()) for value in (x, y)):
         return NotImplemented
-    assert run.node is not None
     other = run.node.args[2]
     if isinstance(other, fx.Node) and other.target is aten.zeros.default and not other.args[0]:
         return condition.float() * x
     parts = [value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y)]
-    return NotImplemented if any(part is NotImplemented for part in parts) else torch.where(condition, *parts)
+    return torch.where(condition, *parts)
 
 
 def matmul(run: Run, a: Tensor, b: Tensor) -> Tensor:
     """What `a @ b` gives, where *a* is a constant matrix; exact for sums of whole numbers below 2^24."""
-    assert run.node is not None
     left, right = (run.is_constant(node) for node in run.node.args)
     if not left or right or a.dim() != 2 or b.dim() < 2:
         return NotImplemented
@@ -92,12 +93,14 @@ def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: fl
     return F.pad(x.unsqueeze(0), sides, mode, value).squeeze(0)
 
 
-def divide(run: Run, a: Tensor, b: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
-    """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers 0 <= *a* < 2^20 and *b* >= 1."""
-    if rounding_mode != "trunc" or a.dtype != torch.int32:
+def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = None) -> Tensor:
+    """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers *a* >= 0 and *b* >= 1, as tokens are."""
+    if rounding_mode != "trunc" or a.is_floating_point():
         return NotImplemented
-    divisor = b.float() if isinstance(b, Tensor) else b
-    return ((a.float() + 0.5) / divisor).floor().to(torch.int32)
+    if run.is_constant(run.node.args[0]) and not all(map(run.is_constant, run.node.all_input_nodes)):
+        # The converter leaves the sign of a constant to the GPU, which takes no constant for that.
+        a = a + run.opaque_zero()
+    return a // b
 
 
 FOR_GPU = {

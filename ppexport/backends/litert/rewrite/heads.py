@@ -26,7 +26,7 @@ def split_heads(run: Run, permuted: Tensor, dim: int = 0) -> Any:
     if order != [2, 0, 3, 1, 4] or not isinstance(view, fx.Node) or view.target not in VIEWS:
         return NotImplemented
     parts, groups, heads, size, width = permuted.shape
-    source = run.env[view.args[0]]
+    source = run.env[view.all_input_nodes[0]]
     rows = source.reshape(groups * size, parts * heads * width)
     step = heads * width
     return [

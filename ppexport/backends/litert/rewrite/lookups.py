@@ -3,8 +3,8 @@
 Before:  x.index_select(d, index)     GATHER_ND, with eight more operators that check the bounds of every index
 After:   tfl.gather(x, index, d)      GATHER, of any type and rank
 
-`tfl.gather` is an operator of litert-torch that is this one of the file. `F.embedding` would become an EMBEDDING_LOOKUP,
-and one whose table is no constant ends the process of LiteRT's GPU accelerator.
+`tfl.gather` is an operator of litert-torch that is this one of the file. `F.embedding` would become an
+EMBEDDING_LOOKUP, and one whose table is no constant ends the process of LiteRT's GPU accelerator.
 
 Where both the table and the index are constants the converter would compute the result and store that: a position bias
 of 1 MB in every layer in place of a table of 15 KB. So a zero is added to such an index that only a run can tell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
@@ -10,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppexport.backends import lint_report
+from ppexport.backends.lint_report import LintReport, Severity
 from ppexport.backends.onnx.graph_view import GraphView, TensorType, element_name
 from ppexport.backends.onnx.lint import rules_operators, rules_ranges, rules_storage, rules_tensors
-from ppexport.backends.onnx.lint.linting import LintReport, Severity
+from ppexport.backends.onnx.lint.linting import OLDEST
 from ppexport.backends.onnx.model_file import read_model
-from ppexport.errors import InputError, PpexportError
+from ppexport.errors import InputError
 
 RULES = (*rules_operators.RULES, *rules_tensors.RULES, *rules_ranges.RULES, *rules_storage.RULES)
 """In the order in which findings of equal severity are reported."""
-MAX_REPORT = 64 << 20
-"""Characters of the longest report that is handed over."""
 CAPACITIES = re.compile(r"[1-9]\d{0,8}(,[1-9]\d{0,8})+")
 """Several capacities, as the builder writes them."""
 
@@ -52,7 +51,8 @@ def lint_here(path: Path, symbols: Mapping[str, int] | None = None) -> LintRepor
         "outputs": [_port(name, kind) for name, kind in view.outputs.items()],
         "symbols": lengths,
     }
-    return LintReport(tuple(findings), facts)
+    oldest = {runtime.value: version for runtime, version in OLDEST.items()}
+    return LintReport(tuple(findings), facts, oldest)
 
 
 def _port(name: str, kind: TensorType) -> dict[str, Any]:
@@ -60,30 +60,16 @@ def _port(name: str, kind: TensorType) -> dict[str, Any]:
     return {"name": name, "type": element, "shape": None if kind.shape is None else list(kind.shape)}
 
 
-def answer(path: str, symbols: Mapping[str, int], megabytes: int) -> str:
-    """The report on *path* as JSON, or why there is none; from now on this process has *megabytes* of memory."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no `resource`, macOS no such limit
-        import resource
+WAY_OUT = (
+    "keep its weights beside it (onnx.save with save_as_external_data=True), or have it call its local functions less "
+    "often"
+)
+"""For a file that needs too much memory."""
 
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-    try:
-        text = json.dumps(lint_here(Path(path), symbols).to_dict())
-        if len(text) > MAX_REPORT:
-            raise InputError(
-                f"the report on {path} is longer than the limit of {MAX_REPORT >> 20} MB: it finds a fault "
-                "in almost every node"
-            )
-        return text
-    except PpexportError as error:
-        said = str(error)
-    except MemoryError:
-        said = (
-            f"{path} needs more memory to lint than the limit of {megabytes} MB: keep its weights beside it (onnx.save "
-            "with save_as_external_data=True), or have it call its local functions less often"
-        )
-    except Exception as error:  # whatever a file that was made to do harm brings onnx to raise
-        said = f"{path} cannot be linted, it is probably damaged: {type(error).__name__}: {error}"[:500]
-    return json.dumps({"error": said})
+
+def answer(path: str, symbols: Mapping[str, int], megabytes: int) -> str:
+    """As `lint_report.answer`."""
+    return lint_report.answer(lint_here, path, symbols, megabytes, WAY_OUT)
 
 
 if __name__ == "__main__":

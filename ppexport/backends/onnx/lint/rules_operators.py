@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from ppexport.backends.lint_report import Finding, Severity
 from ppexport.backends.onnx.graph_view import RANDOM_OPERATORS, GraphView, Node, schema_of
-from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Rule, Runtime, found, rule
 from ppexport.errors import counted
 
 PORTABLE_OPSET, PORTABLE_IR = 17, 8

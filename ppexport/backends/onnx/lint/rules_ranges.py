@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
+from ppexport.backends.lint_report import Finding
 from ppexport.backends.onnx.graph_view import GraphView, Node, element_name
-from ppexport.backends.onnx.lint.linting import Finding, Rule, Runtime, found, rule
+from ppexport.backends.onnx.lint.linting import Rule, Runtime, found, rule
 from ppexport.backends.onnx.pattern import attribute
 
 EXACT, LARGEST = 2048, 65504

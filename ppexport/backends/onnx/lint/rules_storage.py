@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import onnx
 from onnx import ModelProto, TensorProto
 
+from ppexport.backends.lint_report import Finding, Severity
 from ppexport.backends.onnx.graph_view import GraphView, Node, Origin, schema_of
-from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Rule, found, rule
 from ppexport.backends.onnx.model_file import iter_tensors
 from ppexport.backends.onnx.stored_constants import Constant
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from onnx import TensorProto
 
+from ppexport.backends.lint_report import Finding, Severity
 from ppexport.backends.onnx.graph_view import GraphView, Origin, TensorType, element_name, schema_of
-from ppexport.backends.onnx.lint.linting import COMPILERS, Finding, Rule, Runtime, Severity, found, rule
+from ppexport.backends.onnx.lint.linting import COMPILERS, Rule, Runtime, found, rule
 from ppexport.backends.onnx.lint.rules_operators import CONTROL_FLOW, DATA_DEPENDENT
 
 MAX_RANK = 5
