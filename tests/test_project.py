@@ -4,24 +4,74 @@ from __future__ import annotations
 
 import configparser
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
 from shared import ROOT, TOOLS
+from typer.main import get_command
 
+from ppexport.backends.backend import find_backend
+from ppexport.backends.options import parse_options
+from ppexport.cli import app
+from ppexport.cli.options import parse_pairs
 from ppexport.files import module_command
 
-TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+TEXTS = (
+    "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md",
+    *(str(path.relative_to(ROOT)) for pattern in ("docs/*.md", "models/*/*.md") for path in sorted(ROOT.glob(pattern))),
+)  # fmt: skip
+COMMAND = re.compile(r"(?:\S*/)?ppexport (\S.*)")
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a text as links name them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_a_text_links_to_exists(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in link or (ROOT / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            path = (ROOT / name).parent / file if file else ROOT / name
+            assert path.exists(), link
+            assert not anchor or anchor in anchors(path), link
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words behind `ppexport` in all lines of the indented and fenced blocks of *text*."""
+    found, fenced = [], False
+    for line in text.replace("\\\n", " ").splitlines():
+        fenced ^= line.startswith("```")
+        if (fenced or line.startswith("    ")) and (match := COMMAND.match(line.strip())):
+            found.append(shlex.split(match[1], comments=True))
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_of_a_text_are_those_of_the_command_line(name):
+    """Flags, numbers, backends, their precisions and their options; files need not exist."""
+    group = get_command(app)
+    for words in commands_of((ROOT / name).read_text(encoding="utf-8")):
+        given = group.commands[words[0]].make_context(words[0], words[1:]).params
+        if "backend" in given:
+            backend = find_backend(given["backend"])
+            assert given["precision"] in backend.precisions, words
+            parse_options(backend, parse_pairs(given["backend_option"], "-O", "flavour=ort"))
+
+
+def test_a_wrong_command_in_a_text_is_found():
+    text = "text\n\n    .venv/bin/ppexport parity a \\\n      --aginst b  # new\n```sh\nppexport x\n```\nppexport is\n"
+    words, other = commands_of(text)
+    assert (words, other) == (["parity", "a", "--aginst", "b"], ["x"])
+    with pytest.raises(Exception, match="--aginst"):
+        get_command(app).commands["parity"].make_context("parity", words[1:])
 
 
 def test_programs_that_texts_and_the_makefile_call_exist():

@@ -6,7 +6,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-TYPES = {"float32": "FLOAT32", "int32": "INT32", "bool": "BOOL"}
+TYPES = {"float32": "FLOAT32", "int32": "INT32", "bool": "BOOL", "int8": "INT8"}
 OPTIONS = {
     "ARG_MAX": "ArgMax", "FULLY_CONNECTED": "FullyConnected", "LOGICAL_AND": "", "RELU_0_TO_1": "", "BROADCAST_TO": "",
     "SELECT_V2": "", "EMBEDDING_LOOKUP": "", "L2_NORMALIZATION": "L2Norm", "TOPK_V2": "TopKV2", "SUM": "Reducer",
@@ -42,18 +42,24 @@ class File:
         self.feeds.append(value)
         return self.graph.inputs[-1]
 
-    def constant(self, value):
-        return self._tensor(value.shape, value.dtype, value)
+    def constant(self, value, scale=None):
+        """A constant; of int8, with a *scale* for each of its rows."""
+        place = self._tensor(value.shape, value.dtype, value)
+        if scale is not None:
+            held = self.graph.tensors[place].quantization = schema.QuantizationParametersT()
+            held.scale, held.zeroPoint = np.full(len(value), scale, np.float32), np.zeros(len(value), np.int64)
+            held.quantizedDimension = 0
+        return place
 
     def add(self, kind, inputs, shape, dtype=np.float32, **options):
         """The place of the result of an operator, of *shape*."""
         return self.several(kind, inputs, [(shape, dtype)], **options)[0]
 
-    def several(self, kind, inputs, results, **options):
+    def several(self, kind, inputs, results, version=1, **options):
         """The places of its *results*, of (shape, type)."""
         code = getattr(schema.BuiltinOperator, kind)
         entry, operator = schema.OperatorCodeT(), schema.OperatorT()
-        entry.builtinCode, entry.deprecatedBuiltinCode, entry.version = code, min(code, 127), 1
+        entry.builtinCode, entry.deprecatedBuiltinCode, entry.version = code, min(code, 127), version
         self.model.operatorCodes.append(entry)
         operator.opcodeIndex, operator.inputs = len(self.model.operatorCodes) - 1, np.array(inputs, np.int32)
         made = [self._tensor(shape, dtype) for shape, dtype in results]

@@ -52,6 +52,11 @@ def is_swapped(kind: str, constant: Sequence[int], other: Sequence[int], out: Se
     return not floating and kind in ORDERED and math.prod(constant) > 1 and list(other) == list(out)
 
 
+def is_misranked(small: bool, rows: Sequence[int], out: Sequence[int]) -> bool:
+    """Whether the accelerator computes a linear layer wrong: its weights are *small*, of 8 bits, and shapes differ."""
+    return small and len(rows) != len(out)
+
+
 def shape_of(tensor: Any) -> list[int]:
     """The shape of a `TensorT`."""
     return [] if tensor.shape is None else [int(side) for side in tensor.shape]
@@ -161,3 +166,24 @@ def align_constants(model: Any) -> None:
     for subgraph in model.subgraphs:
         graph = _Graph(model, subgraph)
         subgraph.operators = [made for operator in subgraph.operators for made in graph.aligned(operator)]
+
+
+def match_ranks(model: Any) -> None:
+    """Give linear layers of *model* (`ModelT`) with weights of 8 bits inputs of the rank of what they compute.
+
+    Before:  FULLY_CONNECTED of x (1, n, c), weights (o, c) of 8 bits -> (n, o)      silently wrong on the GPU
+    After:   FULLY_CONNECTED of reshape(x, (n, c)) -> (n, o)
+    """
+    for subgraph in model.subgraphs:
+        graph, made = _Graph(model, subgraph), []
+        for operator in subgraph.operators:
+            if kind_of(model, operator) == "FULLY_CONNECTED":
+                x, weight = (int(place) for place in operator.inputs[:2])
+                rows, out = shape_of(subgraph.tensors[x]), shape_of(subgraph.tensors[int(operator.outputs[0])])
+                if is_misranked(subgraph.tensors[weight].type == graph.schema.TensorType.INT8, rows, out):
+                    wanted = [*out[:-1], rows[-1]]
+                    flat = graph.tensor(x, wanted)
+                    made.append(graph.reshape(x, wanted, flat))
+                    operator.inputs = np.array([flat, *operator.inputs[1:]], np.int32)
+            made.append(operator)
+        subgraph.operators = made

@@ -16,6 +16,7 @@ import re
 from contextlib import redirect_stderr
 from typing import Any
 
+from ppexport.backends.litert.gpu_constants import match_ranks
 from ppexport.backends.litert.tflite import edit, kind_of, read_model, text
 from ppexport.device.quiet import quiet
 from ppexport.errors import ExportError, first_line, require
@@ -88,4 +89,4 @@ def narrow_weights(content: bytes, precision: str, card: Card) -> tuple[bytes, d
             done = worker.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
         raise ExportError(f"ai-edge-quantizer cannot make {precision} of the file: {first_line(error)}") from error
-    return edit(bytes(done.quantized_model), restore_names), about
+    return edit(bytes(done.quantized_model), restore_names, match_ranks), about

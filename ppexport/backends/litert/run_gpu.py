@@ -32,7 +32,8 @@ LOADER = "libvulkan.so.1"
 DRIVERS = ("/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 """Where installed Vulkan drivers are named; VK_DRIVER_FILES and VK_ICD_FILENAMES name others."""
 NO_ADAPTER = re.compile(r"No adapters found|Couldn't load Vulkan|Failed to initialize WebGPU environment")
-REFUSED = re.compile(r"^([A-Z][A-Z0-9_]+): (.+)$", re.MULTILINE)
+REFUSED = re.compile(r"^(?!(?:ERROR|INFO|WARNING):)([A-Z][A-Z0-9_]+): (.+)$", re.MULTILINE)
+"""An operator, and why the accelerator refuses it."""
 ADAPTER = re.compile(r"Selected adapter: ([^,\n]+)")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ppexport.backends.lint_report import Severity
-from ppexport.backends.litert.gpu_constants import ELEMENTWISE, MAX_RANK, is_misread, is_swapped
+from ppexport.backends.litert.gpu_constants import ELEMENTWISE, MAX_RANK, is_misranked, is_misread, is_swapped
 from ppexport.backends.litert.lint.file_view import Graph, Operator, Tensor
 
 LOGICAL = ("LOGICAL_AND", "LOGICAL_OR")
@@ -82,7 +82,8 @@ def _why_refused(op: Operator) -> str | None:
     data = op.computed
     if max(ranks, default=0) > MAX_RANK:
         return f"with rank {max(ranks)}, it takes {MAX_RANK}"
-    if not data:
+    # Weights of 16 bits are widened when the model is opened.
+    if not data and op.kind != "DEQUANTIZE":
         return "because all of its inputs are constants"
     if op.kind in FLOATS_ONLY and any(tensor.whole for tensor in op.outputs[:1]):
         return f"for whole numbers ({op.outputs[0].kind})"
@@ -138,11 +139,16 @@ def computed_wrong(graph: Graph) -> Iterator[Said]:
         if op.kind == "PAD" and len(shape) >= 3:
             sides = op.inputs[1].values if len(op.inputs) > 1 else None
             if op.inputs[0].whole:
-                yield Said(Severity.ERROR, "PAD of whole numbers writes something else than zeros", op)
+                yield Said(Severity.ERROR, "PAD of whole numbers gives other numbers: silently wrong", op)
             elif len(shape) == 3 and (sides is None or sides.reshape(-1, 2)[0].any()):
-                yield Said(Severity.ERROR, "PAD of rank 3 pads another axis than the first", op)
+                yield Said(Severity.ERROR, "PAD of rank 3 pads another axis than the first: silently wrong", op)
+        if op.kind == "FULLY_CONNECTED" and len(op.inputs) > 1:
+            small = op.inputs[1].kind == "INT8" and op.inputs[0].kind == "FLOAT32"
+            if is_misranked(small, shape, op.outputs[0].shape):
+                message = "with weights of 8 bits, whose input has another rank than its result, is silently wrong"
+                yield Said(Severity.ERROR, f"FULLY_CONNECTED {message}", op)
         if op.kind == "ONE_HOT" and len(shape) > 2:
-            yield Said(Severity.ERROR, f"ONE_HOT of indices of rank {len(shape)} is wrong beyond the first slices", op)
+            yield Said(Severity.ERROR, f"ONE_HOT of indices of rank {len(shape)} is silently wrong", op)
 
 
 def computed_embeddings(graph: Graph) -> Iterator[Said]:
@@ -210,7 +216,7 @@ RULES = (
         "give the constant and the other operand a leading axis of 1, or export again with this ppexport",
         misread_constants,
     ),
-    Rule("gpu-wrong", "pad and count in fp32, with tensors of rank 4", computed_wrong),
+    Rule("gpu-wrong", "pad and count in fp32, with tensors of rank 4; reshape what a layer takes", computed_wrong),
     Rule("gpu-computed-embedding", "GATHER, which takes tables that are computed", computed_embeddings),
     Rule("gpu-older", "bring LiteRT 2 with the app, or accept that these run on the CPU", older_delegates),
 )

@@ -95,11 +95,14 @@ def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: fl
 
 def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = None) -> Tensor:
     """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers *a* >= 0 and *b* >= 1, as tokens are."""
-    if rounding_mode != "trunc" or a.is_floating_point():
+    constant = [run.is_constant(node) for node in run.node.all_input_nodes]
+    if rounding_mode != "trunc" or a.is_floating_point() or all(constant):
         return NotImplemented
-    if run.is_constant(run.node.args[0]) and not all(map(run.is_constant, run.node.all_input_nodes)):
+    if constant[0]:
         # The converter leaves the sign of a constant to the GPU, which takes no constant for that.
         a = a + run.opaque_zero()
+    if not isinstance(b, Tensor):
+        b = torch.full((1,) * a.dim(), b, dtype=a.dtype)
     return a // b
 
 
