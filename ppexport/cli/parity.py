@@ -45,7 +45,11 @@ def parity(
         Path | None, typer.Option(help="compare with the twin in this saved run of the same model; needs no torch")
     ] = None,
     units: Annotated[
-        str | None, typer.Option(help="Mac only: also run a Core ML package on these compute units: cpu,gpu,ne,all")
+        str | None,
+        typer.Option(
+            help="also run the artifact on these compute units of this machine: cpu,gpu,ne,all of a Mac for a Core ML "
+            "package, gpu for a LiteRT file"
+        ),
     ] = None,
     trust: Trust = False,
     json: Json = None,
