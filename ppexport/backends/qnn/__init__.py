@@ -49,11 +49,7 @@ class QnnBackend(Backend):
     # Every step is a file with all weights.
     set_steps = 4
     builds_slowly = True
-
-    @property
-    def imitates(self) -> str:
-        """As `Backend.imitates`."""
-        return "" if place() == NPU else EMULATOR
+    imitates = "" if place() == NPU else EMULATOR
 
     def options(self) -> type[BaseModel]:
         """Chips, and where to keep the graphs."""
