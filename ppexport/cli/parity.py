@@ -132,6 +132,11 @@ def show(report: ParityReport, console: Console) -> None:
         console.print(
             f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"
         )
+    if report.left_out:
+        console.print(
+            "between the levels of 8 bits, which fp16 does not tell apart where the mask is computed, not compared: "
+            + ", ".join(report.left_out)
+        )
     if report.host_mask_differs:
         console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")
     console.print(f"{'pass' if report.passed else 'FAIL'}: {report.file}, {report.error_map}")
