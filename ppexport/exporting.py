@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PACKAGES = (
-    "ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "numpy",
+    "ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "litert-torch",
+    "ai-edge-litert", "ai-edge-quantizer", "numpy",
 )  # fmt: skip
 GRAPHS = Run("set of intermediate graphs", ("1-traced.onnx", "2-simplified.onnx", "3-fp32.onnx"), Path.is_dir)
 WAY_OUT = "say --force to replace it, or name another folder"
@@ -97,7 +98,7 @@ def export(
     Args:
         network: of a registered architecture, such as `load_network` returns; or a card and its weights file, as
             `card_with_weights` returns: they are loaded after everything that can be checked without torch.
-        backend: "onnx"; "tensorrt", ONNX from which `ppexport build` makes an engine; "coreml"; "coreai"; or a
+        backend: "onnx"; "tensorrt", ONNX from which `ppexport build` makes an engine; "coreml"; "coreai"; "qnn"; or a
             backend of another package. `ppexport backends` lists them with their precisions and options.
         size: (h, w) of the LR images, before padding.
         out: the folder. An older artifact in it is replaced if it is of the same model, size and backend.

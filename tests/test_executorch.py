@@ -342,6 +342,13 @@ def test_an_unknown_partitioner(fails, tmp_path):
     fails(*export, "-O", "partitioner=coreml", message=message)
 
 
+def test_a_set_of_windows_in_two_grids_has_an_end(tmp_path):
+    options = {"size": (32, 32), "capacities": [128, 1024], "out": tmp_path / "a"}
+    with pytest.raises(InputError, match="at this size has at most 576 slots in ExecuTorch"):
+        ppexport.export(random_small_network("pp_swinir_light"), backend="executorch", **options)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capacities", [None, [128, 256]])
 def test_lowering_for_vulkan(tmp_path, capacities):

@@ -208,6 +208,19 @@ class Operation:
     """Where it comes from, in a format that says so itself."""
 
 
+class Measured(NamedTuple):
+    """What a benchmark program has measured, in a module that `Runtime.program` names."""
+
+    ns: Sequence[int]
+    """Every sample."""
+    peak: int
+    """Bytes; 0 where it does not tell."""
+    load: int
+    """Nanoseconds that opening the model took; 0 where it does not tell."""
+    first: int
+    """Nanoseconds of the first run; 0 where it does not tell."""
+
+
 class Backend(ABC):
     """One kind of artifact."""
 

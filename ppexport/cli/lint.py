@@ -39,6 +39,8 @@ def lint(
 ) -> None:
     """Report what ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 refuses, gets wrong or runs slowly.
 
+    And which counts, labels and other numbers are wrong in fp16, which is all that a Snapdragon NPU computes in.
+
     For a LiteRT file: report what its GPU accelerator refuses, computes wrong, or cannot compute in fp16. For a Core ML
     package: report which operations are known to leave the Neural Engine, which modules they come from, and how often
     the computation crosses to another unit. A child process reads .onnx and .tflite files, with a limit of time and, on

@@ -63,7 +63,11 @@ def profile(
     ] = None,
     perf_binary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="with --on, for a device without Python: an onnxruntime_perf_test for it"),
+        typer.Option(
+            metavar="FILE",
+            help="with --on, for a device without Python: the runtime's benchmark program, onnxruntime_perf_test or "
+            "benchmark_model",
+        ),
     ] = None,
     timeout: Timeout = None,
     clean: Annotated[

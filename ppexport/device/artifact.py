@@ -6,7 +6,7 @@ too, and no version has any other field:
     format        "ppexport-artifact"
     version       5
     backend       whose runtimes run it: "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built
-                  it; "coreml"; "coreai"; "litert"; or a backend of another package
+                  it; "coreml"; "coreai"; "litert"; "qnn"; or a backend of another package
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          the network's architecture, e.g. "pp_atd_light"
     options       its options: of Pure-Pass colors, window, csmf, centres ("fixed", or "adaptive": chosen from the image

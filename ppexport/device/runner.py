@@ -93,6 +93,8 @@ def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
 
 def way_out(precision: str, backend: str) -> str:
     """Why an artifact of *precision* returns values that are not finite, and what to do about it."""
+    if backend == "qnn":
+        return "numbers inside it exceed 65504, the largest of fp16, and the NPU has nothing wider: run it on a CPU"
     if precision in ("fp32", "int8"):
         return "the weights are damaged or too large for fp32"
     way = "numbers inside it exceed 65504, the largest of fp16: export it as fp32"

@@ -39,6 +39,10 @@ class Runtime:
     """Returns its spelling of a device. Raises InputError for a device that no machine can have."""
     flavours: tuple[str, ...] = ()
     """The flavours that it runs; () is all."""
+    program: str = ""
+    """The module that knows its benchmark program, which measures on devices without Python: NEEDS, (module, extra),
+    INSIDE, for people, the shell lines MEASURE, `sent(artifact, images) -> {file: bytes}` and `read(result, output) ->
+    Measured`; "" where there is none."""
     times: str = ""
     """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
     runtime that does not report the time of its operations."""

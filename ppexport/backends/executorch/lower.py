@@ -25,7 +25,7 @@ from ppexport.backends.executorch.own_modules import with_own_modules
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.artifact import Manifest
-from ppexport.errors import ExportError, counted, first_line
+from ppexport.errors import ExportError, InputError, PpexportError, counted, first_line
 from ppexport.files import sha256_text
 from ppexport.networks.card import Card
 from ppexport.twin.twin import StaticTwin
@@ -60,7 +60,10 @@ class InXnnpackForm(nn.Module):
 def export_twin(
     twin: StaticTwin, given: BuildJob | Manifest, front: Callable[[StaticTwin], nn.Module], partitioner: str
 ) -> ExportedProgram:
-    """The graph of *front* of *twin*, with the capacities and the mask of *given*, for a *partitioner*."""
+    """The graph of *front* of *twin*, with the capacities and the mask of *given*, for a *partitioner*.
+
+    Raises InputError where it computes something else with more slots, as windows of two grids do.
+    """
     is_set = len(given.capacities) > 1
     inputs = example_inputs(twin, mask=given.mask == "input", slots=FEW_GROUPS * twin.group if is_set else 0)
     whole: nn.Module = front(twin)
@@ -71,7 +74,15 @@ def export_twin(
         shapes["slots"] = {1: twin.group * torch.export.Dim("groups", min=1, max=twin.capacity // twin.group)}
     further = {name: value for name, value in inputs.items() if name != "lr"}
     with torch.no_grad():
-        return torch.export.export(whole.eval(), (inputs["lr"],), further, dynamic_shapes=shapes)
+        program = torch.export.export(whole.eval(), (inputs["lr"],), further, dynamic_shapes=shapes)
+    # What torch.export has found: the length itself, and the number of groups in it.
+    most = min((int(found.upper) for found in program.range_constraints.values()), default=twin.capacity) * twin.group
+    if is_set and most < twin.capacity:
+        raise InputError(
+            f"a capacity set of {twin.network.arch} at this size has at most {most} slots in ExecuTorch: give "
+            "capacities up to that, or only one"
+        )
+    return program
 
 
 def describe_graph(program: ExportedProgram) -> str:
@@ -95,13 +106,14 @@ def sources_hash() -> str:
 @contextmanager
 def quiet_lowering() -> Iterator[None]:
     """Keep ExecuTorch and what it imports from logging what is no news; failures are raised."""
+    before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def lower(program: ExportedProgram, facts: Mapping[str, str], partitioner: str, step: Step) -> bytes:
@@ -169,6 +181,7 @@ def write_program(
 
     Raises:
         ExportError: it cannot be exported or lowered.
+        InputError: as `export_twin`.
     """
     facts = {**model_facts(twin, card, given.capacities), "ppexport.precision": given.precision}
     try:
@@ -178,6 +191,8 @@ def write_program(
             versions = {name: version(name) for name in ("torch", "executorch")}
             made_from = [describe_graph(program), facts, partitioner, versions, sources_hash()]
             content = kept_or_made(sha256_text(repr(made_from)), lambda: lower(program, facts, partitioner, step))
+    except PpexportError:
+        raise
     except Exception as error:  # torch.export and every pass of ExecuTorch raise their own kinds
         raise ExportError(f"ExecuTorch cannot lower the twin: {first_line(error)}") from error
     target.write_bytes(content)

@@ -51,7 +51,9 @@ class XnnpackForm(TorchFunctionMode):
     """While it is entered, the operators of the table above are computed in the form of the right-hand side."""
 
     def __init__(self, rows: nn.Module) -> None:
-        """*rows* holds what `add_rows` added to it, of every length that is summed over."""
+        """*rows* has a buffer `ones_N`, (1, N) of ones, for every length N that is summed over, so that it is a
+        constant of the graph; `needed` tells which they are.
+        """
         super().__init__()
         self.rows, self.needed = rows, set[int]()
 
@@ -68,7 +70,7 @@ class XnnpackForm(TorchFunctionMode):
         given = kwargs or {}
         form = FORMS.get(func)
         if form is not None:
-            # Where a form does not apply it returns None, and calls nothing that has a form itself.
+            # Where a form does not apply it returns None. What it calls has no form itself: the mode is left meanwhile.
             result = form(self, *args, **given)
             if result is not None:
                 return result

@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, List, Mapping, Sequence
+from weakref import WeakSet
 
 import numpy as np
 
@@ -30,7 +31,7 @@ FACT = "ppexport_"
 IDENTIFIER = b"ET12"
 """Bytes 4 to 7 of a program."""
 OUTPUTS = ("sr", "impure_tokens")
-IN_USE: List[Any] = []
+IN_USE: Any = WeakSet()
 """The sessions that are open. All compute in the process's one pool of threads, which can be exchanged only while none
 is open: XNNPACK keeps its address."""
 
@@ -93,7 +94,7 @@ class Session:
         self.facts = {
             f"ppexport.{name[len(FACT) :]}": str(value[0]) for name, value in found.items() if len(value) == 1
         }
-        IN_USE.append(self)
+        IN_USE.add(self)
 
     def shapes(self) -> List[List[int]]:
         """The shape of every input, at its largest."""
@@ -122,12 +123,7 @@ class Session:
     def close(self) -> None:
         """Release the program."""
         self._method = self._program = None
-        if self in IN_USE:
-            IN_USE.remove(self)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_method"):
-            self.close()
+        IN_USE.discard(self)
 
 
 class ExecuTorchRunner(SessionRunner):

@@ -167,4 +167,5 @@ RUNTIME = Runtime(
     open_target,
     devices,
     find_device,
+    program="ppexport.backends.litert.benchmark_model",
 )

@@ -156,5 +156,6 @@ RUNTIME = Runtime(
     open_target,
     installed_providers,
     find_provider,
+    program="ppexport.backends.onnx.perf_test",
     times="ppexport.backends.onnx.ort_trace",
 )

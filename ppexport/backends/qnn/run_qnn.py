@@ -204,7 +204,7 @@ def context_name(chip: str, capacity: int, capacities: List[int]) -> str:
 class QnnRunner(Runner):
     """A QNN artifact: what was compiled for the first of its chips, on the NPU or in its emulator."""
 
-    def __init__(self, artifact: Artifact, chip: str = "") -> None:
+    def __init__(self, artifact: Artifact) -> None:
         """Open the file of the largest capacity; the others are opened when a picture needs them.
 
         Raises:
@@ -215,9 +215,7 @@ class QnnRunner(Runner):
         chips = artifact.manifest.build.get("soc")
         if not isinstance(chips, list) or not chips or not all(name in CHIPS for name in chips):
             raise ArtifactError(f"{artifact.path}: the manifest names no chip that this ppexport knows: {chips!r}")
-        self.chip = chip or chips[0]
-        if self.chip not in chips:
-            raise ArtifactError(f"{artifact.path} is for {', '.join(chips)}, not for {self.chip}: export it for that")
+        self.chip = chips[0]
         self._sessions: Dict[int, Session] = {}
         self._session((artifact.manifest.capacities or [0])[-1])
 
