@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
+import onnx
 import pytest
 from calibrated import SIZE, small_calibrated
 from small_networks import random_small_network
@@ -16,22 +17,19 @@ from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
-REPEATED = ("atd_light", "atd_light_v2", "atd", "pp_atd", "pp_swinir_light", "pp_camixersr", "camixer_atd_light")
-"""Other architectures are made of the same: all but fp32 of these is slow."""
+EVERYWHERE = ("pp_atd_light", "camixersr", "swinir_light")
+"""No graph has an operator that those of these lack. All but fp32 of others is slow, and so are backends but ONNX."""
 FLOATS = ("fp32", "fp16")
-"""What every architecture that is not repeated has always tested; what is quantised is, of the first one alone."""
-
-
-SAME_GRAPHS = ("atd_light", "atd_light_v2", "atd", "pp_atd")
-"""Their graphs have no operator that those of the others lack: what is no ONNX of these is slow as well."""
+"""What these are tested in; what is quantised is, of the first one alone."""
 
 
 def is_slow(architecture: str, backend: str, precision: str) -> bool:
     """Whether this combination is left to `make test-slow`."""
-    repeated = architecture in REPEATED and precision != "fp32"
-    repeated |= architecture in SAME_GRAPHS and backend != "onnx"
-    repeated |= backends()[backend].builds_slowly
-    return repeated or (precision not in FLOATS and architecture != "pp_atd_light")
+    if backends()[backend].builds_slowly:
+        return True
+    if architecture not in EVERYWHERE:
+        return (backend, precision) != ("onnx", "fp32")
+    return precision not in FLOATS and architecture != "pp_atd_light"
 
 
 # A backend of another package has its own tests.
@@ -105,6 +103,16 @@ def test_a_promise(architecture, backend, precision, calibrations, tmp_path, mon
     assert report.passed, report.to_dict()["pairs"]
     with pytest.raises(ppexport.errors.InputError, match="was closed"):
         runner(item.lr)
+
+
+@pytest.mark.slow
+def test_three_architectures_have_all_operators_of_the_others(tmp_path):
+    found = {}
+    for name in architectures():
+        folder = ppexport.export(random_small_network(name, 2), backend="onnx", size=TWO_WINDOWS, out=tmp_path / name)
+        found[name] = {node.op_type for node in onnx.load(folder / "model.onnx").graph.node}
+    known = set().union(*(found[name] for name in EVERYWHERE))
+    assert {name: operators - known for name, operators in found.items() if operators - known} == {}
 
 
 def test_every_backend_says_what_it_is():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,12 @@ def test_a_probe_sees_and_injects(content, network, lr):
             np.testing.assert_allclose(given.dictionary, dictionary.numpy(), atol=2e-5)
     assert [given.dictionary is None for given in probe.chosen_from(inputs, other)] == [True, False]
     probe.close()
+
+
+def test_without_torch_a_file_is_not_looked_into(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with ppexport.open_artifact(artifact) as runner:
+        assert find_backend("litert").probe(runner) is None
 
 
 def test_parity_looks_into_the_file(artifact, network, tmp_path, monkeypatch):

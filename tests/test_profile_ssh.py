@@ -19,6 +19,7 @@ from sshd import Device, alive, children, kill, make_key, wait_until
 from sshd_profiles import BRIEF, LONG, Profiled, profile, refused, said, site_packages, write_enlarger
 from test_layering import imported
 
+from ppexport.device.target import runtimes
 from ppexport.errors import InputError, UnavailableError
 from ppexport.profile.remote import Settings, problem_of
 from ppexport.profile.result import Profile
@@ -288,6 +289,12 @@ def test_a_device_that_lacks_something(board, enlarger, tmp_path, device_python)
 def test_what_the_probe_says_of_a_python(said, sentence):
     found = problem_of(archive.read_probe(said), "py", "board", ["ort"])
     assert found is None if sentence is None else sentence in found
+
+
+def test_a_device_is_asked_for_the_module_of_a_runtime():
+    assert {name: runtimes()[name].module for name in ("onnxruntime", "litert", "qnn")} == {
+        "onnxruntime": "onnxruntime", "litert": "ai_edge_litert", "qnn": "onnxruntime_qnn",
+    }  # fmt: skip
 
 
 def test_the_probe_imports_what_a_measurement_imports(board, enlarger, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import exported_once
 from onnx import TensorProto, helper
+from rich.console import Console
 from small_networks import small_network
 from test_artifact import change
 from typer.testing import CliRunner
@@ -22,10 +24,12 @@ from ppexport.backends.backend import find_backend
 from ppexport.backends.qnn import chips_of, compile_context, run_qnn
 from ppexport.backends.qnn.run_qnn import CHIPS, Session, explain, heard, missing
 from ppexport.cli import app
+from ppexport.cli.parity import show
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.networks.network import Trace
+from ppexport.parity import run as parity_run
 from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.inputs import ParityInput, parity_inputs
 
@@ -90,6 +94,23 @@ def test_a_probe_shows_exact_masks_injects_categories_and_keeps_what_it_computed
         monkeypatch.setattr(Session, "run", lambda *_: pytest.fail("it was computed before"))
         assert np.array_equal(column.sample(item, other).sr, given.sr)
         assert np.array_equal(column.sample(item).sr, own.sr)
+
+
+@QNN
+def test_parity_passes_and_says_which_inputs_fp16_cannot_tell_apart(exported, tmp_path, monkeypatch):
+    items = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "greys", "between_levels")]
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda *_: items)
+    with ppexport.open_artifact(exported) as runner:
+        report = parity_run.run_parity(small_network(), runner, tmp_path / "run", lambda *_: None)
+    assert report.passed, report.to_dict()["pairs"]
+    assert report.left_out == ["between_levels"]
+    rows = report.pairs[-1].rows
+    assert [row.name for row in rows] == ["coffee", "greys"]
+    assert all(row.equal_labels == row.equal_mask == 1.0 for row in rows)
+    printed = io.StringIO()
+    show(report, Console(file=printed, width=200))
+    assert "not compared: between_levels" in printed.getvalue()
+    assert not (tmp_path / "run" / parity_run.UNFINISHED).exists()
 
 
 @QNN

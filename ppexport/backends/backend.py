@@ -70,6 +70,9 @@ class Gate:
     """Largest change of the mean PSNR-Y against ground truth, in dB: as it runs, and with the same routing."""
     near_tie: float = NEAR_TIE
     """Two categories closer than this may fall either way."""
+    choice_tie: float = NEAR_TIE
+    """The same where the reference chooses from the very numbers that the other one chose from: more only where the
+    choice itself is computed in half precision."""
 
     @property
     def flips_count(self) -> bool:
@@ -245,6 +248,9 @@ class Backend(ABC):
     """The backend whose runtimes run what is built; "" is this one."""
     rounded: frozenset[str] = frozenset()
     """Precisions that its usual runtime computes with more bits than the file says: only `probe` shows them."""
+    levels_only: bool = False
+    """Whether a mask that is computed inside is exact for pictures of 8 bits only, since they are read in fp16, which
+    does not tell apart what lies between their levels."""
     imitates: str = ""
     """What its usual runtime is where it only imitates a device, such as "emulator", for the names of columns."""
     builds_slowly: bool = False

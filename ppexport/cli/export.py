@@ -38,7 +38,7 @@ def export(
         str,
         typer.Option(
             help="fp32; fp16, int8 or mixed (int8 and fp16) of onnx and tensorrt; fp16, w8 or w8a8 of coreml; fp16 of "
-            "coreai"
+            "coreai; fp16 or int8 of qnn, which has no fp32"
         ),
     ] = "fp32",
     calibration: Annotated[

@@ -45,7 +45,11 @@ def parity(
         Path | None, typer.Option(help="compare with the twin in this saved run of the same model; needs no torch")
     ] = None,
     units: Annotated[
-        str | None, typer.Option(help="Mac only: also run a Core ML package on these compute units: cpu,gpu,ne,all")
+        str | None,
+        typer.Option(
+            help="also run the artifact on these compute units of this machine: cpu,gpu,ne,all of a Mac for a Core ML "
+            "package, gpu for a LiteRT file"
+        ),
     ] = None,
     trust: Trust = False,
     json: Json = None,
@@ -127,6 +131,11 @@ def show(report: ParityReport, console: Console) -> None:
     if report.over_capacity:
         console.print(
             f"more impure tokens than slots, not compared with the network: {', '.join(report.over_capacity)}"
+        )
+    if report.left_out:
+        console.print(
+            "between the levels of 8 bits, which fp16 does not tell apart where the mask is computed, not compared: "
+            + ", ".join(report.left_out)
         )
     if report.host_mask_differs:
         console.print(f"the NumPy mask differs on: {', '.join(report.host_mask_differs)}")

@@ -28,7 +28,7 @@ class Runtime:
     backend: str
     """Whose artifacts it runs."""
     packages: tuple[str, ...]
-    """Packages whose versions a measurement records."""
+    """Packages whose versions a measurement records; the first is that of the module which a device must have."""
     device: str
     """Where it computes unless another place is named: an execution provider, a device, compute units."""
     open: Callable[[Artifact, Target], Runner]
@@ -46,6 +46,11 @@ class Runtime:
     times: str = ""
     """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
     runtime that does not report the time of its operations."""
+
+    @property
+    def module(self) -> str:
+        """What a device imports to run it."""
+        return self.packages[0].replace("-", "_")
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether it runs the artifact of *manifest*."""

@@ -127,7 +127,7 @@ def _compare_routing(
         # same numbers still has to be a near tie of fp32.
         row.tokens_db, row.dictionary_db = chosen.tokens_db, chosen.dictionary_db
         unexcused = _flipped(chosen.categories, second.categories, impure)
-        surest, limit = float(chosen.gaps[:, impure][unexcused].max(initial=0.0)), NEAR_TIE
+        surest, limit = float(chosen.gaps[:, impure][unexcused].max(initial=0.0)), gate.choice_tie
         rounded, ties = counted(int(unexplained.sum()), "rounded choice"), counted(int(unexcused.sum()), "near tie")
         accepted = f"{rounded}, {ties}; equal once injected"
     # Written so that NaN fails.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ppexport.device.mask import mirror_pad
-from ppexport.device.picture import to_input
+from ppexport.device.picture import to_input, to_uint8
 from ppexport.imaging.bicubic import resize_bicubic
 
 Pixels = NDArray[np.uint8]
@@ -83,6 +83,11 @@ def _hard(size: tuple[int, int]) -> Iterator[tuple[str, Pixels]]:
     picture = np.full((h, w, 3), (30, 160, 60), np.uint8)
     picture[-3:, -3:] = (220, 20, 200)
     yield "few_impure", picture
+
+
+def on_levels(lr: NDArray[np.float32]) -> bool:
+    """Whether *lr* in [0, 1] is a picture of 8 bits."""
+    return np.array_equal(lr, to_input(to_uint8(lr)))
 
 
 def parity_inputs(size: tuple[int, int], scale: int) -> list[ParityInput]:

@@ -40,7 +40,7 @@ from ppexport.folders import Run, is_json_of, run_folder
 from ppexport.networks.architecture import find_architecture
 from ppexport.parity.columns import ArtifactColumn, Column, Sample, host_labels, save_entries
 from ppexport.parity.compare import compare_columns, compare_pictures
-from ppexport.parity.inputs import ParityInput, parity_inputs
+from ppexport.parity.inputs import ParityInput, on_levels, parity_inputs
 from ppexport.parity.pair import Pair
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ class ParityReport:
     """By compute unit that was asked for: where every operation would run, or why its run failed."""
     over_capacity: list[str] = field(default_factory=list)
     """Inputs with more impure tokens than slots: there the twin is not the network by design, and is not compared."""
+    left_out: list[str] = field(default_factory=list)
+    """Inputs that are no pictures of 8 bits, of a backend that takes no others."""
     continued: bool = False
     """Whether this is one column more of a run that was kept before, and leaves the report of that as it is."""
 
@@ -172,6 +174,7 @@ class ParityReport:
             "passed": self.passed,
             "host_mask_differs": self.host_mask_differs,
             "over_capacity": self.over_capacity,
+            "left_out": self.left_out,
             "units": self.units,
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
@@ -224,6 +227,9 @@ def run_parity(
         # A gate that cannot be used is an error before any work is done.
         twin_gate, gate = check_gates(manifest)
         inputs = parity_inputs(runner.size, runner.scale)
+        levels_only = find_backend(manifest.backend).levels_only and manifest.mask == "graph"
+        left_out = [item.name for item in inputs if levels_only and not on_levels(item.lr)]
+        inputs = [item for item in inputs if item.name not in left_out]
         save_entries(folder / INPUTS, {item.name: item for item in inputs})
         slots = manifest.capacities[-1] if manifest.capacities else None
         static = make_twin(network, runner.size, slots, twin_flavour(network, manifest.flavour))
@@ -251,6 +257,7 @@ def run_parity(
             pairs,
             host_mask_differs=[item.name for item in inputs if _host_mask_differs(manifest, item, original)],
             over_capacity=[item.name for item in inputs if item not in fitting],
+            left_out=left_out,
         )
         for unit, run in (units or {}).items():
             # A unit that fails fails the run, not the rest.

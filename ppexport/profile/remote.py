@@ -22,7 +22,7 @@ from ppexport.device.job import IMAGES, JOURNAL, wanted_of
 from ppexport.device.journal import Past
 from ppexport.device.launch import journal_of
 from ppexport.device.measure import Plan
-from ppexport.device.target import Target
+from ppexport.device.target import Target, runtimes
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_text
 from ppexport.profile.latency_run import Crop, crops_for, save_crops
@@ -206,13 +206,15 @@ class RemoteProfile(ProfileWork, AgentWork[Profile]):
 
     def _start(self) -> None:
         artifact = self.request.artifact
-        runtimes = sorted(
-            str(artifact.manifest.engine.get("runtime", "tensorrt")) if target.runtime == "tensorrt" else target.runtime
+        modules = sorted(
+            str(artifact.manifest.engine.get("runtime", "tensorrt"))
+            if target.runtime == "tensorrt"
+            else runtimes()[target.runtime].module
             for target in self.request.targets
         )
         # NumPy, all of ppexport that a device runs, and each of the runtimes.
-        found = self._probe(("numpy", " ".join(NAMES), *runtimes))
-        problem = problem_of(found, self.python, self.transport.name, runtimes)
+        found = self._probe(("numpy", " ".join(NAMES), *modules))
+        problem = problem_of(found, self.python, self.transport.name, modules)
         if problem is not None:
             self.job.discard((ARCHIVE,))
             raise UnavailableError(problem)
@@ -264,8 +266,8 @@ class RemoteProfile(ProfileWork, AgentWork[Profile]):
         return Profile(write_profile(self.request.folder, self.request.journal, memory))
 
 
-def problem_of(found: Found, python: str, name: str, runtimes: Sequence[str]) -> str | None:
-    """Why *python* on the device *name*, which has *found*, cannot measure in *runtimes*; None where it can."""
+def problem_of(found: Found, python: str, name: str, modules: Sequence[str]) -> str | None:
+    """Why *python* on the device *name*, which has *found*, cannot measure with *modules*; None where it can."""
     if found.version is None:
         return f"{name} has no Python that starts as {python}: name one with --device-python, such as that of a venv"
     numpy = re.match(r"(\d{1,3})\.(\d{1,3})", found.has.get("numpy", ""))
@@ -273,7 +275,7 @@ def problem_of(found: Found, python: str, name: str, runtimes: Sequence[str]) ->
     if not found.old and (numpy is None or tuple(map(int, numpy.groups())) >= NUMPY):
         # What comes first is the reason for what follows.
         own = next((module for module in found.lacks if module.startswith("ppexport")), NAMES[-1])
-        fault = next((module for module in ("numpy", own, *runtimes) if module not in found.has), None)
+        fault = next((module for module in ("numpy", own, *modules) if module not in found.has), None)
         if fault is None:
             return None
         lacking = f" and does not import {fault} ({found.lacks.get(fault, 'no reason given')})"
@@ -284,5 +286,5 @@ def problem_of(found: Found, python: str, name: str, runtimes: Sequence[str]) ->
     least = [f"{what} {major}.{minor} or newer" for what, (major, minor) in (("Python", PYTHON), ("NumPy", NUMPY))]
     return (
         f"{python} on {name} is Python {found.version}{with_numpy}{lacking}; a measurement needs "
-        f"{', '.join([*least, *runtimes])}: name another Python with --device-python{hint}"
+        f"{', '.join([*least, *modules])}: name another Python with --device-python{hint}"
     )

@@ -69,7 +69,8 @@ class StaticMixer(nn.Module):
         self.project_q, self.project_k = copy.deepcopy(source.project_q), copy.deepcopy(source.project_k)
         self.conv_sptial = copy.deepcopy(source.conv_sptial)
         self.route = StaticPredictor(source.route, chooses=hard is not None)
-        self.choice, self.plan = (None, None) if hard is None else (Choice(hard), WindowPlan())
+        self.choice = None if hard is None else Choice(hard)
+        self.plan = None if hard is None else WindowPlan()
 
     def choose(self, scores: Tensor | None, given: Given) -> WindowSlots:
         """The slots of the windows that attend, by *scores* (k,) where nothing else says so."""

@@ -43,9 +43,9 @@ class LiteRTBackend(Backend):
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:
         """A copy of the shipped file that shows its inside; None for a network without routing, and without what can
-        edit the file."""
-        artifact = runner.artifact
-        if find_architecture(artifact.manifest.arch).routing is None or find_spec("flatbuffers") is None:
+        edit the file, as on a device."""
+        artifact, needed = runner.artifact, ("flatbuffers", "torch")
+        if find_architecture(artifact.manifest.arch).routing is None or not all(map(find_spec, needed)):
             return None
         from ppexport.backends.litert.litert_probe import LiteRTProbe
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.litert.tflite import kind_of
+from ppexport.backends.litert.tflite import kind_of, text
 
 MIRRORED = {"GREATER": "LESS", "GREATER_EQUAL": "LESS_EQUAL", "LESS": "GREATER", "LESS_EQUAL": "GREATER_EQUAL"}
 """{comparison: the one of its operands in the other order}."""
@@ -76,7 +76,10 @@ class _Graph:
     def tensor(self, like: int, shape: Sequence[int], *, constant: bool = False) -> int:
         """The place of a new tensor of the type of that at *like*, and with the same numbers if it is a *constant*."""
         source, made = self.graph.tensors[like], self.schema.TensorT()
-        made.name, made.type, made.shape = f"aligned.{len(self.graph.tensors)}", source.type, np.array(shape, np.int32)
+        # Called by the module that it comes from, as everything is.
+        module = text(source.name).partition(":")[0]
+        made.name, made.type = f"{module}:aligned.{len(self.graph.tensors)}", source.type
+        made.shape = np.array(shape, np.int32)
         made.buffer = source.buffer if constant else 0
         self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import struct
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,7 @@ DRIVERS = ("/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/etc/vul
 NO_ADAPTER = re.compile(r"No adapters found|Couldn't load Vulkan|Failed to initialize WebGPU environment")
 REFUSED = re.compile(r"^(?!(?:ERROR|INFO|WARNING):)([A-Z][A-Z0-9_]+): (.+)$", re.MULTILINE)
 """An operator, and why the accelerator refuses it."""
+FAILED = re.compile(r"Failed to create [^\n]+")
 ADAPTER = re.compile(r"Selected adapter: ([^,\n]+)")
 
 
@@ -53,25 +55,34 @@ def has_gpu() -> bool:
     return True
 
 
-def crashing(content: bytes, where: str) -> None:
-    """Raise ArtifactError for a file that would end the process on the GPU: embeddings of a table that is computed."""
+def looks_up_computed(content: bytes) -> bool:
+    """Whether a LiteRT file looks embeddings up in a table that is computed."""
     schema = import_module("ai_edge_litert.schema_py_generated")
     model = schema.Model.GetRootAs(content)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     lookup = schema.BuiltinOperator.EMBEDDING_LOOKUP
     # The older field has a byte.
     lookups = {i for i, code in enumerate(codes) if lookup in (code.BuiltinCode(), code.DeprecatedBuiltinCode())}
-    for number in range(model.SubgraphsLength() if lookups else 0):
-        graph = model.Subgraphs(number)
-        for place in range(graph.OperatorsLength()):
-            operator = graph.Operators(place)
+    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength() if lookups else 0)):
+        for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
             if operator.OpcodeIndex() in lookups:
                 table = graph.Tensors(operator.Inputs(1))
                 if not model.Buffers(table.Buffer()).DataLength():
-                    raise ArtifactError(
-                        f"{where} looks embeddings up in a table that is computed, which ends the process of LiteRT's "
-                        "GPU accelerator: run it on the CPU, or export it again"
-                    )
+                    return True
+    return False
+
+
+def refuse_crashing(content: bytes, where: str) -> None:
+    """Raise ArtifactError for a file that would end the process on the GPU, or is damaged."""
+    try:
+        crashes = looks_up_computed(content)
+    except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
+        raise ArtifactError(f"{where} is a damaged LiteRT file: {first_line(error)}") from None
+    if crashes:
+        raise ArtifactError(
+            f"{where} looks embeddings up in a table that is computed, which ends the process of LiteRT's GPU "
+            "accelerator: run it on the CPU, or export it again"
+        )
 
 
 class GpuSession:
@@ -90,7 +101,7 @@ class GpuSession:
         """
         require("ai_edge_litert", EXTRA)
         self.where, self.facts = where, facts_of(content, where)
-        crashing(content, where)
+        refuse_crashing(content, where)
         # Imported by name: type checkers would ask for a package that few have.
         kind, options, gpu_options, compiled = (
             import_module(f"ai_edge_litert.{name}")
@@ -118,6 +129,8 @@ class GpuSession:
                     "VK_DRIVER_FILES can name"
                 )
             refused = "; ".join(sorted({f"{kind}: {why.strip()}" for kind, why in REFUSED.findall(said)}))
+            if not refused and (failed := FAILED.search(said)):
+                refused = failed[0]
             raise ArtifactError(
                 f"LiteRT's GPU accelerator refuses {where}: {refused[:300] or error}; `ppexport lint` says where, and "
                 "on the CPU the file runs"

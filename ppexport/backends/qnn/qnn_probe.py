@@ -39,7 +39,7 @@ class QnnProbe(OnnxProbe):
             raise InputError("only a QNN artifact that is open can be looked into on an NPU")
         artifact = runner.artifact
         routing = find_architecture(artifact.manifest.arch).routing
-        super().__init__(artifact.path / "model.onnx", routing, artifact_model(artifact))
+        super().__init__(artifact.graph_file, routing, artifact_model(artifact))
         self.runner, self.gives_picture = runner, True
         made_from = json.dumps({"files": artifact.manifest.files, "chip": runner.chip}, sort_keys=True)
         self.kept = KeptResults(folder, sha256_text(made_from)[:16])

@@ -35,6 +35,7 @@ Gen 3, 8 Elite and 8 Elite Gen 5."""
 NO_HALF = {"SM8350": 30}
 """Chips whose NPU has no fp16. The tools say of them that memory is short."""
 NPU, EMULATOR = "NPU", "emulator"
+OLDEST_PYTHON = (3, 11)
 OUTPUTS = ("sr", "impure_tokens")
 LEFT_OVER = re.compile(r"\{ name: (.*?), type: (\w+) \}")
 """A node that the provider does not take, as it prints them."""
@@ -53,7 +54,8 @@ def missing() -> str:
             f"Qualcomm's compiler and its emulator run on x86-64 Linux, not on {platform.system()} "
             f"{platform.machine()}: export there"
         )
-    if sys.version_info < (3, 11):
+    # Not compared directly: type checkers would take one of the two for impossible.
+    if tuple(sys.version_info[:2]) < OLDEST_PYTHON:
         return (
             f"onnxruntime-qnn needs Python 3.11 or newer, this is {platform.python_version()}: make an environment "
             "with a newer one, and pip install 'ppexport[qnn]' in it"

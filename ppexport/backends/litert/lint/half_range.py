@@ -204,6 +204,6 @@ def _taken(op: Operator) -> str | None:
 
 BEYOND_HALF = Rule(
     "gpu-half-range",
-    "have the GPU compute in fp32, as ppexport does: GpuOptions(enforce_f32=True) in Python, precision FP32 in Kotlin",
+    "have the GPU compute in fp32, as ppexport does by GpuOptions(enforce_f32=True)",
     beyond_half,
 )
