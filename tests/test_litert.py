@@ -18,8 +18,8 @@ from ppexport.backends.backend import find_backend
 from ppexport.backends.litert.convert_litert import MODEL, Stages, import_converter
 from ppexport.backends.litert.litert_precision import narrow_weights
 from ppexport.backends.litert.litert_probe import LiteRTProbe
-from ppexport.backends.litert.run_facts import facts_of
 from ppexport.backends.litert.run_litert import Session
+from ppexport.backends.litert.run_litert_facts import facts_of
 from ppexport.backends.litert.tflite import edit, read_model, text
 from ppexport.device.artifact import Artifact, read_artifact, sha256_path
 from ppexport.device.picture import psnr

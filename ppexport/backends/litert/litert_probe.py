@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
-from ppexport.backends.litert.run_facts import facts_of
 from ppexport.backends.litert.run_litert import Session
+from ppexport.backends.litert.run_litert_facts import facts_of
 from ppexport.backends.litert.shown import GIVEN, INSIDE, PREFIX, Shown, reveal
 from ppexport.backends.litert.tflite import edit
 from ppexport.errors import ArtifactError

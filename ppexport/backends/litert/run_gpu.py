@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
 
-from ppexport.backends.litert.run_facts import EXTRA, facts_of
+from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
 from ppexport.device.capacities import capacity_function
 from ppexport.device.quiet import quiet
 from ppexport.device.runner import Flushed

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
 
-from ppexport.backends.litert.run_facts import EXTRA, facts_of
 from ppexport.backends.litert.run_gpu import GpuSession, has_gpu
+from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.capacities import capacity_function, function_name
 from ppexport.device.quiet import quiet

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppexport.backends.litert.rewrite.rewritten import MARK
-from ppexport.backends.litert.run_facts import FACTS, IDENTIFIER
+from ppexport.backends.litert.run_litert_facts import FACTS, IDENTIFIER
 
 ORIGIN = re.compile(MARK + r"([\w-]+)_\1(?=;|$)")
 """The path of a module, with dashes for dots, in the name that the converter gives a tensor."""

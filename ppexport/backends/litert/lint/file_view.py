@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppexport.backends.litert.run_facts import IDENTIFIER
+from ppexport.backends.litert.run_litert_facts import IDENTIFIER
 from ppexport.errors import InputError
 
 TYPES: dict[str, type[np.generic]] = {
