@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from ppexport.backends.litert.run_facts import IDENTIFIER
 from ppexport.errors import InputError
 
-TYPES = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT64": np.int64, "INT8": np.int8}
+TYPES: dict[str, Any] = {
+    "FLOAT32": np.float32,
+    "FLOAT16": np.float16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "INT8": np.int8,
+}
 TYPES.update({"UINT8": np.uint8, "BOOL": np.bool_, "INT16": np.int16, "FLOAT64": np.float64})
 """Types whose constants are read."""
 

@@ -26,25 +26,28 @@ fp16 by more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ppexport.backends.litert.rewrite.rewritten import Run
+from ppexport.backends.litert.rewrite.rewritten import Rewrite, Run
 
 aten = torch.ops.aten
 MOST_REPEATS = 64
 """A tensor is repeated so often along one axis at most; beyond that it stays with the operator that is refused."""
 
 
-def clamp(run: Run, x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+def clamp(run: Run, x: Tensor, low: float | None = None, high: float | None = None) -> Any:
     """What `x.clamp(low, high)` gives, for a float *x*."""
     if low is None or high is None or not x.is_floating_point():
         return NotImplemented
     return torch.where(x > high, torch.tensor(float(high)), torch.maximum(x, torch.tensor(float(low))))
 
 
-def square(run: Run, x: Tensor, exponent: float) -> Tensor:
+def square(run: Run, x: Tensor, exponent: float) -> Any:
     """What `x.pow(2)` gives."""
     return x.abs().pow(2) if exponent == 2 else NotImplemented
 
@@ -66,19 +69,19 @@ def expand(run: Run, x: Tensor, size: list[int], *, implicit: bool = False) -> T
     return repeat(x, list(size))
 
 
-def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Any:
     """What `where(condition, x, y)` gives, for finite numbers; a zero may lose its sign."""
-    shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
+    shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)  # type: ignore[no-untyped-call]
     if all(value.shape in (shape, ()) for value in (x, y)):
         return NotImplemented
     other = run.node.args[2]
     if isinstance(other, fx.Node) and other.target is aten.zeros.default and not other.args[0]:
         return condition.float() * x
-    parts = [value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y)]
-    return torch.where(condition, *parts)
+    x, y = (value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y))
+    return torch.where(condition, x, y)
 
 
-def matmul(run: Run, a: Tensor, b: Tensor) -> Tensor:
+def matmul(run: Run, a: Tensor, b: Tensor) -> Any:
     """What `a @ b` gives, where *a* is a constant matrix; exact for sums of whole numbers below 2^24."""
     left, right = (run.is_constant(node) for node in run.node.args)
     if not left or right or a.dim() != 2 or b.dim() < 2:
@@ -86,14 +89,14 @@ def matmul(run: Run, a: Tensor, b: Tensor) -> Tensor:
     return F.linear(b.transpose(-1, -2), a).transpose(-1, -2).contiguous()
 
 
-def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(run: Run, x: Tensor, sides: list[int], mode: str = "constant", value: float | None = None) -> Any:
     """What `F.pad(x, sides, mode, value)` gives, for *x* of rank 2."""
     if x.dim() != 2 or mode != "constant":
         return NotImplemented
     return F.pad(x.unsqueeze(0), sides, mode, value).squeeze(0)
 
 
-def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = None) -> Tensor:
+def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = None) -> Any:
     """What `torch.div(a, b, rounding_mode="trunc")` gives, for whole numbers *a* >= 0 and *b* >= 1, as tokens are."""
     constant = [run.is_constant(node) for node in run.node.all_input_nodes]
     if rounding_mode != "trunc" or a.is_floating_point() or all(constant):
@@ -106,7 +109,7 @@ def divide(run: Run, a: Tensor, b: Tensor | int, *, rounding_mode: str | None = 
     return a // b
 
 
-FOR_GPU = {
+FOR_GPU: Mapping[object, Rewrite] = {
     aten.clamp.default: clamp,
     aten.pow.Tensor_Scalar: square,
     aten.expand.default: expand,
