@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 from ppexport.backends.litert.run_facts import IDENTIFIER
 from ppexport.errors import InputError
 
-TYPES: dict[str, Any] = {
-    "FLOAT32": np.float32,
-    "FLOAT16": np.float16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "INT8": np.int8,
-}
-TYPES.update({"UINT8": np.uint8, "BOOL": np.bool_, "INT16": np.int16, "FLOAT64": np.float64})
+TYPES: dict[str, type[np.generic]] = {
+    "FLOAT32": np.float32, "FLOAT16": np.float16, "FLOAT64": np.float64, "INT8": np.int8, "UINT8": np.uint8,
+    "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_,
+}  # fmt: skip
 """Types whose constants are read."""
 
 
