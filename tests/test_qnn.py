@@ -241,7 +241,7 @@ def test_the_bundled_network_is_exact_in_masks_and_keeps_70_db_with_the_referenc
         network, backend="qnn", precision="fp16", size=(32, 32), out=tmp_path / "a", soc="SM8550,SM8650,SM8750"
     )
     twin = ppexport.make_twin(network, size=(32, 32))
-    (item,) = (item for item in parity_inputs((32, 32), 2) if item.name == "coffee")
+    (item,) = (item for item in parity_inputs((32, 32), 2) if item.name == "chelsea")
     with ppexport.open_artifact(folder) as runner:
         column, trace, lr = ArtifactColumn(runner, twin, tmp_path / "kept"), Trace(), torch.from_numpy(item.lr)
         with torch.no_grad():
