@@ -163,18 +163,18 @@ def test_fewer_bits(artifact, content, network, lr, precision, least, size, tmp_
     assert about == {} if precision == "fp16" else "body_conv" not in about["int8"]["groups"]
 
 
-def test_int8_leaves_what_chooses_categories(content, network):
-    narrow, _ = narrow_weights(content, "int8", card_of(network))
-    model = read_model(narrow)
-    graph, int8 = model.subgraphs[0], 9
-    rounded = {text(tensor.name).rpartition(":")[0] for tensor in graph.tensors if tensor.type == int8}
+@pytest.mark.parametrize(("precision", "kind"), [("int8", 9), ("fp16", 1)])
+def test_what_chooses_categories_stays_in_fp32(content, network, precision, kind):
+    narrow, _ = narrow_weights(content, precision, card_of(network))
+    graph = read_model(narrow).subgraphs[0]
+    rounded = {text(tensor.name).rpartition(":")[0] for tensor in graph.tensors if tensor.type == kind}
     assert "layers.0.residual_group.layers.0.convffn.fc1" in rounded
-    assert not any("attn_atd" in name or "upsample" in name or "conv_first" in name for name in rounded)
+    assert not any(name.endswith(("attn_atd.wq", "attn_atd.wk", "conv_first", "upsample.0")) for name in rounded)
 
 
 def test_int8_needs_a_layer_that_may_be(content, network, monkeypatch):
     monkeypatch.setattr("ppexport.backends.litert.litert_precision.group_of", lambda module: None)
-    with pytest.raises(ExportError, match="no layer of pp_atd_light"):
+    with pytest.raises(ExportError, match="no layer of pp_atd_light may be int8"):
         narrow_weights(content, "int8", card_of(network))
 
 
