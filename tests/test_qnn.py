@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.backend import find_backend
+from ppexport.backends.onnx.export_onnx import trace
+from ppexport.backends.onnx.narrow_sums import narrow_sums
+from ppexport.backends.onnx.simplify import simplify_file
 from ppexport.backends.qnn import chips_of, compile_context, run_qnn
 from ppexport.backends.qnn.run_qnn import CHIPS, Session, explain, heard, missing
 from ppexport.cli import app
@@ -32,6 +35,7 @@ from ppexport.networks.network import Trace
 from ppexport.parity import run as parity_run
 from ppexport.parity.columns import ArtifactColumn
 from ppexport.parity.inputs import ParityInput, parity_inputs
+from ppexport.twin.counting_sort import CountingSort, count_up
 
 SIZE = (16, 16)
 NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, *SIZE)).astype(np.float32) / np.float32(255)
@@ -94,6 +98,29 @@ def test_a_probe_shows_exact_masks_injects_categories_and_keeps_what_it_computed
         monkeypatch.setattr(Session, "run", lambda *_: pytest.fail("it was computed before"))
         assert np.array_equal(column.sample(item, other).sr, given.sr)
         assert np.array_equal(column.sample(item).sr, own.sr)
+
+
+class Sorting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sort = CountingSort(4096, 65)
+        self.high, self.low = count_up(4096)
+
+    def forward(self, keys):
+        return self.sort(keys, (self.high + self.low).view(-1))
+
+
+@QNN
+def test_ranks_and_order_of_4096_tokens_are_exact_on_the_npu(tmp_path):
+    keys = torch.from_numpy(np.random.default_rng(0).integers(0, 65, 4096).astype(np.int32))
+    trace(Sorting().eval(), {"keys": keys}, ("rank", "order"), tmp_path / "traced.onnx")
+    simplify_file(tmp_path / "traced.onnx", tmp_path / "simple.onnx")
+    model = onnx.load(tmp_path / "simple.onnx")
+    narrow_sums(model)
+    found = Session(model.SerializeToString(), "sort", "SM8650").run(["rank", "order"], {"keys": keys.numpy()})
+    order = keys.argsort(stable=True).numpy()
+    assert np.array_equal(found[1], order)
+    assert np.array_equal(found[0][order], np.arange(4096))
 
 
 @QNN
@@ -241,7 +268,7 @@ def test_the_bundled_network_is_exact_in_masks_and_keeps_70_db_with_the_referenc
         network, backend="qnn", precision="fp16", size=(32, 32), out=tmp_path / "a", soc="SM8550,SM8650,SM8750"
     )
     twin = ppexport.make_twin(network, size=(32, 32))
-    (item,) = (item for item in parity_inputs((32, 32), 2) if item.name == "coffee")
+    (item,) = (item for item in parity_inputs((32, 32), 2) if item.name == "chelsea")
     with ppexport.open_artifact(folder) as runner:
         column, trace, lr = ArtifactColumn(runner, twin, tmp_path / "kept"), Trace(), torch.from_numpy(item.lr)
         with torch.no_grad():

@@ -69,7 +69,8 @@ class SplitDepthwise(nn.Module):
         self.firsts = [rows * i // count for i in range(count)]
         self.parts = nn.ParameterList(conv.weight.detach().tensor_split(self.firsts[1:], dim=2))
         self.bias, self.channels, self.rows = conv.bias, conv.in_channels, rows
-        self.pads = [pad for side in reversed(conv.padding) for pad in (int(side), int(side))]
+        sides = (0, 0) if isinstance(conv.padding, str) else conv.padding
+        self.pads = [pad for side in reversed(sides) for pad in (side, side)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, c, h, w) -> what the convolution gives."""

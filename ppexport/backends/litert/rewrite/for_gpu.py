@@ -77,8 +77,8 @@ def where(run: Run, condition: Tensor, x: Tensor, y: Tensor) -> Any:
     other = run.node.args[2]
     if isinstance(other, fx.Node) and other.target is aten.zeros.default and not other.args[0]:
         return condition.float() * x
-    parts = [value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y)]
-    return torch.where(condition, *parts)
+    x, y = (value if value.shape in (shape, ()) else repeat(value, list(shape)) for value in (x, y))
+    return torch.where(condition, x, y)
 
 
 def matmul(run: Run, a: Tensor, b: Tensor) -> Any:
