@@ -142,7 +142,8 @@ class XnnpackForm(TorchFunctionMode):
         if not numbers or mask.numel() == a.numel() or not a.dim():
             return None
         m = mask.float()
-        return m * a + (1.0 - m) * b
+        out: Tensor = m * a + (1.0 - m) * b
+        return out
 
     def index_select(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
         """Rows of the transposed matrix in place of columns, which would be copied number by number."""
