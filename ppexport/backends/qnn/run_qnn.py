@@ -208,7 +208,7 @@ def context_name(chip: str, capacity: int, capacities: List[int]) -> str:
 
 
 def context_facts(chip: str, slots: int) -> Dict[str, str]:
-    """What a compiled file says of itself, beside what its graph said: its chip, and its slots, 0 where there is one capacity."""
+    """What a compiled file says beside what its graph said: its chip, and its slots, 0 where there is one capacity."""
     return {"ppexport.soc": chip, "ppexport.slots": str(slots)}
 
 
