@@ -19,7 +19,8 @@ import torch
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.build_onnx import MODEL, build_graph
 from ppexport.backends.qnn.compile_context import compile_context
-from ppexport.backends.qnn.run_qnn import OUTPUTS, Session, context_name
+from ppexport.backends.qnn.run_context import context_name
+from ppexport.backends.qnn.run_qnn import OUTPUTS, Session
 from ppexport.backends.self_check import self_check
 from ppexport.device.machine import versions
 

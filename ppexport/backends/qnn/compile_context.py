@@ -16,7 +16,8 @@ from pathlib import Path
 
 import onnx
 
-from ppexport.backends.qnn.run_qnn import Session, context_facts
+from ppexport.backends.qnn.run_context import context_facts
+from ppexport.backends.qnn.run_qnn import Session
 from ppexport.errors import ExportError, PpexportError, counted
 from ppexport.files import module_command
 

@@ -20,11 +20,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 from ppexport.backends.onnx.run_external import refuse_external
+from ppexport.backends.qnn.run_context import check_context, context_name
 from ppexport.device.artifact import Artifact
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds, refuse_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.device.wire import Message
-from ppexport.errors import ArtifactError, ExportError, UnavailableError, counted, first_line, printable
+from ppexport.errors import ArtifactError, ExportError, UnavailableError, first_line, printable
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -38,8 +38,6 @@ NO_HALF = {"SM8350": 30}
 NPU, EMULATOR = "NPU", "emulator"
 OLDEST_PYTHON = (3, 11)
 OUTPUTS = ("sr", "impure_tokens")
-CONTEXT = ("EPContext", "com.microsoft")
-"""Operator and domain of a node that holds what was compiled."""
 LEFT_OVER = re.compile(r"\{ name: (.*?), type: (\w+) \}")
 """A node that the provider does not take, as it prints them."""
 SHORT = re.compile(r"QNN_\w*MEM_ALLOC|\bQNN[^\n]{0,200}\b[Cc]ode:? 1002\b")
@@ -200,36 +198,6 @@ class Session:
     def close(self) -> None:
         """Free what it holds."""
         self.inner = None
-
-
-def context_name(chip: str, capacity: int, capacities: List[int]) -> str:
-    """The file that was compiled for *chip* with *capacity* slots, one of *capacities*."""
-    return f"context-{chip}{f'-{capacity}' if len(capacities) > 1 else ''}.onnx"
-
-
-def context_facts(chip: str, slots: int) -> Dict[str, str]:
-    """What a compiled file says beside what its graph said: its chip, and its slots, 0 where there is one capacity."""
-    return {"ppexport.soc": chip, "ppexport.slots": str(slots)}
-
-
-def check_context(content: bytes, where: str, chip: str, slots: int) -> None:
-    """Raise ArtifactError unless the ONNX file *content* is one compiled node, for *chip* and so many *slots*.
-
-    Qualcomm's library would compile another graph, which takes minutes, and opens what was compiled for another chip.
-    """
-    refuse_external(content, where, contexts=True)
-    # As onnx.proto numbers them: the graph and its nodes, of a node its operator and domain; the metadata.
-    try:
-        model = Message(memoryview(content))
-        nodes = [(node.text(4), node.text(7)) for graph in model.messages(7) for node in graph.messages(1)]
-        said = {entry.text(1): entry.text(2) for entry in model.messages(14)}
-    except ArtifactError as error:
-        raise ArtifactError(f"{where}: {error}") from None
-    if nodes != [CONTEXT]:
-        raise ArtifactError(f"{where} is not one compiled node, but {counted(len(nodes), 'node')}: export it again")
-    for key, value in context_facts(chip, slots).items():
-        if said.get(key) != value:
-            raise ArtifactError(f"{where}: {key} is {said.get(key)!r}, where {value!r} is needed: export it again")
 
 
 class QnnRunner(Runner):
