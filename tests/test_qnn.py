@@ -179,7 +179,7 @@ def test_a_manifest_that_was_edited_and_a_damaged_context_are_refused(exported, 
     change(copied, build={"soc": ["SM8650"]})
     context = copied / "context-SM8650-256.onnx"
     for other, match in (
-        ("model.onnx", r"holds \d+ nodes, not just one that was compiled"),
+        ("model.onnx", r"holds \d+ nodes, not one that is compiled"),
         ("context-SM8750-256.onnx", "ppexport.soc is 'SM8750', where 'SM8650' is needed"),
         ("context-SM8650-128.onnx", "ppexport.slots is '128', where '256' is needed"),
     ):
