@@ -308,7 +308,8 @@ class Backend(ABC):
             UnavailableError: they are on another kind of machine.
         """
         raise InputError(
-            f"--units is for artifacts whose runtime offers compute units, which {self.name} does not: leave --units out"
+            f"--units is for artifacts whose runtime offers compute units, which {self.name} does not: "
+            "leave --units out"
         )
 
 
