@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
 from ppexport.cli.console import fail, show_every_character
+from ppexport.cli.options import registered
 from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError, how_to_install
 from ppexport.files import system_sentence
 
@@ -53,6 +54,14 @@ class _PlainFlags:
 
 class Command(_PlainFlags, TyperCommand):
     """A command as its help shows it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """With what is registered in place of {names}, which only the help looks up."""
+        for param in self.params:
+            text = getattr(param, "help", None)
+            if text and "{" in text:
+                param.help = text.format(**registered())  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
 
 
 class Commands(_PlainFlags, TyperGroup):

@@ -25,7 +25,7 @@ def export(
     model: shared.Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artifact folder to make")] = Path("artifact"),
     backend: Annotated[
-        str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` lists their options")
+        str, typer.Option(help="what to make: {backends}; `ppexport backends` lists their options")
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -37,8 +37,8 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32; fp16, int8 or mixed (int8 and fp16) of onnx and tensorrt; fp16, w8 or w8a8 of coreml; fp16 of "
-            "coreai; fp16 or int8 of qnn, which has no fp32"
+            help="what numbers are stored in, of each backend: {precisions}. mixed is int8 and fp16, w8 has weights of "
+            "8 bits, w8a8 activations too"
         ),
     ] = "fp32",
     calibration: Annotated[
@@ -87,7 +87,9 @@ def export(
     interface: Annotated[
         str | None, typer.Option(help="coreml: tensor (the default), or image for an app's pictures")
     ] = None,
-    keep: Annotated[Path | None, typer.Option(help="onnx, tensorrt: folder for the intermediate graphs")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="backends that start from ONNX: folder for the intermediate graphs")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="replace an artifact of another model, size or backend as well")
     ] = False,
