@@ -103,6 +103,11 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun if number == 1 else several}"
 
 
+def change(value: float, digits: int) -> str:
+    """A difference with its sign, which a difference that rounds to zero has as well: it is never "-0.0000"."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def how_to_install(extra: str) -> str:
     """What installs *extra*, for the end of a sentence: ppexport is on no package index."""
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,22 @@ NOTES = {
     "loss: `ppexport quantize-search` finds one for these",
 }
 """What the command says about the recipe of an int8 file, by where the recipe comes from."""
+
+
+def bytes_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def size_text(whole: int, files: Mapping[str, int]) -> str:
+    """The size of an artifact of *whole* bytes, and of its *files* where it is several: a device needs only some."""
+
+    def text(size: int) -> str:
+        return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+    own = ", ".join(f"{name} {text(size)}" for name, size in files.items())
+    return f"{text(whole)} in all ({own})" if len(files) > 1 else text(whole)
 
 
 def export(
@@ -130,9 +147,9 @@ def export(
             **pairs, **flags,
         )  # fmt: skip
     artifact = read_artifact(out)
-    folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
-    m = artifact.manifest
+    m, folder_bytes = artifact.manifest, bytes_of(out)
+    file_bytes = {name: bytes_of(out / name) for name in m.files}
+    emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "file_bytes": file_bytes, "manifest": vars(m)})
     console = people(json)
     note = NOTES.get(m.quantisation.get("int8", {}).get("recipe"))
     if note is not None:
@@ -141,5 +158,5 @@ def export(
     slots = f"{span} of {m.tokens} slots, " if span else ""
     console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
-        f"{slots}{folder_bytes / 1e6:.2f} MB"
+        f"{slots}{size_text(folder_bytes, file_bytes)}"
     )

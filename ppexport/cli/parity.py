@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppexport.cli.console import change, continues_from, decibel, emit_json, people, progress_bars, table
+from ppexport.cli.console import continues_from, decibel, emit_json, people, progress_bars, table
 from ppexport.cli.options import ArtifactFolder, Checkpoint, Json, Trust
-from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError, how_to_install
+from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError, change, how_to_install
 
 if TYPE_CHECKING:
     from rich.console import Console
