@@ -206,6 +206,8 @@ def context_name(chip: str, capacity: int, capacities: List[int]) -> str:
 class QnnRunner(Runner):
     """A QNN artifact: what was compiled for the first of its chips, on the NPU or in its emulator."""
 
+    has_fp32 = False
+
     def __init__(self, artifact: Artifact) -> None:
         """Open the file of the largest capacity; the others are opened when a picture needs them.
 
