@@ -146,7 +146,7 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
     [
         (["--precision", "w8"], "precision of --backend coreai is one of fp32, fp16, not 'w8'"),
         (["--flavour", "ort"], "flavour is an option of --backend onnx, not of coreai"),
-        (["--keep", "k"], "keep is an option of --backend onnx .*and tensorrt, not of coreai"),
+        (["--keep", "k"], "keep is an option of --backend onnx, qnn, tensorrt, not of coreai"),
         (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
         (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
         (["--calibration", "c.npz"], "--calibration is for .* of --backend coreai, not for fp32"),
