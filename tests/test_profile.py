@@ -236,6 +236,16 @@ def test_an_engine_has_no_other_device(tmp_path, artifact, monkeypatch):
         choose(artifact, "tensorrt:DLA", None, False)
 
 
+@pytest.mark.parametrize(("name", "own"), [("executorch", "CPU"), ("qnn", "NPU")])
+def test_a_runtime_of_one_device_is_recorded_with_no_other(name, own, artifact, monkeypatch):
+    whole = read_artifact(artifact)
+    other = Artifact(artifact, replace(whole.manifest, backend=name))
+    monkeypatch.setattr("ppexport.device.target.read_artifact", lambda path: other)
+    assert choose(artifact, f"{name}:{own.lower()}", None, False)[0].name == name
+    with pytest.raises(InputError, match=f"{name} computes on {own} alone: {name}:GPU cannot be chosen"):
+        choose(artifact, f"{name}:GPU", None, False)
+
+
 def test_a_flavour_is_for_its_runtime(tmp_path):
     out = write_enlarger(tmp_path / "ort")
     write_manifest(out, replace(read_artifact(out).manifest, flavour="ort"))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -236,6 +237,14 @@ def test_a_compiler_that_fails_ends_with_a_sentence(done, match, monkeypatch, tm
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], *done))
     with pytest.raises((ExportError, UnavailableError), match=match):
         compile_context.compile_context(tmp_path / "m.onnx", tmp_path / "c.onnx", "SM8650", 0)
+
+
+def test_the_compiler_takes_no_modules_from_the_current_folder(tmp_path, monkeypatch):
+    for name in ("json", "numpy", "onnx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger ran')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=r"failed for SM8650: FileNotFoundError.*absent\.onnx"):
+        compile_context.compile_context(Path("absent.onnx"), Path("c.onnx"), "SM8650", 0)
 
 
 def test_a_graph_in_parts_is_refused(tmp_path):

@@ -35,8 +35,9 @@ class Runtime:
     """Opens an artifact on the target's device. Raises PpexportError."""
     devices: Callable[[], list[str]]
     """The devices that it has on this machine, the default one first; none where it is not installed."""
-    find_device: Callable[[str], str] = str
-    """Returns its spelling of a device. Raises InputError for a device that no machine can have."""
+    find_device: Callable[[str], str] | None = None
+    """Returns its spelling of a device. Raises InputError for a device that no machine can have. None where there is no
+    other device than `device`."""
     flavours: tuple[str, ...] = ()
     """The flavours that it runs; () is all."""
     program: str = ""
@@ -51,6 +52,14 @@ class Runtime:
     def module(self) -> str:
         """What a device imports to run it."""
         return self.packages[0].replace("-", "_")
+
+    def named_device(self, text: str) -> str:
+        """Its spelling of the device that a user calls *text*. Raises InputError for one that it cannot have."""
+        if self.find_device is not None:
+            return self.find_device(text)
+        if text.lower() != self.device.lower():
+            raise InputError(f"{self.name} computes on {self.device} alone: {self.name}:{text} cannot be chosen")
+        return self.device
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether it runs the artifact of *manifest*."""
@@ -141,7 +150,7 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
                 f"{path} is of flavour {manifest.flavour}, which {match[1]} does not run: export it with --flavour "
                 f"{' or '.join(runtime.flavours)}"
             )
-        device = runtime.device if match[2] is None else runtime.find_device(match[2])
+        device = runtime.device if match[2] is None else runtime.named_device(match[2])
         targets.append(Target(str(path.resolve()), match[1], device, threads, trust))
     if len(set(targets)) < len(targets):
         raise InputError("--runtime names the same runtime twice")

@@ -2,8 +2,6 @@
 
 onnxsim is native code with known crashes, so it never runs in the caller's process. Constant folding stays off: it
 would turn every 15 KiB bias table into a 1 MiB bias.
-
-    python -m ppexport.backends.onnx.simplify IN.onnx OUT.onnx
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ppexport.errors import ExportError, printable, require
+from ppexport.files import module_command
 
 TIMEOUT = 900
 """Seconds; a 512x512 graph takes a few."""
@@ -23,8 +22,8 @@ TIMEOUT = 900
 def simplify_file(source: Path, target: Path) -> None:
     """Write the simplified *source* to *target*. Raises ExportError where onnxsim crashes, hangs or refuses."""
     require("onnxsim", "export")
-    command = [sys.executable, "-m", __name__, str(source.resolve()), str(target.resolve())]
-    # The child's own folder: a crash may leave files in it, and Python looks for modules in it first.
+    command = module_command(__name__, str(source.resolve()), str(target.resolve()))
+    # The child's own folder, since a crash may leave files in it.
     with TemporaryDirectory() as scratch:
         try:
             done = subprocess.run(command, cwd=scratch, capture_output=True, timeout=TIMEOUT, check=False)

@@ -151,6 +151,8 @@ RUNTIME = Runtime(
     "CPU",
     open_target,
     lambda: ["CPU"] if find_spec("openvino") is not None else [],
+    # Any: OpenVINO itself refuses one that it does not have.
+    str,
     # It refuses what is written for ONNX Runtime's kernels.
     flavours=("portable", "tensorrt"),
     times="ppexport.backends.openvino.counters",

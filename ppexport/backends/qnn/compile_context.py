@@ -2,7 +2,7 @@
 
 A minute inside Qualcomm's compiler could not be interrupted, and its faults would end the caller. Imports no torch.
 
-    {"model", "target", "chip", "slots"} | python -m ppexport.backends.qnn.compile_context
+Reads {"model", "target", "chip", "slots"} as JSON from standard input.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import onnx
 
 from ppexport.backends.qnn.run_qnn import Session
 from ppexport.errors import ExportError, PpexportError, counted
+from ppexport.files import module_command
 
 ERRORS: dict[str, type[PpexportError]] = {kind.__name__: kind for kind in PpexportError.__subclasses__()}
 """What the child may answer."""
@@ -31,8 +32,7 @@ def compile_context(model: Path, target: Path, chip: str, slots: int) -> None:
         UnavailableError: it does not start.
     """
     request = json.dumps({"model": str(model), "target": str(target), "chip": chip, "slots": slots})
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    done = subprocess.run(module_command(__name__), input=request, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         number = -done.returncode
         said = "memory may have run out" if number == signal.SIGKILL else "try a smaller size or another chip"
