@@ -72,8 +72,8 @@ def lint(
         _lint_litert(file, json)
     elif file.suffix != ONNX and file.is_file():
         raise InputError(
-            f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, {PACKAGE} packages, and artifact folders with "
-            "one of them"
+            f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, {PACKAGE} packages, and artifact folders "
+            "with one of them"
         )
     else:
         _lint_onnx(file, symbols, json)
