@@ -230,7 +230,7 @@ def test_lint_fails_on_what_boards_refuse(tmp_path):
     fails("lint", tmp_path / "n.onnx", message="n.onnx")
     fails("lint", tmp_path / "absent.onnx", message="absent.onnx")
     (tmp_path / "m.pte").write_bytes(b"m")
-    fails("lint", tmp_path / "m.pte", message="m.pte is nothing that lint reads: .onnx and .tflite files, and")
+    fails("lint", tmp_path / "m.pte", message="m.pte is nothing that lint reads: .onnx and .tflite files, .mlpackage")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
         (["--keep", "k"], "keep is an option of --backend onnx, qnn, tensorrt, not of coreai"),
         (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
         (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
-        (["--calibration", "c.npz"], "--calibration is for .* of --backend coreai, not for fp32"),
+        (["--calibration", "c.npz"], "--backend coreai takes no --calibration: leave it out"),
         (["--no-pad-heads"], "pad_heads is an option of --backend tensorrt, not of coreai"),
         (["--capacity", "100"], "capacities are ascending multiples of 128 from 128 to 1024, not"),
         (["--size", "0x32"], "size"),

@@ -71,7 +71,10 @@ def lint(
     elif file.suffix == LITERT:
         _lint_litert(file, json)
     elif file.suffix != ONNX and file.is_file():
-        raise InputError(f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, and {PACKAGE} packages")
+        raise InputError(
+            f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, {PACKAGE} packages, and artifact folders "
+            "with one of them"
+        )
     else:
         _lint_onnx(file, symbols, json)
 
