@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 EXIT_GATE_FAILED = 1
@@ -95,6 +96,20 @@ def first_line(error: BaseException) -> str:
     """
     line = (printable(str(error)).strip() or type(error).__name__).splitlines()[0]
     return "it could only be read unsafely, which ppexport never does" if UNSAFE.search(line) else line
+
+
+def imported(module: str, extra: str) -> Any:
+    """The *module* of an optional package, which comes with *extra*.
+
+    Raises UnavailableError where the package is broken or incomplete, or a native library of it does not load.
+    """
+    try:
+        # By name: type checkers would ask for packages that few have.
+        return import_module(module)
+    except (ImportError, OSError) as error:
+        raise UnavailableError(
+            f"{module} cannot be loaded here ({first_line(error)}): install the extra {extra!r} of ppexport again"
+        ) from None
 
 
 def counted(number: float, noun: str) -> str:

@@ -26,7 +26,7 @@ from ppexport.backends.executorch.lowering_cache import KEPT, cache_folder, kept
 from ppexport.backends.executorch.operators import XnnpackForm
 from ppexport.backends.executorch.own_modules import SplitDepthwise, SplitHeads, is_large_depthwise, with_own_modules
 from ppexport.backends.executorch.partition import levels
-from ppexport.backends.executorch.run_executorch import Session
+from ppexport.backends.executorch.run_executorch import IN_USE, Session
 from ppexport.backends.open_front import Front
 from ppexport.backends.self_check import example_inputs
 from ppexport.device.picture import psnr
@@ -270,6 +270,24 @@ def test_threads_are_those_of_the_process(exported):
         first.run({"lr": NOISE})
 
 
+def test_after_a_number_of_threads_the_next_program_has_the_runtimes(exported):
+    from executorch.runtime import Runtime
+
+    content, pool = (exported / "model.pte").read_bytes(), Runtime.get()._legacy_module
+    session = Session(content, "it")
+    usual = pool._threadpool_get_thread_count()
+    session.close()
+    session = Session(content, "it", threads=usual + 1)
+    # What looks into an open program computes with it.
+    second = Session(content, "it as well")
+    assert pool._threadpool_get_thread_count() == usual + 1
+    session.close()
+    second.close()
+    session = Session(content, "it")
+    assert pool._threadpool_get_thread_count() == usual
+    session.close()
+
+
 @pytest.mark.parametrize(
     ("lr", "slots", "error"),
     [
@@ -319,7 +337,53 @@ def test_a_program_that_is_not_ours_is_refused(copied):
 
 def test_another_size_in_the_manifest_is_refused(copied):
     rewritten(copied, size=[32, 32], tokens=1024)
-    refuses(copied, r"takes \[\[1, 3, 16, 16\], \[1, 256\]\], but the manifest says")
+    refuses(copied, r"takes \[\('float32', \[1, 3, 16, 16\]\), \('int32', \[1, 256\]\)\], but the manifest says")
+
+
+def enlarged(x):
+    return x.repeat(1, 1, 2, 2)
+
+
+def counted(x):
+    return x.sum().to(torch.int32).view(1)
+
+
+FORGED = {
+    "a number for an input": (lambda x, k: (enlarged(x) * k, counted(x)), (3,), "what is no tensor .*: no export"),
+    "a number for a result": (lambda x: (enlarged(x), 5), (), "what is no tensor .*: no export"),
+    "a count that is a float": (lambda x: (enlarged(x), x.sum().view(1)), (), r"returns .*\('float32', \[1\]\)\], but"),
+    "a picture of doubles": (lambda x: (enlarged(x).double(), counted(x)), (), r"returns \[\('type 7', .* but"),
+    "another picture": (lambda x: (x + 1, counted(x)), (), r"returns \[\('float32', \[1, 3, 16, 16\]\), .* but"),
+    "one result": (lambda x: (enlarged(x),), (), r"returns \[\('float32', \[1, 3, 32, 32\]\)\], but"),
+}
+
+
+@pytest.mark.parametrize(("compute", "more", "message"), FORGED.values(), ids=FORGED)
+def test_a_program_that_takes_or_returns_something_else_is_refused(compute, more, message, copied):
+    from executorch.exir import to_edge
+
+    class Forged(nn.Module):
+        def forward(self, x, *more):
+            return compute(x, *more)
+
+    manifest = json.loads((copied / "manifest.json").read_text())
+    facts = {"ppexport_capacities": "256", "ppexport_card_sha256": manifest["card_sha256"]}
+    program = torch.export.export(Forged().eval(), (torch.rand(1, 3, *SIZE), *more))
+    (copied / "model.pte").write_bytes(to_edge(program, constant_methods=facts).to_executorch().buffer)
+    rewritten(copied, capacities=[256])
+    refuses(copied, message)
+    assert not IN_USE
+
+
+def test_a_count_that_is_no_number_ends_in_a_sentence(exported, monkeypatch):
+    monkeypatch.setattr(Session, "run", lambda *_: {"sr": NOISE, "impure_tokens": np.full(1, np.nan)})
+    with ppexport.open_artifact(exported) as runner, pytest.raises(ArtifactError, match="counts nan tokens"):
+        runner(NOISE)
+
+
+def test_a_package_without_its_runtime_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
+    refuses(exported, r"executorch\.runtime cannot be loaded here .* 'executorch' of ppexport again", UnavailableError)
 
 
 def test_a_program_for_gpus_cannot_be_opened(copied):

@@ -23,7 +23,7 @@ from ppexport.backends.litert.run_litert_facts import facts_of
 from ppexport.backends.litert.tflite import edit, read_model, text
 from ppexport.device.artifact import Artifact, read_artifact, sha256_path
 from ppexport.device.picture import psnr
-from ppexport.errors import ArtifactError, ExportError, InputError
+from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.parity import run as parity_run
@@ -265,6 +265,13 @@ def test_a_changed_file_is_refused(artifact, tmp_path):
 def test_a_file_without_names_cannot_be_looked_into(content):
     with pytest.raises(ArtifactError, match="does not tell its tensors"):
         LiteRTProbe(without_facts(content), "m")
+
+
+@pytest.mark.parametrize("module", ["ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated"])
+def test_a_package_that_is_incomplete_is_named(module, artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnavailableError, match=f"{module} cannot be loaded here .* 'litert-run' of ppexport again"):
+        ppexport.open_artifact(artifact)
 
 
 @pytest.mark.parametrize("threads", [0, "2", 10**6])

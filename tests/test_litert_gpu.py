@@ -341,6 +341,8 @@ def test_the_gpu_is_a_device_of_the_runtime(artifact, vulkan):
 def test_other_devices_and_machines_without_a_gpu_get_a_sentence(artifact, monkeypatch):
     with pytest.raises(InputError, match="computes on CPU or GPU, not 'npu'"):
         choose(artifact, "litert:npu", None, False)
+    with pytest.raises(InputError, match="litert:GPU takes no number of threads"):
+        open_target(choose(artifact, "litert:GPU", 2, False)[0])
     runner = ppexport.open_artifact(artifact)
     with pytest.raises(InputError, match="unit of LiteRT is gpu, not 'ne'"):
         gpu_trial.unit_runs(runner, ["ne"])

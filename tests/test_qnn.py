@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from ppexport.cli.parity import show
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
+from ppexport.files import sha256_file
 from ppexport.networks.network import Trace
 from ppexport.parity import run as parity_run
 from ppexport.parity.columns import ArtifactColumn
@@ -167,9 +169,23 @@ def test_a_manifest_that_was_edited_and_a_damaged_context_are_refused(exported, 
     for build, match in (
         ({}, "names no chip"),
         ({"soc": ["SM1"]}, "names no chip"),
+        ({"soc": [["SM8650"]]}, "names no chip"),
+        ({"soc": [{}]}, "names no chip"),
         ({"soc": ["SM8850"]}, "lacks context-SM8850-256.onnx"),
     ):
         change(copied, build=build)
+        with pytest.raises(ArtifactError, match=match):
+            ppexport.open_artifact(copied)
+    change(copied, build={"soc": ["SM8650"]})
+    context = copied / "context-SM8650-256.onnx"
+    for other, match in (
+        ("model.onnx", r"is not one compiled node, but \d+ nodes"),
+        ("context-SM8750-256.onnx", "ppexport.soc is 'SM8750', where 'SM8650' is needed"),
+        ("context-SM8650-128.onnx", "ppexport.slots is '128', where '256' is needed"),
+    ):
+        shutil.copyfile(exported / other, context)
+        files = {**read_artifact(exported).manifest.files, context.name: sha256_file(context)}
+        change(copied, files=files)
         with pytest.raises(ArtifactError, match=match):
             ppexport.open_artifact(copied)
     broken = onnx.load(exported / "context-SM8650-256.onnx")
@@ -184,6 +200,29 @@ def test_times_of_the_emulator_are_refused(exported, tmp_path):
     done = CliRunner().invoke(app, ["profile", str(exported), "-o", str(tmp_path / "p")])
     assert isinstance(done.exception, UnavailableError)
     assert "an emulator computes what the NPU would" in str(done.exception)
+
+
+@pytest.mark.parametrize(("threads", "match"), [(2, "qnn takes no number of threads"), (0, "whole number from 1")])
+def test_a_number_of_threads_is_refused(threads, match):
+    with pytest.raises(InputError, match=match):
+        find_backend("qnn").open(None, threads=threads)
+    with pytest.raises(InputError, match=match):
+        run_qnn.open_target(None, namedtuple("Given", "threads")(threads))
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ("Failed to finalize QNN graph. Error: QNN_COMMON_ERROR_MEM_ALLOC: Memory allocation, Code: 1002", "is short"),
+        ("Failed to finalize QNN graph. Error code: 1002", "is short"),
+        ("Not taken: { name: /Erf_1002, type: Erf }", "does not take Erf /Erf_1002$"),
+        ("Not taken: { name: /a, type: Erf } QNN_COMMON_ERROR_MEM_ALLOC", "does not take Erf /a$"),
+        ("node /Add_1002 at 1002 bytes", "refuse it for SM8650: no$"),
+        ("QNN graph 1002 has error code 31002", "refuse it for SM8650: no$"),
+    ],
+)
+def test_memory_is_short_where_qnn_says_so(said, match):
+    assert re.search(match, explain(Exception("no"), said, "SM8650"))
 
 
 def test_chips():
@@ -253,7 +292,7 @@ def test_a_graph_in_parts_is_refused(tmp_path):
     )
     onnx.save(helper.make_model(graph), tmp_path / "c.onnx")
     with pytest.raises(ExportError, match="falls apart into 2 parts"):
-        compile_context.check_one_partition(tmp_path / "c.onnx", "SM8650")
+        compile_context.one_partition(tmp_path / "c.onnx", "SM8650")
 
 
 def test_what_was_printed_is_heard(capfd):

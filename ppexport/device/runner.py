@@ -59,6 +59,12 @@ def check_threads(threads: Any, here: bool = True) -> int | None:
     return count
 
 
+def refuse_threads(threads: Any, runtime: str) -> None:
+    """Raise InputError for any number of *threads*, which *runtime* has no use for."""
+    if check_threads(threads) is not None:
+        raise InputError(f"{runtime} takes no number of threads: leave it out")
+
+
 class Result(NamedTuple):
     """One picture, and what its routing needed."""
 
@@ -243,8 +249,10 @@ class SessionRunner(Runner):
         for name in ("sr", "impure_tokens"):
             if name not in found or not found[name].size:
                 raise ArtifactError(f"{self.artifact.model_file} computes no {name}: no export made it")
-        sr = np.asarray(found["sr"], np.float32)
-        return Result(sr, int(found["impure_tokens"].reshape(-1)[0]), prepared.capacity)
+        count = found["impure_tokens"].reshape(-1)[0]
+        if not np.isfinite(count):
+            raise ArtifactError(f"{self.artifact.model_file} counts {count} tokens: no export made it")
+        return Result(np.asarray(found["sr"], np.float32), int(count), prepared.capacity)
 
 
 # Denormal numbers as zeros while a runtime computes, and at no other time.

@@ -7,9 +7,8 @@ opened.
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, List, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Sequence, Tuple
 from weakref import WeakSet
 
 import numpy as np
@@ -18,7 +17,7 @@ from ppexport.device.artifact import Artifact
 from ppexport.device.quiet import quiet
 from ppexport.device.runner import Flushed, SessionRunner, check_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
+from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, imported, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,22 +30,31 @@ FACT = "ppexport_"
 IDENTIFIER = b"ET12"
 """Bytes 4 to 7 of a program."""
 OUTPUTS = ("sr", "impure_tokens")
+Port = Tuple[str, List[int]]
+TYPES = {3: "int32", 6: "float32"}
+"""Types of tensors by the number that the runtime has for them; only those of an artifact."""
 IN_USE: Any = WeakSet()
 """The sessions that are open. All compute in the process's one pool of threads, which can be exchanged only while none
 is open: XNNPACK keeps its address."""
+AT_FIRST: Dict[str, int] = {}
+"""How many threads the pool had before this module exchanged it, under "threads"."""
 
 
 def use_threads(runtime: Any, threads: int | None) -> None:
-    """Make the pool one of *threads*, or leave it where they are None; a pool is as large as the CPU at first.
+    """Make the pool one of *threads*; None is as many as it had at first, or as open sessions have.
 
     Raises InputError where an open session computes with another number.
     """
-    if threads is None or threads == runtime._threadpool_get_thread_count():
+    now = runtime._threadpool_get_thread_count()
+    first = AT_FIRST.setdefault("threads", now)
+    if threads is None:
+        threads = now if IN_USE else first
+    if threads == now:
         return
     if IN_USE:
         raise InputError(
             f"ExecuTorch has one pool of threads for a process, and an open program of this one uses it with "
-            f"{runtime._threadpool_get_thread_count()}: close that runner, or open both with the same threads"
+            f"{now}: close that runner, or open both with the same threads"
         )
     runtime._unsafe_reset_threadpool(threads)
 
@@ -62,7 +70,7 @@ class Session:
         Args:
             content: its bytes.
             where: what errors call it.
-            threads: as `check_threads` takes them; None leaves the process's pool as it is.
+            threads: as `check_threads` takes them; None is the runtime's choice, or what open programs have.
             outputs: names of what its method returns.
 
         Raises:
@@ -76,11 +84,11 @@ class Session:
         self.where, self.outputs = where, tuple(outputs)
         if content[4:8] != IDENTIFIER:
             raise ArtifactError(f"{where} is not an ExecuTorch program")
-        self._torch = import_module("torch")
+        self._torch = imported("torch", "executorch")
         try:
             # Threads are made here, and inherit how denormals are taken.
             with quiet(), Flushed():
-                runtime = import_module("executorch.runtime").Runtime.get()
+                runtime = imported("executorch.runtime", "executorch").Runtime.get()
                 use_threads(runtime._legacy_module, threads)
                 self._program: Any = runtime.load_program(content)
                 names = sorted(self._program.method_names)
@@ -96,10 +104,22 @@ class Session:
         }
         IN_USE.add(self)
 
-    def shapes(self) -> List[List[int]]:
-        """The shape of every input, at its largest."""
+    def ports(self) -> Tuple[List[Port], List[Port]]:
+        """(type, shape) of every input and of every output, at their largest. Raises ArtifactError for no tensor."""
         meta = self._method.metadata
-        return [list(meta.input_tensor_meta(i).sizes()) for i in range(meta.num_inputs())]
+        try:
+            with quiet():
+                given = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
+                made = [meta.output_tensor_meta(i) for i in range(meta.num_outputs())]
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.where} takes or returns what is no tensor ({first_line(error)}): no export made it"
+            ) from None
+
+        def port(tensor: Any) -> Port:
+            return TYPES.get(tensor.dtype(), f"type {tensor.dtype()}"), [int(side) for side in tensor.sizes()]
+
+        return [port(tensor) for tensor in given], [port(tensor) for tensor in made]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """All outputs for *inputs* in the order of `device.runner.feeds`."""
@@ -117,6 +137,8 @@ class Session:
             raise ArtifactError(f"ExecuTorch cannot run {self.where}: {first_line(error)}") from None
         if len(found) != len(self.outputs):
             raise ArtifactError(f"{self.where} returns {len(found)} results, not {', '.join(self.outputs)}")
+        if not all(isinstance(value, self._torch.Tensor) for value in found):
+            raise ArtifactError(f"{self.where} returns what is no tensor: no export made it")
         # Copies, since the runtime may own the memory.
         return {name: np.array(value.numpy()) for name, value in zip(self.outputs, found)}
 
@@ -141,12 +163,15 @@ class ExecuTorchRunner(SessionRunner):
         self._opened = Session(artifact.read(file), str(file), threads)
         try:
             super().__init__(artifact, self._opened)
-            expected = [[1, 3, *m.size]]
-            expected += [[1, 1, *m.layout.padded((m.size[0], m.size[1]))]] if m.mask == "input" else []
-            expected += [[1, m.capacities[-1]]] if len(m.capacities) > 1 else []
-            if self._opened.shapes() != expected:
-                raise ArtifactError(f"{file} takes {self._opened.shapes()}, but the manifest says {expected}")
-        except ArtifactError:
+            h, w = m.size
+            given: List[Port] = [("float32", [1, 3, h, w])]
+            given += [("float32", [1, 1, *m.layout.padded((h, w))])] if m.mask == "input" else []
+            given += [("int32", [1, m.capacities[-1]])] if len(m.capacities) > 1 else []
+            made: List[Port] = [("float32", [1, 3, h * m.scale, w * m.scale]), ("int32", [1])]
+            for does, found, expected in zip(("takes", "returns"), self._opened.ports(), (given, made)):
+                if found != expected:
+                    raise ArtifactError(f"{file} {does} {found}, but the manifest says {expected}")
+        except BaseException:
             self._opened.close()
             raise
 

@@ -10,7 +10,6 @@ import ctypes
 import os
 import re
 import struct
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,7 +21,7 @@ from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
 from ppexport.device.capacities import capacity_function
 from ppexport.device.quiet import quiet
 from ppexport.device.runner import Flushed
-from ppexport.errors import ArtifactError, UnavailableError, first_line, printable, require
+from ppexport.errors import ArtifactError, UnavailableError, first_line, imported, printable, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +56,7 @@ def has_gpu() -> bool:
 
 def looks_up_computed(content: bytes) -> bool:
     """Whether a LiteRT file looks embeddings up in a table that is computed."""
-    schema = import_module("ai_edge_litert.schema_py_generated")
+    schema = imported("ai_edge_litert.schema_py_generated", EXTRA)
     model = schema.Model.GetRootAs(content)
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     lookup = schema.BuiltinOperator.EMBEDDING_LOOKUP
@@ -102,9 +101,8 @@ class GpuSession:
         require("ai_edge_litert", EXTRA)
         self.where, self.facts = where, facts_of(content, where)
         refuse_crashing(content, where)
-        # Imported by name: type checkers would ask for a package that few have.
         kind, options, gpu_options, compiled = (
-            import_module(f"ai_edge_litert.{name}")
+            imported(f"ai_edge_litert.{name}", EXTRA)
             for name in ("hardware_accelerator", "options", "gpu_options", "compiled_model")
         )
         wanted = options.Options(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Mapping
 
@@ -14,9 +13,9 @@ from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.capacities import capacity_function, function_name
 from ppexport.device.quiet import quiet
-from ppexport.device.runner import Flushed, SessionRunner, check_threads
+from ppexport.device.runner import Flushed, SessionRunner, check_threads, refuse_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, InputError, first_line, require
+from ppexport.errors import ArtifactError, InputError, first_line, imported, require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,8 +49,7 @@ class Session:
         """
         threads = check_threads(threads) or all_cores()
         require("ai_edge_litert", EXTRA)
-        # Imported by name: type checkers would ask for a package that few have.
-        runtime = import_module("ai_edge_litert.interpreter")
+        runtime = imported("ai_edge_litert.interpreter", EXTRA)
         self.where, self.facts = where, facts_of(content, where)
         try:
             # Threads are made here, and inherit how denormals are taken.
@@ -118,7 +116,12 @@ class LiteRTRunner(SessionRunner):
     """A LiteRT artifact on a device of `DEVICES`."""
 
     def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "CPU") -> None:
-        """*threads* are for the CPU. Raises as the session, and ArtifactError where the manifest says otherwise."""
+        """*threads* are for the CPU.
+
+        Raises as the session, ArtifactError where the manifest says otherwise, and InputError for threads of the GPU.
+        """
+        if device == "GPU":
+            refuse_threads(threads, "litert:GPU")
         file, manifest = artifact.model_file, artifact.manifest
         content, where = artifact.read(file), str(file)
         self.session: Session | GpuSession = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from importlib import import_module
 
-from ppexport.errors import ArtifactError, first_line
+from ppexport.errors import ArtifactError, first_line, imported
 
 IDENTIFIER = b"TFL3"
 """Bytes 4 to 7 of a LiteRT file."""
@@ -20,7 +19,7 @@ def facts_of(content: bytes, where: str) -> dict[str, str]:
     if content[4:8] != IDENTIFIER:
         raise ArtifactError(f"{where} is not a LiteRT file")
     try:
-        model = import_module("ai_edge_litert.schema_py_generated").Model.GetRootAs(content)
+        model = imported("ai_edge_litert.schema_py_generated", EXTRA).Model.GetRootAs(content)
         for i in range(model.MetadataLength()):
             entry = model.Metadata(i)
             if entry.Name() == FACTS.encode():

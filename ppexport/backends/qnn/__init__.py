@@ -81,7 +81,9 @@ class QnnBackend(Backend):
     def open(self, artifact: Artifact, *, threads: int | None = None, trust: bool = False) -> Runner:
         """What was compiled for the first chip, on the NPU or in its emulator."""
         from ppexport.backends.qnn.run_qnn import QnnRunner
+        from ppexport.device.runner import refuse_threads
 
+        refuse_threads(threads, self.name)
         return QnnRunner(artifact)
 
     def probe(self, runner: Runner, twin: StaticTwin | None = None, folder: Path | None = None) -> Probe | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from ppexport.backends.qnn.run_qnn import Session
+from ppexport.backends.qnn.run_qnn import Session, context_facts
 from ppexport.errors import ExportError, PpexportError, counted
 from ppexport.files import module_command
 
@@ -26,6 +26,8 @@ ERRORS: dict[str, type[PpexportError]] = {kind.__name__: kind for kind in Ppexpo
 
 def compile_context(model: Path, target: Path, chip: str, slots: int) -> None:
     """Compile the ONNX file *model* for *chip* into *target*, with so many *slots* where their number is symbolic.
+
+    The file says of itself what it is for.
 
     Raises:
         ExportError: the NPU does not take all of the graph, or the compiler fails.
@@ -44,17 +46,22 @@ def compile_context(model: Path, target: Path, chip: str, slots: int) -> None:
         raise ExportError(f"Qualcomm's compiler failed for {chip}: {last}") from None
     if answer:
         raise ERRORS[answer["kind"]](answer["said"])
-    check_one_partition(target, chip)
+    compiled = one_partition(target, chip)
+    for key, value in context_facts(chip, slots).items():
+        compiled.metadata_props.add(key=key, value=value)
+    onnx.save(compiled, target)
 
 
-def check_one_partition(target: Path, chip: str) -> None:
-    """Raise ExportError unless the compiled file *target* is one node, of Qualcomm's, and nothing else."""
-    nodes = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
+def one_partition(target: Path, chip: str) -> onnx.ModelProto:
+    """The compiled file *target*. Raises ExportError unless it is one node, of Qualcomm's, and nothing else."""
+    model = onnx.load(target, load_external_data=False)
+    nodes = [node.op_type for node in model.graph.node]
     if nodes != ["EPContext"]:
         raise ExportError(
             f"for {chip} the graph falls apart into {counted(len(nodes), 'part')} where it should be one: please "
             "report this model"
         )
+    return model
 
 
 def main() -> None:

@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 from ppexport.backends.onnx.run_external import refuse_external
 from ppexport.device.artifact import Artifact
-from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds
+from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds, refuse_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, ExportError, UnavailableError, first_line, how_to_install, printable
+from ppexport.device.wire import Message
+from ppexport.errors import (
+    ArtifactError,
+    ExportError,
+    UnavailableError,
+    counted,
+    first_line,
+    how_to_install,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -37,8 +46,12 @@ NO_HALF = {"SM8350": 30}
 NPU, EMULATOR = "NPU", "emulator"
 OLDEST_PYTHON = (3, 11)
 OUTPUTS = ("sr", "impure_tokens")
+CONTEXT = ("EPContext", "com.microsoft")
+"""Operator and domain of a node that holds what was compiled."""
 LEFT_OVER = re.compile(r"\{ name: (.*?), type: (\w+) \}")
 """A node that the provider does not take, as it prints them."""
+SHORT = re.compile(r"QNN_\w*MEM_ALLOC|\bQNN[^\n]{0,200}\b[Cc]ode:? 1002\b")
+"""That memory is short, in QNN's own words or by its number for it."""
 NOT_SET_UP = re.compile(r"(?:SetupBackend failed|Error: )\s*(QNN_\w+|[^\n\x1b]+)")
 
 
@@ -125,18 +138,17 @@ def left_over(said: str) -> List[Tuple[str, str]]:
 
 def explain(error: Exception, said: str, chip: str) -> str:
     """What a failure of the provider means, of which ONNX Runtime says *error* and its log *said* more."""
-    text = f"{error} {said}"
-    if "1002" in text or "MEM_ALLOC" in text:
-        # What it says of every chip without fp16, whatever memory there is.
-        return (
-            f"Qualcomm's compiler says that memory is short, which it also says where {chip} lacks fp16 or is not the "
-            "chip that it was told: choose a chip from Snapdragon 8 Gen 2 on, or a smaller size"
-        )
     names = left_over(said)
     if names:
         some = ", ".join(f"{kind} {name}" for name, kind in names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f"the NPU of {chip} does not take {some}{more}"
+    if SHORT.search(f"{error}\n{said}"):
+        # What it says of every chip without fp16, whatever memory there is.
+        return (
+            f"Qualcomm's compiler says that memory is short, which it also says where {chip} lacks fp16 or is not the "
+            "chip that it was told: choose a chip from Snapdragon 8 Gen 2 on, or a smaller size"
+        )
     found = NOT_SET_UP.search(said)
     return f"Qualcomm's tools refuse it for {chip}: {first_line(error) if found is None else found.group(1).strip()}"
 
@@ -203,6 +215,31 @@ def context_name(chip: str, capacity: int, capacities: List[int]) -> str:
     return f"context-{chip}{f'-{capacity}' if len(capacities) > 1 else ''}.onnx"
 
 
+def context_facts(chip: str, slots: int) -> Dict[str, str]:
+    """What a compiled file says beside what its graph said: its chip, and its slots, 0 where there is one capacity."""
+    return {"ppexport.soc": chip, "ppexport.slots": str(slots)}
+
+
+def check_context(content: bytes, where: str, chip: str, slots: int) -> None:
+    """Raise ArtifactError unless the ONNX file *content* is one compiled node, for *chip* and so many *slots*.
+
+    Qualcomm's library would compile another graph, which takes minutes, and opens what was compiled for another chip.
+    """
+    refuse_external(content, where, contexts=True)
+    # As onnx.proto numbers them: the graph and its nodes, of a node its operator and domain; the metadata.
+    try:
+        model = Message(memoryview(content))
+        nodes = [(node.text(4), node.text(7)) for graph in model.messages(7) for node in graph.messages(1)]
+        said = {entry.text(1): entry.text(2) for entry in model.messages(14)}
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    if nodes != [CONTEXT]:
+        raise ArtifactError(f"{where} is not one compiled node, but {counted(len(nodes), 'node')}: export it again")
+    for key, value in context_facts(chip, slots).items():
+        if said.get(key) != value:
+            raise ArtifactError(f"{where}: {key} is {said.get(key)!r}, where {value!r} is needed: export it again")
+
+
 class QnnRunner(Runner):
     """A QNN artifact: what was compiled for the first of its chips, on the NPU or in its emulator."""
 
@@ -217,7 +254,11 @@ class QnnRunner(Runner):
         """
         super().__init__(artifact)
         chips = artifact.manifest.build.get("soc")
-        if not isinstance(chips, list) or not chips or not all(name in CHIPS for name in chips):
+        if (
+            not isinstance(chips, list)
+            or not chips
+            or not all(isinstance(name, str) and name in CHIPS for name in chips)
+        ):
             raise ArtifactError(f"{artifact.path}: the manifest names no chip that this ppexport knows: {chips!r}")
         self.chip = chips[0]
         self._sessions: Dict[int, Session] = {}
@@ -231,8 +272,10 @@ class QnnRunner(Runner):
         if name not in m.files:
             raise ArtifactError(f"{self.artifact.path} lacks {name}: export it again")
         file = self.artifact.path / name
+        content = self.artifact.read(file)
+        check_context(content, str(file), self.chip, capacity if len(m.capacities) > 1 else 0)
         try:
-            session = Session(self.artifact.read(file), str(file), self.chip)
+            session = Session(content, str(file), self.chip)
         except ExportError as error:
             raise ArtifactError(str(error)) from None
         expected = {"lr": [1, 3, h, w], "sr": [1, 3, h * s, w * s], "impure_tokens": [1]}
@@ -256,6 +299,7 @@ class QnnRunner(Runner):
 
 def open_target(artifact: Artifact, target: Target) -> QnnRunner:
     """*artifact* on this machine's NPU. Raises UnavailableError in the emulator, which measures nothing."""
+    refuse_threads(target.threads, "qnn")
     if place() != NPU:
         raise UnavailableError(
             "on this machine an emulator computes what the NPU would, a thousand times as slowly: time the artifact on "
