@@ -230,7 +230,7 @@ def counting(case):
     def wide(value):
         return file.add("DEQUANTIZE", [file.constant(value)], value.shape)
 
-    if case == "an input summed":
+    if "input summed" in case:
         place = file.add("SUM", [flags(4096), file.constant(axis[None])], (1,), keepDims=True)
     elif case.startswith("a running sum"):
         count = 2048 if "short" in case else 4096
@@ -253,13 +253,19 @@ def counting(case):
             place = file.add("ADD", [least, flags(4)], (4,))
         else:
             place = file.add("ADD", [flags(4), file.constant(constant)], (4,))
-    return file.content(place)
+    content = file.content(place)
+    return edit(content, call_mask) if "called mask" in case else content
+
+
+def call_mask(model):
+    model.signatureDefs[0].inputs[0].name = "mask"
 
 
 @pytest.mark.parametrize(
     ("case", "warned"),
     {
         "an input summed": True,
+        "an input summed, called mask": True,
         "a running sum": True,
         "a running sum that is short": False,
         "weights of 16 bits": True,

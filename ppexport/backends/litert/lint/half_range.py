@@ -115,7 +115,7 @@ def _computed_bound(tensor: Tensor) -> Bound:
 def bounds_of(graph: Graph) -> dict[Tensor, Bound]:
     """What every computed tensor of *graph* can hold."""
     found = {
-        tensor: Bound(0.0, GIVEN[name], False) if name in GIVEN else _computed_bound(tensor)
+        tensor: Bound(0.0, GIVEN[name], False) if name in GIVEN and tensor.kind != "BOOL" else _computed_bound(tensor)
         for name, tensor in graph.inputs.items()
     }
     widened: dict[Tensor, Tensor] = {}
