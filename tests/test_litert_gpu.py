@@ -37,7 +37,7 @@ from tflite_files import File, behind, elementwise, packed
 from ppexport.backends.litert import gpu_trial
 from ppexport.backends.litert.gpu_constants import align_constants, match_ranks
 from ppexport.backends.litert.lint.lint_tflite import lint_here, lint_tflite
-from ppexport.backends.litert.run_gpu import GpuSession, has_gpu
+from ppexport.backends.litert.run_gpu import GpuSession, has_gpu, looks_up_computed
 from ppexport.backends.litert.run_litert import Session
 from ppexport.backends.litert.run_litert_facts import facts_of
 from ppexport.backends.litert.tflite import add_facts, edit, read_model
@@ -200,6 +200,7 @@ def embeddings(computed):
 def test_embeddings_of_a_computed_table_do_not_end_the_process(tmp_path):
     assert rules(lint(embeddings(computed=True), tmp_path)) == {"gpu-computed-embedding"}
     assert not rules(lint(embeddings(computed=False), tmp_path))
+    assert not looks_up_computed(behind(embeddings(computed=False)))
     with pytest.raises(ArtifactError, match="ends the process"):
         GpuSession(embeddings(computed=True), "m")
 

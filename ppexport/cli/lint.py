@@ -54,23 +54,24 @@ def lint(
         if not axis or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
             raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
         symbols[axis] = int(number)
-    if file.is_dir() and file.suffix != PACKAGE:
+    if file.is_dir() and file.suffix.lower() != PACKAGE:
         from ppexport.backends.onnx.run_external import graph_bytes
         from ppexport.device.artifact import read_artifact
 
         artifact = read_artifact(file)
         file = artifact.graph_file
-        if file.suffix == ONNX:
+        if file.suffix.lower() == ONNX:
             graph_bytes(artifact)  # refuses a graph that names other files
-    if symbols and file.suffix in (PACKAGE, ASSET, LITERT):
-        raise InputError(f"--length is for .onnx files: the shapes of a {file.suffix} are fixed")
-    if file.suffix == PACKAGE:
+    suffix = file.suffix.lower()
+    if symbols and suffix in (PACKAGE, ASSET, LITERT):
+        raise InputError(f"--length is for .onnx files: the shapes of a {suffix} are fixed")
+    if suffix == PACKAGE:
         _lint_package(file, json)
-    elif file.suffix == ASSET:
+    elif suffix == ASSET:
         raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
-    elif file.suffix == LITERT:
+    elif suffix == LITERT:
         _lint_litert(file, json)
-    elif file.suffix != ONNX and file.is_file():
+    elif suffix != ONNX and file.is_file():
         raise InputError(
             f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, {PACKAGE} packages, and artifact folders "
             "with one of them"
