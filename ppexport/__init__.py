@@ -48,7 +48,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ppexport"):
             raise
-        raise ImportError(f"ppexport.{name} needs {error.name}: pip install 'ppexport[export]'") from error
+        from ppexport.errors import how_to_install
+
+        raise ImportError(f"ppexport.{name} needs {error.name}: {how_to_install('export')}") from error
     globals()[name] = value
     return value
 

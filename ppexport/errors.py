@@ -118,9 +118,22 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun if number == 1 else several}"
 
 
+def change(value: float, digits: int) -> str:
+    """A difference with its sign, which a difference that rounds to zero has as well: it is never "-0.0000"."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def how_to_install(extra: str) -> str:
+    """What installs *extra*, for the end of a sentence: ppexport is on no package index."""
+    return (
+        f"pip install -e '.[{extra}]' in a checkout, or pip install './ppexport-<version>-py3-none-any.whl[{extra}]' "
+        "elsewhere"
+    )
+
+
 def require(module: str, extra: str) -> None:
     """Raise `UnavailableError`, naming the extra to install, when *module* cannot be imported."""
     from importlib.util import find_spec
 
     if find_spec(module) is None:
-        raise UnavailableError(f"{module} is not installed: pip install 'ppexport[{extra}]'")
+        raise UnavailableError(f"{module} is not installed: {how_to_install(extra)}")

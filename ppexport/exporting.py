@@ -24,18 +24,19 @@ from ppexport.quantize.recipe import Quantisation, calibration_for, check_calibr
 if TYPE_CHECKING:
     from torch import nn
 
+DEFAULT_PRECISION = "fp32"
 PACKAGES = (
     "ppexport", "torch", "onnx", "onnxsim", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "litert-torch",
-    "ai-edge-litert", "ai-edge-quantizer", "numpy",
+    "ai-edge-litert", "ai-edge-quantizer", "executorch", "onnxruntime-qnn", "numpy",
 )  # fmt: skip
 GRAPHS = Run("set of intermediate graphs", ("1-traced.onnx", "2-simplified.onnx", "3-fp32.onnx"), Path.is_dir)
 WAY_OUT = "say --force to replace it, or name another folder"
 
 
-def check_choice(what: str, value: str, known: Iterable[str]) -> None:
-    """Raise InputError unless *value* is one of *known*."""
+def check_choice(what: str, value: str, known: Iterable[str], hint: str = "") -> None:
+    """Raise InputError, which ends with *hint*, unless *value* is one of *known*."""
     if value not in (names := tuple(known)):
-        raise InputError(f"{what} is one of {', '.join(names)}, not {value!r}")
+        raise InputError(f"{what} is one of {', '.join(names)}, not {value!r}{hint}")
 
 
 def choose_capacities(
@@ -68,7 +69,9 @@ def choose_quantisation(
         ("calibration", calibration, backend.calibrated | backend.may_calibrate),
     ):
         if file is not None and precision not in takes:
-            known = " or ".join(sorted(takes)) or "no precision"
+            if not takes:
+                raise InputError(f"--backend {backend.name} takes no --{what}: leave it out")
+            known = " or ".join(sorted(takes))
             raise InputError(f"--{what} is for --precision {known} of --backend {backend.name}, not for {precision}")
     if calibration is None and precision not in backend.calibrated:
         return None
@@ -84,7 +87,7 @@ def export(
     backend: str,
     size: tuple[int, int],
     out: str | Path,
-    precision: str = "fp32",
+    precision: str = DEFAULT_PRECISION,
     capacities: Sequence[int] | None = None,
     mask: str | None = None,
     calibration: str | Path | None = None,
@@ -129,7 +132,9 @@ def export(
 
         card, weights = card_of(network), None
     made_by, architecture = find_backend(backend), find_architecture(card.arch)
-    check_choice(f"precision of --backend {backend}", precision, made_by.precisions)
+    # The default, which a backend may lack, is nothing that anybody has to have asked for.
+    hint = f"; say --precision {next(iter(made_by.precisions))}" if precision == DEFAULT_PRECISION else ""
+    check_choice(f"precision of --backend {backend}", precision, made_by.precisions, hint)
     known_gates = {"twin", *(name for registered in backends().values() for name in registered.precisions)}
     for name in card.gates:
         check_choice(f"a gate of the card of {card.name}", name, sorted(known_gates))

@@ -21,7 +21,9 @@ from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 from ppexport import cli
+from ppexport.backends.backend import backends
 from ppexport.cli import COMMANDS, app
+from ppexport.device.target import runtimes
 from ppexport.errors import ImageError, counted
 from ppexport.files import atomic_path, system_sentence
 from ppexport.folders import new_folder
@@ -75,6 +77,15 @@ def test_help_has_an_example_and_a_type_for_what_takes_a_value_alone(command):
         assert "--json" in shown
     assert "<bool>" not in shown
     assert "--trust" not in shown or "<path>" in shown
+
+
+def test_help_names_what_is_registered_and_looks_it_up_for_the_help_alone():
+    for command, names in {"export": backends(), "profile": runtimes()}.items():
+        shown = run(command, "--help", COLUMNS="200").stdout
+        assert set(names) <= set(re.findall(r"\w+", shown))
+        assert not re.search(r"\{\w+s\}", shown)
+    code = "import sys, ppexport.cli; print(any(n.startswith('ppexport.backends.') for n in sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def test_export_upscale_and_lint(tmp_path, picture):
     data = json.loads(done.stdout)
     assert data["manifest"]["size"] == [32, 48]
     assert data["manifest"]["options"]["compensation"] == "zero"
-    assert data["bytes"] < 6e6
+    assert data["file_bytes"]["model.onnx"] < data["bytes"] < 6e6
     result = tmp_path / "result.png"
     report = json.loads(run("upscale", out, picture, result, "--json", "-").stdout)
     assert report["tiles"] > 1
@@ -218,6 +229,8 @@ def test_lint_fails_on_what_boards_refuse(tmp_path):
     (tmp_path / "n.onnx").write_bytes(b"\x00\x01nonsense")
     fails("lint", tmp_path / "n.onnx", message="n.onnx")
     fails("lint", tmp_path / "absent.onnx", message="absent.onnx")
+    (tmp_path / "m.pte").write_bytes(b"m")
+    fails("lint", tmp_path / "m.pte", message="m.pte is nothing that lint reads: .onnx and .tflite files, .mlpackage")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ppexport.cli import console
-from ppexport.cli.console import change, duration, progress_bar
+from ppexport.cli.console import duration, progress_bar
+from ppexport.errors import change
 
 
 class Clock:

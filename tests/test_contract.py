@@ -93,6 +93,9 @@ def test_a_promise(architecture, backend, precision, calibrations, tmp_path, mon
     )
     (item,) = (item for item in parity_inputs(size, 2) if item.name == "coffee")
     with ppexport.open_artifact(folder) as runner:
+        # What it says of numbers beyond fp16, as its record does.
+        assert runner.calibrates == ("fp16" in backend.calibrated | backend.may_calibrate)
+        assert runner.has_fp32 == ("fp32" in backend.precisions)
         sr, impure, capacity = runner(item.lr)
         assert sr.shape == (1, 3, size[0] * 2, size[1] * 2)
         assert sr.dtype == np.float32

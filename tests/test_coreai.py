@@ -135,9 +135,9 @@ def test_an_asset_that_is_not_ours_is_refused(copied, fails, tmp_path):
 def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
     export = ("export", "pp_atd_light_x2", "--backend", "coreai", "--size", "16x16", "-o", tmp_path / "x")
     monkeypatch.setitem(sys.modules, "coreai_torch", None)
-    fails(*export, code=3, message=r"coreai_torch is not installed: pip install 'ppexport\[coreai\]'")
+    fails(*export, code=3, message=r"coreai_torch is not installed: pip install -e '\.\[coreai\]'")
     monkeypatch.setitem(sys.modules, "coreai", None)
-    fails("parity", exported, code=3, message=r"coreai is not installed: pip install 'ppexport\[coreai\]'")
+    fails("parity", exported, code=3, message=r"coreai is not installed: pip install -e '\.\[coreai\]'")
     assert not (tmp_path / "x").exists()
 
 
@@ -146,10 +146,10 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
     [
         (["--precision", "w8"], "precision of --backend coreai is one of fp32, fp16, not 'w8'"),
         (["--flavour", "ort"], "flavour is an option of --backend onnx, not of coreai"),
-        (["--keep", "k"], "keep is an option of --backend onnx and tensorrt, not of coreai"),
+        (["--keep", "k"], "keep is an option of --backend onnx, qnn, tensorrt, not of coreai"),
         (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
         (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
-        (["--calibration", "c.npz"], "--calibration is for .* of --backend coreai, not for fp32"),
+        (["--calibration", "c.npz"], "--backend coreai takes no --calibration: leave it out"),
         (["--no-pad-heads"], "pad_heads is an option of --backend tensorrt, not of coreai"),
         (["--capacity", "100"], "capacities are ascending multiples of 128 from 128 to 1024, not"),
         (["--size", "0x32"], "size"),
@@ -172,7 +172,7 @@ def test_numbers_beyond_fp16_are_refused(tmp_path):
 def test_what_looks_into_core_ml_says_that_this_is_core_ai(exported, fails):
     fails("diverge", exported, message="diverge looks into Core ML packages, not coreai")
     fails("lint", exported, message="is a Core AI asset: nothing is known of where its operations run")
-    fails("parity", exported, "--units", "cpu", message="--units is for artifacts whose runtime offers compute units")
+    fails("parity", exported, "--units", "cpu", message="compute units, which coreai does not: leave --units out$")
 
 
 def test_a_parity_run_that_was_ended_goes_on(exported, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_networks import ROUTING
 
-pytest.importorskip("coremltools", reason="pip install 'ppexport[coreml]'")
+pytest.importorskip("coremltools", reason="pip install -e '.[coreml]'")
 
 from calibrated import SIZE, lr_of
 from conftest import photo

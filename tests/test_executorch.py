@@ -394,7 +394,7 @@ def test_a_program_for_gpus_cannot_be_opened(copied):
 def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch", None)
     export = ("export", "pp_atd_light_x2", "--backend", "executorch", "--size", "16x16", "-o", tmp_path / "x")
-    missing = r"executorch is not installed: pip install 'ppexport\[executorch\]'"
+    missing = r"executorch is not installed: pip install -e '\.\[executorch\]'"
     fails(*export, code=3, message=missing)
     refuses(exported, missing, UnavailableError)
     assert not (tmp_path / "x").exists()

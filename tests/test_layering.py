@@ -148,7 +148,8 @@ def test_import_needs_no_torch_and_says_what_to_install():
     code = "import ppexport\nassert callable(ppexport.pure_mask)\nppexport.load_network"
     done = run_without(("torch",), code)
     assert done.returncode == 1
-    assert "ppexport.load_network needs torch: pip install 'ppexport[export]'" in done.stderr
+    assert "ppexport.load_network needs torch: pip install -e '.[export]' in a checkout, or pip install" in done.stderr
+    assert ".whl[export]' elsewhere" in done.stderr
 
 
 def test_the_public_names():

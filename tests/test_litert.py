@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import exported_once
 from small_networks import small_network
+from tflite_files import File
 
 import ppexport
 from ppexport.backends.backend import find_backend
@@ -20,7 +21,8 @@ from ppexport.backends.litert.litert_precision import narrow_weights
 from ppexport.backends.litert.litert_probe import LiteRTProbe
 from ppexport.backends.litert.run_litert import Session
 from ppexport.backends.litert.run_litert_facts import facts_of
-from ppexport.backends.litert.tflite import edit, read_model, text
+from ppexport.backends.litert.shown import INSIDE
+from ppexport.backends.litert.tflite import add_facts, edit, read_model, text
 from ppexport.device.artifact import Artifact, read_artifact, sha256_path
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
@@ -272,6 +274,42 @@ def test_a_package_that_is_incomplete_is_named(module, artifact, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UnavailableError, match=f"{module} cannot be loaded here .* 'litert-run' of ppexport again"):
         ppexport.open_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    ("inside", "says"),
+    [
+        ("[" * 100_000, "does not tell"),
+        ("null", "does not tell"),
+        ('{"inside.layers.0": [5, []]}', "does not tell"),
+        ('{"inside.layers.0": ["a", [["RESHAPE", {}]]]}', "does not tell"),
+        ('{"inside.layers.0": ["a", [["RESHAPE", [1e400]]]]}', "does not tell"),
+        ('{"inside.layers.0": ["a", [["TRANSPOSE", "ab"]]]}', "does not tell"),
+        ('{"inside.layers.0": ["a", [["TRANSPOSE", [3, 4]]]]}', "cannot be looked into"),
+        ('{"inside.layers.0": ["a", [["RESHAPE", [7, 7]]]]}', "cannot be looked into"),
+        ('{"inside.layers.0": ["a", [["RESHAPE", []]]]}', "cannot be looked into"),
+        ('{"inside.categories.0": ["a", []], "inside.categories.1": ["b", []]}', "cannot be looked into: all input"),
+        ('{"inside.tokens.0": ["missing", []]}', "cannot be looked into: no tensor is called missing"),
+    ],
+    ids=range(11),
+)
+def test_what_a_file_shows_is_checked(inside, says):
+    file = File()
+    a, b = file.given(np.ones((2, 3), np.float32), "a"), file.given(np.ones(4, np.float32), "b")
+    outputs = [file.add("ABS", [a], (2, 3)), file.add("ABS", [b], (4,))]
+
+    def rename(model):
+        model.signatureDefs[0].outputs[1].name = "impure_tokens"
+
+    content = edit(file.content(*outputs), add_facts({INSIDE: inside}), rename)
+
+    def look():
+        probe = LiteRTProbe(content, "m", 1)
+        probe.run(file.inputs)
+        probe.layers(file.inputs)
+
+    with pytest.raises(ArtifactError, match=f"^m {says}"):
+        look()
 
 
 @pytest.mark.parametrize("threads", [0, "2", 10**6])

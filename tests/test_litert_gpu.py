@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,14 +32,15 @@ from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 
 pytest.importorskip("litert_torch")
-from tflite_files import File, elementwise
+from tflite_files import File, behind, elementwise, packed
 
 from ppexport.backends.litert import gpu_trial
 from ppexport.backends.litert.gpu_constants import align_constants, match_ranks
 from ppexport.backends.litert.lint.lint_tflite import lint_here, lint_tflite
-from ppexport.backends.litert.run_gpu import GpuSession, has_gpu
+from ppexport.backends.litert.run_gpu import GpuSession, has_gpu, looks_up_computed
 from ppexport.backends.litert.run_litert import Session
-from ppexport.backends.litert.tflite import edit
+from ppexport.backends.litert.run_litert_facts import facts_of
+from ppexport.backends.litert.tflite import add_facts, edit, read_model
 
 CHROMIUM = Path("/usr/lib/chromium")
 SIZE, CAPACITIES = (16, 32), (256, 512)
@@ -198,6 +200,7 @@ def embeddings(computed):
 def test_embeddings_of_a_computed_table_do_not_end_the_process(tmp_path):
     assert rules(lint(embeddings(computed=True), tmp_path)) == {"gpu-computed-embedding"}
     assert not rules(lint(embeddings(computed=False), tmp_path))
+    assert not looks_up_computed(behind(embeddings(computed=False)))
     with pytest.raises(ArtifactError, match="ends the process"):
         GpuSession(embeddings(computed=True), "m")
 
@@ -216,6 +219,99 @@ def test_a_constant_beyond_fp16_is_found(tmp_path):
         file = File()
         place = file.add("MUL", [file.given(np.ones((1, 4), np.float32)), file.constant(np.float32(largest))], (1, 4))
         assert ("gpu-half-range" in rules(lint(file.content(place), tmp_path), "warning")) == warned
+
+
+def counting(case):
+    """A file of truth values, of which more or less is made."""
+    file, axis = File(), np.array(0, np.int32)
+
+    def flags(*shape):
+        return file.cast(file.given(np.zeros(shape, np.bool_)), shape)
+
+    def wide(value):
+        return file.add("DEQUANTIZE", [file.constant(value)], value.shape)
+
+    if "input summed" in case:
+        place = file.add("SUM", [flags(4096), file.constant(axis[None])], (1,), keepDims=True)
+    elif case.startswith("a running sum"):
+        count = 2048 if "short" in case else 4096
+        place = file.add("CUMSUM", [flags(count, 2), file.constant(axis)], (count, 2))
+    elif case.startswith("weights of 16 bits"):
+        ones = (np.arange(4096) < (2048 if "short" in case else 4096)).astype(np.float16)
+        place = file.add("FULLY_CONNECTED", [flags(1, 4096), wide(ones[None])], (1, 1))
+    elif case == "a factor of 16 bits":
+        place = file.add("MUL", [flags(4), wide(np.full(4, 60000, np.float16))], (4,))
+    elif case.startswith("weights of 8 bits"):
+        scale = 0.01 if "small" in case else 4.0
+        weights = file.constant(np.full((1, 1024), 100 if "small" in case else 1, np.int8), scale)
+        place = file.add("FULLY_CONNECTED", [flags(1, 1024), weights], (1, 1))
+    else:
+        constant = np.array([np.inf, 1e9 if "large" in case else -np.inf, 1, 1], np.float32)
+        if "least" in case:
+            # Beside the infinity a count stays what it is, up to 2048 and not 1.
+            counts = file.add("MUL", [flags(4), file.constant(np.float32(2048))], (4,))
+            least = file.add("MINIMUM", [counts, file.constant(constant)], (4,))
+            place = file.add("ADD", [least, flags(4)], (4,))
+        else:
+            place = file.add("ADD", [flags(4), file.constant(constant)], (4,))
+    content = file.content(place)
+    return edit(content, call_mask) if "called mask" in case else content
+
+
+def call_mask(model):
+    model.signatureDefs[0].inputs[0].name = "mask"
+
+
+@pytest.mark.parametrize(
+    ("case", "warned"),
+    {
+        "an input summed": True,
+        "an input summed, called mask": True,
+        "a running sum": True,
+        "a running sum that is short": False,
+        "weights of 16 bits": True,
+        "weights of 16 bits, short": False,
+        "a factor of 16 bits": True,
+        "weights of 8 bits": True,
+        "weights of 8 bits, small": False,
+        "infinity beside a large number": True,
+        "infinity as a mask": False,
+        "the least of infinity": True,
+    }.items(),
+)
+def test_what_makes_more_than_fp16_holds_is_found(case, warned, tmp_path):
+    assert ("gpu-half-range" in rules(lint(counting(case), tmp_path), "warning")) == warned
+
+
+def test_numbers_behind_the_flatbuffer_are_read(tmp_path):
+    file, content = elementwise(*MISREAD["a column"])
+    content = edit(content, add_facts({"name": "value"}))
+    moved = behind(content)
+    assert np.array_equal(on_cpu(moved, file.inputs), on_cpu(content, file.inputs))
+    assert rules(lint(moved, tmp_path)) == {"gpu-misread-constant"}
+    assert not rules(lint(behind(embeddings(computed=False)), tmp_path))
+    assert facts_of(moved, "m") == {"name": "value"}
+    # Where a buffer has both, the runtime takes its own.
+    model = read_model(content)
+    for buffer in model.buffers:
+        if buffer.data is not None:
+            buffer.offset, buffer.size = 4, len(buffer.data)
+    for both in (packed(model), edit(packed(model))):
+        assert np.array_equal(on_cpu(both, file.inputs), on_cpu(content, file.inputs))
+    for read in (facts_of, lambda content, _: edit(content)):
+        with pytest.raises(ArtifactError, match="is a damaged LiteRT file: bytes [0-9]+ to [0-9]+ are numbers"):
+            read(moved[:-1], "m")
+    (tmp_path / "m.tflite").write_bytes(moved[:-1])
+    with pytest.raises(InputError, match=r"m\.tflite is a damaged LiteRT file"):
+        lint_tflite(tmp_path / "m.tflite")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.tflite")
+    for path in (tmp_path / "m.tflite", tmp_path):
+        with pytest.raises(InputError, match="is a folder, pipe or device, not a LiteRT file"):
+            lint_tflite(path)
 
 
 def test_a_damaged_file_ends_in_a_sentence(tmp_path, monkeypatch):

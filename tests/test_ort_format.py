@@ -14,6 +14,7 @@ from onnxruntime.tools.ort_format_model import OrtFormatModelProcessor
 import ppexport
 from ppexport.backends.onnx.build_onnx import convert_to_ort
 from ppexport.backends.onnx.run_onnxruntime import load
+from ppexport.cli.export import size_text
 from ppexport.device.artifact import read_artifact
 from ppexport.device.runner import feeds
 from ppexport.errors import ArtifactError, ExportError, InputError
@@ -36,6 +37,13 @@ def exported(calibrated, tmp_path_factory):
         return exported_once(tmp_path_factory, calibrated.network, backend="onnx", size=SIZE, format="ort", **wish)
 
     return {name: export(name) for name in EXPORTS}
+
+
+def test_the_size_is_that_of_each_file():
+    files = {"model.ort": 6_300_000, "model.onnx": 6_050_000, "list.config": 2_100}
+    said = "12.35 MB in all (model.ort 6.30 MB, model.onnx 6.05 MB, list.config 2.1 kB)"
+    assert size_text(12_352_100, files) == said
+    assert size_text(6_050_900, {"model.onnx": 6_050_000}) == "6.05 MB"
 
 
 @pytest.mark.parametrize("name", EXPORTS)

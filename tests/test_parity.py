@@ -81,8 +81,8 @@ def judge(reference, other, rerun=None, gate=GATE):
 
 def shown(pairs):
     """The lines that the command prints of *pairs* on a terminal of 80 columns."""
-    report = SimpleNamespace(pairs=pairs, units={}, routes=True, over_capacity=[], host_mask_differs=[], passed=False,
-                             file="f", error_map="m")  # fmt: skip
+    report = SimpleNamespace(pairs=pairs, units={}, routes=True, over_capacity=[], host_mask_differs=[], left_out=[],
+                             passed=False, file="f", error_map="m")  # fmt: skip
     out = io.StringIO()
     show(report, Console(file=out, width=80, soft_wrap=True, highlight=False, markup=False))
     return out.getvalue().splitlines()

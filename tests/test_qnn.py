@@ -245,7 +245,7 @@ Options = namedtuple("Options", "soc")
     [
         ({(sys, "version_info"): (3, 10, 1)}, "needs Python 3.11 or newer"),
         ({(sys, "platform"): "darwin"}, "run on x86-64 Linux"),
-        ({(run_qnn, "find_spec"): lambda _: None}, r"pip install 'ppexport\[qnn\]'"),
+        ({(run_qnn, "find_spec"): lambda _: None}, r"pip install -e '\.\[qnn\]'"),
     ],
 )
 def test_a_machine_that_cannot_compile_is_told_why(changes, match, monkeypatch):

@@ -295,7 +295,7 @@ def largest_weight(model) -> int:
 
 
 def test_tensorrt_parses_what_every_precision_writes(small):
-    trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install -e '.[tensorrt-rtx]'")
     for precision in ("fp16", "int8", "mixed"):
         model, _ = quantised(small.model, Quantisation(precision, PP_ATD, small.calibration, Recipe(calibrator="max")))
         logger = trt.Logger(trt.Logger.ERROR)

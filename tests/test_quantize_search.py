@@ -96,6 +96,11 @@ def test_the_budget_counts_the_standard_error():
         choose([sure, doubtful], 0.045)
 
 
+def test_a_change_that_rounds_to_zero_is_not_negative():
+    even = trial(change=-0.00004)
+    assert rows(Outcome(30.0, 4_000_000, [even], even, ""))[1][1] == "+0.0000 ± 0.0010"
+
+
 def test_groups_join_by_what_they_save_for_what_they_cost():
     cheap, dear, useless = trial("a", -0.001, 0.9), trial("b", -0.1, 0.8), trial("c", -0.001, 1.2, 4_000_000)
     assert order_of([useless, dear, cheap], 4_000_000) == [cheap, dear, useless]

@@ -50,6 +50,7 @@ def test_both_are_listed():
     assert toy["precisions"] == ["fp32", "fp16"]
     assert toy["options"] == {"order": "C or F [default: C]: memory layout of the weights"}
     assert toy["runtimes"] == ["toynumpy:CPU"]
+    assert " toy " in run("export", "--help").stdout
     assert "toy" in {a["name"] for a in json.loads(run("models", "--json", "-").stdout)["architectures"]}
 
 

@@ -10,7 +10,8 @@ import torch
 from small_networks import SIZE, small_network
 
 import ppexport
-from ppexport.backends.self_check import example, self_check
+from ppexport.backends.backend import backends
+from ppexport.backends.self_check import check_finite, example, self_check
 from ppexport.errors import ExportError
 
 WHAT = {"least": 60.0, "kind": "graph", "backend": "coreml"}
@@ -64,6 +65,16 @@ def test_a_capacity_set_is_checked_where_it_fits_and_in_full(twin):
 def test_what_differs_is_refused(change, message, twin):
     with pytest.raises(ExportError, match=message):
         self_check(Stand(twin, change), twin, job(256), **WHAT)
+
+
+@pytest.mark.parametrize("name", backends())
+def test_the_way_out_of_numbers_beyond_fp16_fits_the_backend(name):
+    record = backends()[name]
+    advised = r"or calibrate the model.*" if "fp16" in record.calibrated | record.may_calibrate else ""
+    way = rf"export it as fp32(, {advised})?$" if "fp32" in record.precisions else "export it for a CPU$"
+    with pytest.raises(ExportError, match=f"in fp16 the graph gives NaN or infinite values: .*{way}") as caught:
+        check_finite(np.array([np.nan]), "graph", "fp16", name)
+    assert ("calibrate" in str(caught.value)) == bool(advised)
 
 
 def test_a_file_that_clips_is_compared_with_a_clipped_picture(twin):

@@ -35,7 +35,7 @@ def _own_key(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trt():
-    return pytest.importorskip("tensorrt_rtx", reason="pip install 'ppexport[tensorrt-rtx]'")
+    return pytest.importorskip("tensorrt_rtx", reason="pip install -e '.[tensorrt-rtx]'")
 
 
 def built(network, folder: Path, size, precision="fp32", capacities=None, pad_heads=True) -> dict:

@@ -364,17 +364,23 @@ def test_values_that_are_not_finite_are_an_error(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "backend", "way"),
+    ("precision", "facts", "way"),
     [
-        ("fp32", "onnx", "the weights are damaged or too large for fp32"),
-        ("fp16", "tensorrt", "exceed 65504.*: export it as fp32, or calibrate the model"),
-        ("w8", "coreml", "exceed 65504, the largest of fp16: export it as fp32$"),
+        ("fp32", {"calibrates": True}, "the weights are damaged or too large for fp32"),
+        ("fp16", {"calibrates": True}, "exceed 65504.*: export it as fp32, or calibrate the model"),
+        ("w8", {}, "exceed 65504, the largest of fp16: export it as fp32$"),
+        (
+            "int8",
+            {"has_fp32": False},
+            "exceed 65504, the largest of fp16, and what runs it has nothing wider: export it for",
+        ),
     ],
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_runner_names_itself_and_the_way_out(precision: str, backend: str, way: str, bad: float) -> None:
+def test_a_runner_names_itself_and_the_way_out(precision: str, facts: dict[str, bool], way: str, bad: float) -> None:
     runner = Repeat((8, 8))
-    manifest = dataclasses.replace(runner.artifact.manifest, precision=precision, backend=backend)
+    vars(runner).update(facts)
+    manifest = dataclasses.replace(runner.artifact.manifest, precision=precision)
     runner.artifact = dataclasses.replace(runner.artifact, manifest=manifest)
     runner.change = lambda run, result: result._replace(sr=result.sr * np.float32(bad))
     prepared = runner.prepare(np.ones((1, 3, 8, 8), np.float32))

@@ -6,11 +6,14 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-TYPES = {"float32": "FLOAT32", "int32": "INT32", "bool": "BOOL", "int8": "INT8"}
+from ppexport.backends.litert.tflite import read_model
+
+TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32", "bool": "BOOL", "int8": "INT8"}
 OPTIONS = {
     "ARG_MAX": "ArgMax", "FULLY_CONNECTED": "FullyConnected", "LOGICAL_AND": "", "RELU_0_TO_1": "", "BROADCAST_TO": "",
     "SELECT_V2": "", "EMBEDDING_LOOKUP": "", "L2_NORMALIZATION": "L2Norm", "TOPK_V2": "TopKV2", "SUM": "Reducer",
-    "BATCH_MATMUL": "BatchMatMul", "MAXIMUM": "MaximumMinimum", "FLOOR": "", "SQRT": "",
+    "BATCH_MATMUL": "BatchMatMul", "CUMSUM": "Cumsum", "MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum",
+    "FLOOR": "", "SQRT": "",
 }  # fmt: skip
 """{operator: the stem of its options' name}, where that is not its own name; "" for none."""
 
@@ -86,9 +89,7 @@ class File:
         signature.inputs = [self._port(f"x{i}", place) for i, place in enumerate(self.graph.inputs)]
         signature.outputs = [self._port(f"y{i}" if i else "sr", place) for i, place in enumerate(outputs)]
         self.model.signatureDefs = [signature]
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return packed(self.model)
 
     def _port(self, name, place):
         entry = schema.TensorMapT()
@@ -99,6 +100,29 @@ class File:
     def inputs(self):
         """The examples, by name."""
         return {f"x{i}": value for i, value in enumerate(self.feeds)}
+
+
+def packed(model):
+    """The file of a `ModelT`."""
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def behind(content):
+    """The file *content* with the numbers of its buffers behind the flatbuffer, as some tools write them."""
+    model = read_model(content)
+    held = [(buffer, bytes(buffer.data)) for buffer in model.buffers if buffer.data is not None and len(buffer.data)]
+    # Fields that are 0 take no room.
+    for buffer, data in held:
+        buffer.data, buffer.offset, buffer.size = None, 2, len(data)
+    end = len(packed(model)) + 15 & -16
+    for buffer, data in held:
+        buffer.offset, end = end, end + len(data) + 15 & -16
+    found = packed(model)
+    for buffer, data in held:
+        found = found.ljust(buffer.offset, b"\0") + data
+    return found
 
 
 def elementwise(kind, left, right, constant, dtype=np.float32):

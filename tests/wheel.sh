@@ -26,7 +26,7 @@ for name in ("torch", "onnx", "yaml"):
 try:
     ppexport.load_network
 except ImportError as error:
-    assert "ppexport[export]" in str(error), error
+    assert "whl[export]" in str(error), error
 else:
     raise SystemExit("load_network worked without torch")
 PY
@@ -69,5 +69,5 @@ elif [ $? -ne 3 ]; then
   echo "export without torch: wrong exit code" >&2
   exit 1
 fi
-grep -q "ppexport\[export\]" message
+grep -q "whl\[export\]" message
 echo "wheel: upscale and parity --against work without torch"

@@ -307,7 +307,10 @@ class Backend(ABC):
             InputError: this backend has no compute units, or not these.
             UnavailableError: they are on another kind of machine.
         """
-        raise InputError(f"--units is for artifacts whose runtime offers compute units, which {self.name} does not")
+        raise InputError(
+            f"--units is for artifacts whose runtime offers compute units, which {self.name} does not: "
+            "leave --units out"
+        )
 
 
 @cache

@@ -61,7 +61,7 @@ def parse_options(backend: Backend, given: Mapping[str, Any]) -> BaseModel:
             owners = [other.name for other in backends().values() if name in other.options().model_fields]
             if owners:
                 raise InputError(
-                    f"{name} is an option of --backend {' and '.join(owners)}, not of {backend.name}: leave it out"
+                    f"{name} is an option of --backend {', '.join(owners)}, not of {backend.name}: leave it out"
                 )
             known = ", ".join(model.model_fields) or "none"
             raise InputError(f"no backend has an option {name!r}; those of {backend.name}: {known}")

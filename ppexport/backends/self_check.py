@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppexport.backends.backend import BuildJob
+from ppexport.backends.backend import BuildJob, find_backend
 from ppexport.device.capacities import smallest_capacity
 from ppexport.device.picture import psnr
 from ppexport.device.runner import way_out
@@ -64,7 +64,10 @@ def example_inputs(
 def check_finite(sr: NDArray[Any], kind: str, precision: str, backend: str) -> None:
     """Raise ExportError, which names the other arguments, where the picture *sr* holds NaN or infinite values."""
     if not np.isfinite(sr).all():
-        raise ExportError(f"in {precision} the {kind} gives NaN or infinite values: {way_out(precision, backend)}")
+        made_by = find_backend(backend)
+        calibrates = "fp16" in made_by.calibrated | made_by.may_calibrate
+        why = way_out(precision, calibrates, "fp32" in made_by.precisions)
+        raise ExportError(f"in {precision} the {kind} gives NaN or infinite values: {why}")
 
 
 def self_check(

@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ppexport
 from ppexport.cli.console import fail, show_every_character
-from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError
+from ppexport.cli.options import registered
+from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError, how_to_install
 from ppexport.files import system_sentence
 
 EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
@@ -53,6 +54,14 @@ class _PlainFlags:
 
 class Command(_PlainFlags, TyperCommand):
     """A command as its help shows it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """With what is registered in place of {names}, which only the help looks up."""
+        for param in self.params:
+            text = getattr(param, "help", None)
+            if text and "{" in text:
+                param.help = text.format(**registered())  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
 
 
 class Commands(_PlainFlags, TyperGroup):
@@ -121,7 +130,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PpexportError):
         return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name in EXPORT_MODULES:
-        return f"{error.name} is not installed: pip install 'ppexport[export]'", EXIT_UNAVAILABLE
+        return f"{error.name} is not installed: {how_to_install('export')}", EXIT_UNAVAILABLE
     if isinstance(error, MemoryError):
         return "this needs more memory than there is: take a smaller picture or size", EXIT_UNAVAILABLE
     if isinstance(error, OSError):

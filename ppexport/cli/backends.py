@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ppexport.cli.console import emit_json, people
 from ppexport.cli.options import Json
-from ppexport.errors import require
+from ppexport.errors import how_to_install, require
 
 EXAMPLE = "Example: ppexport backends --json -"
 
@@ -35,7 +35,7 @@ def backends(json: Json = None) -> None:
             }
         )
         needs = "" if not backend.calibrated else f" (by a calibration: {', '.join(sorted(backend.calibrated))})"
-        lacks = f"no, {', '.join(missing)} is missing: pip install 'ppexport[{backend.extra}]'"
+        lacks = f"no, {', '.join(missing)} is missing: {how_to_install(backend.extra)}"
         console.print(f"{backend.name}: {backend.summary}")
         console.print(f"    precisions: {', '.join(backend.precisions)}{needs}")
         for name, what in options.items():

@@ -172,11 +172,6 @@ def decibel(value: float) -> str:
     return "equal" if value == float("inf") else f"{value:.2f}"
 
 
-def change(value: float, digits: int) -> str:
-    """A difference with its sign, which a difference that rounds to zero has as well: it is never "-0.0000"."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
-
-
 def fail(message: str) -> None:
     """One red sentence on standard error."""
     people("-").print(Text.assemble(("error:", "bold red"), f" {message}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -21,11 +22,27 @@ NOTES = {
 """What the command says about the recipe of an int8 file, by where the recipe comes from."""
 
 
+def bytes_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def size_text(whole: int, files: Mapping[str, int]) -> str:
+    """The size of an artifact of *whole* bytes, and of its *files* where it is several: a device needs only some."""
+
+    def text(size: int) -> str:
+        return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+    own = ", ".join(f"{name} {text(size)}" for name, size in files.items())
+    return f"{text(whole)} in all ({own})" if len(files) > 1 else text(whole)
+
+
 def export(
     model: shared.Model = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="artifact folder to make")] = Path("artifact"),
     backend: Annotated[
-        str, typer.Option(help="what to make: onnx, tensorrt, coreml, coreai; `ppexport backends` lists their options")
+        str, typer.Option(help="what to make: {backends}; `ppexport backends` lists their options")
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -37,8 +54,8 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32; fp16, int8 or mixed (int8 and fp16) of onnx and tensorrt; fp16, w8 or w8a8 of coreml; fp16 of "
-            "coreai; fp16 or int8 of qnn, which has no fp32"
+            help="what numbers are stored in, of each backend: {precisions}. mixed is int8 and fp16, w8 has weights of "
+            "8 bits, w8a8 activations too"
         ),
     ] = "fp32",
     calibration: Annotated[
@@ -87,7 +104,9 @@ def export(
     interface: Annotated[
         str | None, typer.Option(help="coreml: tensor (the default), or image for an app's pictures")
     ] = None,
-    keep: Annotated[Path | None, typer.Option(help="onnx, tensorrt: folder for the intermediate graphs")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="backends that start from ONNX: folder for the intermediate graphs")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="replace an artifact of another model, size or backend as well")
     ] = False,
@@ -128,9 +147,9 @@ def export(
             **pairs, **flags,
         )  # fmt: skip
     artifact = read_artifact(out)
-    folder_bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "manifest": vars(artifact.manifest)})
-    m = artifact.manifest
+    m, folder_bytes = artifact.manifest, bytes_of(out)
+    file_bytes = {name: bytes_of(out / name) for name in m.files}
+    emit_json(json, {"artifact": str(out), "bytes": folder_bytes, "file_bytes": file_bytes, "manifest": vars(m)})
     console = people(json)
     note = NOTES.get(m.quantisation.get("int8", {}).get("recipe"))
     if note is not None:
@@ -139,5 +158,5 @@ def export(
     slots = f"{span} of {m.tokens} slots, " if span else ""
     console.print(
         f"{out}: {m.name} x{m.scale} for {m.size[0]}x{m.size[1]} (HxW), {m.backend} {m.precision}, "
-        f"{slots}{folder_bytes / 1e6:.2f} MB"
+        f"{slots}{size_text(folder_bytes, file_bytes)}"
     )

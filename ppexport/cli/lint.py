@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ppexport.backends.lint_report import Finding, LintReport
 
-EXAMPLE = "Example: ppexport lint model.onnx"
-PACKAGE, ASSET, LITERT = ".mlpackage", ".aimodel", ".tflite"
+EXAMPLE = "Example: ppexport lint x2_64, or model.onnx, model.tflite or model.mlpackage in its place"
+ONNX, PACKAGE, ASSET, LITERT = ".onnx", ".mlpackage", ".aimodel", ".tflite"
 SHOWN = 6
 """Kinds of modules that are named; the JSON has every module."""
 
@@ -37,14 +37,16 @@ def lint(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Report what ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 refuses, gets wrong or runs slowly.
+    """Report what is wrong with an ONNX model, a LiteRT file or a Core ML package on the devices that it is for.
 
-    And which counts, labels and other numbers are wrong in fp16, which is all that a Snapdragon NPU computes in.
+    Of an ONNX model: what ONNX Runtime 1.15, TensorRT 10.3, OpenVINO or Core ML of iOS 16 refuses, gets wrong or runs
+    slowly, and which counts, labels and other numbers are wrong in fp16, which is all that a Snapdragon NPU computes
+    in. Of a LiteRT file: what its GPU accelerator refuses, computes wrong, or cannot compute in fp16. Of a Core ML
+    package: which operations are known to leave the Neural Engine, which modules they come from, and how often the
+    computation crosses to another unit.
 
-    For a LiteRT file: report what its GPU accelerator refuses, computes wrong, or cannot compute in fp16. For a Core ML
-    package: report which operations are known to leave the Neural Engine, which modules they come from, and how often
-    the computation crosses to another unit. A child process reads .onnx and .tflite files, with a limit of time and, on
-    Linux, of memory.
+    The exit code is 1 if there is an error; warnings, and what is said of a Core ML package, leave it at 0. A child
+    process reads .onnx and .tflite files, with a limit of time and, on Linux, of memory.
     """
     symbols = {}
     for text in length or []:
@@ -52,22 +54,28 @@ def lint(
         if not axis or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
             raise InputError(f"--length is AXIS=N, such as batch=1, not {text!r}")
         symbols[axis] = int(number)
-    if file.is_dir() and file.suffix != PACKAGE:
+    if file.is_dir() and file.suffix.lower() != PACKAGE:
         from ppexport.backends.onnx.run_external import graph_bytes
         from ppexport.device.artifact import read_artifact
 
         artifact = read_artifact(file)
         file = artifact.graph_file
-        if file.suffix == ".onnx":
+        if file.suffix.lower() == ONNX:
             graph_bytes(artifact)  # refuses a graph that names other files
-    if symbols and file.suffix in (PACKAGE, ASSET, LITERT):
-        raise InputError(f"--length is for .onnx files: the shapes of a {file.suffix} are fixed")
-    if file.suffix == PACKAGE:
+    suffix = file.suffix.lower()
+    if symbols and suffix in (PACKAGE, ASSET, LITERT):
+        raise InputError(f"--length is for .onnx files: the shapes of a {suffix} are fixed")
+    if suffix == PACKAGE:
         _lint_package(file, json)
-    elif file.suffix == ASSET:
+    elif suffix == ASSET:
         raise InputError(f"{file} is a Core AI asset: nothing is known of where its operations run")
-    elif file.suffix == LITERT:
+    elif suffix == LITERT:
         _lint_litert(file, json)
+    elif suffix != ONNX and file.is_file():
+        raise InputError(
+            f"{file} is nothing that lint reads: {ONNX} and {LITERT} files, {PACKAGE} packages, and artifact folders "
+            "with one of them"
+        )
     else:
         _lint_onnx(file, symbols, json)
 

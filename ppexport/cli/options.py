@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ppexport.networks.network import Network
 
 
+TRUST = (
+    "load a TensorRT engine that this user did not build: engines hold code, so build it here with `ppexport build` if "
+    "you do not know where it comes from"
+)
 Model = Annotated[str | None, typer.Argument(help="a bundled model's name, or a folder with a card.yaml")]
 ArtifactFolder = Annotated[Path, typer.Argument(help="an artifact folder, as `export` makes it")]
 Checkpoint = Annotated[
@@ -43,9 +47,7 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", callback=check_json, help="write the result as JSON; - is stdout"),
 ]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="load a TensorRT engine that this user did not build: engines hold code")
-]
+Trust = Annotated[bool, typer.Option("--trust", help=TRUST)]
 Timeout = Annotated[
     float | None, typer.Option(min=1, metavar="SECONDS", help="stop waiting for a device; what runs on it continues")
 ]
@@ -64,6 +66,15 @@ Threads = Annotated[
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")
+
+
+def registered() -> dict[str, str]:
+    """What the help of an option may name in braces, of what is registered."""
+    from ppexport.backends.backend import backends
+    from ppexport.device.target import runtimes
+
+    offered = [f"{backend.name} {', '.join(backend.precisions)}" for backend in backends().values()]
+    return {"backends": ", ".join(backends()), "precisions": "; ".join(offered), "runtimes": ", ".join(runtimes())}
 
 
 def parse_size(text: str) -> tuple[int, int]:

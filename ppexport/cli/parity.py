@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppexport.cli.console import change, continues_from, decibel, emit_json, people, progress_bars, table
+from ppexport.cli.console import continues_from, decibel, emit_json, people, progress_bars, table
 from ppexport.cli.options import ArtifactFolder, Checkpoint, Json, Trust
-from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError
+from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError, change, how_to_install
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def parity(
             runs = {} if units is None else backend.unit_runs(runner, list(names))
             if find_spec("torch") is None:
                 raise UnavailableError(
-                    "torch is not installed, and the network and its twin need it: pip install 'ppexport[export]', or "
+                    f"torch is not installed, and the network and its twin need it: {how_to_install('export')}; or "
                     "compare with a run that was saved on a machine with torch: ppexport parity ARTIFACT --against RUN"
                 )
             from ppexport.parity.references import reference_network

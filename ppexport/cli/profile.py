@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEVICES = "measure on all devices of this file at once, into OUT/NAME; ppexport/profile/lab.py describes it"
 RUNTIMES = (
-    "onnxruntime, openvino, tensorrt or coreml, also onnxruntime:CUDA; several, separated by commas, or all are timed "
+    "one of {runtimes}, also with a device, such as onnxruntime:CUDA; several, separated by commas, or all are timed "
     "in turns; the artifact's own if left out"
 )
 POWER_MODE = (

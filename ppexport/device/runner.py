@@ -97,14 +97,17 @@ def feeds(manifest: Manifest, prepared: Prepared) -> Arrays:
     return inputs
 
 
-def way_out(precision: str, backend: str) -> str:
-    """Why an artifact of *precision* returns values that are not finite, and what to do about it."""
-    if backend == "qnn":
-        return "numbers inside it exceed 65504, the largest of fp16, and the NPU has nothing wider: run it on a CPU"
+BEYOND_HALF = "numbers inside it exceed 65504, the largest of fp16"
+
+
+def way_out(precision: str, calibrates: bool, has_fp32: bool) -> str:
+    """Why an artifact of *precision* returns values that are not finite, and what to do about it; see `Runner`."""
+    if not has_fp32:
+        return f"{BEYOND_HALF}, and what runs it has nothing wider: export it for a CPU"
     if precision in ("fp32", "int8"):
         return "the weights are damaged or too large for fp32"
-    way = "numbers inside it exceed 65504, the largest of fp16: export it as fp32"
-    if backend in ("onnx", "tensorrt"):
+    way = f"{BEYOND_HALF}: export it as fp32"
+    if calibrates:
         way += ", or calibrate the model, which keeps in fp32 what exceeds fp16 (`ppexport calibrate`, `--calibration`)"
     return way
 
@@ -119,6 +122,11 @@ class Runner(ABC):
 
     `run(prepare(lr))` is the same in two steps, so that one image can be prepared while another runs.
     """
+
+    calibrates = False
+    """Whether an export in fp16 keeps in fp32 what a calibration found to exceed fp16."""
+    has_fp32 = True
+    """Whether anything is computed in fp32 here."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -208,10 +216,8 @@ class Runner(ABC):
         if sr.shape != expected:
             raise ArtifactError(f"{self.artifact.path} returned {sr.shape}, expected {expected}")
         if not np.isfinite(sr).all():
-            m = self.artifact.manifest
-            raise ArtifactError(
-                f"{self.artifact.path} returned NaN or infinite values{where}: {way_out(m.precision, m.backend)}"
-            )
+            why = way_out(self.artifact.manifest.precision, self.calibrates, self.has_fp32)
+            raise ArtifactError(f"{self.artifact.path} returned NaN or infinite values{where}: {why}")
 
     @abstractmethod
     def _run(self, prepared: Prepared) -> Result:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ppexport.backends.onnx.collect import calibrate, is_of
 from ppexport.device.artifact import Artifact, read_artifact
-from ppexport.errors import InputError, counted
+from ppexport.errors import InputError, change, counted
 from ppexport.exporting import export
 from ppexport.files import atomic_path, write_text
 from ppexport.folders import Run, is_artifact
@@ -154,7 +154,7 @@ def rows(outcome: Outcome) -> list[list[str]]:
         time = f"{t.time.middle:.3f} ({t.time.low:.3f} to {t.time.high:.3f})"
         equal = f"{100 * np.mean(t.agreement):.1f} % (least {100 * min(t.agreement):.1f})"
         mark = "chosen" if t is outcome.chosen else "yes" if t.name in best else ""
-        figures = f"{t.change:+.4f} ± {t.error:.4f}", f"{t.worst:+.3f}", time, f"{t.bytes / 1e6:.2f}"
+        figures = f"{change(t.change, 4)} ± {t.error:.4f}", change(t.worst, 3), time, f"{t.bytes / 1e6:.2f}"
         found.append([t.name, *figures, equal, mark])
     return found
 

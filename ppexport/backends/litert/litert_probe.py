@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from ppexport.backends.backend import ChosenFrom, Inside, Probe
 from ppexport.backends.litert.run_litert import Session
 from ppexport.backends.litert.run_litert_facts import facts_of
-from ppexport.backends.litert.shown import GIVEN, INSIDE, PREFIX, Shown, reveal
+from ppexport.backends.litert.shown import GIVEN, INSIDE, PREFIX, read_shown, reveal
 from ppexport.backends.litert.tflite import edit
-from ppexport.errors import ArtifactError
+from ppexport.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -30,10 +31,17 @@ class LiteRTProbe(Probe):
         self.content, self.where, self.threads = content, where, threads
         self._sessions: dict[bool, Session] = {}
         try:
-            stored = json.loads(facts_of(content, where)[INSIDE])
-            self.shown = {name: Shown(str(tensor), list(steps)) for name, (tensor, steps) in stored.items()}
-        except (KeyError, ValueError, TypeError, AttributeError):
+            self.shown = read_shown(facts_of(content, where)[INSIDE])
+        except (KeyError, ValueError):
             raise ArtifactError(f"{where} does not tell its tensors, so it cannot be looked into") from None
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Raises ArtifactError where the file does not have what it tells, or has it in another shape."""
+        try:
+            yield
+        except (ValueError, KeyError, IndexError) as error:
+            raise ArtifactError(f"{self.where} cannot be looked into: {first_line(error)}") from None
 
     def _several(self, role: str, arrays: Arrays) -> list[NDArray[Any]]:
         """What is shown for *role*, layer by layer."""
@@ -44,45 +52,46 @@ class LiteRTProbe(Probe):
         """The tensors that are shown, with injected *categories* (layers, n) if given."""
         injects = categories is not None
         chosen = [f"{PREFIX}categories.{layer}" for layer in range(0 if categories is None else len(categories))]
-        try:
-            given = [self.shown[name].tensor for name in chosen]
-            if injects not in self._sessions:
-                change = reveal(sorted({shown.tensor for shown in self.shown.values()}), given)
-                self._sessions[injects] = Session(edit(self.content, change), self.where, self.threads)
-            session = self._sessions[injects]
-            if categories is not None:
-                ports = session.ports(session.signatures[0])
-                for name, row in zip(given, categories, strict=True):
-                    kind, shape = ports[GIVEN + name]
-                    inputs = {**inputs, GIVEN + name: row.astype(kind).reshape(shape)}
-            return session.run(inputs)
-        except (ValueError, KeyError, IndexError) as error:
-            raise ArtifactError(f"{self.where} cannot be looked into: {error}") from None
+        given = [self.shown[name].tensor for name in chosen]
+        if injects not in self._sessions:
+            change = reveal(sorted({shown.tensor for shown in self.shown.values()}), given)
+            self._sessions[injects] = Session(edit(self.content, change), self.where, self.threads)
+        session = self._sessions[injects]
+        if categories is not None:
+            ports = session.ports(session.signatures[0])
+            for name, row in zip(given, categories, strict=True):
+                kind, shape = ports[GIVEN + name]
+                inputs = {**inputs, GIVEN + name: row.astype(kind).reshape(shape)}
+        return session.run(inputs)
 
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:
         """As `Probe.run`."""
-        found = self._run(inputs, categories)
-        own = [layer.reshape(-1).astype(np.int64) for layer in self._several("categories", found)]
-        masks = (self.shown.get(PREFIX + name) for name in ("pure", "labels"))
-        pure, labels = (None if mask is None else mask.read(found).reshape(-1) for mask in masks)
-        return Inside(
-            found["sr"],
-            int(found["impure_tokens"].reshape(-1)[0]),
-            np.stack(own) if own else np.zeros((0, 0), np.int64),
-            None if labels is None else labels.astype(np.int64),
-            None if pure is None else pure.astype(np.bool_),
-        )
+        with self._looking():
+            found = self._run(inputs, categories)
+            own = [layer.reshape(-1).astype(np.int64) for layer in self._several("categories", found)]
+            masks = (self.shown.get(PREFIX + name) for name in ("pure", "labels"))
+            pure, labels = (None if mask is None else mask.read(found).reshape(-1) for mask in masks)
+            return Inside(
+                found["sr"],
+                int(found["impure_tokens"].reshape(-1)[0]),
+                np.stack(own) if own else np.zeros((0, 0), np.int64),
+                None if labels is None else labels.astype(np.int64),
+                None if pure is None else pure.astype(np.bool_),
+            )
 
     def layers(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
         """The output (rows, c) of every layer."""
-        return [layer.reshape(-1, layer.shape[-1]) for layer in self._several("layers", self._run(inputs, categories))]
+        with self._looking():
+            found = self._run(inputs, categories)
+            return [layer.reshape(-1, layer.shape[-1]) for layer in self._several("layers", found)]
 
     def chosen_from(self, inputs: Arrays, categories: NDArray[np.int64]) -> list[ChosenFrom]:
         """As `Probe.chosen_from`. The dictionary is None in the first layer of a block, where it is stored."""
-        found = self._run(inputs, categories)
-        refined = (self.shown.get(f"{PREFIX}dictionaries.{layer}") for layer in range(len(categories)))
-        dictionaries = [None if shown is None else shown.read(found) for shown in refined]
-        return list(map(ChosenFrom, self._several("tokens", found), dictionaries))
+        with self._looking():
+            found = self._run(inputs, categories)
+            refined = (self.shown.get(f"{PREFIX}dictionaries.{layer}") for layer in range(len(categories)))
+            dictionaries = [None if shown is None else shown.read(found) for shown in refined]
+            return list(map(ChosenFrom, self._several("tokens", found), dictionaries))
 
     def close(self) -> None:
         """Release the copies."""

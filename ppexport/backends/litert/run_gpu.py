@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
 
-from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
+from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of, stored
 from ppexport.device.capacities import capacity_function
 from ppexport.device.quiet import quiet
 from ppexport.device.runner import Flushed
@@ -65,8 +65,8 @@ def looks_up_computed(content: bytes) -> bool:
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength() if lookups else 0)):
         for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
             if operator.OpcodeIndex() in lookups:
-                table = graph.Tensors(operator.Inputs(1))
-                if not model.Buffers(table.Buffer()).DataLength():
+                table = model.Buffers(graph.Tensors(operator.Inputs(1)).Buffer())
+                if not len(stored(content, table.Offset(), table.Size(), table.DataAsNumpy())):
                     return True
     return False
 

@@ -12,6 +12,7 @@ A probe makes them outputs again, in a copy, and so reads the very numbers that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,30 @@ class Shown(NamedTuple):
         for kind, numbers in self.steps:
             found = found.transpose(numbers) if kind == "TRANSPOSE" else found.reshape(numbers)
         return found
+
+
+def read_shown(said: str) -> dict[str, Shown]:
+    """{what is shown: its `Shown`} of the JSON *said*, which a file has as `INSIDE`. Raises ValueError."""
+    try:
+        found = json.loads(said)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return {name: Shown(*_checked(entry)) for name, entry in found.items()}
+
+
+def _checked(entry: Any) -> tuple[str, list[tuple[str, list[int]]]]:
+    """The fields of a `Shown` that are stored as *entry*."""
+    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list)):
+        raise ValueError("an entry is no name with steps")
+    for step in entry[1]:
+        if not (isinstance(step, list) and len(step) == 2 and step[0] in ("TRANSPOSE", "RESHAPE")):
+            raise ValueError("a step is neither TRANSPOSE nor RESHAPE")
+        # Axes and sides are of 32 bits in the file.
+        if not (isinstance(step[1], list) and all(type(side) is int and abs(side) < 1 << 31 for side in step[1])):
+            raise ValueError(f"{step[0]} is without whole numbers")
+    return entry[0], [(kind, numbers) for kind, numbers in entry[1]]
 
 
 class ShownFront(OpenFront):

@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 
 from ppexport.backends.litert.rewrite.rewritten import MARK
-from ppexport.backends.litert.run_litert_facts import FACTS, IDENTIFIER
+from ppexport.backends.litert.run_litert_facts import FACTS, IDENTIFIER, stored
 
 ORIGIN = re.compile(MARK + r"([\w-]+)_\1(?=;|$)")
 """The path of a module, with dashes for dots, in the name that the converter gives a tensor."""
 
 
-def read_model(content: bytes) -> Any:
-    """The LiteRT file *content* as `schema_py_generated.ModelT`."""
+def read_model(content: bytes, where: str = "the file") -> Any:
+    """The LiteRT file *content* as `schema_py_generated.ModelT`.
+
+    What a buffer has behind the flatbuffer is its `data`, too. Raises ArtifactError, which calls the file *where*, if
+    it ends before.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        # Some tools write the numbers behind the flatbuffer, where they would be lost.
+    for buffer in model.buffers or ():
         if buffer.offset > 1:
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.data = np.asarray(stored(content, buffer.offset, buffer.size, buffer.data, where))
             buffer.offset = buffer.size = 0
     return model
 
@@ -43,9 +46,9 @@ def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
     return bytes(builder.Output())
 
 
-def text(name: bytes | str) -> str:
-    """A *name* in a model, which is bytes where it was read from a file."""
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+def text(name: bytes | str | None) -> str:
+    """A *name* in a model, which is bytes where it was read from a file, "" where there is none."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
 
 
 @cache

@@ -89,6 +89,8 @@ def make_frugal_session(model: bytes, where: str) -> Session:
 class OnnxRunner(Runner):
     """An ONNX artifact in ONNX Runtime, on its CPU provider unless another is named."""
 
+    calibrates = True
+
     def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU, **settings: Any) -> None:
         """Raises as `load`, whose *settings* these are, and ArtifactError where the file is not what the manifest says.
 

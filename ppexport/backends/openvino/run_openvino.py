@@ -121,6 +121,8 @@ class Session:
 class OpenVinoRunner(Runner):
     """An ONNX artifact in OpenVINO."""
 
+    calibrates = True
+
     def __init__(
         self, artifact: Artifact, device: str = "CPU", threads: int | None = None, *, counters: bool = False
     ) -> None:

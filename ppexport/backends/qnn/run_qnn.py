@@ -24,7 +24,7 @@ from ppexport.backends.qnn.run_context import check_context, context_name
 from ppexport.device.artifact import Artifact
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds, refuse_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, ExportError, UnavailableError, first_line, printable
+from ppexport.errors import ArtifactError, ExportError, UnavailableError, first_line, how_to_install, printable
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -61,10 +61,10 @@ def missing() -> str:
     if tuple(sys.version_info[:2]) < OLDEST_PYTHON:
         return (
             f"onnxruntime-qnn needs Python 3.11 or newer, this is {platform.python_version()}: make an environment "
-            "with a newer one, and pip install 'ppexport[qnn]' in it"
+            f"with a newer one, and in it {how_to_install('qnn')}"
         )
     if find_spec(PACKAGE) is None:
-        return f"{PACKAGE} is not installed: pip install 'ppexport[qnn]'"
+        return f"{PACKAGE} is not installed: {how_to_install('qnn')}"
     return ""
 
 
@@ -102,8 +102,8 @@ def _provider() -> Tuple[Any, str]:
         backend, library = qnn.get_qnn_htp_path(), qnn.get_library_path()
         if not (os.path.isfile(backend) and os.path.isfile(library)):
             raise UnavailableError(
-                f"{PACKAGE} is installed without its libraries ({backend} is missing): pip install --force-reinstall "
-                "'ppexport[qnn]'"
+                f"{PACKAGE} is installed without its libraries ({backend} is missing): pip uninstall "
+                f"onnxruntime-qnn, then {how_to_install('qnn')}"
             )
         with heard():
             onnxruntime.register_execution_provider_library(PROVIDER, library)
@@ -202,6 +202,8 @@ class Session:
 
 class QnnRunner(Runner):
     """A QNN artifact: what was compiled for the first of its chips, on the NPU or in its emulator."""
+
+    has_fp32 = False
 
     def __init__(self, artifact: Artifact) -> None:
         """Open the file of the largest capacity; the others are opened when a picture needs them.

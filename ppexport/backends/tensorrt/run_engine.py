@@ -50,6 +50,8 @@ def _ports_of(artifact: Artifact) -> dict[str, tuple[tuple[int, ...], str, bool]
 class TensorRTRunner(Runner):
     """An engine artifact on this machine's GPU; *trt* is the module that TensorRT is."""
 
+    calibrates = True
+
     def __init__(self, artifact: Artifact, trt: Any, cuda: Cuda) -> None:
         super().__init__(artifact)
         self.cuda = cuda

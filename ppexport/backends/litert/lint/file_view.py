@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppexport.backends.litert.run_litert_facts import IDENTIFIER
+from ppexport.backends.litert.tflite import read_model, text
 from ppexport.errors import InputError
 
 TYPES: dict[str, type[np.generic]] = {
@@ -22,9 +23,23 @@ TYPES: dict[str, type[np.generic]] = {
 """Types whose constants are read."""
 
 
-def text(name: bytes | str | None) -> str:
-    """A *name* in a file."""
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
+@dataclass(frozen=True)
+class Scales:
+    """What the whole numbers of a quantised tensor stand for: scale times (number - zero), for each slice of an axis
+    or, where there is one scale, for all."""
+
+    scale: NDArray[np.float64]
+    zero: NDArray[np.float64]
+    axis: int
+
+    def real(self, numbers: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """What *numbers* stand for, None where there are too many or too few scales."""
+        shape = [1] * numbers.ndim
+        if self.scale.size > 1:
+            if not 0 <= self.axis < numbers.ndim or numbers.shape[self.axis] != self.scale.size:
+                return None
+            shape[self.axis] = self.scale.size
+        return self.scale.reshape(shape) * (numbers - self.zero.reshape(shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +52,8 @@ class Tensor:
     shape: tuple[int, ...]
     data: NDArray[np.uint8] | None
     """The bytes of a constant, None for what is computed or given."""
+    scales: Scales | None = None
+    """Of a quantised one."""
 
     @property
     def constant(self) -> bool:
@@ -67,6 +84,12 @@ class Tensor:
         if self.data is None or kind is None or len(self.data) != self.size * np.dtype(kind).itemsize:
             return None
         return self.data.view(kind).reshape(self.shape)
+
+    @property
+    def numbers(self) -> NDArray[np.float64] | None:
+        """What `values` stand for."""
+        numbers = None if self.values is None else self.values.astype(np.float64)
+        return numbers if numbers is None or self.scales is None else self.scales.real(numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +132,13 @@ def read_graphs(content: bytes, where: str) -> tuple[list[Graph], Any]:
     """The graphs of the LiteRT file *content*, and the generated object of its model.
 
     Raises:
-        InputError: it is none, or is damaged.
+        InputError: it is none, or has no graph.
+        ArtifactError: it ends before its constants do.
     """
     if content[4:8] != IDENTIFIER:
         raise InputError(f"{where} is not a LiteRT file (.tflite): its identifier is missing")
     schema = import_module("ai_edge_litert.schema_py_generated")
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = read_model(content, where)
     kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     codes = [
@@ -156,7 +180,18 @@ def _tensor(entry: Any, buffers: Any, types: dict[int, str]) -> Tensor:
     shape = () if entry.shape is None else tuple(int(side) for side in entry.shape)
     if any(side < 0 for side in shape):
         raise ValueError(f"{text(entry.name)} has the shape {shape}")
-    return Tensor(text(entry.name), types.get(entry.type, "unknown"), shape, data)
+    kind = types.get(entry.type, "unknown")
+    scales = None if kind.startswith("FLOAT") else _scales(entry.quantization)
+    return Tensor(text(entry.name), kind, shape, data, scales)
+
+
+def _scales(entry: Any) -> Scales | None:
+    """Of `QuantizationParametersT`, which is None or empty for what is not quantised."""
+    if entry is None or entry.scale is None or not len(entry.scale):
+        return None
+    scale = np.array(entry.scale, np.float64)
+    zero = np.array([0] if entry.zeroPoint is None or not len(entry.zeroPoint) else entry.zeroPoint, np.float64)
+    return Scales(scale, np.broadcast_to(zero, scale.shape), entry.quantizedDimension)
 
 
 def _named(places: Any, tensors: list[Tensor]) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ The parser of the runtime's package is generated code, which believes what a fil
 from __future__ import annotations
 
 import json
+import stat
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ from pathlib import Path
 
 from ppexport.backends import lint_report
 from ppexport.backends.lint_report import Finding, LintReport, Severity, lint_in_child
-from ppexport.backends.litert.lint.file_view import Tensor, read_graphs, text
+from ppexport.backends.litert.lint.file_view import Tensor, read_graphs
 from ppexport.backends.litert.lint.half_range import BEYOND_HALF
 from ppexport.backends.litert.lint.rules_gpu import RULES
+from ppexport.backends.litert.tflite import text
 from ppexport.errors import InputError, first_line, require
 from ppexport.files import module_command
 
@@ -32,14 +34,18 @@ def lint_tflite(path: Path) -> LintReport:
     """Check the LiteRT file *path* against every rule, in a child process.
 
     Raises:
-        InputError: the file is missing, too large, no LiteRT file, or damaged.
+        InputError: the file is missing, too large, no regular or no LiteRT file, or damaged.
         UnavailableError: ai-edge-litert, whose parser is used, is not installed.
     """
     require("ai_edge_litert", "litert-run")
     try:
-        size = path.stat().st_size
+        entry = path.stat()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from None
+    size = entry.st_size
+    # A pipe would be waited for, and a device has no end.
+    if not stat.S_ISREG(entry.st_mode):
+        raise InputError(f"{path} is a folder, pipe or device, not a LiteRT file (.tflite)")
     if size > LARGEST:
         raise InputError(f"{path} has {size} bytes, and a LiteRT file has {LARGEST} at most")
     return lint_in_child(path, CHILD, MEGABYTES + COPIES * size // 2**20, "export it again, it is probably damaged")
