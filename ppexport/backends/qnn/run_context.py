@@ -36,9 +36,7 @@ def check_context(content: bytes, where: str, chip: str, slots: int) -> None:
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from None
     if nodes != [CONTEXT]:
-        raise ArtifactError(
-            f"{where} holds {counted(len(nodes), 'node')}, not just one that was compiled: export it again"
-        )
+        raise ArtifactError(f"{where} holds {counted(len(nodes), 'node')}, not one that is compiled: export it again")
     for key, value in context_facts(chip, slots).items():
         if said.get(key) != value:
             raise ArtifactError(f"{where}: {key} is {said.get(key)!r}, where {value!r} is needed: export it again")
