@@ -257,6 +257,15 @@ def test_a_machine_that_cannot_compile_is_told_why(changes, match, monkeypatch):
 
 
 @QNN
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime_qnn"])
+def test_a_package_that_does_not_load_is_named(name, monkeypatch):
+    monkeypatch.setattr(run_qnn, "missing", lambda: "")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnavailableError, match=f"{name} cannot be loaded here .* 'qnn' of ppexport again"):
+        run_qnn._provider.__wrapped__()
+
+
+@QNN
 def test_a_package_without_its_libraries_is_told(monkeypatch):
     monkeypatch.setattr(run_qnn.os.path, "isfile", lambda _: False)
     with pytest.raises(UnavailableError, match="installed without its libraries"):

@@ -24,7 +24,15 @@ from ppexport.backends.qnn.run_context import check_context, context_name
 from ppexport.device.artifact import Artifact
 from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds, refuse_threads
 from ppexport.device.target import Runtime, Target
-from ppexport.errors import ArtifactError, ExportError, UnavailableError, first_line, how_to_install, printable
+from ppexport.errors import (
+    ArtifactError,
+    ExportError,
+    UnavailableError,
+    first_line,
+    how_to_install,
+    imported,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ppexport.device.runner import Arrays
@@ -98,7 +106,7 @@ def _provider() -> Tuple[Any, str]:
     if why:
         raise UnavailableError(why)
     try:
-        onnxruntime, qnn = import_module("onnxruntime"), import_module(PACKAGE)
+        onnxruntime, qnn = imported("onnxruntime", "qnn"), imported(PACKAGE, "qnn")
         backend, library = qnn.get_qnn_htp_path(), qnn.get_library_path()
         if not (os.path.isfile(backend) and os.path.isfile(library)):
             raise UnavailableError(
