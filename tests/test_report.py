@@ -291,13 +291,24 @@ def test_profiles_from_before_energy_was_measured_are_drawn(tmp_path):
     assert "<svg" in render(gather([folder]), "x")
 
 
-@pytest.mark.parametrize("change", [{"pairs": []}, {"pairs": [{}]}, {"size": ["x", 1]}, {"files": 5}, {"model": 1}])
+@pytest.mark.parametrize(
+    "change", [{"pairs": []}, {"pairs": [{}]}, {"units": {"fp32": {}}}, {"size": ["x", 1]}, {"files": 5}, {"model": 1}]
+)
 def test_damaged_parity_runs_are_refused(tmp_path, change):
     folder = parity_folder(tmp_path / "p")
     data = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps({**data, **change}))
     with pytest.raises(InputError, match="parity run"):
         gather([folder])
+
+
+def test_what_a_compute_unit_computed_is_not_the_artifacts_own_figure(tmp_path):
+    folder = parity_folder(tmp_path / "p")
+    data = json.loads((folder / "report.json").read_text())
+    unit = {**data["pairs"][0], "other": "onnx-fp32-gpu", "psnr_y_change": None}
+    (folder / "report.json").write_text(json.dumps({**data, "units": {"gpu": {}}, "pairs": [*data["pairs"], unit]}))
+    (parity,) = gather([folder]).parities
+    assert parity.judged == data["pairs"][0]
 
 
 def test_both_changes_of_quality_are_on_the_page(everything):

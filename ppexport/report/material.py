@@ -34,9 +34,8 @@ class Parity:
 
     @property
     def judged(self) -> dict[str, Any]:
-        """The pair of the artifact."""
-        pair: dict[str, Any] = self.data["pairs"][-1]
-        return pair
+        """The pair of the artifact in its usual runtime, which those of `parity --units` come after."""
+        return _own_pairs(self.data)[-1]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -81,10 +80,16 @@ class Material:
     """Several networks and artifacts that `ppexport evaluate` measured together."""
 
 
+def _own_pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pairs of a parity run without those of compute units, which are called by the artifact and the unit."""
+    endings = tuple(f"-{unit}" for unit in data.get("units", {}))
+    return [pair for pair in data["pairs"] if not pair["other"].endswith(endings)]
+
+
 def _read_parity(path: Path) -> Parity:
     data = read_result(path, "ppexport-parity", 2)
     try:
-        valid = all(name in data for name in FIELDS) and len(data["pairs"]) > 0
+        valid = all(name in data for name in FIELDS) and len(_own_pairs(data)) > 0
         valid &= all(isinstance(data[name], str) for name in ("model", "backend", "precision"))
         valid &= isinstance(data["files"], dict) and [isinstance(side, int) for side in data["size"]] == [True, True]
         multiple = data.get("multiple", 16)
