@@ -304,7 +304,7 @@ def test_inputs_that_a_program_does_not_take(exported, lr, slots, error):
     given = {"lr": lr} | ({} if slots is None else {"slots": np.zeros((1, slots), np.int32)})
     with pytest.raises(error):
         session.run(given)
-    # The runtime goes on.
+    # The runtime continues.
     assert session.run({"lr": NOISE, "slots": np.zeros((1, 256), np.int32)})["sr"].shape == (1, 3, 32, 32)
     session.close()
 

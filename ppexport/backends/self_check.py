@@ -38,6 +38,13 @@ def example(size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(noise.astype(np.float32) / np.float32(255))
 
 
+def ramp_example(size: tuple[int, int]) -> Tensor:
+    """An even image (1, 3, h, w) in [0, 1]: in noise near ties flip where choices are made in fp16, and cost 40 dB."""
+    h, w = size
+    ramp = torch.linspace(0, 1, h * w).view(1, 1, h, w)
+    return torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1)
+
+
 def example_inputs(
     twin: StaticTwin, *, lr: Tensor | None = None, mask: bool = False, slots: int = 0
 ) -> dict[str, Tensor]:

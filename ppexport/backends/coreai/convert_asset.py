@@ -29,7 +29,7 @@ from ppexport.backends.backend import BuildJob, model_facts
 from ppexport.backends.coreai.asset import Session
 from ppexport.backends.coreml.precision import computes_half
 from ppexport.backends.open_front import Front
-from ppexport.backends.self_check import example_inputs, self_check
+from ppexport.backends.self_check import example_inputs, ramp_example, self_check
 from ppexport.device.artifact import Manifest
 from ppexport.device.capacities import function_name
 from ppexport.errors import ExportError, first_line, require
@@ -129,9 +129,6 @@ def build_for_coreai(job: BuildJob) -> str:
     job.step("converting")
     write_asset(job.folder / MODEL, twin, job.card, job)
     job.step("comparing with the twin, in Apple's runtime")
-    h, w = twin.size
-    # An even picture: in noise near ties flip in fp16, and cost 40 dB.
-    ramp = torch.linspace(0, 1, h * w).view(1, 1, h, w)
     with closing(Session(job.folder / MODEL)) as session:
 
         def compute(inputs: Arrays, _: Any) -> tuple[Any, int]:
@@ -145,7 +142,7 @@ def build_for_coreai(job: BuildJob) -> str:
             backend="coreai",
             kind="asset",
             least=LEAST_DB[job.precision],
-            lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
+            lr=ramp_example(twin.size),
             full=False,
         )
     return MODEL

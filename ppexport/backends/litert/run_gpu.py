@@ -1,7 +1,7 @@
 """LiteRT's GPU accelerator: `ai-edge-litert` brings one over WebGPU, which needs a Vulkan driver and no torch.
 
-The accelerator computes in fp16 on GPUs that can, unless it is told otherwise. The mask's keys go up to 3e5 and the
-sort counts tokens: in fp16 another picture would come out, so fp32 is always asked for here. An app has to do the same.
+The accelerator computes in fp16 on GPUs that can, unless fp32 is asked for. Labels and counts are int32 and stay
+right, but the picture would be another one, so fp32 is always asked for here. An app has to do the same.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class ShownFront(OpenFront):
 def hide(model: Any) -> dict[str, Shown]:
     """Leave `sr` and `impure_tokens` as the only outputs of *model*, and name the tensors of the others.
 
-    Returns {name of a former output: where it is}. What only its being an output needed is gone, so it is told by the
-    last tensor that the picture needs; where there is none, it is left out.
+    Returns {name of a former output: where it is}. Operators that only computed such an output are removed, so the
+    last tensor before them that the picture needs stands for it; where there is none, it is left out.
     """
     shown: dict[str, Shown] = {}
     for signature in model.signatureDefs:

@@ -14,14 +14,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.build_onnx import MODEL, build_graph
 from ppexport.backends.qnn.compile_context import compile_context
 from ppexport.backends.qnn.run_context import context_name
 from ppexport.backends.qnn.run_qnn import OUTPUTS, Session
-from ppexport.backends.self_check import self_check
+from ppexport.backends.self_check import ramp_example, self_check
 from ppexport.device.machine import versions
 
 if TYPE_CHECKING:
@@ -50,9 +48,6 @@ def build_for_qnn(job: BuildJob, chips: list[str]) -> Built:
         compile_context(model, target, chip, capacity if job.is_set else 0)
         names.append(target.name)
     job.step("comparing with the twin, in Qualcomm's emulator")
-    h, w = twin.size
-    # An even picture: in noise near ties flip in fp16.
-    ramp = torch.linspace(0, 1, h * w).view(1, 1, h, w)
 
     def compute(inputs: Arrays, _: Any) -> tuple[Any, int]:
         slots = inputs.get("slots")
@@ -68,7 +63,7 @@ def build_for_qnn(job: BuildJob, chips: list[str]) -> Built:
         backend="qnn",
         kind="context",
         least=LEAST_DB[job.precision],
-        lr=torch.cat([ramp, ramp.flip(2), torch.full_like(ramp, 0.5)], dim=1),
+        lr=ramp_example(twin.size),
         full=False,
     )
     details["build"] = {"soc": chips, **versions(("onnxruntime-qnn",))}

@@ -1,4 +1,4 @@
-"""Numbers that fp16 cannot hold: LiteRT's GPU accelerator computes fp32 in fp16 unless it is told otherwise.
+"""Numbers that fp16 cannot hold: LiteRT's GPU accelerator computes fp32 in fp16 unless fp32 is asked for.
 
 What every tensor can hold is bounded from the file: inputs called `lr` and `mask` and truth values are in [0, 1],
 constants are what they are, what is quantised is what its type and scale can hold, and intervals go through the
