@@ -282,7 +282,8 @@ def test_no_file_names_another_host(name):
 @pytest.mark.parametrize("name", [name for name in OWN if name.endswith((".mjs", ".js"))])
 def test_modules_import_what_is_in_every_page(name):
     text = (PAGE / name).read_text(encoding="utf-8")
-    imported = re.findall(r"(?:\bfrom|\bimport)\s*\(?\s*[\"'`]([^\"'`]+)[\"'`]", text)
+    imported = re.findall(r"^(?:import|export)\b[^;\"'`(=]*[\"'`]([^\"'`]+)", text, re.MULTILINE)
+    imported += re.findall(r"\bimport\(\s*[\"'`]([^\"'`$]+)", text)
     assert all(module.startswith("./") for module in imported)
     # What a page without WebGPU lacks is imported where it is needed, by a name that is put together.
     assert {module.removeprefix("./") for module in imported} <= {*OWN, *WASM, *WEBGPU}
