@@ -50,6 +50,7 @@ SOFTWARE_GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 START_SECONDS = 180.0
 """A browser has to start, and to load and compile 14 MB of WebAssembly, on a busy machine."""
 END_SECONDS = 5.0
+MAX_MESSAGES = 1 << 14
 IGNORED = re.compile(rb"dbus|vaapi|gpu|vulkan|sandbox_linux|GetVSync|DevTools|cert_issuer|blink\.mojom", re.IGNORECASE)
 """In lines that every Chromium without a desktop writes."""
 
@@ -101,9 +102,11 @@ class Headless:
         code = self._child.poll()
         if code is None:
             return None
-        with open(self._said, "rb") as stream:
-            stream.seek(max(0, os.path.getsize(self._said) - (1 << 14)))
-            lines = [line.strip() for line in stream.read().splitlines()]
+        try:
+            lines = [line.strip() for line in self._said.read_bytes()[-MAX_MESSAGES:].splitlines()]
+        except OSError:
+            # Closed: with its profile what it said is gone.
+            return f"{self.program} was ended"
         told = [line for line in lines if line and not IGNORED.search(line)] or [line for line in lines if line]
         why = printable(told[-1])[-300:] if told else "it said nothing"
         return f"{self.program} ended with exit code {code}: {why}"
