@@ -101,8 +101,8 @@ def export(
     Args:
         network: of a registered architecture, such as `load_network` returns; or a card and its weights file, as
             `card_with_weights` returns: they are loaded after everything that can be checked without torch.
-        backend: "onnx"; "tensorrt", ONNX from which `ppexport build` makes an engine; "coreml"; "coreai"; "qnn"; or a
-            backend of another package. `ppexport backends` lists them with their precisions and options.
+        backend: "onnx"; "tensorrt", ONNX from which `ppexport build` makes an engine; "coreml"; "coreai"; "qnn"; "web";
+            or a backend of another package. `ppexport backends` lists them with their precisions and options.
         size: (h, w) of the LR images, before padding.
         out: the folder. An older artifact in it is replaced if it is of the same model, size and backend.
         precision: "fp32", or what else the backend offers.

@@ -255,6 +255,8 @@ class Backend(ABC):
     """What its usual runtime is where it only imitates a device, such as "emulator", for the names of columns."""
     builds_slowly: bool = False
     """Whether a file of a single layer takes half a minute, so that tests build few of them."""
+    opens_slowly: bool = False
+    """Whether its usual runtime is a program that takes seconds to start, so that tests open few artifacts."""
     usual: str = "its own runtime"
     """What `open` runs an artifact in, for people."""
     runtimes: tuple[Runtime, ...] = ()
@@ -265,6 +267,10 @@ class Backend(ABC):
         from ppexport.backends.options import NoOptions
 
         return NoOptions
+
+    def lacking(self) -> str:
+        """What this machine lacks to build, beside `modules`, as a sentence with the way out; "" if nothing."""
+        return ""
 
     def check(self, request: Request) -> None:  # noqa: B027
         """Refuse what cannot be built, before torch is loaded.

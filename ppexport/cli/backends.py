@@ -35,11 +35,11 @@ def backends(json: Json = None) -> None:
             }
         )
         needs = "" if not backend.calibrated else f" (by a calibration: {', '.join(sorted(backend.calibrated))})"
-        lacks = f"no, {', '.join(missing)} is missing: {how_to_install(backend.extra)}"
+        lacks = f"{', '.join(missing)} is missing: {how_to_install(backend.extra)}" if missing else backend.lacking()
         console.print(f"{backend.name}: {backend.summary}")
         console.print(f"    precisions: {', '.join(backend.precisions)}{needs}")
         for name, what in options.items():
             console.print(f"    -O {name}=...: {what}")
-        console.print(f"    can be made here: {lacks if missing else 'yes'}")
+        console.print(f"    can be made here: {f'no, {lacks}' if lacks else 'yes'}")
         console.print(f"    can be timed here in: {', '.join(runs) or 'no runtime'}")
     emit_json(json, listed)

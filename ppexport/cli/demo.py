@@ -1,7 +1,11 @@
-"""`ppexport demo`: export the bundled model, prove parity, super-resolve a bundled photograph."""
+"""`ppexport demo`: export the bundled model, prove parity, super-resolve a bundled photograph, make a page of it."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +16,9 @@ from PIL import Image, ImageDraw
 from ppexport.cli.console import emit_json, people, percent, progress_bar, progress_bars, stages
 from ppexport.cli.options import Json
 from ppexport.cli.parity import show as show_parity
+from ppexport.device.capacities import capacity_set
 from ppexport.device.picture import psnr_y
-from ppexport.errors import EXIT_GATE_FAILED
+from ppexport.errors import EXIT_GATE_FAILED, UnavailableError
 from ppexport.files import atomic_path
 from ppexport.folders import Run, is_artifact, run_folder
 from ppexport.imaging.alpha import mask_overlay
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ppexport.device.artifact import Artifact
+    from ppexport.networks.network import Network
 
     Pixels = NDArray[np.uint8]
 
@@ -35,8 +41,11 @@ DETAIL = (30, 95, 56, 84)
 """Part of the LR picture that the comparison shows: top, left, height, width."""
 ZOOM = 3
 NAMES = ("input", "bicubic", "result", "mask", "comparison")
+PAGE = "page"
 RUN = Run(
-    "demonstration", (MODEL, "parity", *(f"{name}.png" for name in NAMES)), lambda folder: is_artifact(folder / MODEL)
+    "demonstration",
+    (MODEL, PAGE, "parity", *(f"{name}.png" for name in NAMES)),
+    lambda folder: is_artifact(folder / MODEL),
 )
 
 
@@ -45,7 +54,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the artifact and the pictures")] = Path("demo"),
     json: Json = None,
 ) -> None:
-    """Export the bundled model, check parity, super-resolve a bundled photograph."""
+    """Export the bundled model, check parity, super-resolve a bundled photograph, and make a page for browsers."""
     from ppexport.backends.backend import open_artifact
     from ppexport.exporting import export
     from ppexport.imaging.upscaling import upscale_file
@@ -71,6 +80,8 @@ def demo(
         upscaled = upscale_file(runner, files["input"], files["result"], progress=progress)
     figures = _draw(files, runner.artifact, truth)
     data: dict[str, Any] = {"artifact": str(artifact), "parity": report.passed, "tiles": len(upscaled.tiles)}
+    page, offer = _make_page(network, out / PAGE)
+    data["page"] = None if page is None else str(page)
     emit_json(json, {**data, **{name: str(path) for name, path in files.items()}, **figures})
     shown = {
         "result": f"{figures['psnr_result']:.2f} dB PSNR-Y", "bicubic": f"{figures['psnr_bicubic']:.2f} dB",
@@ -78,8 +89,23 @@ def demo(
     }  # fmt: skip
     for name in NAMES:
         console.print(f"{name + ':':<11} {files[name]}" + (f" ({shown[name]})" if name in shown else ""))
+    console.print(offer)
     if not report.passed:
         raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def _make_page(network: Network, out: Path) -> tuple[Path | None, str]:
+    """Export *network* as a page where that is possible here; returns the page, and a sentence about it."""
+    from ppexport.exporting import export
+
+    try:
+        with stages("export for browsers") as step:
+            page = export(network, backend="web", size=SIZE, out=out, capacities=capacity_set(SIZE), step=step)
+    except UnavailableError as error:
+        return None, f"no page for browsers was made: {error}"
+    # `make demo` runs without the environment's commands.
+    command = "ppexport" if shutil.which("ppexport") else f"{os.path.relpath(sys.executable)} -m ppexport"
+    return page, f"open the same model in a browser: {command} serve {shlex.quote(str(page))}"
 
 
 def _draw(files: dict[str, Path], artifact: Artifact, truth: Pixels) -> dict[str, float]:

@@ -104,6 +104,9 @@ def export(
     interface: Annotated[
         str | None, typer.Option(help="coreml: tensor (the default), or image for an app's pictures")
     ] = None,
+    ort: Annotated[
+        Path | None, typer.Option(help="web: folder of npm's package onnxruntime-web, where it is in no node_modules")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="backends that start from ONNX: folder for the intermediate graphs")
     ] = None,
@@ -130,8 +133,9 @@ def export(
     card, weights = shared.card_and_weights(model, arch, scale, checkpoint, shared.network_options(option))
     pixels = card.default_size if size is None else shared.parse_size(size)
     flags = shared.given(
-        flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, keep=keep
-    )
+        flavour=flavour, format=file_format, pad_heads=pad_heads, target=target, interface=interface, ort=ort,
+        keep=keep,
+    )  # fmt: skip
     pairs = shared.parse_pairs(backend_option, "-O", "flavour=ort")
     twice = next((name for name in pairs if name in flags), None)
     if twice is not None:

@@ -6,7 +6,7 @@ too, and no version has any other field:
     format        "ppexport-artifact"
     version       5
     backend       whose runtimes run it: "onnx"; "tensorrt" for an engine, which runs on the kind of machine that built
-                  it; "coreml"; "coreai"; "litert"; "qnn"; or a backend of another package
+                  it; "coreml"; "coreai"; "litert"; "qnn"; "web"; or a backend of another package
     name          the model's name, e.g. "pp_atd_light_x2"
     arch          the network's architecture, e.g. "pp_atd_light"
     options       its options: of Pure-Pass colors, window, csmf, centres ("fixed", or "adaptive": chosen from the image
@@ -29,14 +29,16 @@ too, and no version has any other field:
     tokens        n, the pixels of the padded input
     files         {plain file name: sha256}; the first is the model. A Core ML package is a folder, hashed as a whole.
                   A model in ONNX Runtime's own format, model.ort, is followed by the ONNX file that it was made from
-                  and the list of operators and types that a reduced build of ONNX Runtime needs for it
+                  and the list of operators and types that a reduced build of ONNX Runtime needs for it. In a page all
+                  other files follow, and nothing else is served
     weights       {"file": name, "sha256": of the weights file}
     card_sha256   hash of the effective model card
     licence       of the weights
     created       UTC, ISO 8601
     versions      {package: version} that made it
     build         the backend's own options that a user of the file should know, e.g. of a Core ML package
-                  {"target": "iOS18", "interface": "tensor"}
+                  {"target": "iOS18", "interface": "tensor"}; of a page {"onnxruntime_web": version, "webgpu": whether
+                  it is there, "samples": names of pictures to try}
     quantisation  of a file made by a calibration: its hash, pictures, recipe, and what fp16 left in fp32
     activation_bytes  what a run of an ONNX file for TensorRT takes, estimated; 0 where nobody asked
     engine        of a TensorRT engine: what it was built from, where and how (`backends/tensorrt/run_facts.py`)

@@ -21,6 +21,15 @@ ORT_FORMAT_PRECISIONS = ("fp32", "int8")
 """ONNX Runtime would write an fp16 graph as it computes it on a CPU: in fp32, with casts."""
 
 
+def check_flavour(request: Request) -> None:
+    """Raise InputError for a flavour that the network or the precision of *request* is not written in."""
+    flavour, precision = request.options.flavour, request.precision
+    if flavour not in request.architecture.flavours:
+        raise InputError(f"{request.architecture.name} has no flavour {flavour}: leave the flavour out")
+    if precision != "fp32" and flavour == "ort":
+        raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
+
+
 class OnnxBackend(Backend):
     """ONNX files."""
 
@@ -55,12 +64,8 @@ class OnnxBackend(Backend):
 
     def check(self, request: Request) -> None:
         """Refuse flavours and formats that this network or precision is not written in."""
-        options, precision = request.options, request.precision
-        if options.flavour not in request.architecture.flavours:
-            raise InputError(f"{request.architecture.name} has no flavour {options.flavour}: leave the flavour out")
-        if precision != "fp32" and options.flavour == "ort":
-            raise InputError(f"{precision} is written into flavour portable: leave --flavour out")
-        if options.format == "ort" and precision not in ORT_FORMAT_PRECISIONS:
+        check_flavour(request)
+        if request.options.format == "ort" and request.precision not in ORT_FORMAT_PRECISIONS:
             raise InputError(
                 f"--format ort is for --precision {' or '.join(ORT_FORMAT_PRECISIONS)}: in its own format ONNX Runtime "
                 "writes fp16 back to fp32"

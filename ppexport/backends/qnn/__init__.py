@@ -65,11 +65,14 @@ class QnnBackend(Backend):
 
         return QnnOptions
 
+    def lacking(self) -> str:
+        """Qualcomm's compiler, where it does not run."""
+        return missing()
+
     def check(self, request: Request) -> None:
         """Refuse unknown chips, and machines without Qualcomm's compiler."""
         chips_of(request.options.soc)
-        why = missing()
-        if why:
+        if why := self.lacking():
             raise UnavailableError(why)
 
     def build(self, job: BuildJob) -> Built:
