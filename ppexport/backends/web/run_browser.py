@@ -158,7 +158,7 @@ def headless_session(
     """
     opened = BrowserSession(artifact, device, threads, notice=notice)
     with opened as session, Headless(session.url, software_gpu=device == WEBGPU) as browser:
-        session.alive = browser.problem
+        session.alive, session.here = browser.problem, True
         session.wait_for_client(START_SECONDS)
         yield session
 
