@@ -182,16 +182,6 @@ def measure(run: RemoteRun, way: Connection, against: Path | None) -> tuple[Prof
                 return result, run_against(runner, against, moves)
 
 
-def page_artifact(path: Path) -> Artifact:
-    """The artifact in *path*, which must hold a page. Raises ArtifactError, InputError."""
-    from ppexport.device.artifact import read_artifact
-
-    artifact = read_artifact(path)
-    if "index.html" not in artifact.manifest.files:
-        raise InputError(f"{path} holds no page: `ppexport export MODEL --backend web -o page` makes one")
-    return artifact
-
-
 @contextmanager
 def opened_in_browser(path: Path, runtime: str | None, way: Connection) -> Iterator[BrowserRunner]:
     """A runner of the page in *path* in a browser that is connected; *runtime* as `choose` takes it.
@@ -199,6 +189,7 @@ def opened_in_browser(path: Path, runtime: str | None, way: Connection) -> Itera
     Raises PpexportError.
     """
     from ppexport.backends.web.run_browser import BrowserRunner
+    from ppexport.device.artifact import read_artifact
     from ppexport.device.target import choose
     from ppexport.profile.latency_run import check_place
 
@@ -206,6 +197,6 @@ def opened_in_browser(path: Path, runtime: str | None, way: Connection) -> Itera
     check_place(targets, PLACE)
     if more:
         raise InputError("parity runs in one runtime at a time: name one --runtime")
-    artifact = page_artifact(path)
+    artifact = read_artifact(path)
     with way.session(artifact, target.device, target.threads) as session:
         yield BrowserRunner(artifact, session=session)

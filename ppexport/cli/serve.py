@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppexport.cli.browser import Lan, LanAddress, listening_address, page_artifact, show_address
+from ppexport.cli.browser import Lan, LanAddress, listening_address, show_address
 from ppexport.cli.options import ArtifactFolder
 from ppexport.errors import InputError
 
@@ -28,10 +28,11 @@ def serve(
     """
     from ppexport.backends.web.run_files import PageFiles
     from ppexport.backends.web.run_server import LOOPBACK, Server
+    from ppexport.device.artifact import read_artifact
 
     if lan_address is not None and not lan:
         raise InputError("--lan-address is for --lan")
-    files = PageFiles(page_artifact(page), "index.html")
+    files = PageFiles(read_artifact(page), "index.html")
     address, token = (listening_address(lan_address), secrets.token_urlsafe(18)) if lan else (LOOPBACK, "")
     server = Server(files, token, address, port)
     try:
