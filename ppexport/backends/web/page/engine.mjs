@@ -41,7 +41,8 @@ WebAssembly.Memory = new Proxy(WebAssembly.Memory, {
 /** An error's text, in words for people where it is one that everybody may meet. */
 export function explained(error) {
   const text = String(error?.message ?? error).split("\n")[0];
-  return /out of memory|bad_alloc|allocat|OOM/i.test(text)
+  // What the runtime throws in wasm and does not catch is a number.
+  return typeof error === "number" || /out of memory|bad_alloc|allocation failed|failed to allocate|\bOOM\b/i.test(text)
     ? `The browser gives this page no more memory: close other tabs, or use a page with a smaller --size (${text})`
     : text;
 }
@@ -142,8 +143,6 @@ export async function openEngine({ base = new URL(".", import.meta.url), device 
   if (choice.adapter) ort.env.webgpu.adapter = choice.adapter;
   const session = await ort.InferenceSession.create(model, {
     executionProviders: [choice.device], graphOptimizationLevel: "all", logSeverityLevel: 3,
-    // Softmax leaves denormals, over which x86 cores take a hundred times as long.
-    extra: { session: { set_denormal_as_zero: "1" } },
   });
   const facts = {
     device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.facts ?? null,

@@ -3,7 +3,7 @@
 // In:  {type: "open", device, threads}
 //      {type: "run", lr, centres}                       lr: Float32Array (3, h, w)
 //      {type: "latency", images, count, plan, past}     images: Uint8Array (count, h, w, 3); plan and past as the server sends them
-//      {type: "hidden"}                                 the page is not in front
+//      {type: "hidden", value}                          whether the page is not in front
 // Out: {type: "opened", facts}
 //      {type: "result", found, pure}                    what `Engine.run` returns; pure: null where the model computes it
 //      {type: "lines", text, warm, queries, ns, last}   whole lines of the journal, and how far it is
@@ -18,7 +18,9 @@ const WINDOW = 8;
 /** Characters of the journal that are sent at once, at most about. */
 const MOST_LINES = 1 << 16;
 
-let engine = null, hidden = false;
+let engine = null;
+/** Whether the page is not in front, and whether it was not at any time since the last reading. */
+const hidden = { now: false, since: false };
 
 /** Nanoseconds since this worker began. */
 const now = () => Math.round(performance.now() * 1e6);
@@ -67,11 +69,11 @@ class Latency {
   read() {
     const t = now() - this.zero;
     const reading = {
-      "page.hidden": Number(hidden), "longest.gap.ms": this.gap / 1e6, "heap.mb": engine.memory / 1e6,
+      "page.hidden": Number(hidden.since), "longest.gap.ms": this.gap / 1e6, "heap.mb": engine.memory / 1e6,
       wall: Date.now() * 1e6,
     };
     this.write("c", t, reading);
-    hidden = false;
+    hidden.since = hidden.now;
     this.gap = 0;
     this.nextReading = now() + this.plan.sensor_seconds * SECOND;
   }
@@ -140,7 +142,10 @@ const ANSWERS = {
     postMessage({ type: "result", found, pure: prepared.pure });
   },
   latency: (data) => new Latency(data).measure(),
-  hidden: () => { hidden = true; },
+  hidden({ value }) {
+    hidden.now = value;
+    hidden.since ||= value;
+  },
 };
 
 addEventListener("message", async ({ data }) => {

@@ -159,6 +159,7 @@ function hire() {
   crew.worker?.terminate();
   crew.worker = new Worker(new URL("measure-worker.mjs", import.meta.url), { type: "module" });
   crew.used = false;
+  tellHidden();
   return ordered({ type: "open", device: crew.device, threads: crew.threads }, ({ facts }) => facts);
 }
 
@@ -178,10 +179,10 @@ function ordered(message, done, transfer = []) {
   });
 }
 
-/** Tells the worker that the page is not in front, which slows it. */
+/** Tells the worker whether the page is not in front, which slows it. */
 function tellHidden() {
-  if (document.hidden) crew.worker?.postMessage({ type: "hidden" });
-  else wakeLock.take();
+  crew.worker?.postMessage({ type: "hidden", value: document.hidden });
+  wakeLock.take();
 }
 
 // The jobs.
@@ -226,7 +227,6 @@ async function latency(job) {
   // The load and the first run are those of a worker that has run nothing.
   if (!crew.worker || crew.used) await hire();
   crew.used = true;
-  tellHidden();
   const encoder = new TextEncoder(), waiting = [];
   let number = job.next, sending = Promise.resolve(), ended = false;
   const sendWaiting = async () => {
