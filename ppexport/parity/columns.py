@@ -115,8 +115,8 @@ class ArtifactColumn(Column):
         self.injects = self.probe is not None and self.probe.injects
         # Without a probe only the weights of some files are of that precision.
         weights = "-weights" if self.probe is None and self.manifest.precision in backend.rounded else ""
-        imitates = backend.imitates and f"-{backend.imitates}"
-        super().__init__(f"{self.manifest.backend}-{self.manifest.precision}{weights}{imitates}")
+        kind = "".join(f"-{word}" for word in (backend.imitates, runner.variant) if word)
+        super().__init__(f"{self.manifest.backend}-{self.manifest.precision}{weights}{kind}")
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
         """The column's entry for *item*; with injected *categories*, which need a probe, the picture is the probe's."""

@@ -1,0 +1,52 @@
+// The page's side of offline.js: registers it, loads the page once more where that gives threads, asks for the copy.
+
+const RELOADED = `ppexport reloaded ${location.pathname}`;
+const PATIENCE_MS = 8000;
+
+/**
+ * Registers the service worker on a secure origin. Where the server does not send the headers that give threads, the
+ * page is loaded once more, through the service worker, which adds them: once in a session, whatever comes of it.
+ * @returns {Promise<{reloads: boolean, problem: string}>} a problem is a sentence, or empty
+ */
+export async function prepareOffline() {
+  if (!window.isSecureContext) {
+    return { reloads: false, problem: "This address is not secure (plain http over a network), so browsers give the page one thread, "
+      + "no WebGPU and no offline copy. Open it over https, or as localhost, for all three." };
+  }
+  const isolated = window.crossOriginIsolated;
+  if (!navigator.serviceWorker) {
+    return { reloads: false, problem: `This browser allows no offline copy here${isolated ? "" : ", and so gives one thread"}: a private window may be why.` };
+  }
+  try {
+    if (isolated) sessionStorage.removeItem(RELOADED);
+    await navigator.serviceWorker.register("offline.js", { updateViaCache: "none" });
+    if (isolated || sessionStorage.getItem(RELOADED)) return { reloads: false, problem: isolated ? "" : ONE_THREAD };
+    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
+    if (!(await Promise.race([navigator.serviceWorker.ready, late]))) return { reloads: false, problem: ONE_THREAD };
+    sessionStorage.setItem(RELOADED, "1");
+    location.reload();
+    return { reloads: true, problem: "" };
+  } catch (error) {
+    return { reloads: false, problem: `There is no offline copy: ${error.message}${isolated ? "" : ` ${ONE_THREAD}`}` };
+  }
+}
+
+const ONE_THREAD = "This page is not isolated from other origins, so the browser gives it one thread: a server that sends "
+  + "Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy gives it more.";
+
+/**
+ * Has the service worker fetch what is missing for working without a network.
+ * @returns {Promise<string>} a sentence on what came of it, empty where there is no service worker
+ */
+export async function completeOffline() {
+  if (!navigator.serviceWorker || !(await navigator.serviceWorker.getRegistration())) return "";
+  const { active } = await navigator.serviceWorker.ready;
+  return new Promise((resolve) => {
+    navigator.serviceWorker.addEventListener("message", ({ data }) => {
+      if (data.type === "complete") resolve("This page now works without a network.");
+      if (data.type === "incomplete") resolve(`There is no offline copy yet: ${data.message}.`);
+    });
+    navigator.serviceWorker.startMessages();
+    active.postMessage({ type: "complete" });
+  });
+}

@@ -1,0 +1,140 @@
+// Service worker of the page: keeps a copy of its files, so that it works without a network, and adds the headers with
+// which a browser gives threads, so that any static server will do.
+//
+// Files are kept by their hash in manifest.json, which the page's exporter wrote: a new version of the page takes over
+// what has not changed, and no answer mixes two versions. Two manifests are remembered:
+//
+//   adopted    of the page as it was last opened: the server's, or without a network the complete one
+//   complete   the last one of which every file is here; what only older ones name is deleted when there is a new one
+
+const SCOPE = new URL("./", self.location).href;
+const NAME = `ppexport ${SCOPE}`;
+const MANIFEST = "manifest.json";
+/** How long a slow network may keep somebody from the copy that is here. */
+const PATIENCE_MS = 4000;
+/** Without these a page has one thread: they say that it loads nothing from elsewhere. */
+const ISOLATED = {
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Embedder-Policy": "require-corp",
+  "Cross-Origin-Resource-Policy": "same-origin",
+};
+
+const kept = (cache, name, mark) => cache.match(`${SCOPE}${name}?${mark}`, { ignoreVary: true });
+const keep = (cache, name, mark, response) => cache.put(`${SCOPE}${name}?${mark}`, response);
+
+/** An answer of the network with the headers of an isolated page, and no others that would make a cache refuse it. */
+function answer(body, from) {
+  const headers = new Headers(ISOLATED);
+  for (const name of ["Content-Type", "Content-Security-Policy", "Referrer-Policy", "X-Content-Type-Options"]) {
+    if (from.headers.has(name)) headers.set(name, from.headers.get(name));
+  }
+  return new Response(body, { status: from.status, statusText: from.statusText, headers });
+}
+
+/** The content of a manifest, or null for anything else, such as the page of a hotel's network. */
+function parse(text) {
+  try {
+    const found = JSON.parse(text);
+    return found.format === "ppexport-artifact" && typeof found.files === "object" ? found : null;
+  } catch {
+    return null;
+  }
+}
+
+/** What the page consists of as it was last opened, or null. */
+async function adopted(cache) {
+  const found = await kept(cache, MANIFEST, "adopted");
+  return found ? parse(await found.text()) : null;
+}
+
+/** Takes the server's manifest, or without an answer that of the copy. "gone" where the server has no page any more. */
+async function adopt(cache) {
+  const copy = await kept(cache, MANIFEST, "complete");
+  try {
+    const signal = copy && AbortSignal.timeout(PATIENCE_MS);
+    const found = await fetch(SCOPE + MANIFEST, { cache: "no-cache", signal });
+    if (found.status === 404 || found.status === 410) return "gone";
+    const text = await found.text();
+    if (found.ok && parse(text)) {
+      await keep(cache, MANIFEST, "adopted", answer(text, found));
+      return "new";
+    }
+  } catch {
+    // No network, or none that answers in time: the copy is for that.
+  }
+  if (copy) await keep(cache, MANIFEST, "adopted", copy);
+  return copy ? "copy" : "none";
+}
+
+async function hashOf(bytes) {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** The file `name` from the network, kept if it is what the manifest says. */
+async function load(cache, name, hash) {
+  const found = await fetch(SCOPE + name, { cache: "no-cache" });
+  const bytes = await found.arrayBuffer();
+  const right = found.ok && (await hashOf(bytes)) === hash;
+  if (right) await keep(cache, name, hash, answer(bytes, found)).catch(() => {});
+  return { response: answer(bytes, found), right };
+}
+
+async function respond(request, name) {
+  const cache = await caches.open(NAME);
+  if (name === "index.html" && request.mode === "navigate" && (await adopt(cache)) === "gone") {
+    // Something else lives at this address now: leave it alone from here on.
+    await Promise.all([caches.delete(NAME), self.registration.unregister()]);
+    return fetch(request);
+  }
+  if (name === MANIFEST) return (await kept(cache, MANIFEST, "adopted")) ?? fetch(request);
+  const hash = (await adopted(cache))?.files[name];
+  if (!hash) return fetch(request);
+  return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
+}
+
+/** Fetches what is missing of the adopted page, then forgets what only older ones had. Throws if a file cannot be had. */
+async function complete() {
+  const cache = await caches.open(NAME);
+  if (!(await adopted(cache))) await adopt(cache);
+  const manifest = await adopted(cache);
+  if (!manifest) throw new Error("the server does not answer");
+  // What only our own measuring server can serve is of no use without it.
+  const files = Object.entries(manifest.files).filter(([name]) => !name.startsWith("measure"));
+  for (const [name, hash] of files) {
+    if (await kept(cache, name, hash)) continue;
+    if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
+    if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
+  }
+  const now = await kept(cache, MANIFEST, "adopted");
+  // Opened anew meanwhile, of a newer version: that one asks for itself.
+  if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
+  await keep(cache, MANIFEST, "complete", now);
+  const wanted = new Set([`${MANIFEST}?adopted`, `${MANIFEST}?complete`, ...files.map(([name, hash]) => `${name}?${hash}`)]);
+  for (const { url } of await cache.keys()) {
+    if (!wanted.has(url.slice(SCOPE.length))) await cache.delete(url);
+  }
+}
+
+self.addEventListener("install", (event) => {
+  // What is kept is checked by its hash, so that a new version of this file can take over at once.
+  event.waitUntil(caches.open(NAME).then(adopt).then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+
+self.addEventListener("fetch", (event) => {
+  const { method, url } = event.request;
+  const [address] = url.split(/[?#]/);
+  // The page's own files lie right in its folder: nothing else, and no other origin, is any business of ours.
+  if (method !== "GET" || !address.startsWith(SCOPE)) return;
+  const name = address.slice(SCOPE.length) || "index.html";
+  if (name.includes("/") || name.startsWith("measure")) return;
+  event.respondWith(respond(event.request, name));
+});
+
+self.addEventListener("message", (event) => {
+  if (event.data?.type !== "complete") return;
+  const tell = (message) => event.source.postMessage(message);
+  event.waitUntil(complete().then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+});
