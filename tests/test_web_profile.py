@@ -34,6 +34,7 @@ from ppexport.parity.inputs import parity_inputs
 from ppexport.profile.browser import measure_in_browser
 from ppexport.profile.remote import Settings, prepare_remote
 from ppexport.profile.result import Profile
+from ppexport.remote.lan import lan_addresses
 from ppexport.report.page import board_line
 
 pytest_plugins = ["web_fixtures"]
@@ -279,3 +280,33 @@ def test_a_count_that_differs_ends_the_run_and_leaves_nothing(folder, tmp_path, 
         with pytest.raises(ArtifactError, match=f"in picture {name} the browser counted 7 impure tokens"):
             measure_in_browser(request, session, quiet)
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_page_of_the_local_network_is_insecure_and_marked(page_folder, tmp_path):
+    found = lan_addresses()
+    if not found:
+        pytest.skip("this machine has no address but its own")
+    request = request_of(page_folder, tmp_path / "run")
+    opened = BrowserSession(read_artifact(page_folder), address=found[0])
+    with opened as session, Headless(session.url) as browser:
+        session.alive = browser.problem
+        session.wait_for_client(120)
+        p = measure_in_browser(request, session, quiet)
+    told = p.data["machine"]["browser"]
+    assert (told["secure"], told["isolated"], told["threads"]) == (False, False, 1)
+    kinds = {mark["kind"] for mark in p.data["marks"]}
+    assert {"insecure", "timer"} <= kinds
+    assert ("threads" in kinds) == (told["cores"] > 1)
+
+
+@pytest.mark.slow
+def test_webgpu_in_software_is_a_column_of_its_own(tmp_path_factory, tmp_path, monkeypatch):
+    folder = small_page(tmp_path_factory)
+    some = [item for item in parity_inputs((32, 32), 2) if item.name == "coffee"]
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
+    with BrowserRunner(read_artifact(folder), "webgpu") as runner:
+        report = parity_run.run_parity(small_network(), runner, tmp_path / "run", quiet)
+        assert runner.session.facts["adapter"]["fallback"] is True
+    assert report.passed
+    assert report.pairs[1].other == "web-fp32-webgpu-fallback"
+    assert report.pairs[1].worst.errors.psnr > 100
