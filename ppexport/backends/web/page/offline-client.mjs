@@ -20,9 +20,10 @@ export async function prepareOffline() {
   try {
     if (isolated) sessionStorage.removeItem(RELOADED);
     await navigator.serviceWorker.register("offline.js", { updateViaCache: "none" });
-    if (isolated || sessionStorage.getItem(RELOADED)) return { reloads: false, problem: isolated ? "" : ONE_THREAD };
-    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
-    if (!(await Promise.race([navigator.serviceWorker.ready, late]))) return { reloads: false, problem: ONE_THREAD };
+    // Then what the page loads next is kept right away, instead of being loaded twice.
+    const active = await Promise.race([navigator.serviceWorker.ready, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
+    if (isolated) return { reloads: false, problem: "" };
+    if (!active || sessionStorage.getItem(RELOADED)) return { reloads: false, problem: ONE_THREAD };
     sessionStorage.setItem(RELOADED, "1");
     location.reload();
     return { reloads: true, problem: "" };
@@ -33,6 +34,12 @@ export async function prepareOffline() {
 
 const ONE_THREAD = "This page is not isolated from other origins, so the browser gives it one thread: a server that sends "
   + "Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy gives it more.";
+
+/** Calls `heard` with the number of bytes that came over the network, while the service worker loads files. */
+export function onLoading(heard) {
+  navigator.serviceWorker?.addEventListener("message", ({ data }) => data.type === "loading" && heard(data.bytes));
+  navigator.serviceWorker?.startMessages();
+}
 
 /**
  * Has the service worker fetch what is missing for working without a network.
@@ -46,7 +53,6 @@ export async function completeOffline() {
       if (data.type === "complete") resolve("This page now works without a network.");
       if (data.type === "incomplete") resolve(`There is no offline copy yet: ${data.message}.`);
     });
-    navigator.serviceWorker.startMessages();
     active.postMessage({ type: "complete" });
   });
 }

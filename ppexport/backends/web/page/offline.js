@@ -12,6 +12,8 @@ const NAME = `ppexport ${SCOPE}`;
 const MANIFEST = "manifest.json";
 /** How long a slow network may keep somebody from the copy that is here. */
 const PATIENCE_MS = 4000;
+/** How often pages hear how much of a file has come. */
+const TELL_MS = 200;
 /** Without these a page has one thread: they say that it loads nothing from elsewhere. */
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -71,10 +73,28 @@ async function hashOf(bytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** All bytes of an answer. The pages hear how many there are so far. */
+async function bytesOf(found) {
+  const parts = [];
+  let heard = performance.now();
+  let fresh = 0;
+  const tell = async () => {
+    const message = { type: "loading", bytes: fresh };
+    [fresh, heard] = [0, performance.now()];
+    for (const client of await self.clients.matchAll()) client.postMessage(message);
+  };
+  for (let reader = found.body.getReader(), part = await reader.read(); !part.done; part = await reader.read()) {
+    parts.push(part.value);
+    fresh += part.value.length;
+    if (performance.now() - heard > TELL_MS) await tell();
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
 /** The file `name` from the network, kept if it is what the manifest says. */
 async function load(cache, name, hash) {
   const found = await fetch(SCOPE + name, { cache: "no-cache" });
-  const bytes = await found.arrayBuffer();
+  const bytes = await bytesOf(found);
   const right = found.ok && (await hashOf(bytes)) === hash;
   if (right) await keep(cache, name, hash, answer(bytes, found)).catch(() => {});
   return { response: answer(bytes, found), right };
