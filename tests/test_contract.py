@@ -25,7 +25,7 @@ FLOATS = ("fp32", "fp16")
 
 def is_slow(architecture: str, backend: str, precision: str) -> bool:
     """Whether this combination is left to `make test-slow`."""
-    if backends()[backend].builds_slowly:
+    if backends()[backend].builds_slowly or backends()[backend].opens_slowly:
         return True
     if architecture not in EVERYWHERE:
         return (backend, precision) != ("onnx", "fp32")
@@ -80,6 +80,8 @@ def calibrations(calibrated, tmp_path_factory):
 def test_a_promise(architecture, backend, precision, calibrations, tmp_path, monkeypatch):
     if missing_modules(backend):
         pytest.skip(f"{missing_modules(backend)} is not installed")
+    if backend.lacking():
+        pytest.skip(backend.lacking())
     if (architecture, precision) in UNJUDGED:
         pytest.skip(UNJUDGED[architecture, precision])
     size, calibration = TWO_WINDOWS if "camixer" in architecture else SMALLER, None
@@ -92,7 +94,12 @@ def test_a_promise(architecture, backend, precision, calibrations, tmp_path, mon
         network, backend=backend.name, size=size, out=tmp_path / "a", precision=precision, calibration=calibration
     )
     (item,) = (item for item in parity_inputs(size, 2) if item.name == "coffee")
-    with ppexport.open_artifact(folder) as runner:
+    try:
+        opened = ppexport.open_artifact(folder)
+    except ppexport.errors.UnavailableError as error:
+        # Its program is no package of Python: a browser.
+        pytest.skip(str(error))
+    with opened as runner:
         # What it says of numbers beyond fp16, as its record does.
         assert runner.calibrates == ("fp16" in backend.calibrated | backend.may_calibrate)
         assert runner.has_fp32 == ("fp32" in backend.precisions)

@@ -43,6 +43,10 @@ def test_the_size_is_that_of_each_file():
     files = {"model.ort": 6_300_000, "model.onnx": 6_050_000, "list.config": 2_100}
     said = "12.35 MB in all (model.ort 6.30 MB, model.onnx 6.05 MB, list.config 2.1 kB)"
     assert size_text(12_352_100, files) == said
+    page = {"model.onnx": 4_240_000, **{f"{i}.mjs": 20_000 for i in range(12)}, "ort.wasm": 41_000_000}
+    assert size_text(45_480_000, page) == (
+        "45.48 MB in all (model.onnx 4.24 MB, ort.wasm 41.00 MB, 12 smaller files 0.24 MB)"
+    )
     assert size_text(6_050_900, {"model.onnx": 6_050_000}) == "6.05 MB"
 
 

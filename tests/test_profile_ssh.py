@@ -389,10 +389,11 @@ sys.path.insert(0, sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 IN_NUMPY_1_17 = {
-    "abs", "arange", "array", "asarray", "ascontiguousarray", "bincount", "bool_", "ceil", "clip", "count_nonzero",
-    "ctypeslib", "dtype", "exp", "flatnonzero", "float32", "float64", "floor", "full", "generic", "inf", "int16",
-    "int32", "int64", "int8", "integer", "isfinite", "isnan", "load", "maximum", "mean", "minimum", "ndarray",
-    "ones", "prod", "stack", "take", "uint16", "uint8", "where", "zeros",
+    "abs", "arange", "array", "array_equal", "asarray", "ascontiguousarray", "bincount", "bool_", "ceil", "clip",
+    "count_nonzero", "ctypeslib", "dtype", "exp", "flatnonzero", "float32", "float64", "floor", "frombuffer",
+    "full", "generic", "inf", "int16", "int32", "int64", "int8", "integer", "isfinite", "isnan", "load", "maximum",
+    "mean", "minimum", "ndarray", "ones", "prod", "stack", "take", "uint16", "uint8", "unpackbits", "where",
+    "zeros",
 }  # fmt: skip
 """What the archive may use of NumPy; each was looked up in 1.17.4. A name that is missing here needs the same."""
 

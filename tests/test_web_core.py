@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import threading
 import zlib
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from shutil import which
 
 import numpy as np
 import pytest
 from conftest import NAMES, golden_arrays
 from PIL import Image
+from web_javascript import decoded, run
+from web_pages import served
 
 import ppexport
 from ppexport.device import mask as host
@@ -25,74 +23,18 @@ from ppexport.device.mask import Layout
 from ppexport.device.picture import to_input
 from ppexport.imaging.tiles import Blender, cut, plan_grid
 
+pytest_plugins = ["web_fixtures"]
 PAGE = Path(ppexport.__file__).parent / "backends" / "web" / "page"
-CSP = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; worker-src 'self'"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """The page's folder, with the headers that isolate it."""
-
-    def guess_type(self, path):
-        return {"mjs": "text/javascript", "wasm": "application/wasm"}.get(
-            str(path).rpartition(".")[2]
-        ) or super().guess_type(path)
-
-    def end_headers(self):
-        self.send_header("Content-Security-Policy", CSP)
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        super().end_headers()
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
-def page():
-    """A tab of headless Chromium on an empty page beside the modules."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=PAGE))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+def page(browser):
+    """A tab on the folder of the page's modules."""
+    with served(PAGE) as address:
         tab = browser.new_page()
-        tab.goto(f"http://127.0.0.1:{server.server_port}/sha256.mjs")
+        tab.goto(f"{address}sha256.mjs")
         yield tab
-        browser.close()
-    server.shutdown()
-    server.server_close()
-
-
-HELPERS = """
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const floats = (text) => new Float32Array(bytes(text).buffer);
-const text = (array) => {
-  const all = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-  let found = "";
-  for (let i = 0; i < all.length; i += 8192) found += String.fromCharCode(...all.subarray(i, i + 8192));
-  return btoa(found);
-};
-"""
-
-
-def run(page, body, argument):
-    """What the JavaScript *body* returns of `cases`, *argument* with its arrays as base64."""
-    return page.evaluate(f"async (cases) => {{ {HELPERS} {body} }}", encoded(argument))
-
-
-def encoded(value):
-    if isinstance(value, np.ndarray):
-        return base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
-    if isinstance(value, dict):
-        return {name: encoded(item) for name, item in value.items()}
-    return [encoded(item) for item in value] if isinstance(value, list) else value
-
-
-def decoded(text, kind, shape=(-1,)):
-    return np.frombuffer(base64.b64decode(text), kind).reshape(shape)
+        tab.close()
 
 
 # The paddings and grids of PP-ATD-light, of PP-SwinIR-light and of PP-CAMixerSR.

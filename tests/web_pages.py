@@ -69,7 +69,7 @@ def served(folder: Path, *, isolated: bool = True, port: int = 0) -> Iterator[st
     """The address of *folder* on a static server of the loopback; *isolated* with the headers that allow threads."""
     handler = partial(_Static if isolated else _Plain, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"

@@ -20,6 +20,7 @@ def backends(json: Json = None) -> None:
     console, listed = people(json), []
     for backend in registered().values():
         missing, options = missing_modules(backend), describe_options(backend.options())
+        lacks = f"{', '.join(missing)} is missing: {how_to_install(backend.extra)}" if missing else backend.lacking()
         own = [runtime for runtime in runtimes().values() if runtime.backend == backend.name]
         runs = [f"{runtime.name}:{device}" for runtime in own for device in runtime.devices()]
         listed.append(
@@ -31,11 +32,11 @@ def backends(json: Json = None) -> None:
                 "options": options,
                 "extra": backend.extra,
                 "missing": missing,
+                "lacks": lacks,
                 "runtimes": runs,
             }
         )
         needs = "" if not backend.calibrated else f" (by a calibration: {', '.join(sorted(backend.calibrated))})"
-        lacks = f"{', '.join(missing)} is missing: {how_to_install(backend.extra)}" if missing else backend.lacking()
         console.print(f"{backend.name}: {backend.summary}")
         console.print(f"    precisions: {', '.join(backend.precisions)}{needs}")
         for name, what in options.items():

@@ -10,7 +10,7 @@ import typer
 
 from ppexport.cli import options as shared
 from ppexport.cli.console import emit_json, people, stages
-from ppexport.errors import InputError
+from ppexport.errors import InputError, counted
 
 EXAMPLE = "Example: ppexport export pp_atd_light_x2 --size 64x64 -o x2_64"
 NOTES = {
@@ -21,6 +21,9 @@ NOTES = {
 }
 """What the command says about the recipe of an int8 file, by where the recipe comes from."""
 
+MOST_NAMED = 8
+"""Files whose sizes are said each."""
+
 
 def bytes_of(path: Path) -> int:
     """The bytes of a file, or of all files in a folder."""
@@ -29,12 +32,19 @@ def bytes_of(path: Path) -> int:
 
 
 def size_text(whole: int, files: Mapping[str, int]) -> str:
-    """The size of an artifact of *whole* bytes, and of its *files* where it is several: a device needs only some."""
+    """The size of an artifact of *whole* bytes, and of its *files* where it is several: a device needs only some.
+
+    Of many files those below 1 % of the whole are one sum.
+    """
 
     def text(size: int) -> str:
         return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
-    own = ", ".join(f"{name} {text(size)}" for name, size in files.items())
+    small = [size for size in files.values() if size < whole / 100] if len(files) > MOST_NAMED else []
+    named = {name: size for name, size in files.items() if size not in small}
+    if small:
+        named[counted(len(small), "smaller file")] = sum(small)
+    own = ", ".join(f"{name} {text(size)}" for name, size in named.items())
     return f"{text(whole)} in all ({own})" if len(files) > 1 else text(whole)
 
 

@@ -97,25 +97,29 @@ class Past:
         """Where t continues."""
         self.complete = False
 
+    def add(self, record: list[Any], name: str) -> None:
+        """Count one *record* of the journal *name*. Raises JournalError for one of a subject that there is not."""
+        kind = record[0]
+        if kind in ("q", "load") and not 0 <= record[1] < len(self.queries):
+            raise JournalError(f"{name}: a record of subject {record[1]}")
+        if kind == "q":
+            self.queries[record[1]] += 1
+            self.ns[record[1]] += record[4]
+            self.end = max(self.end, record[3] + record[4])
+        elif kind == "c":
+            self.end = max(self.end, record[1])
+        elif kind == "load":
+            self.loaded[record[1]] = True
+        elif kind == "end":
+            self.complete = True
+
 
 def read_past(path: str, subjects: int) -> Past:
     """What the journal *path* of a number of *subjects* holds so far. Raises JournalError for a damaged one."""
     past = Past(subjects)
     with open(path, "rb") as stream:
         for record in lines_of(stream, path):
-            kind = record[0]
-            if kind in ("q", "load") and not 0 <= record[1] < subjects:
-                raise JournalError(f"{path}: a record of subject {record[1]}")
-            if kind == "q":
-                past.queries[record[1]] += 1
-                past.ns[record[1]] += record[4]
-                past.end = max(past.end, record[3] + record[4])
-            elif kind == "c":
-                past.end = max(past.end, record[1])
-            elif kind == "load":
-                past.loaded[record[1]] = True
-            elif kind == "end":
-                past.complete = True
+            past.add(record, path)
     return past
 
 

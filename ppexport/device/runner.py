@@ -127,6 +127,8 @@ class Runner(ABC):
     """Whether an export in fp16 keeps in fp32 what a calibration found to exceed fp16."""
     has_fp32 = True
     """Whether anything is computed in fp32 here."""
+    variant = ""
+    """What tells it from the usual runner of its backend, such as a device, for the names of columns."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact

@@ -47,6 +47,8 @@ class Runtime:
     times: str = ""
     """The module with `layer_times(target, artifact, images) -> list[Operation]`, and METHOD for people; "" for a
     runtime that does not report the time of its operations."""
+    place: str = ""
+    """The only value of `profile --on` with which it is timed; "" where this machine and devices run it."""
 
     @property
     def module(self) -> str:

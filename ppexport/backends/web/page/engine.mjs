@@ -41,7 +41,8 @@ WebAssembly.Memory = new Proxy(WebAssembly.Memory, {
 /** An error's text, in words for people where it is one that everybody may meet. */
 export function explained(error) {
   const text = String(error?.message ?? error).split("\n")[0];
-  return /out of memory|bad_alloc|allocat|OOM/i.test(text)
+  // What the runtime throws in wasm and does not catch is a number.
+  return typeof error === "number" || /out of memory|bad_alloc|allocation failed|failed to allocate|\bOOM\b/i.test(text)
     ? `The browser gives this page no more memory: close other tabs, or use a page with a smaller --size (${text})`
     : text;
 }
@@ -142,8 +143,6 @@ export async function openEngine({ base = new URL(".", import.meta.url), device 
   if (choice.adapter) ort.env.webgpu.adapter = choice.adapter;
   const session = await ort.InferenceSession.create(model, {
     executionProviders: [choice.device], graphOptimizationLevel: "all", logSeverityLevel: 3,
-    // Softmax leaves denormals, over which x86 cores take a hundred times as long.
-    extra: { session: { set_denormal_as_zero: "1" } },
   });
   const facts = {
     device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.facts ?? null,
@@ -196,12 +195,20 @@ export class Engine {
   }
 
   /**
-   * Super-resolves a prepared input.
+   * Super-resolves a prepared input. A result that is not finite is an error.
    * @param {Prepared} prepared
    * @returns {Promise<{sr: Float32Array, impure: number, capacity: number, ms: number}>} `sr` is (3, h * scale,
    *   w * scale), not clipped; `impure` the tokens that took slots; `ms` from float32 here to float32 here
    */
   async run(prepared) {
+    const found = await this.runUnchecked(prepared);
+    // As 8-bit levels NaN would become an ordinary colour.
+    if (!finite(found.sr)) throw new Error(`The model returned NaN or infinite values: ${this.wayOut()}`);
+    return found;
+  }
+
+  /** As `run`, for whoever checks the picture. */
+  async runUnchecked(prepared) {
     const { ort: { Tensor }, manifest: { size, capacities, mask } } = this;
     const begin = performance.now();
     const inputs = { lr: new Tensor("float32", prepared.lr, [1, 3, ...size]) };
@@ -212,7 +219,6 @@ export class Engine {
     const outputs = await (this.lost ? Promise.race([running, this.lost]) : running);
     const [sr, count] = await Promise.all([outputs.sr.getData(), outputs.impure_tokens.getData()]);
     const ms = performance.now() - begin;
-    if (!finite(sr)) throw new Error(`The model returned NaN or infinite values: ${this.wayOut()}`);
     return { sr, impure: Number(count[0]), capacity: prepared.capacity, ms };
   }
 

@@ -50,7 +50,7 @@ function wholeMask(rgb, height, width) {
 async function upscale({ id, width, height, rgba }) {
   const { manifest } = engine, { scale, size: [tileHeight, tileWidth], tokens } = manifest;
   const pixels = new Uint8Array(rgba), rgb = new Uint8Array(3 * width * height);
-  for (let from = 0, to = 0; to < rgb.length; from += 4, to += 3) rgb.set(pixels.subarray(from, from + 3), to);
+  for (let from = 0, to = 0; to < rgb.length; from++) if (from % 4 < 3) rgb[to++] = pixels[from];
   const grid = planGrid([height, width], manifest.size), blender = new Blender(grid, scale);
   const origins = grid.rows.flatMap((y) => grid.columns.map((x) => [y, x])), total = origins.length;
   const png = new PngWriter(width * scale, height * scale);
