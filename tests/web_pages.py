@@ -56,10 +56,10 @@ class _Plain(_Static):
 
 
 @contextmanager
-def served(folder: Path, *, isolated: bool = True) -> Iterator[str]:
+def served(folder: Path, *, isolated: bool = True, port: int = 0) -> Iterator[str]:
     """The address of *folder* on a static server of the loopback; *isolated* with the headers that allow threads."""
     handler = partial(_Static if isolated else _Plain, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -59,7 +59,7 @@ export function figuresOf(done, tiles, input, facts, manifest) {
     ["Size", `${size(input.width, input.height)} → ${size(done.width, done.height)} pixels`],
     ["Tiles", `${tiles.length.toLocaleString("en")} of ${size(manifest.size[1], manifest.size[0])}`],
     ["Loading took", duration(facts.loadMs)],
-    ["Peak memory", done.memory ? bytes(done.memory) : "not told by this browser"],
+    ["Peak memory of WebAssembly", done.memory ? bytes(done.memory) : "not told by this browser"],
     ["File", bytes(done.png.size)],
   );
   return { headline, details };

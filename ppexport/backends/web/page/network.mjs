@@ -55,7 +55,9 @@ export class Network {
     const notes = facts.notes.filter((note) => !(this.problem && note.startsWith("one thread")));
     at("settings-note").textContent = [this.problem, ...notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`)].filter(Boolean).join(" ");
     this.calls.opened(facts);
-    at("offline").textContent = await completeOffline();
+    // Without an adapter the GPU's 27 MB would be kept for nothing. A device that was named was not looked for.
+    const useless = at("device").value === "auto" && facts.adapter === null;
+    at("offline").textContent = await completeOffline(Object.keys(this.manifest.files).filter((name) => useless && /webgpu|asyncify/.test(name)));
   }
 
   #failed(message) {

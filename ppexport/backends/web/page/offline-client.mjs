@@ -43,9 +43,10 @@ export function onLoading(heard) {
 
 /**
  * Has the service worker fetch what is missing for working without a network.
+ * @param {string[]} spare files that are of no use here
  * @returns {Promise<string>} a sentence on what came of it, empty where there is no service worker
  */
-export async function completeOffline() {
+export async function completeOffline(spare) {
   if (!navigator.serviceWorker || !(await navigator.serviceWorker.getRegistration())) return "";
   const { active } = await navigator.serviceWorker.ready;
   return new Promise((resolve) => {
@@ -53,6 +54,6 @@ export async function completeOffline() {
       if (data.type === "complete") resolve("This page now works without a network.");
       if (data.type === "incomplete") resolve(`There is no offline copy yet: ${data.message}.`);
     });
-    active.postMessage({ type: "complete" });
+    active.postMessage({ type: "complete", spare });
   });
 }

@@ -113,8 +113,11 @@ async function respond(request, name) {
   return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
 }
 
-/** Fetches what is missing of the adopted page, then forgets what only older ones had. Throws if a file cannot be had. */
-async function complete() {
+/**
+ * Fetches what is missing of the adopted page, except the files `spare`, then forgets what only older pages had.
+ * Throws if a file cannot be had.
+ */
+async function complete(spare) {
   const cache = await caches.open(NAME);
   if (!(await adopted(cache))) await adopt(cache);
   const manifest = await adopted(cache);
@@ -122,7 +125,7 @@ async function complete() {
   // What only our own measuring server can serve is of no use without it.
   const files = Object.entries(manifest.files).filter(([name]) => !name.startsWith("measure"));
   for (const [name, hash] of files) {
-    if (await kept(cache, name, hash)) continue;
+    if (spare.includes(name) || (await kept(cache, name, hash))) continue;
     if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
     if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
   }
@@ -156,5 +159,5 @@ self.addEventListener("fetch", (event) => {
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
   const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete().then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  event.waitUntil(complete(event.data.spare).then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
 });

@@ -169,7 +169,7 @@ function done(data) {
   at("canvas").setAttribute("aria-label", `${job.name}: left of the divider as the browser enlarges it, right of it the result`);
   for (const [id, hidden] of [["work", true], ["tools", false], ["figures", false]]) at(id).hidden = hidden;
   at("split").focus({ preventScroll: true });
-  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider to compare.`);
+  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider and zoom in to compare.`);
 }
 
 function cancelled() {
@@ -250,7 +250,7 @@ for (const [id, action] of Object.entries({
 })) at(id).addEventListener("click", action);
 at("settings-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (page.job) return say("Cancel the picture that is being enlarged first.");
+  if (page.job && !page.waiting) return say("Cancel the picture that is being enlarged first.");
   complain("");
   page.network.open();
 });

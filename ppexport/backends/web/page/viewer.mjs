@@ -225,7 +225,8 @@ export class Viewer {
         this.zoomTo((this.zoom * apart(place)) / apart(before), (place.x + other.x) / 2, (place.y + other.y) / 2);
       }
     }
-    if (this.doing === "split") this.#splitAt(place.x);
+    // A finger moves the divider by as much as itself, so that scrolling the page moves it by next to nothing.
+    if (this.doing === "split") this.#splitAt(event.pointerType === "mouse" ? place.x : this.#divider + place.x - before.x);
     else this.#pan((place.x - before.x) / this.pointers.size, (place.y - before.y) / this.pointers.size);
     this.pointers.set(event.pointerId, place);
   }
