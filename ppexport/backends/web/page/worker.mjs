@@ -11,7 +11,7 @@
 //      {type: "cancelled", id}
 //      {type: "error", id, message}                     id is null before the engine is open
 
-import { explained, openEngine } from "./engine.mjs";
+import { explained, openEngine, turn } from "./engine.mjs";
 import { centresOf, labels, pureMask } from "./mask.mjs";
 import { PngWriter } from "./png.mjs";
 import { Blender, cut, planGrid } from "./tiles.mjs";
@@ -19,18 +19,6 @@ import { Blender, cut, planGrid } from "./tiles.mjs";
 let engine = null;
 let queue = Promise.resolve();
 const cancelled = new Set();
-
-/** Lets the messages that have arrived meanwhile, such as "cancel", be read. */
-function turn() {
-  return new Promise((resolve) => {
-    const channel = new MessageChannel();
-    channel.port1.onmessage = () => {
-      channel.port1.close();
-      resolve();
-    };
-    channel.port2.postMessage(null);
-  });
-}
 
 /** The Pure-Pass mask of the whole picture, for people: null where the network has none. */
 function wholeMask(rgb, height, width) {
@@ -60,6 +48,7 @@ async function upscale({ id, width, height, rgba }) {
   const prepare = (origin) => engine.prepare(cut(rgb, [height, width], origin, manifest.size), centres);
   let ms = 0, next = prepare(origins[0]);
   for (let i = 0; i < total; i++) {
+    // Reads a "cancel" that has arrived meanwhile.
     await turn();
     if (cancelled.delete(id)) return postMessage({ type: "cancelled", id });
     // The next tile is prepared while a GPU computes this one.
