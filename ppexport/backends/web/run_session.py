@@ -49,7 +49,7 @@ from ppexport.backends.web.run_work import (
 )
 from ppexport.device.artifact import Artifact
 from ppexport.device.journal import Past
-from ppexport.errors import ArtifactError, PpexportError, UnavailableError, printable
+from ppexport.errors import PpexportError, UnavailableError, printable
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no numpy.typing.
@@ -77,6 +77,7 @@ class BrowserSession:
     Attributes:
         url: what to open.
         facts: what the browser says of itself and of what computes in it, once it is connected.
+        here: whether the browser is known to run on this machine.
         alive: returns why nothing can come any more, such as a browser that was started here and ended; else None.
         notice: receives sentences for people.
     """
@@ -109,6 +110,7 @@ class BrowserSession:
         self.artifact, self.notice = artifact, notice
         self.facts: dict[str, Any] = {}
         self.alive: Callable[[], Optional[str]] = lambda: None
+        self.here = False
         self._device, self._threads, self._silence = device, threads or 0, silence
         self._changed = threading.Condition()
         self._client, self._attempt, self._opened = "", 0, 0
@@ -163,8 +165,9 @@ class BrowserSession:
             progress: receives (queries so far, queries at least), likewise.
 
         Raises:
-            PpexportError: what *write* raised; UnavailableError where the browser is gone or cannot go on; JournalError
-                for what no journal of ours holds.
+            PpexportError, OSError: what *write* raised.
+            UnavailableError: the browser is gone or cannot go on.
+            JournalError: it sent what no journal of ours holds.
         """
         self._do(LatencyWork(self._number(), images, plan, past, write, progress))
 
@@ -193,7 +196,7 @@ class BrowserSession:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        if isinstance(error, PpexportError):
+        if isinstance(error, (PpexportError, OSError)):
             self.finish(str(error), failed=True)
         elif error is not None:
             again = "The same command continues it, and shows a new address."
@@ -205,7 +208,7 @@ class BrowserSession:
         return self._numbers
 
     def _do(self, work: Work) -> None:
-        """Have the page do *work*. Raises PpexportError."""
+        """Have the page do *work*. Raises PpexportError, and OSError of a journal that cannot be written."""
         with self._changed:
             self._work = work
             self._changed.notify_all()
@@ -366,7 +369,7 @@ class BrowserSession:
             work.received += len(request.body)
             work.take(request.body, last == "1")
         except (PpexportError, OSError) as error:
-            work.error = error if isinstance(error, PpexportError) else ArtifactError(str(error))
+            work.error = error
             raise Refused(400, printable(str(error)), next=work.next) from None
         finally:
             self._changed.notify_all()

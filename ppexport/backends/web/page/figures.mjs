@@ -44,13 +44,13 @@ export function deviceWords({ device, threads, adapter }) {
  * @returns {{headline: [string, string][], details: [string, string][]}}
  */
 export function figuresOf(done, tiles, input, facts, manifest) {
-  const headline = [["a tile", duration(done.msPerTile)], ["for a megapixel of the result", duration(done.msPerMegapixel)], ["in all", duration(done.ms)]];
+  const headline = [["per tile", duration(done.msPerTile)], ["per output megapixel", duration(done.msPerMegapixel)], ["in all", duration(done.ms)]];
   const details = [];
   if (done.pure) {
     headline.unshift(["pure pixels", percent(done.pureShare)]);
     const [used, ran, all] = [mean(tiles.map((tile) => tile.impure)), mean(tiles.map((tile) => tile.capacity)), Math.max(...manifest.capacities)];
     const whole = (value) => Math.round(value).toLocaleString("en");
-    details.push(["Slots of a tile", `${whole(used)} used of ${whole(ran)}${manifest.capacities.length > 1 ? `; ${whole(all)} at most` : ""}${tiles.length > 1 ? " (mean)" : ""}`]);
+    details.push([tiles.length > 1 ? "Slots, mean of tiles" : "Slots", `${whole(used)} used of ${whole(ran)}${manifest.capacities.length > 1 ? ` that were computed; ${whole(all)} at most` : ""}`]);
     const over = tiles.filter((tile) => tile.impure > tile.capacity).length;
     if (over) details.push(["Over capacity", `${counted(over, "tile")} with more impure pixels than slots: there the result is not quite the network's`]);
   }
@@ -59,7 +59,7 @@ export function figuresOf(done, tiles, input, facts, manifest) {
     ["Size", `${size(input.width, input.height)} → ${size(done.width, done.height)} pixels`],
     ["Tiles", `${tiles.length.toLocaleString("en")} of ${size(manifest.size[1], manifest.size[0])}`],
     ["Loading took", duration(facts.loadMs)],
-    ["Peak memory", done.memory ? bytes(done.memory) : "not told by this browser"],
+    ["Peak memory of WebAssembly", done.memory ? bytes(done.memory) : "not told by this browser"],
     ["File", bytes(done.png.size)],
   );
   return { headline, details };

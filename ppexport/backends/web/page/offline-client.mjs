@@ -20,9 +20,10 @@ export async function prepareOffline() {
   try {
     if (isolated) sessionStorage.removeItem(RELOADED);
     await navigator.serviceWorker.register("offline.js", { updateViaCache: "none" });
-    if (isolated || sessionStorage.getItem(RELOADED)) return { reloads: false, problem: isolated ? "" : ONE_THREAD };
-    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
-    if (!(await Promise.race([navigator.serviceWorker.ready, late]))) return { reloads: false, problem: ONE_THREAD };
+    // Then what the page loads next is kept right away, instead of being loaded twice.
+    const active = await Promise.race([navigator.serviceWorker.ready, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
+    if (isolated) return { reloads: false, problem: "" };
+    if (!active || sessionStorage.getItem(RELOADED)) return { reloads: false, problem: ONE_THREAD };
     sessionStorage.setItem(RELOADED, "1");
     location.reload();
     return { reloads: true, problem: "" };
@@ -34,11 +35,18 @@ export async function prepareOffline() {
 const ONE_THREAD = "This page is not isolated from other origins, so the browser gives it one thread: a server that sends "
   + "Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy gives it more.";
 
+/** Calls `heard` with the number of bytes that came over the network, while the service worker loads files. */
+export function onLoading(heard) {
+  navigator.serviceWorker?.addEventListener("message", ({ data }) => data.type === "loading" && heard(data.bytes));
+  navigator.serviceWorker?.startMessages();
+}
+
 /**
  * Has the service worker fetch what is missing for working without a network.
+ * @param {string[]} spare files that are of no use here
  * @returns {Promise<string>} a sentence on what came of it, empty where there is no service worker
  */
-export async function completeOffline() {
+export async function completeOffline(spare) {
   if (!navigator.serviceWorker || !(await navigator.serviceWorker.getRegistration())) return "";
   const { active } = await navigator.serviceWorker.ready;
   return new Promise((resolve) => {
@@ -46,7 +54,6 @@ export async function completeOffline() {
       if (data.type === "complete") resolve("This page now works without a network.");
       if (data.type === "incomplete") resolve(`There is no offline copy yet: ${data.message}.`);
     });
-    navigator.serviceWorker.startMessages();
-    active.postMessage({ type: "complete" });
+    active.postMessage({ type: "complete", spare });
   });
 }

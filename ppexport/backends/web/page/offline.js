@@ -12,6 +12,8 @@ const NAME = `ppexport ${SCOPE}`;
 const MANIFEST = "manifest.json";
 /** How long a slow network may keep somebody from the copy that is here. */
 const PATIENCE_MS = 4000;
+/** How often pages hear how much of a file has come. */
+const TELL_MS = 200;
 /** Without these a page has one thread: they say that it loads nothing from elsewhere. */
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -71,10 +73,28 @@ async function hashOf(bytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** All bytes of an answer. The pages hear how many there are so far. */
+async function bytesOf(found) {
+  const parts = [];
+  let heard = performance.now();
+  let fresh = 0;
+  const tell = async () => {
+    const message = { type: "loading", bytes: fresh };
+    [fresh, heard] = [0, performance.now()];
+    for (const client of await self.clients.matchAll()) client.postMessage(message);
+  };
+  for (let reader = found.body.getReader(), part = await reader.read(); !part.done; part = await reader.read()) {
+    parts.push(part.value);
+    fresh += part.value.length;
+    if (performance.now() - heard > TELL_MS) await tell();
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
 /** The file `name` from the network, kept if it is what the manifest says. */
 async function load(cache, name, hash) {
   const found = await fetch(SCOPE + name, { cache: "no-cache" });
-  const bytes = await found.arrayBuffer();
+  const bytes = await bytesOf(found);
   const right = found.ok && (await hashOf(bytes)) === hash;
   if (right) await keep(cache, name, hash, answer(bytes, found)).catch(() => {});
   return { response: answer(bytes, found), right };
@@ -93,8 +113,11 @@ async function respond(request, name) {
   return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
 }
 
-/** Fetches what is missing of the adopted page, then forgets what only older ones had. Throws if a file cannot be had. */
-async function complete() {
+/**
+ * Fetches what is missing of the adopted page, except the files `spare`, then forgets what only older pages had.
+ * Throws if a file cannot be had.
+ */
+async function complete(spare) {
   const cache = await caches.open(NAME);
   if (!(await adopted(cache))) await adopt(cache);
   const manifest = await adopted(cache);
@@ -102,7 +125,7 @@ async function complete() {
   // What only our own measuring server can serve is of no use without it.
   const files = Object.entries(manifest.files).filter(([name]) => !name.startsWith("measure"));
   for (const [name, hash] of files) {
-    if (await kept(cache, name, hash)) continue;
+    if (spare.includes(name) || (await kept(cache, name, hash))) continue;
     if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
     if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
   }
@@ -136,5 +159,5 @@ self.addEventListener("fetch", (event) => {
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
   const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete().then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  event.waitUntil(complete(event.data.spare).then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
 });

@@ -2,13 +2,14 @@
 // what state the page is in and what it says.
 
 import { Choice } from "./choice.mjs";
-import { bytes, counted, deviceWords, figuresOf, fill, modelFacts, roughly } from "./figures.mjs";
-import { completeOffline, prepareOffline } from "./offline-client.mjs";
+import { bytes, counted, figuresOf, fill, modelFacts, roughly } from "./figures.mjs";
+import { Network } from "./network.mjs";
+import { prepareOffline } from "./offline-client.mjs";
 import { Preview, openPicture, pixelsOf, resultName } from "./picture.mjs";
 import { Viewer } from "./viewer.mjs";
 
 const at = (id) => document.getElementById(id);
-const page = { manifest: null, facts: null, worker: null, picture: null, waiting: null, job: null, id: 0, msPerTile: 0, address: "" };
+const page = { manifest: null, network: null, picture: null, waiting: null, job: null, id: 0, msPerTile: 0, address: "" };
 
 const viewer = new Viewer({ viewer: at("viewer"), canvas: at("canvas"), knob: at("knob"), range: at("split") }, () => {
   at("zoom").textContent = `${Math.round(100 * viewer.zoom)} %`;
@@ -23,6 +24,7 @@ const choice = new Choice(
 /** Shows one part of the page, and gives the focus to what comes next there. */
 function show(part, focus) {
   for (const id of ["start", "choice", "result"]) at(id).hidden = id !== part;
+  document.body.dataset.part = part;
   if (focus) at(focus).focus({ preventScroll: true });
 }
 
@@ -40,11 +42,6 @@ function complain(text, way, action) {
   at("trouble").append(document.createElement("br"), button);
 }
 
-function chip(kind, text) {
-  at("engine").dataset.kind = kind;
-  at("engine-text").textContent = text;
-}
-
 /** Runs `action`; what it throws is said to the user, and the page waits for another picture. */
 async function attempt(action) {
   try {
@@ -58,45 +55,24 @@ async function attempt(action) {
 
 // The network, in its worker.
 
-function openNetwork(device, threads) {
-  page.worker?.terminate();
-  page.facts = null;
-  chip("busy", "Loading the network …");
-  page.worker = new Worker("worker.mjs", { type: "module" });
-  page.worker.addEventListener("message", ({ data }) => heard(data));
-  page.worker.addEventListener("error", (event) => {
-    failedToOpen(`The network's program could not be started${event.message ? ` (${event.message})` : ""}: reload the page, with a network.`);
-  });
-  page.worker.postMessage({ type: "open", device, threads });
+function opened(facts) {
+  fill(at("model"), modelFacts(page.manifest, facts));
+  if (page.waiting) send(page.waiting);
+  else if (!at("start").hidden) say("Ready for a picture.");
 }
 
 function failedToOpen(message) {
-  chip("bad", "The network is not loaded");
-  complain(message, "Try again, with any device", () => {
+  if (page.job) stop();
+  complain(message, "Try again, on any device", () => {
     complain("");
-    at("device").value = "auto";
-    at("threads").value = "0";
-    openNetwork("auto", 0);
+    say("");
+    page.network.openAnyhow();
   });
-  if (page.job || page.waiting) stop();
   say("The network could not be loaded.");
-  at("settings").open = true;
-}
-
-function opened({ facts }) {
-  page.facts = facts;
-  chip("ready", `Ready: ${deviceWords(facts)}`);
-  fill(at("model"), modelFacts(page.manifest, facts));
-  if (page.waiting) send(page.waiting);
-  else if (at("start").hidden === false) say("Ready for a picture.");
-  completeOffline().then((text) => (at("offline").textContent = text));
 }
 
 function heard(data) {
-  if (data.type === "opened") opened(data);
-  else if (data.type === "loading") chip("busy", `Loading the network: ${bytes(data.loaded)}${data.total ? ` of ${bytes(data.total)}` : ""}`);
-  else if (data.type === "error" && !page.facts) failedToOpen(data.message);
-  else if (data.id === page.job?.id) ({ planned, tile, strip, done, cancelled, error: failed })[data.type]?.(data);
+  if (data.id === page.job?.id) ({ planned, tile, strip, done, cancelled, error: failed })[data.type]?.(data);
 }
 
 // One picture.
@@ -138,10 +114,10 @@ function begin(box, width, height) {
 
 /** Gives the picture to the network, as soon as that is loaded. */
 function send(message) {
-  page.waiting = page.facts ? null : message;
-  if (!page.facts) return say("Waiting for the network to be loaded.");
+  page.waiting = page.network.facts ? null : message;
+  if (page.waiting) return say("Waiting for the network to be loaded.");
   say(`Enlarging ${page.job.name}.`);
-  page.worker.postMessage(message, [message.rgba]);
+  page.network.worker.postMessage(message, [message.rgba]);
   // A phone that goes to sleep stops computing.
   navigator.wakeLock?.request("screen").then((lock) => (page.job ? (page.lock = lock) : lock.release()), () => {});
 }
@@ -183,7 +159,7 @@ function done(data) {
   URL.revokeObjectURL(page.address);
   page.address = URL.createObjectURL(data.png);
   Object.assign(at("download"), { href: page.address, download: resultName(job.name, manifest.scale), textContent: `Download PNG, ${bytes(data.png.size)}` });
-  const { headline, details } = figuresOf(data, job.tiles, job.input, page.facts, manifest);
+  const { headline, details } = figuresOf(data, job.tiles, job.input, page.network.facts, manifest);
   fill(at("headline"), headline);
   fill(at("details"), details);
   at("notes").replaceChildren(...job.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
@@ -193,7 +169,7 @@ function done(data) {
   at("canvas").setAttribute("aria-label", `${job.name}: left of the divider as the browser enlarges it, right of it the result`);
   for (const [id, hidden] of [["work", true], ["tools", false], ["figures", false]]) at(id).hidden = hidden;
   at("split").focus({ preventScroll: true });
-  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider to compare.`);
+  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider and zoom in to compare.`);
 }
 
 function cancelled() {
@@ -206,7 +182,7 @@ function failed({ message }) {
   complain(`The picture could not be enlarged: ${message}`);
   say("Choose another picture.");
   // What failed may have left the network's memory in disorder.
-  openNetwork(at("device").value, Number(at("threads").value));
+  page.network.open();
 }
 
 function finishJob() {
@@ -226,7 +202,7 @@ function cancel() {
   if (page.waiting) return cancelled();
   at("cancel").disabled = true;
   at("work-left").textContent = "stopping after this tile";
-  page.worker.postMessage({ type: "cancel", id: page.job.id });
+  page.network.worker.postMessage({ type: "cancel", id: page.job.id });
 }
 
 function pressMask(pressed) {
@@ -256,16 +232,16 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") take(event.dataTransfer.files[0]);
   });
 }
+
+function another() {
+  show("start", "file");
+  say("Ready for a picture.");
+}
+
 for (const [id, action] of Object.entries({
   cancel,
-  again: () => {
-    show("start", "file");
-    say("Ready for a picture.");
-  },
-  "choice-cancel": () => {
-    show("start", "file");
-    say("Ready for a picture.");
-  },
+  again: another,
+  "choice-cancel": another,
   fit: () => viewer.fit(),
   one: () => viewer.zoomTo(1),
   in: () => viewer.zoomTo(viewer.zoom * 1.5),
@@ -274,9 +250,9 @@ for (const [id, action] of Object.entries({
 })) at(id).addEventListener("click", action);
 at("settings-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (page.job) return say("Cancel the picture that is being enlarged first.");
+  if (page.job && !page.waiting) return say("Cancel the picture that is being enlarged first.");
   complain("");
-  openNetwork(at("device").value, Number(at("threads").value));
+  page.network.open();
 });
 window.addEventListener("beforeunload", (event) => page.job && event.preventDefault());
 
@@ -286,21 +262,17 @@ function offerSamples() {
   for (const name of page.manifest.build.samples ?? []) {
     const title = name.replace(/\.[^.]*$/, "").replace(/[-_]/g, " ");
     const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.append(Object.assign(new Image(), { src: name, alt: "" }), document.createElement("br"), title[0].toUpperCase() + title.slice(1));
-    button.addEventListener("click", () => attempt(async () => use(await (await fetch(name)).blob(), name)));
+    button.append(Object.assign(new Image(), { src: name, alt: "" }), title[0].toUpperCase() + title.slice(1));
+    button.addEventListener("click", () => attempt(async () => use(await readSample(name), name)));
     at("samples").append(button);
   }
   at("samples-part").hidden = !at("samples").children.length;
 }
 
-function offerSettings(problem) {
-  const { webgpu } = page.manifest.build;
-  const option = at("device").querySelector("[value=webgpu]");
-  option.disabled = !webgpu || !navigator.gpu;
-  if (option.disabled) option.textContent = webgpu ? "WebGPU (not offered by this browser)" : "WebGPU (not part of this page)";
-  const cores = window.crossOriginIsolated ? navigator.hardwareConcurrency || 1 : 1;
-  for (let threads = 1; threads <= cores; threads++) at("threads").append(new Option(String(threads), String(threads)));
-  at("settings-note").textContent = problem || "Automatic takes WebGPU where the browser has a real graphics card for it, and else WebAssembly.";
+async function readSample(name) {
+  const answer = await fetch(name).catch(() => null);
+  if (!answer?.ok) throw new Error(`${name} could not be loaded: the server does not answer.`);
+  return answer.blob();
 }
 
 async function readManifest() {
@@ -312,22 +284,22 @@ async function readManifest() {
 
 async function start() {
   const { reloads, problem } = await prepareOffline();
-  if (reloads) return;
-  await page.ready;
+  if (reloads) return new Promise(() => {});
+  page.manifest = await readManifest();
   at("times").textContent = `×${page.manifest.scale}`;
+  at("after-label").textContent = `×${page.manifest.scale} by the network`;
   fill(at("model"), modelFacts(page.manifest, null));
   offerSamples();
-  offerSettings(problem);
-  if (problem) at("warning").textContent = problem;
-  at("warning").hidden = !problem;
-  openNetwork("auto", 0);
+  Object.assign(at("warning"), { textContent: problem, hidden: !problem });
+  page.network = new Network(page.manifest, problem, { opened, failed: failedToOpen, heard });
+  page.network.open();
 }
 
-say("Loading …");
-page.ready = readManifest().then((manifest) => (page.manifest = manifest));
-page.ready.catch(() => {}); // Said by start(), which comes to it later.
-start().catch((error) => {
-  chip("bad", "The page could not start");
+// Not every touch screen says that it has no mouse.
+document.body.classList.toggle("touch", navigator.maxTouchPoints > 0);
+say("");
+page.ready = start();
+page.ready.catch((error) => {
+  at("engine").hidden = true;
   complain(error.message, "Reload", () => location.reload());
-  say("");
 });

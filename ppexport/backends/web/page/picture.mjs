@@ -34,7 +34,7 @@ export async function openPicture(file, name) {
 /** Why the browser could not read `file`, and the way out. */
 async function whyUnreadable(file, name) {
   if (file.size === 0) return `${name} is empty: choose another picture.`;
-  const head = new TextDecoder("latin1").decode(await file.slice(0, 32).arrayBuffer().catch(() => new ArrayBuffer(0)));
+  const head = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer().catch(() => new ArrayBuffer(0))));
   if (/^....ftyp(hei|hev|mif|msf)/s.test(head) || /\.hei[cf]$/i.test(name)) {
     return `${name} is a HEIC picture, which this browser cannot read: save it as JPEG or PNG first, or open this page in Safari.`;
   }

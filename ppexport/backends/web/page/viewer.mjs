@@ -40,7 +40,7 @@ export class Viewer {
     Object.assign(this, { pure: null, showsPure: false, compares: false, rows: 0, tiles: [], fits: true });
     this.range.value = "50";
     this.viewer.style.aspectRatio = `${width} / ${height}`;
-    this.viewer.style.maxWidth = `calc(76svh * ${width / height})`;
+    this.viewer.style.maxWidth = `calc(68svh * ${width / height})`;
     this.#resized();
   }
 
@@ -78,7 +78,7 @@ export class Viewer {
 
   /** Zooms to `zoom` CSS pixels for one of the result, and keeps the point (x, y) of the view, by default its middle. */
   zoomTo(zoom, x = this.width / 2, y = this.height / 2) {
-    const wanted = Math.min(Math.max(zoom, this.#fitting()), LARGEST_ZOOM);
+    const wanted = Math.min(Math.max(zoom, Math.min(1, this.#fitting())), LARGEST_ZOOM);
     this.left = x - ((x - this.left) * wanted) / this.zoom;
     this.top = y - ((y - this.top) * wanted) / this.zoom;
     this.zoom = wanted;
@@ -153,6 +153,7 @@ export class Viewer {
     };
     context.drawImage(picture.before, left, top, width, height);
     const seen = this.compares ? [divider, 0, this.width - divider, this.height] : [0, 0, this.width, top + this.rows * zoom];
+    if (!this.compares) this.#paintTiles(within);
     within(...seen, () => context.drawImage(picture.after, left, top, width, height));
     if (this.showsPure && this.pure) {
       context.imageSmoothingEnabled = false;
@@ -160,7 +161,7 @@ export class Viewer {
       context.imageSmoothingEnabled = true;
     }
     if (this.compares) this.#paintDivider(divider);
-    else this.#paintTiles();
+    else this.#outline(this.tiles.at(-1));
     this.viewer.classList.toggle("split", this.compares);
     this.viewer.classList.toggle("pans", this.pans);
     this.range.setAttribute("aria-valuetext", `${this.range.value} % enlarged by the browser, ${100 - this.range.value} % result`);
@@ -176,16 +177,26 @@ export class Viewer {
     this.knob.style.left = `${at}px`;
   }
 
-  #paintTiles() {
-    const { context, left, top, zoom } = this;
-    for (const [i, box] of this.tiles.entries()) {
-      const place = [left + box.x * zoom, top + box.y * zoom, box.w * zoom, box.h * zoom];
-      context.lineWidth = i === this.tiles.length - 1 ? 2 : 1;
-      context.strokeStyle = i === this.tiles.length - 1 ? "#fff" : "rgb(255 255 255 / .4)";
-      context.fillStyle = "rgb(52 83 201 / .16)";
-      context.fillRect(...place);
-      context.strokeRect(...place);
+  #boxOnScreen({ x, y, w, h }) {
+    return [this.left + x * this.zoom, this.top + y * this.zoom, w * this.zoom, h * this.zoom];
+  }
+
+  /** Dims what no tile has reached yet. */
+  #paintTiles(within) {
+    const { context, picture, left, top, zoom } = this;
+    context.fillStyle = "rgb(18 22 29 / .6)";
+    context.fillRect(left, top, picture.width * zoom, picture.height * zoom);
+    for (const box of this.tiles) {
+      within(...this.#boxOnScreen(box), () => context.drawImage(picture.before, left, top, picture.width * zoom, picture.height * zoom));
     }
+  }
+
+  /** Draws a frame around the tile that was done last. */
+  #outline(box) {
+    if (!box) return;
+    this.context.lineWidth = 2;
+    this.context.strokeStyle = "#fff";
+    this.context.strokeRect(...this.#boxOnScreen(box));
   }
 
   #place(event) {
@@ -214,7 +225,8 @@ export class Viewer {
         this.zoomTo((this.zoom * apart(place)) / apart(before), (place.x + other.x) / 2, (place.y + other.y) / 2);
       }
     }
-    if (this.doing === "split") this.#splitAt(place.x);
+    // A finger moves the divider by as much as itself, so that scrolling the page moves it by next to nothing.
+    if (this.doing === "split") this.#splitAt(event.pointerType === "mouse" ? place.x : this.#divider + place.x - before.x);
     else this.#pan((place.x - before.x) / this.pointers.size, (place.y - before.y) / this.pointers.size);
     this.pointers.set(event.pointerId, place);
   }
