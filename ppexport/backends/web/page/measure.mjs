@@ -124,9 +124,12 @@ function showProgress(plan, { warm, queries, ns }) {
   $("progress").hidden = false;
   if (queries) $("progress").value = share;
   else $("progress").removeAttribute("value");
-  say(queries ? `Measuring: ${queries} runs so far, of at least ${plan.queries}.` : `Warming up: ${warm} runs so far.`);
+  // Only what changes seldom is in the line that screen readers read aloud.
+  say(queries ? "Measuring." : "Warming up.");
   const each = seconds / queries, left = Math.max((plan.queries - queries) * each, plan.seconds - seconds);
-  $("left").textContent = queries && left > 0 ? `${(1000 * each).toFixed(1)} ms a run; about ${duration(left)} left.` : "";
+  $("left").textContent = queries
+    ? `${queries.toLocaleString("en")} runs so far, of at least ${plan.queries.toLocaleString("en")}; ${(1000 * each).toFixed(1)} ms each${left > 0 ? `; about ${duration(left)} left` : ""}.`
+    : `${warm} runs so far.`;
 }
 
 async function latency(job) {
@@ -204,6 +207,8 @@ async function work() {
     await post("facts", { engine });
     for (;;) {
       say("Ready: waiting for the computer.");
+      $("left").textContent = "";
+      $("progress").hidden = true;
       const job = await post("next");
       if (job.kind === "done" || job.kind === "failed") {
         forget();
