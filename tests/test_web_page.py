@@ -173,6 +173,17 @@ def test_a_large_picture_is_made_smaller_only_by_choice_and_says_so(page, tmp_pa
     assert "made smaller first, from 4500 × 4000 pixels" in page.text("#notes")
 
 
+@pytest.mark.parametrize("size", [(260, 3), (3, 260)])
+def test_a_picture_of_an_odd_shape_is_seen_as_a_whole(page, tmp_path, size):
+    Image.new("RGB", size, (250, 20, 20)).save(tmp_path / "odd.png")
+    assert page.enlarge(tmp_path / "odd.png").shape == (2 * size[1], 2 * size[0], 3)
+    shown = page.canvas()
+    assert min(shown.shape[:2]) > 100
+    # The picture reaches from edge to edge; the divider and its knob cover little of it.
+    red = shown[..., 0] - shown[..., 1] > 60
+    assert red.any(axis=int(size[1] > size[0])).mean() > 0.85
+
+
 @pytest.mark.parametrize("event", ["drop", "paste"])
 def test_a_picture_is_dropped_or_pasted(page, photo, by_python, event):
     send = """([content, event]) => {
@@ -350,7 +361,7 @@ def test_what_computes_and_how_long_it_takes_is_said_in_words(page):
         "WebGPU, A GPU",
         *("8.12 ms", "1.00 s", "1 min 0 s", "2 h 3 min"),
         *("about 1 second", "about 45 seconds", "about 7 minutes", "about 2 hours"),
-        *("1 kB", "4.2 MB", "312 MB", "2.00 GB"),
+        *("512 bytes", "4.2 MB", "312 MB", "2.00 GB"),
     ]
 
 

@@ -8,6 +8,7 @@ export const counted = (count, one, many = `${one}s`) => `${count.toLocaleString
 
 /** A size of a file or of memory, in decimal units. */
 export function bytes(size) {
+  if (size < 1e3) return counted(size, "byte");
   if (size < 1e6) return `${(size / 1e3).toFixed(0)} kB`;
   return size < 1e9 ? `${(size / 1e6).toFixed(size < 1e8 ? 1 : 0)} MB` : `${(size / 1e9).toFixed(2)} GB`;
 }

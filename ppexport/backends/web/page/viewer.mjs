@@ -94,7 +94,7 @@ export class Viewer {
   }
 
   #fitting() {
-    return Math.min(this.width / this.picture.width, this.height / this.picture.height);
+    return Math.min(this.width / this.picture.width, this.height / this.picture.height, LARGEST_ZOOM);
   }
 
   #resized() {
