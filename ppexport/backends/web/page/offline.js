@@ -133,7 +133,8 @@ async function complete(spare) {
   // Opened anew meanwhile, of a newer version: that one asks for itself.
   if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
   await keep(cache, MANIFEST, "complete", now);
-  const wanted = new Set([`${MANIFEST}?adopted`, `${MANIFEST}?complete`, ...files.map(([name, hash]) => `${name}?${hash}`)]);
+  const wanted = new Set(files.map(([name, hash]) => `${name}?${hash}`));
+  for (const mark of ["adopted", "complete"]) wanted.add(`${MANIFEST}?${mark}`);
   for (const { url } of await cache.keys()) {
     if (!wanted.has(url.slice(SCOPE.length))) await cache.delete(url);
   }
@@ -158,6 +159,9 @@ self.addEventListener("fetch", (event) => {
 
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
-  const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete(event.data.spare).then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  const told = complete(event.data.spare).then(
+    () => ({ type: "complete" }),
+    ({ message }) => ({ type: "incomplete", message }),
+  );
+  event.waitUntil(told.then((message) => event.source.postMessage(message)));
 });
