@@ -492,11 +492,14 @@ def test_a_terminal_gets_a_qr_code_and_what_is_exposed(monkeypatch, capsys):
 def test_serve_hosts_a_page_until_it_is_interrupted(folder):
     code = "from ppexport.cli import run; run()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(folder)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "serve", str(folder), "--json", str(folder.parent / "url.json")],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as command:
         line = command.stderr.readline()
         url = line.rpartition(" ")[2].strip()
         assert url.startswith("http://127.0.0.1:")
+        assert json.loads((folder.parent / "url.json").read_text()) == {"url": url}
         page = FakePage(url)
         shown = page.ask("GET", "/")
         assert (shown.status, shown.body) == (200, b"<p>index</p>")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -149,13 +149,26 @@ def _open_on(serial: str, session: BrowserSession, ways: ExitStack) -> None:
     notice(f"the page was opened on {phone.name}; if its screen shows no browser, open {session.url} there")
 
 
-def measure(run: RemoteRun, way: Connection, against: Path | None) -> tuple[Profile, ParityReport | None]:
-    """Measure in a browser; with *against*, a saved parity run, also run its inputs there. Raises PpexportError."""
+class Measured(NamedTuple):
+    """What was found in a browser."""
+
+    result: Profile
+    routing: list[dict[str, Any]]
+    """Time against pure share, where it was asked for."""
+    report: ParityReport | None
+    """The comparison with a saved run, where one was named."""
+
+
+def measure(run: RemoteRun, way: Connection, routing: bool, against: Path | None) -> Measured:
+    """Measure in a browser; with *routing* also time against pure share, and the inputs of the parity run *against*.
+
+    Raises PpexportError.
+    """
     from ppexport.backends.web.run_browser import BrowserRunner
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
     from ppexport.parity.against import read_run, run_against
-    from ppexport.profile.browser import measure_in_browser
+    from ppexport.profile.browser import measure_in_browser, routing_in_browser
     from ppexport.profile.latency_run import RUN, plan_of
     from ppexport.profile.remote import Settings, prepare_remote
 
@@ -170,17 +183,21 @@ def measure(run: RemoteRun, way: Connection, against: Path | None) -> tuple[Prof
         result = request.result()
         if result is not None:
             notice(f"{run.folder} holds this run already, complete: nothing was measured again")
-            if against is None:
-                return result, None
+            if against is None and not routing:
+                return Measured(result, [], None)
         (target,) = targets
         with way.session(request.artifact, target.device, target.threads, run.timeout) as session:
             if result is None:
                 with progress_bar("queries") as progress:
                     result = measure_in_browser(request, session, progress)
+            found = []
+            if routing:
+                with progress_bar("time against pure share") as progress:
+                    found.append(routing_in_browser(request, session, result, run.images, progress))
             if against is None:
-                return result, None
+                return Measured(result, found, None)
             with progress_bars() as moves, BrowserRunner(request.artifact, session=session) as runner:
-                return result, run_against(runner, against, moves)
+                return Measured(result, found, run_against(runner, against, moves))
 
 
 @contextmanager
