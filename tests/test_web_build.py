@@ -21,7 +21,7 @@ from PIL import Image
 from shared import ROOT
 from small_networks import small_network
 from typer.testing import CliRunner
-from web_pages import CSP, SIZE, needs_runtime, small_page
+from web_pages import SIZE, needs_runtime, small_page
 
 # What is imported above lets programs of tools/ be found.
 # isort: split
@@ -31,6 +31,7 @@ import ppexport
 from ppexport.backends.self_check import example_inputs
 from ppexport.backends.web import BACKEND, build_web, runtime_files
 from ppexport.backends.web.build_web import LICENCES, PAGE, PAGE_SUFFIXES, licences
+from ppexport.backends.web.run_server import POLICY
 from ppexport.backends.web.runtime_files import VERSION, WASM, WEBGPU, read_runtime
 from ppexport.cli import app
 from ppexport.device.artifact import read_artifact
@@ -265,7 +266,7 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("name", HTML)
 def test_a_page_loads_only_what_is_beside_it(name, page_folder):
     page, files = Page((PAGE / name).read_text(encoding="utf-8")), set(read_artifact(page_folder).manifest.files)
-    assert page.policies == [CSP]
+    assert page.policies == [POLICY]
     assert page.inline == []
     local = {link.split("#")[0] for link in page.links if not link.startswith(("#", "data:", "blob:"))}
     assert local - {"", "."} <= files | {"manifest.json"}

@@ -113,8 +113,11 @@ async function respond(request, name) {
   return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
 }
 
-/** Fetches what is missing of the adopted page, then forgets what only older ones had. Throws if a file cannot be had. */
-async function complete() {
+/**
+ * Fetches what is missing of the adopted page, except the files `spare`, then forgets what only older pages had.
+ * Throws if a file cannot be had.
+ */
+async function complete(spare) {
   const cache = await caches.open(NAME);
   if (!(await adopted(cache))) await adopt(cache);
   const manifest = await adopted(cache);
@@ -122,7 +125,7 @@ async function complete() {
   // What only our own measuring server can serve is of no use without it.
   const files = Object.entries(manifest.files).filter(([name]) => !name.startsWith("measure"));
   for (const [name, hash] of files) {
-    if (await kept(cache, name, hash)) continue;
+    if (spare.includes(name) || (await kept(cache, name, hash))) continue;
     if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
     if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
   }
@@ -130,7 +133,8 @@ async function complete() {
   // Opened anew meanwhile, of a newer version: that one asks for itself.
   if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
   await keep(cache, MANIFEST, "complete", now);
-  const wanted = new Set([`${MANIFEST}?adopted`, `${MANIFEST}?complete`, ...files.map(([name, hash]) => `${name}?${hash}`)]);
+  const wanted = new Set(files.map(([name, hash]) => `${name}?${hash}`));
+  for (const mark of ["adopted", "complete"]) wanted.add(`${MANIFEST}?${mark}`);
   for (const { url } of await cache.keys()) {
     if (!wanted.has(url.slice(SCOPE.length))) await cache.delete(url);
   }
@@ -155,6 +159,9 @@ self.addEventListener("fetch", (event) => {
 
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
-  const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete().then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  const told = complete(event.data.spare).then(
+    () => ({ type: "complete" }),
+    ({ message }) => ({ type: "incomplete", message }),
+  );
+  event.waitUntil(told.then((message) => event.source.postMessage(message)));
 });
