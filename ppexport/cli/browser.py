@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -100,7 +101,7 @@ class Connection:
             if self.adb is not None:
                 _open_on(self.adb, session, ways)
             else:
-                show_address(session.url, "measures", lan=self.lan)
+                show_address(session.url, "to have it compute", lan=self.lan)
             facts = session.wait_for_client(timeout)
             computes = facts["device"] if facts["device"] != "wasm" else f"wasm, threads: {facts['threads']}"
             where = facts["model"] or facts["platform"] or "a device"
@@ -121,12 +122,12 @@ def listening_address(named: str | None) -> str:
     return address
 
 
-def show_address(url: str, does: str, *, lan: bool) -> None:
-    """Say which address to open; with *lan* what it exposes, and show it as a QR code where somebody sees it."""
+def show_address(url: str, purpose: str, *, lan: bool) -> None:
+    """Say which address to open for a *purpose*; with *lan* what it exposes, as a QR code where somebody sees it."""
+    place = "on a device in the same network" if lan else "in a browser of this machine"
+    notice(f"open this address {place} {purpose}: {url}")
     if not lan:
-        notice(f"open this address in a browser of this machine, which {does}: {url}")
         return
-    notice(f"open this address on a device in the same network, which {does}: {url}")
     notice(EXPOSED)
     if not sys.stderr.isatty():
         return
@@ -135,7 +136,11 @@ def show_address(url: str, does: str, *, lan: bool) -> None:
         return
     import segno
 
-    segno.make(url, error="l").terminal(out=sys.stderr, compact=True)
+    drawn = StringIO()
+    segno.make(url, error="l").terminal(out=drawn, compact=True)
+    for row in drawn.getvalue().splitlines():
+        # White on black whatever the terminal's colours are, since not every camera reads an inverted code.
+        sys.stderr.write(f"\x1b[97;40m{row}\x1b[0m\n")
 
 
 def _open_on(serial: str, session: BrowserSession, ways: ExitStack) -> None:

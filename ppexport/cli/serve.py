@@ -39,7 +39,7 @@ def serve(
     server = Server(files, token, address, port)
     try:
         emit_json(json, {"url": server.url})
-        show_address(server.url, "shows the page, until Ctrl-C ends this", lan=lan)
+        show_address(server.url, "to see the page, until Ctrl-C", lan=lan)
         # With a time, so that Ctrl-C is noticed under Windows as well.
         while not threading.Event().wait(1.0):
             pass
