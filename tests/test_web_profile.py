@@ -249,8 +249,10 @@ def test_what_cannot_be_measured_in_a_browser_is_refused_before_anything_is(fold
         assert isinstance(done.exception, (InputError, ArtifactError)), done.output
         return str(done.exception)
 
-    assert "is timed in a browser: add --on browser" in error(folder)
-    assert "is timed in a browser: add --on browser" in error(folder, "--on", "ssh://board.invalid")
+    assert "is timed in a browser: use `ppexport profile` with --on browser" in error(folder)
+    assert "is timed in a browser: use `ppexport profile` with --on browser" in error(
+        folder, "--on", "ssh://board.invalid"
+    )
     assert "--backend web` makes one" in error(write_page(tmp_path / "graph", backend="onnx"), "--on", "browser")
     for option in (["--lan"], ["--headless"], ["--adb", "x"], ["--against", tmp_path]):
         assert "are for --on browser" in error(folder, *option)

@@ -82,6 +82,7 @@ class Connection:
         it takes for one to come. Raises PpexportError.
         """
         from ppexport.backends.web.run_browser import headless_session
+        from ppexport.backends.web.run_server import LOOPBACK
         from ppexport.backends.web.run_session import SILENCE, BrowserSession
         from ppexport.backends.web.run_work import browser_name
 
@@ -90,11 +91,11 @@ class Connection:
                 yield session
             return
         with ExitStack() as stack:
-            place = {"address": listening_address(self.lan_address)} if self.lan else {}
+            address = listening_address(self.lan_address) if self.lan else LOOPBACK
             # What leads a phone to this machine lasts until the page has heard the end.
             ways = stack.enter_context(ExitStack())
             session = stack.enter_context(
-                BrowserSession(artifact, device, threads, silence=timeout or SILENCE, notice=notice, **place)
+                BrowserSession(artifact, device, threads, address, silence=timeout or SILENCE, notice=notice)
             )
             if self.adb is not None:
                 _open_on(self.adb, session, ways)
