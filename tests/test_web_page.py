@@ -136,6 +136,8 @@ def same(found, wanted):
 def test_a_chosen_picture_becomes_what_python_makes_of_it(page, photo, by_python):
     assert same(page.enlarge(photo), by_python(read_levels(photo)))
     assert page.name == "a photo.of me_x2.png"
+    # A server of this device that gives threads itself leaves no copy of the page in the browser.
+    assert page.tab.evaluate("caches.keys()") == []
     assert "88 × 60" in page.text("#status")
     figures = page.text("#figures")
     for text in ("pure pixels", "per tile", "per output megapixel", "1,024", "WebAssembly", "44 × 30 → 88 × 60"):
