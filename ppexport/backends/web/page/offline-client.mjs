@@ -2,6 +2,7 @@
 
 const RELOADED = `ppexport reloaded ${location.pathname}`;
 const PATIENCE_MS = 8000;
+const THIS_DEVICE = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 const INSECURE = "This address is not secure (plain http over a network), so browsers give the page one thread, no "
   + "WebGPU and no offline copy. Open it over https, or as localhost, for all three.";
@@ -17,6 +18,8 @@ export async function prepareOffline() {
   const isolated = window.crossOriginIsolated;
   const stays = (problem) => ({ reloads: false, problem: isolated ? problem : `${problem} ${ONE_THREAD}`.trim() });
   if (!window.isSecureContext) return { reloads: false, problem: INSECURE };
+  // A server of this device needs no network, and would leave a copy behind for every port that it has had.
+  if (isolated && THIS_DEVICE.test(location.hostname)) return stays("");
   if (!navigator.serviceWorker) return stays("This browser allows no offline copy, perhaps as the window is private.");
   try {
     if (isolated) sessionStorage.removeItem(RELOADED);

@@ -1,8 +1,8 @@
 // Service worker of the page: keeps a copy of its files, so that it works without a network, and adds the headers with
 // which a browser gives threads, so that any static server will do.
 //
-// Files are kept by their hash in manifest.json, which the page's exporter wrote: a new version of the page takes over
-// what has not changed, and no answer mixes two versions. Two manifests are remembered:
+// Files are kept by their hash in manifest.json, which the page's exporter wrote, so that a new version of the page
+// takes over what has not changed. Two manifests are remembered:
 //
 //   adopted    of the page as it was last opened: the server's, or without a network the complete one
 //   complete   the last one of which every file is here; what only older ones name is deleted when there is a new one

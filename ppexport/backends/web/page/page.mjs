@@ -10,7 +10,7 @@ import { offerSamples } from "./samples.mjs";
 import { Viewer } from "./viewer.mjs";
 
 const at = (id) => document.getElementById(id);
-const page = { manifest: null, network: null, picture: null, waiting: null, job: null, id: 0, msPerTile: 0 };
+const page = { manifest: null, network: null, picture: null, waiting: null, job: null, turn: 0, id: 0, msPerTile: 0 };
 
 const viewer = new Viewer({ viewer: at("viewer"), canvas: at("canvas"), knob: at("knob"), range: at("split") }, () => {
   at("zoom").textContent = `${Math.round(100 * viewer.zoom)} %`;
@@ -42,8 +42,7 @@ function complain(text, way, action) {
   at("trouble").replaceChildren(make("span", { textContent: text }));
   at("trouble").hidden = !text;
   if (!action) return;
-  const button = make("button", { type: "button", className: "button", textContent: way });
-  button.addEventListener("click", action);
+  const button = make("button", { type: "button", className: "button", textContent: way, onclick: action });
   at("trouble").append(make("br"), button);
 }
 
@@ -86,10 +85,16 @@ async function use(file, name) {
   if (page.job) return say("Cancel the picture that is being enlarged first.");
   complain("");
   say(`Reading ${name} …`);
-  page.picture?.close();
-  page.picture = await openPicture(file, name);
+  const turn = ++page.turn;
+  const picture = await openPicture(file, name).catch((error) => {
+    if (turn === page.turn) throw error;
+  });
   await page.ready;
-  const { width, height } = page.picture;
+  // Another one was chosen while this one was read.
+  if (turn !== page.turn) return picture?.close();
+  page.picture?.close();
+  page.picture = picture;
+  const { width, height } = picture;
   const asks = choice.ask(page.picture, page.manifest, page.msPerTile);
   if (!asks) return begin({ x: 0, y: 0, width, height }, width, height);
   show("choice", "choice-picture");
@@ -99,9 +104,8 @@ async function use(file, name) {
 
 function begin(box, width, height) {
   const { canvas, rgba, transparent } = pixelsOf(page.picture, box, width, height);
-  const { scale } = page.manifest;
+  const { manifest: { scale }, picture: { name } } = page;
   const preview = new Preview(width * scale, height * scale);
-  const { name } = page.picture;
   const notes = [
     transparent && "The picture is transparent in places: it was put on white, and the result is opaque.",
     width < box.width && `The picture was made smaller first, from ${box.width} × ${box.height} pixels, as chosen.`,
@@ -137,8 +141,7 @@ function planned({ tiles }) {
 }
 
 function tile(data) {
-  const { job } = page;
-  const { scale } = page.manifest;
+  const { job, manifest: { scale } } = page;
   job.tiles.push(data);
   job.first ??= performance.now();
   job.boxes.push({ x: data.x * scale, y: data.y * scale, w: data.w * scale, h: data.h * scale });
@@ -161,8 +164,7 @@ function strip({ rows, width, rgba }) {
 }
 
 function done(data) {
-  const { job } = page;
-  const { manifest } = page;
+  const { job, manifest } = page;
   page.msPerTile = data.msPerTile;
   finishJob();
   viewer.finish(data.pure);
@@ -268,7 +270,7 @@ at("settings-form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (page.job && !page.waiting) return say("Cancel the picture that is being enlarged first.");
   complain("");
-  page.network.open();
+  page.network?.open();
 });
 window.addEventListener("beforeunload", (event) => page.job && event.preventDefault());
 
