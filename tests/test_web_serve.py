@@ -391,6 +391,14 @@ def test_what_a_browser_says_of_itself_is_made_harmless(folder):
         assert "more" not in found
 
 
+def test_what_a_browser_says_is_one_line_that_can_be_written(folder):
+    with BrowserSession(read_artifact(folder)) as session:
+        facts = {**FACTS, "model": "Phone\nERROR: everything\r\n\tis lost", "platform": "And\ud800roid"}
+        FakePage(session.url, facts=facts).open()
+        found = session.wait_for_client(5)
+        assert (found["model"], found["platform"]) == ("Phone ERROR: everything is lost", "And?roid")
+
+
 def test_a_page_without_a_secret_path_is_for_this_machine_only(folder):
     artifact = read_artifact(folder)
     with pytest.raises(InputError, match="on this machine only"):

@@ -64,8 +64,10 @@ def _refuse_constant(name: str) -> Any:
 
 
 def plain_text(value: object) -> str:
-    """A text that a page sent, printable and short; "" for anything else."""
-    return printable(value[: 2 * MAX_TEXT]).strip()[:MAX_TEXT] if isinstance(value, str) else ""
+    """A text that a page sent, one printable and short line; "" for anything else."""
+    # JSON may hold halves of characters, which no file and no terminal takes.
+    text = value[: 2 * MAX_TEXT].encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
+    return " ".join(printable(text).split())[:MAX_TEXT]
 
 
 def _number(value: object) -> Optional[float]:
