@@ -160,6 +160,17 @@ def test_a_flip_of_a_near_tie_passes_when_the_injected_picture_is_equal():
     assert "1 near tie (gap" in row.reason
 
 
+@pytest.mark.parametrize(("shift", "passed"), [(0.02, True), (0.3, False)])
+def test_flips_of_a_copy_elsewhere_excuse_no_picture_that_is_further_off(shift, passed):
+    """A browser's picture is judged by the flips of a copy in ONNX Runtime, which is off by 0.02."""
+    reference, other = sample(gap=1e-7), sample(shift, flip=[5])
+    column = Fixed("o", {"a": other}, lambda item, categories: sample())
+    column.copies = {"a": sample(0.02).sr}
+    (row,) = compare_columns(Fixed("r", {"a": reference}), column, [ITEM], GATE).rows
+    assert row.passed is passed
+    assert ("near tie" if passed else "its copy, whose flips were examined, has 34.0 dB") in row.reason
+
+
 def test_a_flip_that_an_earlier_flip_explains_needs_no_near_tie():
     assert judge(sample(gap=0.3), sample(flip=[3]), lambda item, categories: sample()).passed
 

@@ -85,12 +85,15 @@ def test_a_page_is_proven_measured_and_compared_with_a_saved_run(folder, tmp_pat
     monkeypatch.setitem(ROUNDS, "quick", 1)
     some = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "few_impure")]
     monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
-    saved, out = tmp_path / "parity", tmp_path / "run"
+    saved, out, copies = tmp_path / "parity", tmp_path / "run", {}
+    kept = parity_run.keep
+    monkeypatch.setattr(parity_run, "keep", lambda *what: (copies.update(what[2][-1].copies), kept(*what)))
     with open_artifact(folder) as runner:
         assert isinstance(runner, BrowserRunner)
         report = parity_run.run_parity(small_network(layers=LAYERS), runner, saved, quiet)
     assert report.passed
     assert report.pairs[1].other == "web-fp32"
+    assert set(copies) == {"coffee", "few_impure"}
     assert all(row.errors.psnr > 100 and row.flips == [0] * LAYERS for row in report.pairs[1].rows)
     arguments = ["profile", str(folder), "--on", "browser", "--headless", "--quick", "-o", str(out)]
     more = ["--against", str(saved), "--threads", "1", "--routing", "--json", str(tmp_path / "j.json")]

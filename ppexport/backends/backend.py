@@ -172,6 +172,8 @@ class Probe(ABC):
     gives_picture = True
     """Whether the picture of `run` is the artifact's. If not, it is that of a copy which was cut open, and the shipped
     file is run for the picture as well."""
+    elsewhere = False
+    """Whether that copy runs in another runtime than the shipped file, whose own choices it can but suggest."""
 
     @abstractmethod
     def run(self, inputs: Arrays, categories: NDArray[np.int64] | None = None) -> Inside:

@@ -86,6 +86,8 @@ class Column:
         self.name = name
         self.samples: dict[str, Sample] = samples or {}
         """{name of an input: what was computed for it}."""
+        self.copies: dict[str, NDArray[np.float32]] = {}
+        """{name of an input: the picture of a probe in another runtime}, whose categories are those of the sample."""
 
     def sample(self, item: ParityInput, categories: Categories | None = None) -> Sample:
         """Compute the entry for *item*, with *categories* injected if given."""
@@ -128,6 +130,8 @@ class ArtifactColumn(Column):
         inside = self.probe.run(feeds(self.manifest, prepared), wide(categories))
         sr, impure = inside.sr, inside.impure_tokens
         if categories is None and not self.probe.gives_picture:
+            if self.probe.elsewhere:
+                self.copies[item.name] = sr
             sr, impure, _ = self.runner.run_unchecked(prepared)
         pure, labels = inside.pure, inside.labels
         if self.manifest.mask == "input":

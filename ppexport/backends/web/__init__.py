@@ -91,7 +91,9 @@ class WebBackend(Backend):
         from ppexport.backends.onnx.model_file import artifact_model
         from ppexport.backends.onnx.onnx_probe import OnnxProbe
 
-        return OnnxProbe(artifact.graph_file, routing, artifact_model(artifact))
+        found = OnnxProbe(artifact.graph_file, routing, artifact_model(artifact))
+        found.elsewhere = True
+        return found
 
 
 BACKEND = WebBackend()
