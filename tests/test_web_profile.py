@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -223,6 +225,19 @@ def test_an_interrupted_run_continues_with_the_same_command_and_leaves_no_browse
     assert p.subjects[0]["summary"]["count"] >= LONG.queries
     assert sum(line.startswith(b'["load"') for line in lines) == 1
     assert "resumed" in {mark["kind"] for mark in p.data["marks"]}
+
+
+def test_a_browser_leaves_nothing_behind(monkeypatch):
+    # The names of sockets are short.
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        with Headless("data:,x"):
+            end = time.monotonic() + 20
+            while not list(Path(name).glob("*/SingletonSocket")):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        assert not list(Path(name).iterdir())
 
 
 def test_a_browser_ends_with_the_program_that_started_it(tmp_path):

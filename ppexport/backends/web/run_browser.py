@@ -129,12 +129,20 @@ class Headless:
             self._child.wait()
             if self._child.stdin is not None:
                 self._child.stdin.close()
+            self._remove_socket()
             for _ in range(20):
                 shutil.rmtree(self._folder, ignore_errors=True)
                 if not self._folder.exists():
                     break
                 # What was ended just now still writes.
                 time.sleep(0.1)
+
+    def _remove_socket(self) -> None:
+        """Remove the folder beside the profile's in which Chromium keeps a socket, whose name has to be short."""
+        with suppress(OSError):
+            folder = Path(os.readlink(self._folder / "profile" / "SingletonSocket")).parent
+            if folder.parent == self._folder.parent and all(p.name.startswith("Singleton") for p in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _signal(self, number: int) -> None:
         """Send a signal to all processes of the browser."""
