@@ -274,3 +274,15 @@ def test_png_files_hold_the_rows(page):
         with Image.open(io.BytesIO(content)) as image:
             assert image.mode == "RGB"
             assert np.array_equal(np.asarray(image), picture[..., :3])
+
+
+def test_a_lack_of_memory_is_said_in_words_for_people(page):
+    body = """
+    const { explained } = await import("/engine.mjs");
+    const errors = [new RangeError("Array buffer allocation failed"), 12345678, new Error("std::bad_alloc"),
+                    new Error("Aborted(OOM)"), new Error("there is no room in the zoo\\nat x.mjs")];
+    return errors.map(explained);
+    """
+    *memory, other = run(page, body, None)
+    assert all("no more memory: close other tabs" in text for text in memory)
+    assert other == "there is no room in the zoo"

@@ -251,6 +251,42 @@ def test_webgpu_on_a_fallback_adapter_is_named_and_computes_the_same(browser, tm
         assert psnr(decoded(result["found"][0]["sr"], np.float32, expected.shape), expected, peak=1) >= LEAST_DB
 
 
+BROKEN_GPU = """
+const { openEngine } = await import("./engine.mjs");
+const requestDevice = async () => {
+  if (cases) throw new Error("a broken driver");
+  return { destroy() {} };
+};
+const requestAdapter = async () => ({ info: { vendor: "acme" }, requestDevice });
+Object.defineProperty(navigator, "gpu", { value: { requestAdapter } });
+const engine = await openEngine({}), lr = new Float32Array(3 * 32 * 32).fill(0.5);
+return { facts: engine.facts, values: (await engine.run(engine.prepare(lr))).sr.length };
+"""
+NO_PIPELINE = """
+import * as ort from "./ort.wasm.min.mjs";
+export const { env, Tensor } = ort;
+export const InferenceSession = {
+  async create(model, options) {
+    if (options.executionProviders[0] === "webgpu") throw new Error("too many buffers");
+    return ort.InferenceSession.create(model, options);
+  },
+};
+"""
+
+
+@needs_runtime
+@pytest.mark.parametrize("starts", [False, True])
+def test_where_nobody_asked_for_a_gpu_one_that_fails_is_replaced_and_named(browser, page_folder, tmp_path, starts):
+    folder = changed(page_folder, tmp_path / "page")
+    (folder / "ort.webgpu.min.mjs").unlink()
+    (folder / "ort.webgpu.min.mjs").write_text(NO_PIPELINE)
+    found = on(browser, folder, BROKEN_GPU, not starts)
+    why = "it does not take the model (too many buffers)" if starts else "the GPU does not start (a broken driver)"
+    assert found["facts"]["device"] == "wasm"
+    assert f"no WebGPU: {why}" in found["facts"]["notes"]
+    assert found["values"] == 3 * 64 * 64
+
+
 @needs_runtime
 def test_a_page_that_is_not_isolated_has_one_thread_and_says_so(browser, page_folder):
     found = on(browser, page_folder, ENGINE, [], isolated=False)

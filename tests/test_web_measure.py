@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from small_networks import SIZE
 from web_pages import needs_runtime, small_page
 
 from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
@@ -20,13 +21,13 @@ from ppexport.errors import UnavailableError
 pytest_plugins = ["web_fixtures"]
 pytestmark = needs_runtime
 PLAN = {"queries": 24, "seconds": 0.5, "warm_change": 0.02, "warm_windows": 2, "sensor_seconds": 0.2}
-IMAGES = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     """A capacity set, for which the page computes the mask."""
-    return read_artifact(small_page(tmp_path_factory, capacities=[256, 1024], webgpu=False))
+    return read_artifact(small_page(tmp_path_factory, size=SIZE, capacities=[128, 256], webgpu=False))
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,7 @@ def check_journal(records, begins=1):
     for _, subject, _, _, ns, cpu, host, capacity, impure in queries:
         assert subject == 0
         assert 0 < host < ns == cpu
-        assert impure <= capacity in (256, 1024)
+        assert impure <= capacity in (128, 256)
     return [record[2] for record in records if record[0] == "c"]
 
 
@@ -138,7 +139,7 @@ def test_pictures_and_latencies_arrive_over_a_connection_that_fails(browser, art
 
 
 def test_a_page_that_is_loaded_again_continues_its_measurement(browser, artifact):
-    records, plan = [], {**PLAN, "queries": 80}
+    records, plan = [], {**PLAN, "seconds": 3.0}
     with opened(browser, artifact) as (session, tab):
         call = Call(session.latency, IMAGES, plan, Past(1), records.extend)
         for _ in range(300):

@@ -136,6 +136,8 @@ def same(found, wanted):
 def test_a_chosen_picture_becomes_what_python_makes_of_it(page, photo, by_python):
     assert same(page.enlarge(photo), by_python(read_levels(photo)))
     assert page.name == "a photo.of me_x2.png"
+    # A server of this device that gives threads itself leaves no copy of the page in the browser.
+    assert page.tab.evaluate("caches.keys()") == []
     assert "88 × 60" in page.text("#status")
     figures = page.text("#figures")
     for text in ("pure pixels", "per tile", "per output megapixel", "1,024", "WebAssembly", "44 × 30 → 88 × 60"):
@@ -171,6 +173,17 @@ def test_a_large_picture_is_made_smaller_only_by_choice_and_says_so(page, tmp_pa
     page.tab.click("text=Enlarge it")
     assert page.result().shape == (214, 240, 3)
     assert "made smaller first, from 4500 × 4000 pixels" in page.text("#notes")
+
+
+@pytest.mark.parametrize("size", [(260, 3), (3, 260)])
+def test_a_picture_of_an_odd_shape_is_seen_as_a_whole(page, tmp_path, size):
+    Image.new("RGB", size, (250, 20, 20)).save(tmp_path / "odd.png")
+    assert page.enlarge(tmp_path / "odd.png").shape == (2 * size[1], 2 * size[0], 3)
+    shown = page.canvas()
+    assert min(shown.shape[:2]) > 100
+    # The picture reaches from edge to edge; the divider and its knob cover little of it.
+    red = shown[..., 0] - shown[..., 1] > 60
+    assert red.any(axis=int(size[1] > size[0])).mean() > 0.85
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
@@ -232,11 +245,12 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path, name
     assert page.tab.is_visible("#start")
 
 
-def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, page_folder, photo):
-    page.tab.set_input_files("#file", page_folder / "rocket.png")
+def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, tmp_path, photo):
+    Image.new("RGB", (500, 500)).save(tmp_path / "black.png")
+    page.tab.set_input_files("#file", tmp_path / "black.png")
     page.tab.check("text=All of it, as it is")
     page.tab.click("text=Enlarge it")
-    page.tab.wait_for_selector("#work-done:has-text('1 of')")
+    page.tab.wait_for_selector("#work-done:has-text(' of 961 tiles')")
     assert page.tab.evaluate("document.activeElement.id") == "cancel"
     # What comes meanwhile does not disturb it.
     page.tab.set_input_files("#file", photo)
@@ -282,6 +296,37 @@ def test_the_divider_and_the_zoom_work_by_keyboard_and_by_pointer(page, photo):
     page.tab.wait_for_selector(f"#zoom:has-text('{fitting} %')")
 
 
+def test_the_divider_the_zoom_and_the_picture_follow_fingers(page, photo):
+    page.tab.set_input_files("#file", photo)
+    page.tab.wait_for_selector(DONE)
+    box = page.tab.locator("#canvas").bounding_box()
+    session = page.tab.context.new_cdp_session(page.tab)
+
+    def touch(*paths):
+        """Fingers on the picture go from one end of *paths* to the other."""
+        for kind, part in (("touchStart", 0), *(("touchMove", step / 5) for step in range(1, 6)), ("touchEnd", None)):
+            points = [
+                {"x": box["x"] + x + (to_x - x) * part, "y": box["y"] + y + (to_y - y) * part, "id": number}
+                for number, ((x, y), (to_x, to_y)) in enumerate(paths if part is not None else ())
+            ]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.tab.wait_for_timeout(100)
+
+    # Downwards scrolls the page.
+    touch(((60, 150), (60, 30)))
+    assert page.tab.input_value("#split") == "50"
+    page.tab.evaluate("scrollTo(0, 0)")
+    touch(((60, 90), (150, 90)))
+    assert 60 < int(page.tab.input_value("#split")) < 95
+    fitting = int(page.text("#zoom").rstrip(" %"))
+    touch(((130, 90), (60, 90)), ((160, 90), (230, 90)))
+    assert int(page.text("#zoom").rstrip(" %")) > 2 * fitting
+    before = page.canvas()
+    touch(((90, 60), (40, 100)))
+    assert np.abs(page.canvas() - before).mean() > 1
+    assert page.tab.evaluate("visualViewport.scale") == 1
+
+
 def test_the_mask_tints_the_pixels_that_python_finds_pure(page, page_folder, tmp_path):
     rgb = np.full((32, 40, 3), 130, np.uint8)
     rgb[:, :16] = np.random.default_rng(1).integers(0, 256, (32, 16, 3))
@@ -300,6 +345,27 @@ def test_the_mask_tints_the_pixels_that_python_finds_pure(page, page_folder, tmp
     page.tab.click("#mask")
     assert page.tab.is_hidden("#legend")
     assert np.array_equal(page.canvas(), plain)
+
+
+def test_what_computes_and_how_long_it_takes_is_said_in_words(page):
+    said = page.tab.evaluate(
+        """async () => {
+            const { bytes, deviceWords, duration, roughly } = await import("./figures.mjs");
+            const adapter = { vendor: "google", architecture: "swiftshader", device: "", fallback: true };
+            return [deviceWords({ device: "wasm", threads: 4, adapter }), deviceWords({ device: "webgpu", adapter }),
+                    deviceWords({ device: "webgpu", adapter: { ...adapter, description: "A GPU", fallback: false } }),
+                    ...[8.1249, 999.6, 59_960, 7_383_000].map(duration), ...[900, 47_000, 4e5, 8e6].map(roughly),
+                    ...[512, 4_240_000, 312e6, 2e9].map(bytes)];
+        }"""
+    )
+    assert said == [
+        "WebAssembly, 4 threads",
+        "WebGPU, google swiftshader (a fallback adapter: computed in software, slow)",
+        "WebGPU, A GPU",
+        *("8.12 ms", "1.00 s", "1 min 0 s", "2 h 3 min"),
+        *("about 1 second", "about 45 seconds", "about 7 minutes", "about 2 hours"),
+        *("512 bytes", "4.2 MB", "312 MB", "2.00 GB"),
+    ]
 
 
 def test_a_result_beyond_a_canvas_is_shown_smaller(page):
@@ -396,7 +462,7 @@ def test_any_static_server_gives_threads_and_a_page_that_needs_no_network(browse
             "async () => (await (await caches.open((await caches.keys())[0])).keys()).map((request) => request.url)"
         )
         assert len([name for name in names if "index.html" in name]) == 1
-        assert not [name for name in names if "measure" in name]
+        assert all(name.startswith(address) and "measure" not in name for name in names)
         # Where the server answers, and has no such page any more, the copy does not stand in its way.
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "index.html").write_text("<title>other</title>another page")

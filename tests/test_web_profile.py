@@ -32,9 +32,11 @@ from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
 from ppexport.profile.browser import measure_in_browser
+from ppexport.profile.content import ROUNDS
 from ppexport.profile.remote import Settings, prepare_remote
 from ppexport.profile.result import Profile
 from ppexport.remote.lan import lan_addresses
+from ppexport.report.material import gather
 from ppexport.report.page import board_line
 
 pytest_plugins = ["web_fixtures"]
@@ -80,6 +82,7 @@ def leftovers():
 
 
 def test_a_page_is_proven_measured_and_compared_with_a_saved_run(folder, tmp_path, monkeypatch, tiny):
+    monkeypatch.setitem(ROUNDS, "quick", 1)
     some = [item for item in parity_inputs(SIZE, 2) if item.name in ("coffee", "few_impure")]
     monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: some)
     saved, out = tmp_path / "parity", tmp_path / "run"
@@ -90,7 +93,8 @@ def test_a_page_is_proven_measured_and_compared_with_a_saved_run(folder, tmp_pat
     assert report.pairs[1].other == "web-fp32"
     assert all(row.errors.psnr > 100 and row.flips == [0] * LAYERS for row in report.pairs[1].rows)
     arguments = ["profile", str(folder), "--on", "browser", "--headless", "--quick", "-o", str(out)]
-    done = invoke(app, [*arguments, "--against", str(saved), "--threads", "1", "--json", str(tmp_path / "j.json")])
+    more = ["--against", str(saved), "--threads", "1", "--routing", "--json", str(tmp_path / "j.json")]
+    done = invoke(app, [*arguments, *more])
     assert done.exit_code == 0, done.output
     p = Profile(out / "profile.json")
     (subject,) = p.subjects
@@ -110,6 +114,10 @@ def test_a_page_is_proven_measured_and_compared_with_a_saved_run(folder, tmp_pat
     assert not kinds & {"hidden", "timer", "threads", "insecure", "fallback"}
     assert json.loads((tmp_path / "j.json").read_text())["parity"]["passed"] is True
     assert (saved / "report-web-fp32.json").is_file()
+    (routing,) = gather([out]).routing
+    assert len(routing["images"]) == 25
+    assert all(len(image["ms"]) == 1 and image["impure"] >= 0 for image in routing["images"])
+    assert routing["line"]["at_zero_ms"]["middle"] > 0
     again = invoke(app, [*arguments, "--threads", "1"])
     assert "nothing was measured again" in again.output
     assert "another measurement" in str(invoke(app, arguments).exception)
@@ -249,8 +257,10 @@ def test_what_cannot_be_measured_in_a_browser_is_refused_before_anything_is(fold
         assert isinstance(done.exception, (InputError, ArtifactError)), done.output
         return str(done.exception)
 
-    assert "is timed in a browser: add --on browser" in error(folder)
-    assert "is timed in a browser: add --on browser" in error(folder, "--on", "ssh://board.invalid")
+    assert "is timed in a browser: use `ppexport profile` with --on browser" in error(folder)
+    assert "is timed in a browser: use `ppexport profile` with --on browser" in error(
+        folder, "--on", "ssh://board.invalid"
+    )
     assert "--backend web` makes one" in error(write_page(tmp_path / "graph", backend="onnx"), "--on", "browser")
     for option in (["--lan"], ["--headless"], ["--adb", "x"], ["--against", tmp_path]):
         assert "are for --on browser" in error(folder, *option)

@@ -472,31 +472,33 @@ def test_the_address_for_the_local_network_is_one_of_this_machine(monkeypatch):
 
 
 def test_a_terminal_gets_a_qr_code_and_what_is_exposed(monkeypatch, capsys):
-    show_address("http://127.0.0.1:1/x/", "measures", lan=False)
+    show_address("http://127.0.0.1:1/x/", "to measure", lan=False)
     assert (
-        capsys.readouterr().err
-        == "open this address in a browser of this machine, which measures: http://127.0.0.1:1/x/\n"
+        capsys.readouterr().err == "open this address in a browser of this machine to measure: http://127.0.0.1:1/x/\n"
     )
-    show_address("http://192.168.1.5:1/x/", "measures", lan=True)
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
     said = capsys.readouterr().err
     assert "everybody in this network who has the address" in said
     assert said.count("\n") == 2
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    show_address("http://192.168.1.5:1/x/", "measures", lan=True)
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
     assert capsys.readouterr().err.count("\n") > 12
     monkeypatch.setattr(cli_browser, "find_spec", lambda name: None)
-    show_address("http://192.168.1.5:1/x/", "measures", lan=True)
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
     assert "segno, which draws the address as a QR code, is not installed" in capsys.readouterr().err
 
 
 def test_serve_hosts_a_page_until_it_is_interrupted(folder):
     code = "from ppexport.cli import run; run()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(folder)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "serve", str(folder), "--json", str(folder.parent / "url.json")],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as command:
         line = command.stderr.readline()
         url = line.rpartition(" ")[2].strip()
         assert url.startswith("http://127.0.0.1:")
+        assert json.loads((folder.parent / "url.json").read_text()) == {"url": url}
         page = FakePage(url)
         shown = page.ask("GET", "/")
         assert (shown.status, shown.body) == (200, b"<p>index</p>")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -82,6 +83,7 @@ class Connection:
         it takes for one to come. Raises PpexportError.
         """
         from ppexport.backends.web.run_browser import headless_session
+        from ppexport.backends.web.run_server import LOOPBACK
         from ppexport.backends.web.run_session import SILENCE, BrowserSession
         from ppexport.backends.web.run_work import browser_name
 
@@ -90,16 +92,16 @@ class Connection:
                 yield session
             return
         with ExitStack() as stack:
-            place = {"address": listening_address(self.lan_address)} if self.lan else {}
+            address = listening_address(self.lan_address) if self.lan else LOOPBACK
             # What leads a phone to this machine lasts until the page has heard the end.
             ways = stack.enter_context(ExitStack())
             session = stack.enter_context(
-                BrowserSession(artifact, device, threads, silence=timeout or SILENCE, notice=notice, **place)
+                BrowserSession(artifact, device, threads, address, silence=timeout or SILENCE, notice=notice)
             )
             if self.adb is not None:
                 _open_on(self.adb, session, ways)
             else:
-                show_address(session.url, "measures", lan=self.lan)
+                show_address(session.url, "to have it compute", lan=self.lan)
             facts = session.wait_for_client(timeout)
             computes = facts["device"] if facts["device"] != "wasm" else f"wasm, threads: {facts['threads']}"
             where = facts["model"] or facts["platform"] or "a device"
@@ -120,12 +122,12 @@ def listening_address(named: str | None) -> str:
     return address
 
 
-def show_address(url: str, does: str, *, lan: bool) -> None:
-    """Say which address to open; with *lan* what it exposes, and show it as a QR code where somebody sees it."""
+def show_address(url: str, purpose: str, *, lan: bool) -> None:
+    """Say which address to open for a *purpose*; with *lan* what it exposes, as a QR code where somebody sees it."""
+    place = "on a device in the same network" if lan else "in a browser of this machine"
+    notice(f"open this address {place} {purpose}: {url}")
     if not lan:
-        notice(f"open this address in a browser of this machine, which {does}: {url}")
         return
-    notice(f"open this address on a device in the same network, which {does}: {url}")
     notice(EXPOSED)
     if not sys.stderr.isatty():
         return
@@ -134,7 +136,11 @@ def show_address(url: str, does: str, *, lan: bool) -> None:
         return
     import segno
 
-    segno.make(url, error="l").terminal(out=sys.stderr, compact=True)
+    drawn = StringIO()
+    segno.make(url, error="l").terminal(out=drawn, compact=True)
+    for row in drawn.getvalue().splitlines():
+        # White on black whatever the terminal's colours are, since not every camera reads an inverted code.
+        sys.stderr.write(f"\x1b[97;40m{row}\x1b[0m\n")
 
 
 def _open_on(serial: str, session: BrowserSession, ways: ExitStack) -> None:
@@ -148,13 +154,26 @@ def _open_on(serial: str, session: BrowserSession, ways: ExitStack) -> None:
     notice(f"the page was opened on {phone.name}; if its screen shows no browser, open {session.url} there")
 
 
-def measure(run: RemoteRun, way: Connection, against: Path | None) -> tuple[Profile, ParityReport | None]:
-    """Measure in a browser; with *against*, a saved parity run, also run its inputs there. Raises PpexportError."""
+class Measured(NamedTuple):
+    """What was found in a browser."""
+
+    result: Profile
+    routing: list[dict[str, Any]]
+    """Time against pure share, where it was asked for."""
+    report: ParityReport | None
+    """The comparison with a saved run, where one was named."""
+
+
+def measure(run: RemoteRun, way: Connection, routing: bool, against: Path | None) -> Measured:
+    """Measure in a browser; with *routing* also time against pure share, and the inputs of the parity run *against*.
+
+    Raises PpexportError.
+    """
     from ppexport.backends.web.run_browser import BrowserRunner
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
     from ppexport.parity.against import read_run, run_against
-    from ppexport.profile.browser import measure_in_browser
+    from ppexport.profile.browser import measure_in_browser, routing_in_browser
     from ppexport.profile.latency_run import RUN, plan_of
     from ppexport.profile.remote import Settings, prepare_remote
 
@@ -169,17 +188,21 @@ def measure(run: RemoteRun, way: Connection, against: Path | None) -> tuple[Prof
         result = request.result()
         if result is not None:
             notice(f"{run.folder} holds this run already, complete: nothing was measured again")
-            if against is None:
-                return result, None
+            if against is None and not routing:
+                return Measured(result, [], None)
         (target,) = targets
         with way.session(request.artifact, target.device, target.threads, run.timeout) as session:
             if result is None:
                 with progress_bar("queries") as progress:
                     result = measure_in_browser(request, session, progress)
+            found = []
+            if routing:
+                with progress_bar("time against pure share") as progress:
+                    found.append(routing_in_browser(request, session, result, run.images, progress))
             if against is None:
-                return result, None
+                return Measured(result, found, None)
             with progress_bars() as moves, BrowserRunner(request.artifact, session=session) as runner:
-                return result, run_against(runner, against, moves)
+                return Measured(result, found, run_against(runner, against, moves))
 
 
 @contextmanager

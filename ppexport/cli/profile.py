@@ -128,7 +128,7 @@ def profile(
         "a browser has no options of a device but --timeout: leave them out":
             in_browser and (own or clean or lock_clocks or power_mode is not None),
         "--layers, --routing and --frames are measured on this machine only: run them on the device":
-            not local and (layers or routing or frames is not None),
+            not local and (layers or (routing and not in_browser) or frames is not None),
         "which runtimes a device has is not known here: name them": not local and runtime == "all",
         "--layer-times is for --layers": layer_times is not None and not layers,
     }  # fmt: skip
@@ -153,13 +153,7 @@ def profile(
         console.print("\n".join(done) or f"no measurement of {artifact} is on {on}")
         return
     if in_browser:
-        result, report = measure_in_browser(run, way, against)
-        show(result, console)
-        if report is not None:
-            show_parity(report, console)
-        emit_json(json, {**result.to_dict(), **({} if report is None else {"parity": report.to_dict()})})
-        if report is not None and not report.passed:
-            raise typer.Exit(EXIT_GATE_FAILED)
+        _profile_in_browser(run, way, routing, against, json, console)
         return
     if not local:
         result = run.measure()
@@ -203,6 +197,22 @@ def profile(
                 summary["frames"] = profile_frames(job, result, frames)
             show_frames(summary["frames"], console)
     emit_json(json, summary)
+
+
+def _profile_in_browser(
+    run: RemoteRun, way: Connection, routing: bool, against: Path | None, json: str | None, console: Console
+) -> None:
+    """Measure in a browser, show what was found, and end with the exit code of the comparison where one was made."""
+    result, found, report = measure_in_browser(run, way, routing, against)
+    show(result, console)
+    show_routing(found, console)
+    summary = {**result.to_dict(), **({"routing": found} if found else {})}
+    if report is not None:
+        show_parity(report, console)
+        summary["parity"] = report.to_dict()
+    emit_json(json, summary)
+    if report is not None and not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def _profile_lab(devices: Path, run: RemoteRun, clean: bool, json: str | None, console: Console) -> None:

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppexport.backends.web.run_session import BrowserSession
 from ppexport.backends.web.run_work import browser_name
+from ppexport.device.artifact import Manifest
 from ppexport.device.capacities import smallest_capacity
 from ppexport.device.job import IMAGES
 from ppexport.device.journal import FORMAT, VERSION, Journal, Past, read_header, read_past
 from ppexport.device.launch import Progress
 from ppexport.device.machine import describe
+from ppexport.device.measure import PLANS
 from ppexport.errors import ArtifactError, InputError, present
-from ppexport.files import sha256_text
-from ppexport.profile.latency_run import save_crops
+from ppexport.files import finite, sha256_text, write_text
+from ppexport.profile.content import PLACES, ROUNDS, line
+from ppexport.profile.latency_run import Crop, crops_of, save_crops
 from ppexport.profile.received import RecordChecker, header_from
 from ppexport.profile.remote import Request
-from ppexport.profile.result import Profile, write_profile
+from ppexport.profile.result import Profile, beginning, write_profile
 
 
 def measure_in_browser(request: Request, session: BrowserSession, progress: Progress) -> Profile:
@@ -47,9 +52,15 @@ def measure_in_browser(request: Request, session: BrowserSession, progress: Prog
     try:
         if past is None:
             journal.write("header", header)
+        counted = _Counted(request.artifact.manifest, request.pictures)
+
+        def take(records: Sequence[Sequence[Any]]) -> None:
+            for record in counted.checked(records):
+                journal.write(*record)
+            journal.sync()
+
         images = np.stack([picture.rgb for picture in request.pictures])
-        taker = _Taker(request, journal)
-        session.latency(images, request.wanted["plan"], past or Past(1), taker.take, progress)
+        session.latency(images, request.wanted["plan"], past or Past(1), take, progress)
     finally:
         journal.close()
         _forget_if_empty(request)
@@ -63,28 +74,25 @@ def _forget_if_empty(request: Request) -> None:
         (request.folder / IMAGES).unlink()
 
 
-class _Taker:
-    """Writes down what comes, after a look at it."""
+class _Counted:
+    """Checks the records of a measurement of *pictures*, and what the page counted in each."""
 
-    def __init__(self, request: Request, journal: Journal) -> None:
-        self._journal, self._checker = journal, RecordChecker(request.wanted, "the browser's journal")
-        self._names = [picture.name for picture in request.pictures]
-        m = request.artifact.manifest
+    def __init__(self, m: Manifest, pictures: Sequence[Crop]) -> None:
+        self._checker = RecordChecker({"subjects": [m.name], "images": pictures}, "the browser's journal")
+        self._names = [picture.name for picture in pictures]
         # A mask is the same integers everywhere; without one every image takes all slots that there are.
-        self._expected = [(-1, max(m.capacities, default=0))] * len(self._names)
+        self._expected = [(-1, max(m.capacities, default=0))] * len(pictures)
         if m.mask != "none":
-            counts = [m.routed(m.pure(picture.rgb)) for picture in request.pictures]
+            counts = [m.routed(m.pure(picture.rgb)) for picture in pictures]
             self._expected = [(count, smallest_capacity(m.capacities, count)) for count in counts]
 
-    def take(self, records: Sequence[Sequence[Any]]) -> None:
-        """Write *records* down. Raises TransferError for what was not asked for, ArtifactError for a wrong count."""
-        checked = [self._checker.checked(record) for record in records]
-        for record in checked:
+    def checked(self, records: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """*records* made anew. Raises TransferError for what was not asked for, ArtifactError for a wrong count."""
+        made = [self._checker.checked(record) for record in records]
+        for record in made:
             if record[0] == "q":
                 self._compare(record[2], record[8], record[7])
-        for record in checked:
-            self._journal.write(*record)
-        self._journal.sync()
+        return made
 
     def _compare(self, image: int, impure: int, capacity: int) -> None:
         expected = self._expected[image]
@@ -93,6 +101,37 @@ class _Taker:
                 f"in picture {self._names[image]} the browser counted {impure} impure tokens and took {capacity} "
                 f"slots, where this machine counts {expected[0]} and takes {expected[1]}: its times are of other work"
             )
+
+
+def routing_in_browser(
+    request: Request, session: BrowserSession, result: Profile, images: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Write time against pure share, on many crops of the pictures in *images*, into `routing.json`; returns it.
+
+    It is as `ppexport.profile.content` describes it, but for capacities, which a page always chooses itself, and for
+    the order: the crops take turns. Raises PpexportError as `measure_in_browser`.
+    """
+    m = request.artifact.manifest
+    if not m.options:
+        raise InputError(f"{request.artifact.path} has no Pure-Pass, so its time follows no mask: leave --routing out")
+    crops = crops_of(m, images, PLACES)
+    counted = _Counted(m, crops)
+    found: list[dict[str, Any]] = [{"name": c.name, "pure_share": c.pure_share, "ms": []} for c in crops]
+
+    def take(records: Sequence[Sequence[Any]]) -> None:
+        for record in counted.checked(records):
+            if record[0] == "q":
+                _, _, image, _, ns, _, _, capacity, impure = record
+                found[image]["ms"].append(ns / 1e6)
+                found[image] |= {"impure": impure, "capacity": capacity}
+
+    plan = replace(PLANS["quick"], queries=ROUNDS[request.wanted["plan"]["name"]] * len(crops), seconds=0.0)
+    session.latency(np.stack([c.rgb for c in crops]), vars(replace(plan, warm_windows=1)), Past(1), take, progress)
+    (subject,) = result.subjects
+    measured = {"images": found, "capacities": [], "line": line(found)}
+    data = {**beginning("routing", subject, result.data["machine"]), **measured}
+    write_text(request.folder / "routing.json", json.dumps(finite(data), allow_nan=False) + "\n")
+    return data
 
 
 def _header(request: Request, session: BrowserSession) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def check_place(targets: Sequence[Target], address: str) -> None:
     for target in targets:
         own, name = runtimes()[target.runtime].place, Path(target.artifact).name
         if own and own != address:
-            raise InputError(f"{name} is timed in a {own}: add --on {own}")
+            raise InputError(f"{name} is timed in a {own}: use `ppexport profile` with --on {own}")
         if not own and address in {runtime.place for runtime in runtimes().values()} - {""}:
             raise InputError(f"{name} holds no page for a browser: `ppexport export MODEL --backend web` makes one")
 

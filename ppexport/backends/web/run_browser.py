@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -163,7 +164,8 @@ def headless_session(
 
     Raises UnavailableError where there is no browser, or it does not open the page.
     """
-    opened = BrowserSession(artifact, device, threads, notice=notice)
+    # Its end is noticed, so that it may be silent for as long as a GPU takes that the processor imitates.
+    opened = BrowserSession(artifact, device, threads, silence=math.inf, notice=notice)
     with opened as session, Headless(session.url, software_gpu=device == WEBGPU) as browser:
         session.alive, session.here = browser.problem, True
         session.wait_for_client(START_SECONDS)

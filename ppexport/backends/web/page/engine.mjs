@@ -3,7 +3,7 @@
 // To be used in a Web Worker, since wasm blocks its thread while it computes. A worker opens one engine: the runtime
 // chooses its number of threads once.
 
-import { labels, levels, pureMask, routed, smallestCapacity } from "./mask.mjs";
+import { labels, layout, levels, pureMask, routed, smallestCapacity } from "./mask.mjs";
 import { sha256 } from "./sha256.mjs";
 
 /** @typedef {import("./mask.mjs").Manifest} Manifest */
@@ -47,6 +47,18 @@ export function explained(error) {
     : text;
 }
 
+/** Lets the messages that have arrived meanwhile be read. */
+export function turn() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
+
 /** The content of a file beside this one. */
 async function fetched(url) {
   let response;
@@ -78,27 +90,33 @@ export async function readManifest(base) {
   return manifest;
 }
 
-/** The best GPU adapter and what it says of itself, or the reason why there is none. */
+/** What the best GPU adapter says of itself, or the reason why there is none. */
 async function findAdapter(manifest) {
   if (!(RUNTIMES.webgpu in manifest.files)) return { why: "the page was built without it (-O webgpu=no)" };
   if (!self.isSecureContext) return { why: `the browser offers it to secure pages only, and ${INSECURE}` };
   if (!navigator.gpu) return { why: "this browser does not have it" };
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
   if (!adapter) return { why: "the browser finds no adapter" };
+  // The runtime would wait for ever for a GPU that does not start.
+  try {
+    (await adapter.requestDevice()).destroy();
+  } catch (error) {
+    return { why: `the GPU does not start (${explained(error)})` };
+  }
   const { vendor = "", architecture = "", device = "", description = "", isFallbackAdapter } = adapter.info ?? {};
   // Not every browser says so of an adapter that is computed on the CPU.
   const fallback = (isFallbackAdapter ?? adapter.isFallbackAdapter ?? false)
     || /swiftshader|llvmpipe|lavapipe|basic render/i.test(`${architecture} ${device} ${description}`);
-  return { adapter, facts: { vendor, architecture, device, description, fallback } };
+  return { adapter: { vendor, architecture, device, description, fallback } };
 }
 
 /** Where to compute, and why not elsewhere. */
 async function choose(manifest, asked) {
-  if (asked === "wasm") return { device: "wasm", adapter: null, note: null };
-  const { adapter, facts, why } = await findAdapter(manifest);
+  if (asked === "wasm") return { device: "wasm", adapter: null };
+  const { adapter = null, why } = await findAdapter(manifest);
   if (asked === "webgpu" && !adapter) throw new Error(`WebGPU is not available: ${why}`);
-  if (asked === "webgpu" || (adapter && !facts.fallback)) return { device: "webgpu", adapter, facts };
-  return { device: "wasm", facts, note: `no WebGPU: ${why ?? "its adapter is computed on the CPU"}` };
+  if (asked === "webgpu" || (adapter && !adapter.fallback)) return { device: "webgpu", adapter };
+  return { device: "wasm", adapter, note: `no WebGPU: ${why ?? "its adapter is computed on the CPU"}` };
 }
 
 /** The number of threads, and why not as many as asked. */
@@ -140,12 +158,20 @@ export async function openEngine({ base = new URL(".", import.meta.url), device 
   ort.env.wasm.wasmPaths = base.href;
   ort.env.wasm.numThreads = counted.threads;
   ort.env.logLevel = "error";
-  if (choice.adapter) ort.env.webgpu.adapter = choice.adapter;
-  const session = await ort.InferenceSession.create(model, {
+  const create = () => ort.InferenceSession.create(model, {
     executionProviders: [choice.device], graphOptimizationLevel: "all", logSeverityLevel: 3,
   });
+  let session;
+  try {
+    session = await create();
+  } catch (error) {
+    // A GPU that cannot run the model is no reason to compute nothing, where nobody asked for it.
+    if (device !== "auto" || choice.device === "wasm") throw error;
+    Object.assign(choice, { device: "wasm", note: `no WebGPU: it does not take the model (${explained(error)})` });
+    session = await create();
+  }
   const facts = {
-    device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.facts ?? null,
+    device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.adapter,
     isolated: self.crossOriginIsolated, secure: self.isSecureContext, ort: ort.env.versions.web,
     fetchMs: loading - begin, loadMs: performance.now() - loading,
     notes: [choice.note, counted.note].filter(Boolean),
@@ -162,8 +188,7 @@ export async function openEngine({ base = new URL(".", import.meta.url), device 
 export class Engine {
   constructor(ort, session, manifest, facts, lost) {
     Object.assign(this, { ort, session, manifest, facts, lost });
-    const [h, w] = manifest.size, round = (side) => Math.ceil(side / manifest.multiple) * manifest.multiple;
-    this.padded = [round(h), round(w)];
+    this.padded = layout(manifest).padded(...manifest.size);
     checkPorts(session, manifest, this.padded);
   }
 

@@ -5,6 +5,14 @@ import { completeOffline, onLoading } from "./offline-client.mjs";
 
 const at = (id) => document.getElementById(id);
 
+/** What manifest.json beside this file says. */
+export async function readManifest() {
+  const answer = await fetch("manifest.json").catch(() => null);
+  const manifest = await answer?.json().catch(() => null);
+  if (answer?.ok && manifest?.format === "ppexport-artifact") return manifest;
+  throw new Error("The server does not send the page's manifest.json.");
+}
+
 /** The worker with the network. `facts` are the engine's, null until it is open. */
 export class Network {
   /**
@@ -18,7 +26,7 @@ export class Network {
     this.#offerDevices();
     onLoading((size) => {
       this.loaded += size;
-      if (this.facts) at("offline").textContent = `A copy for use without a network is being kept: ${bytes(this.loaded)} …`;
+      if (this.facts) at("offline").textContent = `Keeping a copy for use without a network: ${bytes(this.loaded)} …`;
       else this.#chip("busy", `Loading the network: ${bytes(this.loaded)} …`);
     });
   }
@@ -30,7 +38,8 @@ export class Network {
     this.#chip("busy", "Loading the network …");
     this.worker.addEventListener("message", ({ data }) => this.#heard(data));
     this.worker.addEventListener("error", ({ message }) => {
-      this.#failed(`The network's program could not be started${message ? ` (${message})` : ""}: reload the page while there is a network.`);
+      const why = message ? ` (${message})` : "";
+      this.#failed(`The network's program could not be started${why}: reload the page while you are online.`);
     });
     this.worker.postMessage({ type: "open", device: at("device").value, threads: Number(at("threads").value) });
   }
@@ -53,11 +62,13 @@ export class Network {
     this.#chip("ready", `Ready: ${deviceWords(facts)}`);
     // The problem says in other words why there is one thread.
     const notes = facts.notes.filter((note) => !(this.problem && note.startsWith("one thread")));
-    at("settings-note").textContent = [this.problem, ...notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`)].filter(Boolean).join(" ");
+    const sentences = notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`);
+    at("settings-note").textContent = [this.problem, ...sentences].filter(Boolean).join(" ");
     this.calls.opened(facts);
     // Without an adapter the GPU's 27 MB would be kept for nothing. A device that was named was not looked for.
     const useless = at("device").value === "auto" && facts.adapter === null;
-    at("offline").textContent = await completeOffline(Object.keys(this.manifest.files).filter((name) => useless && /webgpu|asyncify/.test(name)));
+    const spare = Object.keys(this.manifest.files).filter((name) => useless && /webgpu|asyncify/.test(name));
+    at("offline").textContent = await completeOffline(spare);
   }
 
   #failed(message) {
@@ -76,8 +87,8 @@ export class Network {
     const { webgpu } = this.manifest.build;
     const option = at("device").querySelector("[value=webgpu]");
     option.disabled = !webgpu || !navigator.gpu;
-    if (option.disabled) option.textContent = `WebGPU (${webgpu ? "not offered by this browser here" : "not part of this page"})`;
+    if (option.disabled) option.textContent = `WebGPU (not ${webgpu ? "in this browser" : "part of this page"})`;
     const cores = window.crossOriginIsolated ? navigator.hardwareConcurrency || 1 : 1;
-    for (let threads = 1; threads <= cores; threads++) at("threads").append(new Option(counted(threads, "thread"), String(threads)));
+    for (let n = 1; n <= cores; n++) at("threads").append(new Option(counted(n, "thread"), String(n)));
   }
 }

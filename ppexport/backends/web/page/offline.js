@@ -1,8 +1,8 @@
 // Service worker of the page: keeps a copy of its files, so that it works without a network, and adds the headers with
 // which a browser gives threads, so that any static server will do.
 //
-// Files are kept by their hash in manifest.json, which the page's exporter wrote: a new version of the page takes over
-// what has not changed, and no answer mixes two versions. Two manifests are remembered:
+// Files are kept by their hash in manifest.json, which the page's exporter wrote, so that a new version of the page
+// takes over what has not changed. Two manifests are remembered:
 //
 //   adopted    of the page as it was last opened: the server's, or without a network the complete one
 //   complete   the last one of which every file is here; what only older ones name is deleted when there is a new one
@@ -133,7 +133,8 @@ async function complete(spare) {
   // Opened anew meanwhile, of a newer version: that one asks for itself.
   if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
   await keep(cache, MANIFEST, "complete", now);
-  const wanted = new Set([`${MANIFEST}?adopted`, `${MANIFEST}?complete`, ...files.map(([name, hash]) => `${name}?${hash}`)]);
+  const wanted = new Set(files.map(([name, hash]) => `${name}?${hash}`));
+  for (const mark of ["adopted", "complete"]) wanted.add(`${MANIFEST}?${mark}`);
   for (const { url } of await cache.keys()) {
     if (!wanted.has(url.slice(SCOPE.length))) await cache.delete(url);
   }
@@ -158,6 +159,9 @@ self.addEventListener("fetch", (event) => {
 
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
-  const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete(event.data.spare).then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  const told = complete(event.data.spare).then(
+    () => ({ type: "complete" }),
+    ({ message }) => ({ type: "incomplete", message }),
+  );
+  event.waitUntil(told.then((message) => event.source.postMessage(message)));
 });

@@ -2,20 +2,24 @@
 // what state the page is in and what it says.
 
 import { Choice } from "./choice.mjs";
-import { bytes, counted, figuresOf, fill, modelFacts, roughly } from "./figures.mjs";
-import { Network } from "./network.mjs";
+import { bytes, counted, figuresOf, fill, make, modelFacts, percent, roughly, size } from "./figures.mjs";
+import { Network, readManifest } from "./network.mjs";
 import { prepareOffline } from "./offline-client.mjs";
 import { Preview, openPicture, pixelsOf, resultName } from "./picture.mjs";
+import { offerSamples } from "./samples.mjs";
 import { Viewer } from "./viewer.mjs";
 
 const at = (id) => document.getElementById(id);
-const page = { manifest: null, network: null, picture: null, waiting: null, job: null, id: 0, msPerTile: 0, address: "" };
+const page = { manifest: null, network: null, picture: null, waiting: null, job: null, turn: 0, id: 0, msPerTile: 0 };
 
 const viewer = new Viewer({ viewer: at("viewer"), canvas: at("canvas"), knob: at("knob"), range: at("split") }, () => {
   at("zoom").textContent = `${Math.round(100 * viewer.zoom)} %`;
 });
 const choice = new Choice(
-  { form: at("choice-form"), why: at("choice-why"), list: at("choices"), canvas: at("choice-picture"), hint: at("choice-hint") },
+  {
+    form: at("choice-form"), why: at("choice-why"), list: at("choices"), canvas: at("choice-picture"),
+    hint: at("choice-hint"),
+  },
   (box, width, height) => attempt(() => begin(box, width, height)),
 );
 
@@ -24,6 +28,7 @@ const choice = new Choice(
 /** Shows one part of the page, and gives the focus to what comes next there. */
 function show(part, focus) {
   for (const id of ["start", "choice", "result"]) at(id).hidden = id !== part;
+  if (document.body.dataset.part !== part) window.scrollTo(0, 0);
   document.body.dataset.part = part;
   if (focus) at(focus).focus({ preventScroll: true });
 }
@@ -34,12 +39,11 @@ function say(text) {
 
 /** Shows what went wrong, with a button if there is something to try. */
 function complain(text, way, action) {
-  at("trouble").replaceChildren(Object.assign(document.createElement("span"), { textContent: text }));
+  at("trouble").replaceChildren(make("span", { textContent: text }));
   at("trouble").hidden = !text;
   if (!action) return;
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "button", textContent: way });
-  button.addEventListener("click", action);
-  at("trouble").append(document.createElement("br"), button);
+  const button = make("button", { type: "button", className: "button", textContent: way, onclick: action });
+  at("trouble").append(make("br"), button);
 }
 
 /** Runs `action`; what it throws is said to the user, and the page waits for another picture. */
@@ -81,11 +85,18 @@ async function use(file, name) {
   if (page.job) return say("Cancel the picture that is being enlarged first.");
   complain("");
   say(`Reading ${name} …`);
-  page.picture?.close();
-  page.picture = await openPicture(file, name);
+  const turn = ++page.turn;
+  const picture = await openPicture(file, name).catch((error) => {
+    if (turn === page.turn) throw error;
+  });
   await page.ready;
-  const { width, height } = page.picture;
-  if (!choice.ask(page.picture, page.manifest, page.msPerTile)) return begin({ x: 0, y: 0, width, height }, width, height);
+  // Another one was chosen while this one was read.
+  if (turn !== page.turn) return picture?.close();
+  page.picture?.close();
+  page.picture = picture;
+  const { width, height } = picture;
+  const asks = choice.ask(page.picture, page.manifest, page.msPerTile);
+  if (!asks) return begin({ x: 0, y: 0, width, height }, width, height);
   show("choice", "choice-picture");
   choice.shown();
   say(`${name} is large: choose what shall be enlarged.`);
@@ -93,16 +104,18 @@ async function use(file, name) {
 
 function begin(box, width, height) {
   const { canvas, rgba, transparent } = pixelsOf(page.picture, box, width, height);
-  const { scale } = page.manifest;
+  const { manifest: { scale }, picture: { name } } = page;
   const preview = new Preview(width * scale, height * scale);
-  const notes = [];
-  if (transparent) notes.push("The picture is transparent in places: it was put on white, and the result is opaque.");
-  if (width < box.width) notes.push(`The picture was made smaller first, from ${box.width} × ${box.height} pixels, as chosen.`);
-  if (preview.step > 1) notes.push(`The result has more pixels than this page can show: the preview is ${preview.step} times smaller, the download has all of them.`);
-  page.job = { id: ++page.id, name: page.picture.name, input: { width, height }, preview, notes, tiles: [], boxes: [], rows: 0 };
+  const notes = [
+    transparent && "The picture is transparent in places: it was put on white, and the result is opaque.",
+    width < box.width && `The picture was made smaller first, from ${box.width} × ${box.height} pixels, as chosen.`,
+    preview.step > 1 && `What is shown is ${preview.step} times smaller than the result, which is larger than a page `
+      + "can show. The download is of full size.",
+  ].filter(Boolean);
+  page.job = { id: ++page.id, name, input: { width, height }, preview, notes, tiles: [], boxes: [], rows: 0 };
   show("result");
   viewer.show(canvas, width * scale, height * scale, preview.canvas);
-  at("canvas").setAttribute("aria-label", `${page.picture.name} while it is enlarged`);
+  at("canvas").setAttribute("aria-label", `${name} while it is enlarged`);
   at("progress").removeAttribute("value");
   for (const [id, hidden] of [["work", false], ["tools", true], ["figures", true]]) at(id).hidden = hidden;
   at("work-done").textContent = "Waiting for the network";
@@ -128,8 +141,7 @@ function planned({ tiles }) {
 }
 
 function tile(data) {
-  const { job } = page;
-  const { scale } = page.manifest;
+  const { job, manifest: { scale } } = page;
   job.tiles.push(data);
   job.first ??= performance.now();
   job.boxes.push({ x: data.x * scale, y: data.y * scale, w: data.w * scale, h: data.h * scale });
@@ -138,7 +150,8 @@ function tile(data) {
   at("work-done").textContent = `${data.done.toLocaleString("en")} of ${counted(data.total, "tile")}`;
   // The first tile warms up: it says nothing of the others.
   const each = data.done > 1 ? (performance.now() - job.first) / (data.done - 1) : 0;
-  at("work-left").textContent = each ? (data.done < data.total ? `${roughly((data.total - data.done) * each)} left` : "writing the file") : "";
+  if (each) at("work-left").textContent = `${roughly((data.total - data.done) * each)} left`;
+  if (data.done === data.total) at("work-left").textContent = "writing the file";
   document.title = `${Math.round((100 * data.done) / data.total)} % of ${job.name}`;
 }
 
@@ -151,25 +164,28 @@ function strip({ rows, width, rgba }) {
 }
 
 function done(data) {
-  const { job } = page;
-  const { manifest } = page;
+  const { job, manifest } = page;
   page.msPerTile = data.msPerTile;
   finishJob();
   viewer.finish(data.pure);
-  URL.revokeObjectURL(page.address);
-  page.address = URL.createObjectURL(data.png);
-  Object.assign(at("download"), { href: page.address, download: resultName(job.name, manifest.scale), textContent: `Download PNG, ${bytes(data.png.size)}` });
+  URL.revokeObjectURL(at("download").href);
+  Object.assign(at("download"), {
+    href: URL.createObjectURL(data.png),
+    download: resultName(job.name, manifest.scale),
+    textContent: `Download PNG, ${bytes(data.png.size)}`,
+  });
   const { headline, details } = figuresOf(data, job.tiles, job.input, page.network.facts, manifest);
   fill(at("headline"), headline);
   fill(at("details"), details);
-  at("notes").replaceChildren(...job.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  at("notes").replaceChildren(...job.notes.map((text) => make("li", { textContent: text })));
   at("mask").hidden = !data.pure;
   pressMask(false);
-  if (data.pure) at("legend").textContent = `Green: ${(100 * data.pureShare).toFixed(1)} % of the pixels are pure. They are flat and skip the most expensive branch.`;
-  at("canvas").setAttribute("aria-label", `${job.name}: left of the divider as the browser enlarges it, right of it the result`);
+  at("legend").textContent = `Green: ${percent(data.pureShare)} of the pixels are pure. They are flat and skip the `
+    + "most expensive branch.";
+  at("canvas").setAttribute("aria-label", `${job.name}: left of the divider enlarged by the browser, else the result`);
   for (const [id, hidden] of [["work", true], ["tools", false], ["figures", false]]) at(id).hidden = hidden;
   at("split").focus({ preventScroll: true });
-  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider and zoom in to compare.`);
+  say(`${job.name} is done: ${size(data.width, data.height)} pixels. Move the divider and zoom in to compare.`);
 }
 
 function cancelled() {
@@ -224,7 +240,9 @@ for (const id of ["file", "camera"]) {
     target.value = "";
   });
 }
-document.addEventListener("paste", ({ clipboardData }) => take([...clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("paste", ({ clipboardData }) => {
+  take([...clipboardData.files].find((file) => file.type.startsWith("image/")));
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -252,35 +270,11 @@ at("settings-form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (page.job && !page.waiting) return say("Cancel the picture that is being enlarged first.");
   complain("");
-  page.network.open();
+  page.network?.open();
 });
 window.addEventListener("beforeunload", (event) => page.job && event.preventDefault());
 
 // The beginning.
-
-function offerSamples() {
-  for (const name of page.manifest.build.samples ?? []) {
-    const title = name.replace(/\.[^.]*$/, "").replace(/[-_]/g, " ");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.append(Object.assign(new Image(), { src: name, alt: "" }), title[0].toUpperCase() + title.slice(1));
-    button.addEventListener("click", () => attempt(async () => use(await readSample(name), name)));
-    at("samples").append(button);
-  }
-  at("samples-part").hidden = !at("samples").children.length;
-}
-
-async function readSample(name) {
-  const answer = await fetch(name).catch(() => null);
-  if (!answer?.ok) throw new Error(`${name} could not be loaded: the server does not answer.`);
-  return answer.blob();
-}
-
-async function readManifest() {
-  const answer = await fetch("manifest.json").catch(() => null);
-  const manifest = await answer?.json().catch(() => null);
-  if (!answer?.ok || manifest?.format !== "ppexport-artifact") throw new Error("This page is not complete: its server does not send manifest.json.");
-  return manifest;
-}
 
 async function start() {
   const { reloads, problem } = await prepareOffline();
@@ -289,7 +283,7 @@ async function start() {
   at("times").textContent = `×${page.manifest.scale}`;
   at("after-label").textContent = `×${page.manifest.scale} by the network`;
   fill(at("model"), modelFacts(page.manifest, null));
-  offerSamples();
+  offerSamples(page.manifest, (name, read) => attempt(async () => use(await read(), name)));
   Object.assign(at("warning"), { textContent: problem, hidden: !problem });
   page.network = new Network(page.manifest, problem, { opened, failed: failedToOpen, heard });
   page.network.open();

@@ -1,5 +1,7 @@
-// Shows a picture before and after, on one canvas: a divider between both, zoom, panning, pure pixels tinted. One canvas
-// of the size that it has on the screen, because a phone has no room for several of the result's size.
+// Shows a picture before and after: a divider between both, zoom, panning, pure pixels tinted. On one canvas of the
+// size that it has on the screen, because a phone has no room for several of the result's size.
+
+import { make } from "./figures.mjs";
 
 const LARGEST_ZOOM = 16;
 /** How close to the divider a finger or a mouse takes hold of it, in CSS pixels. */
@@ -56,7 +58,7 @@ export class Viewer {
     this.compares = true;
     this.tiles = [];
     if (pure) {
-      this.pure = Object.assign(document.createElement("canvas"), { width: pure.width, height: pure.height });
+      this.pure = make("canvas", { width: pure.width, height: pure.height });
       const tinted = new ImageData(pure.width, pure.height);
       pure.bits.forEach((bit, at) => bit && tinted.data.set(TINT, 4 * at));
       this.pure.getContext("2d").putImageData(tinted, 0, 0);
@@ -76,7 +78,7 @@ export class Viewer {
     this.#resized();
   }
 
-  /** Zooms to `zoom` CSS pixels for one of the result, and keeps the point (x, y) of the view, by default its middle. */
+  /** Zooms to `zoom` CSS pixels for one of the result; (x, y) of the view, by default its middle, stays in place. */
   zoomTo(zoom, x = this.width / 2, y = this.height / 2) {
     const wanted = Math.min(Math.max(zoom, Math.min(1, this.#fitting())), LARGEST_ZOOM);
     this.left = x - ((x - this.left) * wanted) / this.zoom;
@@ -92,19 +94,19 @@ export class Viewer {
   }
 
   #fitting() {
-    return Math.min(this.width / this.picture.width, this.height / this.picture.height);
+    return Math.min(this.width / this.picture.width, this.height / this.picture.height, LARGEST_ZOOM);
   }
 
   #resized() {
     const { clientWidth, clientHeight } = this.viewer;
     if (!clientWidth || !clientHeight) return;
-    const middle = this.fits ? null : [(this.width / 2 - this.left) / this.zoom, (this.height / 2 - this.top) / this.zoom];
+    const [x, y] = [(this.width / 2 - this.left) / this.zoom, (this.height / 2 - this.top) / this.zoom];
     Object.assign(this, { width: clientWidth, height: clientHeight });
     const sharp = window.devicePixelRatio || 1;
     this.canvas.width = Math.round(clientWidth * sharp);
     this.canvas.height = Math.round(clientHeight * sharp);
     if (this.fits) Object.assign(this, { zoom: this.#fitting(), left: 0, top: 0 });
-    else [this.left, this.top] = [this.width / 2 - middle[0] * this.zoom, this.height / 2 - middle[1] * this.zoom];
+    else [this.left, this.top] = [clientWidth / 2 - x * this.zoom, clientHeight / 2 - y * this.zoom];
     this.draw();
   }
 
@@ -152,9 +154,10 @@ export class Viewer {
       context.restore();
     };
     context.drawImage(picture.before, left, top, width, height);
-    const seen = this.compares ? [divider, 0, this.width - divider, this.height] : [0, 0, this.width, top + this.rows * zoom];
+    const bottom = this.compares ? this.height : top + this.rows * zoom;
+    const from = this.compares ? divider : 0;
     if (!this.compares) this.#paintTiles(within);
-    within(...seen, () => context.drawImage(picture.after, left, top, width, height));
+    within(from, 0, this.width - from, bottom, () => context.drawImage(picture.after, left, top, width, height));
     if (this.showsPure && this.pure) {
       context.imageSmoothingEnabled = false;
       context.drawImage(this.pure, left, top, width, height);
@@ -164,7 +167,8 @@ export class Viewer {
     else this.#outline(this.tiles.at(-1));
     this.viewer.classList.toggle("split", this.compares);
     this.viewer.classList.toggle("pans", this.pans);
-    this.range.setAttribute("aria-valuetext", `${this.range.value} % enlarged by the browser, ${100 - this.range.value} % result`);
+    const share = Number(this.range.value);
+    this.range.setAttribute("aria-valuetext", `${share} % enlarged by the browser, ${100 - share} % result`);
     this.changed();
   }
 
@@ -183,12 +187,11 @@ export class Viewer {
 
   /** Dims what no tile has reached yet. */
   #paintTiles(within) {
-    const { context, picture, left, top, zoom } = this;
+    const { context, picture } = this;
+    const all = this.#boxOnScreen({ x: 0, y: 0, w: picture.width, h: picture.height });
     context.fillStyle = "rgb(18 22 29 / .6)";
-    context.fillRect(left, top, picture.width * zoom, picture.height * zoom);
-    for (const box of this.tiles) {
-      within(...this.#boxOnScreen(box), () => context.drawImage(picture.before, left, top, picture.width * zoom, picture.height * zoom));
-    }
+    context.fillRect(...all);
+    for (const box of this.tiles) within(...this.#boxOnScreen(box), () => context.drawImage(picture.before, ...all));
   }
 
   /** Draws a frame around the tile that was done last. */
@@ -226,7 +229,8 @@ export class Viewer {
       }
     }
     // A finger moves the divider by as much as itself, so that scrolling the page moves it by next to nothing.
-    if (this.doing === "split") this.#splitAt(event.pointerType === "mouse" ? place.x : this.#divider + place.x - before.x);
+    const moved = event.pointerType === "mouse" ? place.x : this.#divider + place.x - before.x;
+    if (this.doing === "split") this.#splitAt(moved);
     else this.#pan((place.x - before.x) / this.pointers.size, (place.y - before.y) / this.pointers.size);
     this.pointers.set(event.pointerId, place);
   }
