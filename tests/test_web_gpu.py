@@ -26,20 +26,22 @@ CASES = {
     "an axis from behind": "int32[5] y) { c = ArgMax <axis = -1, keepdims = 0> (x) y = Cast <to = 6> (c) }",
     "from 1 on": "int32[4, 5] y) { y = Slice (n, one, far, one) }",
     "all but the last": "int32[4, 5] y) { y = Slice (n, zero, last, one, one) }",
-    "every second one": "int32[4, 3] y) { y = Slice (n, one, far, one, two) }",
-    "backwards": "int32[4, 6] y) { y = Slice (n, last, back, zero, last) }",
+    "none but the second last": "int32[4, 1] y) { y = Slice (n, fourth, last, one, one) }",
+    "all of it": "int32[4, 6] y) { y = Slice (n, back, far, zero) }",
     "or": "bool[4, 6] y) { b = Less (n, zeros) c = Equal (n, zeros) y = Or (b, c) }",
     "one or the same": "bool[4, 6] y) { b = Less (n, zeros) y = Or (b, b) }",
 }
 KEPT = {
     "floats": "float[2, 7] y) { y = Slice (x, zero, two, zero) }",
     "nothing": "int32[4, 0] y) { y = Slice (n, two, two, one) }",
+    "every second one": "int32[4, 3] y) { y = Slice (n, one, far, one, two) }",
+    "backwards": "int32[4, 6] y) { y = Slice (n, last, back, zero, last) }",
     "two axes": "int32[3, 5] y) { y = Slice (n, ones, fars, both) }",
     "int64": "int64[1, 7] y) { c = ArgMax (x) y = Cast <to = 7> (c) }",
     "of no choice": "int32[5, 7] y) { y = Cast <to = 6> (x) }",
     "what is known before": "int32[1, 5] y) { y = Slice (zeros, one, far, one) }",
 }
-NUMBERS = """<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1},
+NUMBERS = """<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1}, int64[1] fourth = {4},
  int64[1] far = {9223372036854775807}, int64[1] back = {-9223372036854775807}, int32[1, 6] zeros = {0, 0, 0, 0, 0, 0},
  int64[2] ones = {1, 1}, int64[2] fars = {9, 9}, int64[2] both = {0, 1}>"""
 

@@ -223,7 +223,11 @@ class Handler(BaseHTTPRequestHandler):
         """Read the request, check it, answer it."""
         self._body = body = self.rfile
         self.rfile = _Head(body)  # type: ignore[assignment]
-        self.handle_one_request()
+        try:
+            self.handle_one_request()
+        finally:
+            # What `finish` closes.
+            self.rfile = body
         # A client that still sends would lose the answer when its connection is reset.
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)

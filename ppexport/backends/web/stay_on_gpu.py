@@ -12,7 +12,7 @@ Before:
 After:
 
     ArgMax -> Gather(0 ... n - 1 as int32 (or float)) -> out
-    x int32 -> Gather(begin ... end - 1) -> out
+    x int32 -> Pad by a negative number -> out
     a, b -> Not, Not -> And -> Not -> out
 """
 
@@ -36,8 +36,8 @@ def stay_on_gpu(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if not moving.isdisjoint(names_read(node)):
             moving.update(node.output)
-    # What depends on no input is computed when the file is opened, and its indices would only make the file longer.
-    rewrite(model, "Slice", lambda graph, node: _by_index(graph, node) if node.input[0] in moving else None)
+    # What depends on no input is computed when the file is opened.
+    rewrite(model, "Slice", lambda graph, node: _by_pads(graph, node) if node.input[0] in moving else None)
 
 
 def _from_table(graph: Graph, node: NodeProto) -> Replacement | None:
@@ -50,26 +50,30 @@ def _from_table(graph: Graph, node: NodeProto) -> Replacement | None:
     count = shape[axis if isinstance(axis, int) else 0]
     if not isinstance(count, int):
         return None
-    table = _stored(graph, np.arange(count, dtype=np.int32 if kind == TensorProto.INT32 else np.float32))
+    values = np.arange(count, dtype=np.int32 if kind == TensorProto.INT32 else np.float32)
+    table = _stored(graph, f"numbers_{values.dtype}_{count}", values)
     made = helper.make_node("Gather", [table, node.input[0]], node.output, node.name, axis=0)
     return Replacement(node.output[0], [made], [node])
 
 
-def _by_index(graph: Graph, node: NodeProto) -> Replacement | None:
-    """What stands at begin ... end - 1 of one axis."""
+def _by_pads(graph: Graph, node: NodeProto) -> Replacement | None:
+    """What stands at begin ... end - 1 of one axis is left when the rest is taken off by negative pads."""
     info, shape = graph.known.get(node.input[0]), graph.shape(node.input[0])
     if info is None or info.type.tensor_type.elem_type != TensorProto.INT32 or shape is None or len(node.input) < 4:
         return None
     begin, end, axis, step = (_number(graph, name) for name in (*node.input[1:], "")[:4])
-    if begin is None or end is None or axis is None or (step is None and len(node.input) > 4):
+    if begin is None or end is None or axis is None or (len(node.input) > 4 and step != 1):
         return None
     length = shape[axis]
     if not isinstance(length, int):
         return None
-    taken = np.arange(length, dtype=np.int32)[begin : end : step or 1]
-    if not taken.size:
+    taken = range(length)[begin:end]
+    if not taken:
         return None
-    made = helper.make_node("Gather", [node.input[0], _stored(graph, taken)], node.output, node.name, axis=axis)
+    pads = np.zeros((2, len(shape)), np.int64)
+    pads[:, axis] = -taken.start, taken.stop - length
+    name = _stored(graph, "_".join(map(str, ["pads", *pads.flat])), pads.ravel())
+    made = helper.make_node("Pad", [node.input[0], name], node.output, node.name)
     return Replacement(node.output[0], [made], [node])
 
 
@@ -92,9 +96,8 @@ def _number(graph: Graph, name: str) -> int | None:
     return None if number is None else int(number)
 
 
-def _stored(graph: Graph, values: NDArray[np.generic]) -> str:
-    """The name of a constant with these *values* that ascend evenly; equal ones are stored once."""
-    name = f"numbers_{values.dtype}_{int(values[0])}_{int(values[-1])}_{len(values)}"
+def _stored(graph: Graph, name: str, values: NDArray[np.generic]) -> str:
+    """The *name* of a constant, stored once, with these *values*."""
     if name not in graph.values:
         graph.values[name] = numpy_helper.from_array(values, name)
         graph.model.graph.initializer.append(graph.values[name])
