@@ -26,9 +26,9 @@ ENGINE = {"device": "wasm", "threads": 4, "adapter": None, "ort": "1.30.0", "loa
 
 
 def write_page(folder: Path, **changed) -> Path:
-    """The artifact of a page in *folder*, with a model that is none."""
+    """The artifact of a page in *folder*, with a model that holds nothing."""
     folder.mkdir()
-    texts = {"model.onnx": "model", "index.html": "<p>index</p>", "measure.html": "<p>measure</p>", "page.mjs": "//"}
+    texts = {"model.onnx": "\x08\x0a", "index.html": "<p>index</p>", "measure.html": "<p>measure</p>", "page.mjs": "//"}
     for name, text in texts.items():
         (folder / name).write_text(text)
     fields = {

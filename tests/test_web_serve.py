@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from fake_page import ENGINE, FACTS, FakePage, Serving, lines, measure, write_page
+from onnx import TensorProto, helper
 from profiles import subject
 from typer.testing import CliRunner
 
@@ -27,9 +29,10 @@ from ppexport.backends.web.run_work import browser_facts, browser_name, engine_f
 from ppexport.cli import app
 from ppexport.cli import browser as cli_browser
 from ppexport.cli.browser import Connection, show_address
-from ppexport.device.artifact import read_artifact
+from ppexport.device.artifact import read_artifact, write_manifest
 from ppexport.device.journal import Past
 from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
+from ppexport.files import sha256_file
 from ppexport.profile.statistics import browser_marks, stalled_marks
 from ppexport.remote import lan
 from ppexport.remote.lan import choose_address, lan_addresses
@@ -478,6 +481,22 @@ def test_a_page_without_a_secret_path_is_for_this_machine_only(folder):
         server.close()
     with pytest.raises(ArtifactError, match="--backend web"):
         PageFiles(artifact, "other.html")
+
+
+def test_a_page_whose_model_names_other_files_is_not_served(tmp_path):
+    named = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    named.ClearField("float_data")
+    named.data_location = TensorProto.EXTERNAL
+    named.external_data.add(key="location", value="secret")
+    graph = helper.make_graph([], "g", [], [], [named])
+    folder = write_page(tmp_path / "page")
+    (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    manifest = read_artifact(write_page(tmp_path / "other")).manifest
+    files = {**manifest.files, "model.onnx": sha256_file(folder / "model.onnx")}
+    write_manifest(folder, replace(manifest, files=files))
+    with pytest.raises(ArtifactError, match="kept in another file"):
+        BrowserSession(read_artifact(folder))
+    assert "kept in another file" in str(CliRunner().invoke(app, ["serve", str(folder)]).exception)
 
 
 # What people see, and how a browser gets the address.

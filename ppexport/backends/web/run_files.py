@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Callable, NamedTuple, Optional
 
+from ppexport.backends.onnx.run_external import graph_bytes
 from ppexport.device.artifact import MANIFEST, Artifact
 from ppexport.errors import ArtifactError
 
@@ -60,11 +61,15 @@ class PageFiles:
     """The files of an artifact, each compared with its hash when it is first asked for, and then kept."""
 
     def __init__(self, artifact: Artifact, index: str) -> None:
-        """*index* is the file that the path itself shows. Raises ArtifactError where the artifact has no such page."""
+        """*index* is the file that the path itself shows.
+
+        Raises ArtifactError where the artifact has no such page, or its model names other files.
+        """
         if index not in artifact.manifest.files:
             raise ArtifactError(
                 f"{artifact.path} holds no {index}: a page is made by `ppexport export MODEL --backend web`"
             )
+        graph_bytes(artifact)
         self.artifact, self.index = artifact, index
         self._kept = {MANIFEST: artifact.manifest.to_json().encode("utf-8")}
         self._lock = threading.Lock()
