@@ -402,6 +402,21 @@ def test_what_computes_and_how_long_it_takes_is_said_in_words(page):
     ]
 
 
+@pytest.mark.parametrize("tile", [(32, 32), (64, 64), (512, 512), (720, 1280), (1024, 1024)])
+@pytest.mark.parametrize("size", [(7000, 5000), (5000, 7000), (8000, 6000), (4000, 4000), (30_000, 2000)])
+def test_nothing_is_offered_that_a_canvas_does_not_hold(page, tile, size):
+    choices = page.tab.evaluate(
+        """async ([[width, height], tile]) => {
+            const { choicesFor, MAX_PIXELS } = await import("./picture.mjs");
+            return choicesFor(width, height, tile).map((found) => ({ ...found, most: MAX_PIXELS }));
+        }""",
+        [size, tile],
+    )
+    assert choices
+    assert all(choice["width"] * choice["height"] <= choice["most"] for choice in choices)
+    assert ("all" in [choice["kind"] for choice in choices]) == (size[0] * size[1] <= choices[0]["most"])
+
+
 def test_a_result_beyond_a_canvas_is_shown_smaller(page):
     mean = """async () => {
         const { Preview } = await import("./picture.mjs");

@@ -66,13 +66,19 @@ export function countTiles(width, height, tile) {
  */
 export function choicesFor(width, height, tile) {
   const all = { kind: "all", width, height, tiles: countTiles(width, height, tile) };
-  if (all.tiles <= MANY_TILES || Number.isNaN(all.tiles)) return [all];
-  // A part of 5 x 4 tiles, or 4 x 5; all of it at 1.25 times that size.
+  if ((all.tiles <= MANY_TILES && width * height <= MAX_PIXELS) || Number.isNaN(all.tiles)) return [all];
+  // A part of 5 x 4 tiles, or 4 x 5, or of as many as fit; all of it at 1.25 times that size.
   const side = (length, count) => length + (count - 1) * 16 * Math.floor((length - 8) / 16);
-  const [columns, rows] = width >= height ? [5, 4] : [4, 5];
+  let [columns, rows] = width >= height ? [5, 4] : [4, 5];
+  while (columns + rows > 2 && side(tile[1], columns) * side(tile[0], rows) > MAX_PIXELS) {
+    if (columns > rows) columns--;
+    else rows--;
+  }
   const [partWidth, partHeight] = [side(tile[1], columns), side(tile[0], rows)];
   const part = { kind: "part", width: Math.min(width, partWidth), height: Math.min(height, partHeight) };
-  const factor = Math.min(1, (1.25 * Math.max(partWidth, partHeight)) / Math.max(width, height));
+  // Rounded sides may hold a few pixels more.
+  const most = 0.999 * Math.sqrt(MAX_PIXELS / (width * height));
+  const factor = Math.min(1, most, (1.25 * Math.max(partWidth, partHeight)) / Math.max(width, height));
   const smaller = (length) => Math.max(1, Math.round(length * factor));
   const reduced = { kind: "reduced", width: smaller(width), height: smaller(height) };
   const found = [part, reduced].map((choice) => ({ ...choice, tiles: countTiles(choice.width, choice.height, tile) }));
