@@ -30,9 +30,7 @@ def test_what_can_be_used():
 
 
 def test_too_many_are_answered_with_the_limit_and_the_way_out():
-    with pytest.raises(
-        InputError, match=rf"^5000 threads are more than the {MOST} that can help .*: use {MOST} or"
-    ):
+    with pytest.raises(InputError, match=rf"^5000 threads are more than the {MOST} that can help .*: use {MOST} or"):
         check_threads(5000)
     assert check_threads(5000, here=False) == 5000
 

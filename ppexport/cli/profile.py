@@ -56,9 +56,7 @@ def profile(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            help="threads of the runtime; one for each physical core if left out"
-        ),
+        typer.Option(help="threads of the runtime; one for each physical core if left out"),
     ] = None,
     power_mode: Annotated[str | None, typer.Option(metavar="NAME|NUMBER", help=POWER_MODE)] = None,
     lock_clocks: Annotated[bool, typer.Option("--lock-clocks", help=LOCK_CLOCKS)] = False,

@@ -58,7 +58,7 @@ def _cores_of_macos() -> int | None:
 
 
 def _quota(root: str) -> float:
-    """How many processors' time control groups grant, the least of a group and its parents; infinite without a limit."""
+    """How many processors' time control groups grant, the least of all that apply; infinite without a limit."""
     granted = [math.inf]
     for line in (read_text(Path(root, "proc/self/cgroup")) or "").splitlines():
         _, _, rest = line.partition(":")

@@ -8,11 +8,11 @@ blended so that no border shows; `ppexport.imaging.tiles` says how, and gives th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,11 @@ from PIL import Image
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared, Runner
 from ppexport.errors import ImageError
+from ppexport.files import full_disk
 from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
-from ppexport.imaging.tiles import Blender, Grid, cut, plan_grid
+from ppexport.imaging.pipeline import overlap
+from ppexport.imaging.tiles import Blender, cut, plan_grid
 
-Item = TypeVar("Item")
-Ready = TypeVar("Ready")
-Done = TypeVar("Done")
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
 
@@ -96,8 +95,65 @@ def _silent(done: int, total: int) -> None:
     """No progress is shown."""
 
 
+class Pass:
+    """An array on its way through a runner: the stages of `overlap` for each tile, in the order of `grid`.
+
+    A runner must not write into a result it has returned: that is blended while the next tile runs.
+    """
+
+    def __init__(self, runner: Runner, rgb: Pixels) -> None:
+        """*rgb* is what `upscale_array` takes, which also says what is raised."""
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
+        self._begun = time.perf_counter()
+        self.runner, self.rgb, self.runs = runner, rgb, list[TileRun]()
+        self.grid = plan_grid((rgb.shape[0], rgb.shape[1]), runner.size)
+        with self.memory():
+            self._blender = Blender(self.grid, runner.scale)
+        # All tiles have the centres of the picture: a tile's own would split its few colours further.
+        self._centers = runner.artifact.manifest.centers(rgb)
+        self._finished = 0
+        self._to_run, self._to_finish = iter(self.grid), iter(self.grid)
+
+    @contextmanager
+    def memory(self) -> Iterator[None]:
+        """Raise ImageError where memory runs out in the block."""
+        try:
+            yield
+        except MemoryError:
+            height, width = self.grid.size
+            raise ImageError(f"{width}x{height} pixels times {self.runner.scale} do not fit into memory") from None
+
+    def prepare(self, origin: tuple[int, int]) -> Prepared:
+        """The tile at *origin*."""
+        return self.runner.prepare(to_input(cut(self.rgb, origin, self.grid.tile)), self._centers)
+
+    def run(self, prepared: Prepared) -> NDArray[np.float32]:
+        """The result of a tile, not looked at, so that the runtime does not wait for that."""
+        begin = time.perf_counter()
+        sr, impure_tokens, capacity = self.runner.run_unchecked(prepared)
+        seconds = time.perf_counter() - begin
+        self.runs.append(TileRun(next(self._to_run), int(impure_tokens), int(capacity), seconds))
+        return sr
+
+    def finish(self, sr: NDArray[np.float32]) -> bool:
+        """Check and blend a result; whether it was the last one."""
+        self.runner.check_picture(sr, f" for the tile at {next(self._to_finish)}")
+        self._blender.add(sr[0])
+        self._finished += 1
+        return self._finished == len(self.grid)
+
+    def result(self) -> Upscaled:
+        """The picture, when all tiles are finished."""
+        sr, seconds = self._blender.picture(), time.perf_counter() - self._begun
+        report = Report(self.grid.size, (sr.shape[0], sr.shape[1]), self.grid.tile, tuple(self.runs), seconds)
+        return Upscaled(sr, report)
+
+
 def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> Upscaled:
     """Super-resolve an array.
+
+    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls.
 
     Args:
         runner: an opened artifact.
@@ -112,91 +168,17 @@ def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> 
         ImageError: the result does not fit into memory.
         ArtifactError: the runner returns another shape than it should, or values that are not finite.
     """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
-    start = time.perf_counter()
-    height, width = rgb.shape[:2]
-    grid = plan_grid((height, width), runner.size)
-    try:
-        blender = Blender(grid, runner.scale)
-        runs = _run_tiles(runner, rgb, grid, blender, progress)
-    except MemoryError:
-        raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
-    sr = blender.picture()
-    seconds = time.perf_counter() - start
-    return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
-
-
-def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress) -> list[TileRun]:
-    """Add the upscaled tiles of *grid* to *blender*; returns what each took.
-
-    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
-    not write into a result it has returned: that is blended while the next tile runs.
-    """
-    runs: list[TileRun] = []
-    to_run, to_finish = iter(grid), iter(grid)
-
-    # All tiles have the centres of the picture: a tile's own would split its few colours further.
-    centers = runner.artifact.manifest.centers(rgb)
-
-    def prepare(origin: tuple[int, int]) -> Prepared:
-        return runner.prepare(to_input(cut(rgb, origin, grid.tile)), centers)
+    one = Pass(runner, rgb)
 
     def run(prepared: Prepared) -> NDArray[np.float32]:
-        begin = time.perf_counter()
-        sr, impure_tokens, capacity = runner.run_unchecked(prepared)
-        seconds = time.perf_counter() - begin
-        runs.append(TileRun(next(to_run), int(impure_tokens), int(capacity), seconds))
-        progress(len(runs), len(grid))
+        sr = one.run(prepared)
+        progress(len(one.runs), len(one.grid))
         return sr
 
-    def finish(sr: NDArray[np.float32]) -> None:
-        # Here and not in `run`, so that the runtime does not wait for it.
-        runner.check_picture(sr, f" for the tile at {next(to_finish)}")
-        blender.add(sr[0])
-
-    progress(0, len(grid))
-    overlap(grid, prepare, run, finish)
-    return runs
-
-
-def overlap(
-    items: Iterable[Item],
-    prepare: Callable[[Item], Ready],
-    run: Callable[[Ready], Done],
-    finish: Callable[[Done], None],
-) -> None:
-    """Call finish(run(prepare(item))) for all *items*, so that the slow stage in the middle never waits for the others.
-
-        preparing thread    prepare(k + 1)
-        calling thread      run(k)
-        finishing thread    finish(k - 1)
-
-    The runtimes release Python's lock while they compute, and NumPy does for all but the smallest arrays, so that
-    threads are enough. No stage is more than one item ahead of the next one: what is held does not grow with the number
-    of items. A stage gets the items in their order, one at a time, so what only it touches needs no lock. An exception
-    of a stage or of *items* comes out as it was raised, once; if there are several, which one does not depend on the
-    clock. Whatever ends the call, KeyboardInterrupt too, both threads have then ended, after what they already had.
-    """
-    source = iter(items)
-    with ThreadPoolExecutor(1, "prepare") as preparing, ThreadPoolExecutor(1, "finish") as finishing:
-
-        def prepare_next() -> Future[Ready] | None:
-            for item in source:
-                return preparing.submit(prepare, item)
-            return None
-
-        upcoming = prepare_next()
-        last: Future[None] | None = None
-        while upcoming is not None:
-            prepared = upcoming.result()
-            upcoming = prepare_next()
-            result = run(prepared)
-            if last is not None:
-                last.result()
-            last = finishing.submit(finish, result)
-        if last is not None:
-            last.result()
+    with one.memory():
+        progress(0, len(one.grid))
+        overlap(one.grid, one.prepare, run, one.finish)
+    return one.result()
 
 
 class Source(NamedTuple):
@@ -207,28 +189,41 @@ class Source(NamedTuple):
     seconds: float
 
 
-def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS) -> Source:
+def read_source(
+    source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS, *, make_folder: bool = False
+) -> Source:
     """Read the picture *source*, and check all that can be known of *target* before anything is run.
 
-    Raises ImageError for files that cannot be read or written.
+    With *make_folder* the folder of *target* is made if the picture could be read. Raises ImageError for files that
+    cannot be read or written.
     """
     start = time.perf_counter()
     picture = read_image(source, max_pixels=max_pixels)
+    if make_folder:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"the folder {target.parent} cannot be made: {error.strerror}{full_disk(error)}") from None
     check_output(target, picture, scale)
     return Source(picture, target, time.perf_counter() - start)
 
 
-def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
-    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+def write_enlarged(source: Source, run: Callable[[Pixels], Upscaled]) -> Report:
+    """Enlarge a picture that `read_source` has read, by *run*, and write it."""
     start = time.perf_counter()
     picture = source.picture
-    sr, report = upscale_array(runner, picture.bled, progress)
+    sr, report = run(picture.bled)
     alpha = picture.alpha
     if alpha is not None:
         height, width = report.sr_size
         alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
     write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
     return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+
+
+def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
+    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+    return write_enlarged(source, lambda rgb: upscale_array(runner, rgb, progress))
 
 
 def upscale_file(

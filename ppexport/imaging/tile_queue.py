@@ -1,0 +1,116 @@
+"""One runner for many threads: they bring arrays, and one thread runs the tiles of all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppexport.device.runner import Prepared, Runner
+from ppexport.errors import ArtifactError, ImageError, InputError
+from ppexport.imaging.images import Pixels
+from ppexport.imaging.pipeline import overlap
+from ppexport.imaging.upscaling import Pass, Upscaled
+
+
+class AbandonedError(Exception):
+    """The run has ended before this picture."""
+
+
+Waiting: TypeAlias = Future[Upscaled]
+
+
+class TileQueue:
+    """Takes arrays from any threads, and runs the tiles of all of them in the thread that calls `run`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._lock, self._closed = threading.Lock(), False
+        self._passes: SimpleQueue[tuple[Pass, Waiting] | None] = SimpleQueue()
+        self._unfinished: set[Waiting] = set()
+
+    def upscale(self, rgb: Pixels) -> Upscaled:
+        """As `upscale_array`, in any thread but that of `run`; raises AbandonedError where `run` ends before."""
+        one, waiting = Pass(self.runner, rgb), Waiting()
+        with self._lock:
+            if self._closed:
+                raise AbandonedError
+            self._unfinished.add(waiting)
+            self._passes.put((one, waiting))
+        try:
+            return waiting.result()
+        finally:
+            with self._lock:
+                self._unfinished.discard(waiting)
+
+    def close(self) -> None:
+        """No further array will come: `run` ends after those that have."""
+        self._passes.put(None)
+
+    def run(self, ran: Callable[[], None]) -> None:
+        """Run all tiles until `close`, and call *ran* after each one. What an array lacks is raised where it came from.
+
+        Raises what the runtime raises that is no fault of an array, such as that a device is gone.
+        """
+        overlap(self._tiles(), self._prepare, lambda tile: self._run(*tile, ran), self._finish, self.abandon)
+
+    def abandon(self) -> None:
+        """End at once: every `upscale` that waits, or comes later, raises AbandonedError."""
+        with self._lock:
+            self._closed = True
+            for waiting in self._unfinished:
+                _settle(waiting, AbandonedError())
+        self.close()
+
+    def _tiles(self) -> Iterator[tuple[Pass, Waiting, tuple[int, int]]]:
+        while (entry := self._passes.get()) is not None:
+            one, waiting = entry
+            for origin in one.grid:
+                if waiting.done():
+                    break
+                yield one, waiting, origin
+
+    def _prepare(self, tile: tuple[Pass, Waiting, tuple[int, int]]) -> tuple[Pass, Waiting, Prepared | None]:
+        one, waiting, origin = tile
+        with _faults_of(one, waiting):
+            return one, waiting, one.prepare(origin)
+        return one, waiting, None
+
+    def _run(
+        self, one: Pass, waiting: Waiting, prepared: Prepared | None, ran: Callable[[], None]
+    ) -> tuple[Pass, Waiting, NDArray[np.float32] | None]:
+        sr = None
+        if prepared is not None and not waiting.done():
+            with _faults_of(one, waiting):
+                sr = one.run(prepared)
+            ran()
+        return one, waiting, sr
+
+    def _finish(self, done: tuple[Pass, Waiting, NDArray[np.float32] | None]) -> None:
+        one, waiting, sr = done
+        if sr is not None and not waiting.done():
+            with _faults_of(one, waiting):
+                if one.finish(sr):
+                    waiting.set_result(one.result())
+
+
+@contextmanager
+def _faults_of(one: Pass, waiting: Waiting) -> Iterator[None]:
+    """Pass on what is the array's fault, and end only its tiles."""
+    try:
+        with one.memory():
+            yield
+    except (InputError, ImageError, ArtifactError) as error:
+        _settle(waiting, error)
+
+
+def _settle(waiting: Waiting, error: Exception) -> None:
+    # Another stage may have failed at the same time.
+    with suppress(InvalidStateError):
+        waiting.set_exception(error)
