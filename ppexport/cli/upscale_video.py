@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ppexport.cli.console import emit_json, fail, people, percent, progress_bar
-from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, counted
+from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError, counted
 
 if TYPE_CHECKING:
     from ppexport.device.artifact import Artifact
@@ -53,6 +53,10 @@ def upscale_video_file(
     except InterruptedVideo as stopped:
         people("-").print(_interruption(stopped, target))
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except PpexportError:
+        if unfinished(target):
+            people("-").print(f"what is done of {target} is kept beside it, and the same command continues it")
+        raise
     emit_json(json, {"output": str(target), **_figures(report, plan)})
     for sentence in _summary(report, fps):
         tell(f"{target}: {sentence}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,37 +178,39 @@ class _Encoding:
     def __init__(self, plan: VideoPlan, store: SegmentStore, progress: Progress, report: VideoReport) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._converter = plan.encoding.converter()
-        self._open: tuple[Any, SegmentWriter, FrameEncoder, float] | None = None
+        self._open: tuple[ExitStack, SegmentWriter, FrameEncoder, float] | None = None
         self.report = report
 
     def add(self, item: tuple[Timed, NDArray[Any], FrameReport]) -> None:
         """Encode the next picture."""
         timed, levels, took = item
         if self._open is None:
-            context = self._store.writing()
-            self._open = context, context.__enter__(), FrameEncoder(self._plan.encoding, self._converter), _now()
-        _, writer, encoder, begun = self._open
-        writer.frame(timed.pts, timed.duration)
-        for packet in encoder.encode(levels):
-            writer.packet(packet)
+            stack, encoder = ExitStack(), FrameEncoder(self._plan.encoding, self._converter)
+            self._open = stack, stack.enter_context(self._store.writing()), encoder, time.monotonic()
+        stack, writer, encoder, begun = self._open
+        try:
+            writer.frame(timed.pts, timed.duration)
+            for packet in encoder.encode(levels):
+                writer.packet(packet)
+        except BaseException:
+            # A segment that lacks a packet is none.
+            self._open = None
+            stack.__exit__(*sys.exc_info())
+            raise
         self.report = self.report.with_frame(took)
         self._progress(self.report.frames, max(self._plan.video.frames, self.report.frames))
-        if encoder.frames >= SEGMENT_FRAMES or (encoder.frames >= FEW and _now() - begun >= SEGMENT_SECONDS):
+        if encoder.frames >= SEGMENT_FRAMES or (encoder.frames >= FEW and time.monotonic() - begun >= SEGMENT_SECONDS):
             self.end_segment()
 
     def end_segment(self) -> None:
         """Complete the segment that is open."""
         if self._open is None:
             return
-        (context, writer, encoder, _), self._open = self._open, None
-        for packet in encoder.finish():
-            writer.packet(packet)
-        writer.header = encoder.header
-        context.__exit__(None, None, None)
-
-
-def _now() -> float:
-    return time.monotonic()
+        (stack, writer, encoder, _), self._open = self._open, None
+        with stack:
+            for packet in encoder.finish():
+                writer.packet(packet)
+            writer.header = encoder.header
 
 
 def _upscaled(
@@ -231,7 +235,8 @@ def _upscaled(
     encoder = _Encoding(plan, store, progress, first)
     progress(store.frames, max(video.frames, store.frames))
     try:
-        with Ahead(decoded(), AHEAD) as ahead, Behind(encoder.add, BEHIND) as behind:
+        # After Ctrl-C or an error, too, what is done is kept.
+        with closing_segment(encoder), Ahead(decoded(), AHEAD) as ahead, Behind(encoder.add, BEHIND) as behind:
 
             def pixels() -> Iterator[Pixels]:
                 for timed, rgb in ahead:
@@ -241,15 +246,22 @@ def _upscaled(
             upscaler.run(pixels(), lambda sr, took: behind.put((waiting.pop(0), sr, took)), ahead.stop)
     except OSError as error:
         raise InputError(f"{plan.target} cannot be made: {error.strerror}{full_disk(error)}") from None
-    finally:
-        # After Ctrl-C or an error, too: what is done is kept.
-        encoder.end_segment()
+    progress(encoder.report.frames, encoder.report.frames)
     return replace(
         encoder.report,
         seconds_total=time.perf_counter() - begin,
         frames_in_time=None if deadline is None else deadline.in_time,
         damage=tuple(damage.sentences),
     )
+
+
+@contextmanager
+def closing_segment(encoder: _Encoding) -> Iterator[None]:
+    """Complete the segment that is open at the end of the block, whatever ends it."""
+    try:
+        yield
+    finally:
+        encoder.end_segment()
 
 
 def unfinished(target: Path) -> bool:
