@@ -302,7 +302,7 @@ def test_a_queue_gives_every_thread_its_own_result() -> None:
     found: dict[int, np.ndarray] = {}
 
     def ask(number: int) -> None:
-        found[number] = queue.upscale(arrays[number]).rgb
+        found[number] = queue.begin(arrays[number]).result().rgb
         if len(found) == len(arrays):
             queue.close()
 
@@ -322,7 +322,7 @@ def test_an_abandoned_queue_lets_nobody_wait() -> None:
     queue = TileQueue(Repeat(TILE))
     queue.abandon()
     with pytest.raises(AbandonedError):
-        queue.upscale(noise(10, 10))
+        queue.begin(noise(10, 10))
     queue.run(lambda: None)
 
 
@@ -330,7 +330,7 @@ def test_too_little_memory_is_one_picture_s_fault(photos: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ppexport.imaging.upscaling.cut", full)
+    monkeypatch.setattr("ppexport.imaging.passes.cut", full)
     batch = Batch(planned(photos), TILE)
     batch.run(Repeat(TILE), silent)
     assert set(states(batch).values()) == {"failed"}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppexport.device.runner import Runner
-from ppexport.errors import ImageError, PpexportError
+from ppexport.errors import PpexportError
 from ppexport.imaging.images import MAX_PIXELS
 from ppexport.imaging.outputs import Existing, Job, Plan
 from ppexport.imaging.tile_queue import AbandonedError, TileQueue
@@ -162,7 +162,7 @@ class Batch:
         else:
             try:
                 read = read_source(source, target, tiles.runner.scale, self._max_pixels, make_folder=True)
-                report, state = write_enlarged(read, tiles.upscale), "done"
+                report, state = write_enlarged(read, tiles), "done"
             except PpexportError as error:
                 reason = str(error)
                 if _disk_is_full(error):

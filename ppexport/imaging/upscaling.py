@@ -1,184 +1,33 @@
-"""Puts a picture of any size through a runner of one size: image -> tiles -> runs -> image.
-
-A picture that fits in one tile is run whole. A larger one is run tile by tile: what attention mixes over the whole
-picture then ends at the tile's border, so the result differs a little from the whole-picture network's. Overlaps are
-blended so that no border shows; `ppexport.imaging.tiles` says how, and gives the figures.
-"""
+"""Picture files in and out: what is read goes through a runner, and is written with all that belongs to it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppexport.device.picture import to_input
-from ppexport.device.runner import Prepared, Runner
+from ppexport.device.runner import Runner
 from ppexport.errors import ImageError
 from ppexport.files import full_disk
 from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
-from ppexport.imaging.pipeline import overlap
-from ppexport.imaging.tiles import Blender, cut, plan_grid
+from ppexport.imaging.passes import Progress, Report, TileRun, Upscaled, silent, upscale_array
+from ppexport.imaging.rows import Rows
+from ppexport.imaging.tile_queue import TileQueue, Waiting
+from ppexport.imaging.tiles import plan_grid
 
-Progress = Callable[[int, int], None]
-"""Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
-
-
-class TileRun(NamedTuple):
-    """One run of the artifact; with more impure tokens than slots the tile is not what the network would give."""
-
-    origin: tuple[int, int]
-    """(top, left) of the tile, LR pixels."""
-    impure_tokens: int
-    """Tokens that category attention had to mix."""
-    capacity: int
-    """Slots it had for them."""
-    seconds: float
-    """Inside the runner's `run`."""
+__all__ = [
+    "Progress", "Report", "Source", "TileRun", "Upscaled", "read_source", "upscale_array", "upscale_file",
+    "upscale_source", "write_enlarged",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Report:
-    """What an upscaling took. Sizes are (H, W): of the picture before and after, and of a tile in LR pixels."""
-
-    lr_size: tuple[int, int]
-    sr_size: tuple[int, int]
-    tile: tuple[int, int]
-    tiles: tuple[TileRun, ...]
-    """One entry per tile, row by row."""
-    seconds_total: float
-    """From start to end: of a file with reading and writing, of an array without."""
-
-    @property
-    def seconds_runtime(self) -> float:
-        """Seconds inside the runner."""
-        return sum(run.seconds for run in self.tiles)
-
-    @property
-    def overhead(self) -> float:
-        """What everything but the runs added to the time, as a share of theirs: 0.05 is 5 %."""
-        return self.seconds_total / self.seconds_runtime - 1
-
-    @property
-    def over_capacity(self) -> tuple[TileRun, ...]:
-        """The tiles with more impure tokens than slots."""
-        return tuple(run for run in self.tiles if run.impure_tokens > run.capacity)
-
-    @property
-    def warning(self) -> str | None:
-        """One sentence for the user if any tile is not what the network would give, else None."""
-        over = self.over_capacity
-        if not over:
-            return None
-        worst = max(over, key=lambda run: run.impure_tokens - run.capacity)
-        return (
-            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artifact has slots "
-            f"(at worst {worst.impure_tokens} for {worst.capacity}, at row {worst.origin[0]}, column "
-            f"{worst.origin[1]}): the result in these tiles is not the network's, use an artifact of full capacity"
-        )
-
-
-class Upscaled(NamedTuple):
-    """The result of `upscale_array`: `rgb` is (H * scale, W * scale, 3)."""
-
-    rgb: NDArray[np.uint8]
-    report: Report
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is shown."""
-
-
-class Pass:
-    """An array on its way through a runner: the stages of `overlap` for each tile, in the order of `grid`.
-
-    A runner must not write into a result it has returned: that is blended while the next tile runs.
-    """
-
-    def __init__(self, runner: Runner, rgb: Pixels) -> None:
-        """*rgb* is what `upscale_array` takes, which also says what is raised."""
-        if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
-            raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
-        self._begun = time.perf_counter()
-        self.runner, self.rgb, self.runs = runner, rgb, list[TileRun]()
-        self.grid = plan_grid((rgb.shape[0], rgb.shape[1]), runner.size)
-        with self.memory():
-            self._blender = Blender(self.grid, runner.scale)
-        # All tiles have the centres of the picture: a tile's own would split its few colours further.
-        self._centers = runner.artifact.manifest.centers(rgb)
-        self._finished = 0
-        self._to_run, self._to_finish = iter(self.grid), iter(self.grid)
-
-    @contextmanager
-    def memory(self) -> Iterator[None]:
-        """Raise ImageError where memory runs out in the block."""
-        try:
-            yield
-        except MemoryError:
-            height, width = self.grid.size
-            raise ImageError(f"{width}x{height} pixels times {self.runner.scale} do not fit into memory") from None
-
-    def prepare(self, origin: tuple[int, int]) -> Prepared:
-        """The tile at *origin*."""
-        return self.runner.prepare(to_input(cut(self.rgb, origin, self.grid.tile)), self._centers)
-
-    def run(self, prepared: Prepared) -> NDArray[np.float32]:
-        """The result of a tile, not looked at, so that the runtime does not wait for that."""
-        begin = time.perf_counter()
-        sr, impure_tokens, capacity = self.runner.run_unchecked(prepared)
-        seconds = time.perf_counter() - begin
-        self.runs.append(TileRun(next(self._to_run), int(impure_tokens), int(capacity), seconds))
-        return sr
-
-    def finish(self, sr: NDArray[np.float32]) -> bool:
-        """Check and blend a result; whether it was the last one."""
-        self.runner.check_picture(sr, f" for the tile at {next(self._to_finish)}")
-        self._blender.add(sr[0])
-        self._finished += 1
-        return self._finished == len(self.grid)
-
-    def result(self) -> Upscaled:
-        """The picture, when all tiles are finished."""
-        sr, seconds = self._blender.picture(), time.perf_counter() - self._begun
-        report = Report(self.grid.size, (sr.shape[0], sr.shape[1]), self.grid.tile, tuple(self.runs), seconds)
-        return Upscaled(sr, report)
-
-
-def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> Upscaled:
-    """Super-resolve an array.
-
-    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls.
-
-    Args:
-        runner: an opened artifact.
-        rgb: (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
-        progress: called after every tile.
-
-    Returns:
-        floor(255 * clamp(sr, 0, 1) + 0.5), and what it took.
-
-    Raises:
-        InputError: the runner's tiles are too small to overlap and the picture does not fit in one.
-        ImageError: the result does not fit into memory.
-        ArtifactError: the runner returns another shape than it should, or values that are not finite.
-    """
-    one = Pass(runner, rgb)
-
-    def run(prepared: Prepared) -> NDArray[np.float32]:
-        sr = one.run(prepared)
-        progress(len(one.runs), len(one.grid))
-        return sr
-
-    with one.memory():
-        progress(0, len(one.grid))
-        overlap(one.grid, one.prepare, run, one.finish)
-    return one.result()
+LARGE = 64_000_000
 
 
 class Source(NamedTuple):
@@ -208,26 +57,75 @@ def read_source(
     return Source(picture, target, time.perf_counter() - start)
 
 
-def write_enlarged(source: Source, run: Callable[[Pixels], Upscaled]) -> Report:
-    """Enlarge a picture that `read_source` has read, by *run*, and write it."""
+def _comes_in_rows(target: Path, picture: Picture, pixels: int) -> bool:
+    """Whether `write_image` reads the colours of a result of so many *pixels* in rows, from top to bottom."""
+    return pixels > LARGE and target.suffix.lower() == ".png" and picture.alpha is None and not picture.grey
+
+
+def write_enlarged(source: Source, tiles: TileQueue) -> Report:
+    """Enlarge a picture that `read_source` has read, in any thread but that of *tiles*, and write it.
+
+    A large result is written while its tiles run, and never held as a whole, where the format allows it.
+    """
     start = time.perf_counter()
-    picture = source.picture
-    sr, report = run(picture.bled)
-    alpha = picture.alpha
-    if alpha is not None:
-        height, width = report.sr_size
-        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
-    return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+    picture, reports, streamed = source.picture, list[Report](), list[tuple[Waiting, Rows]]()
+
+    def run(rgb: Pixels, depth: int) -> NDArray[Any]:
+        height, width = rgb.shape[0] * tiles.runner.scale, rgb.shape[1] * tiles.runner.scale
+        if not _comes_in_rows(source.target, picture, height * width):
+            result = tiles.begin(rgb, depth).result()
+            reports.append(result.report)
+            return result.rgb
+        rows = Rows((height, width, 3), np.dtype(np.uint8 if depth == 8 else np.uint16))
+        waiting = tiles.begin(rgb, depth, rows.put)
+        waiting.add_done_callback(rows.end_with)
+        streamed.append((waiting, rows))
+        return cast(NDArray[Any], rows)
+
+    try:
+        sr = run(picture.bled, 8)
+        alpha = picture.alpha
+        if alpha is not None:
+            size = sr.shape[1], sr.shape[0]
+            alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
+        write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
+        reports += [waiting.result().report for waiting, _ in streamed]
+    finally:
+        for waiting, _ in streamed:
+            waiting.cancel()
+    runs = tuple(run for report in reports for run in report.tiles)
+    return replace(reports[0], tiles=runs, seconds_total=source.seconds + time.perf_counter() - start)
 
 
-def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
+def upscale_source(runner: Runner, source: Source, progress: Progress = silent) -> Report:
     """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
-    return write_enlarged(source, lambda rgb: upscale_array(runner, rgb, progress))
+    tiles, done = TileQueue(runner), 0
+    total = len(plan_grid(source.picture.size, runner.size))
+
+    def ran() -> None:
+        nonlocal done
+        done += 1
+        progress(done, max(done, total))
+
+    def enlarge() -> Report:
+        try:
+            return write_enlarged(source, tiles)
+        finally:
+            tiles.close()
+
+    with ThreadPoolExecutor(1, "picture") as pictures:
+        try:
+            progress(0, total)
+            writing = pictures.submit(enlarge)
+            tiles.run(ran)
+        except BaseException:
+            tiles.abandon()
+            raise
+    return writing.result()
 
 
 def upscale_file(
-    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = _silent
+    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = silent
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
