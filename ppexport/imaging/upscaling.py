@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ppexport.device.picture import to_input
 from ppexport.device.runner import Prepared, Runner
 from ppexport.errors import ImageError
-from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
+from ppexport.imaging.animations import write_animation
+from ppexport.imaging.enlarging import enlarge
+from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, output_depth, read_image, write_image
 from ppexport.imaging.tiles import Blender, Grid, cut, plan_grid
 
 Item = TypeVar("Item")
@@ -86,9 +87,9 @@ class Report:
 
 
 class Upscaled(NamedTuple):
-    """The result of `upscale_array`: `rgb` is (H * scale, W * scale, 3)."""
+    """The result of `upscale_array`: `rgb` is (H * scale, W * scale, 3), uint8 or uint16."""
 
-    rgb: NDArray[np.uint8]
+    rgb: NDArray[Any]
     report: Report
 
 
@@ -96,16 +97,17 @@ def _silent(done: int, total: int) -> None:
     """No progress is shown."""
 
 
-def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> Upscaled:
+def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent, *, depth: int = 8) -> Upscaled:
     """Super-resolve an array.
 
     Args:
         runner: an opened artifact.
         rgb: (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
         progress: called after every tile.
+        depth: bits of the result's levels, 8 or 16.
 
     Returns:
-        floor(255 * clamp(sr, 0, 1) + 0.5), and what it took.
+        floor(255 * clamp(sr, 0, 1) + 0.5), or with 65535 for 16 bits, and what it took.
 
     Raises:
         InputError: the runner's tiles are too small to overlap and the picture does not fit in one.
@@ -118,7 +120,7 @@ def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> 
     height, width = rgb.shape[:2]
     grid = plan_grid((height, width), runner.size)
     try:
-        blender = Blender(grid, runner.scale)
+        blender = Blender(grid, runner.scale, depth)
         runs = _run_tiles(runner, rgb, grid, blender, progress)
     except MemoryError:
         raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
@@ -221,14 +223,23 @@ def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PI
 def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
     """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
     start = time.perf_counter()
-    picture = source.picture
-    sr, report = upscale_array(runner, picture.bled, progress)
-    alpha = picture.alpha
-    if alpha is not None:
-        height, width = report.sr_size
-        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
-    return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+    picture, reports = source.picture, list[Report]()
+
+    def run(rgb: Pixels, depth: int) -> NDArray[Any]:
+        result = upscale_array(runner, rgb, progress, depth=depth)
+        reports.append(result.report)
+        return result.rgb
+
+    scale = runner.scale
+    if picture.frames is None:
+        write_image(source.target, enlarge(picture, run, scale, depth=output_depth(source.target.suffix, picture)))
+    else:
+        write_animation(source.target, picture, (enlarge(frame, run, scale) for frame in picture.frames))
+    return replace(
+        reports[0],
+        tiles=tuple(tile for report in reports for tile in report.tiles),
+        seconds_total=source.seconds + time.perf_counter() - start,
+    )
 
 
 def upscale_file(
@@ -236,8 +247,8 @@ def upscale_file(
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`imaging.alpha`); a grey
-    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises what `read_source` and
-    `upscale_array` raise, the former before the first tile is run.
+    Alpha goes through the network as a grey picture, and colours that it hides are replaced (`imaging.alpha`); a grey
+    picture stays grey; its profile, its colour chunks, its dots per inch and its metadata are kept. Raises what
+    `read_source` and `upscale_array` raise, the former before the first tile is run.
     """
     return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)
