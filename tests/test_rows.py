@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared import examples
+from test_upscale import Repeat, enlarged, noise
 
+from ppexport.device.runner import Result
+from ppexport.errors import ArtifactError, ImageError
 from ppexport.imaging import rows as rows_module
+from ppexport.imaging import upscaling, writing
+from ppexport.imaging.images import Picture, read_image, write_image
 from ppexport.imaging.rows import Rows
+from ppexport.imaging.upscaling import upscale_file
 
 BYTE = np.dtype(np.uint8)
 SECONDS = 60
@@ -116,3 +126,63 @@ def test_as_one_array() -> None:
     rows.put(picture[1:])
     np.testing.assert_array_equal(np.ascontiguousarray(rows), picture)
     assert (rows.shape, rows.dtype, rows.ndim, len(rows)) == ((4, 2, 3), BYTE, 3, 4)
+
+
+# Files
+
+
+@pytest.fixture
+def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every result comes in rows, few of which are held, and nobody may ask for all of them."""
+    for module in (upscaling, writing):
+        monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(rows_module, "AHEAD", 10_000)
+    monkeypatch.setattr(Rows, "__array__", None)
+
+
+@pytest.mark.usefixtures("_everything_is_large")
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", np.uint8), (".png", np.uint16), (".ppm", np.uint8)])
+def test_a_large_result_is_written_while_it_is_computed(tmp_path: Path, suffix: str, kind: type) -> None:
+    rgb = noise(300, 70)
+    picture = Picture(rgb if kind == np.uint8 else rgb.astype(np.float32) / 255, depth=8 * np.dtype(kind).itemsize)
+    write_image(tmp_path / "lr.png", replace(picture, rgb=rgb.astype(kind) * (1 if kind == np.uint8 else 257)))
+    report = upscale_file(Repeat((64, 48)), tmp_path / "lr.png", tmp_path / f"sr{suffix}")
+    assert report.sr_size == (600, 140)
+    assert len(report.tiles) == 12
+    result = read_image(tmp_path / f"sr{suffix}")
+    assert result.depth == picture.depth
+    np.testing.assert_array_equal(result.rgb, enlarged(read_image(tmp_path / "lr.png").rgb, 2))
+
+
+@pytest.mark.usefixtures("_everything_is_large")
+@pytest.mark.parametrize("run", [0, 5, 11])
+@pytest.mark.parametrize("error", [ArtifactError, RuntimeError, KeyboardInterrupt])
+def test_a_large_result_that_is_not_finished_is_not_there(tmp_path: Path, run: int, error: type[BaseException]) -> None:
+    def fail(number: int, result: Result) -> Result:
+        if number == run:
+            raise error("enough")
+        return result
+
+    write_image(tmp_path / "lr.png", Picture(noise(300, 70)))
+    runner = Repeat((64, 48))
+    runner.change = fail
+    with pytest.raises(error):
+        upscale_file(runner, tmp_path / "lr.png", tmp_path / "sr.png")
+    assert os.listdir(tmp_path) == ["lr.png"]
+    assert len(runner.seen) == run + 1
+
+
+@pytest.mark.usefixtures("_everything_is_large")
+def test_a_large_result_that_cannot_be_written_takes_no_further_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ppexport.imaging.deep.put_chunk", full)
+    write_image(tmp_path / "lr.ppm", Picture(noise(3000, 70)))
+    runner = Repeat((64, 48))
+    with pytest.raises(ImageError, match="No space left on device"):
+        upscale_file(runner, tmp_path / "lr.ppm", tmp_path / "sr.png")
+    assert len(runner.seen) < 20
+    assert os.listdir(tmp_path) == ["lr.ppm"]

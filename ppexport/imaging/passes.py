@@ -51,6 +51,8 @@ class Report:
     """One entry per tile, row by row."""
     seconds_total: float
     """From start to end: of a file with reading and writing, of an array without."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was assumed or left out of what belongs to a file."""
 
     @property
     def seconds_runtime(self) -> float:

@@ -56,7 +56,8 @@ class Rows:
     def __getitem__(self, key: int | slice) -> NDArray[Any]:
         """Rows, as soon as they are there. Raises ValueError for rows that are gone, and what kept them from coming."""
         if not isinstance(key, slice):
-            return self._rows(key, key + 1, keep=True)[0]
+            row: NDArray[Any] = self._rows(key, key + 1, keep=True)[0]
+            return row
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise ValueError("rows are read one after the other")

@@ -83,9 +83,10 @@ class TileQueue:
 
     def _prepare(self, tile: tuple[Pass, Waiting, tuple[int, int]]) -> tuple[Pass, Waiting, Prepared | None]:
         one, waiting, origin = tile
+        prepared = None
         with _faults_of(one, waiting):
-            return one, waiting, one.prepare(origin)
-        return one, waiting, None
+            prepared = one.prepare(origin)
+        return one, waiting, prepared
 
     def _run(
         self, one: Pass, waiting: Waiting, prepared: Prepared | None, ran: Callable[[], None]

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from ppexport.device.mask import mirror_index
 from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
-from ppexport.imaging.images import Pixels
+from ppexport.imaging.pixels import Pixels
 
 MULTIPLE = 16
 """Origins are multiples of this, which is a multiple of what every network pads to."""

@@ -3,63 +3,101 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ppexport.device.runner import Runner
 from ppexport.errors import ImageError
 from ppexport.files import full_disk
-from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
+from ppexport.imaging.animations import write_animation
+from ppexport.imaging.enlarging import EnlargeOptions, enlarge, runs_of
+from ppexport.imaging.formats import format_for
+from ppexport.imaging.images import (
+    MAX_PIXELS,
+    Picture,
+    Pixels,
+    WriteOptions,
+    check_output,
+    output_depth,
+    read_image,
+    write_image,
+)
 from ppexport.imaging.passes import Progress, Report, TileRun, Upscaled, silent, upscale_array
 from ppexport.imaging.rows import Rows
-from ppexport.imaging.tile_queue import TileQueue, Waiting
+from ppexport.imaging.tile_queue import TileQueue
 from ppexport.imaging.tiles import plan_grid
+from ppexport.imaging.writing import LARGE
 
 __all__ = [
-    "Progress", "Report", "Source", "TileRun", "Upscaled", "read_source", "upscale_array", "upscale_file",
+    "Progress", "Report", "Settings", "Source", "TileRun", "Upscaled", "read_source", "upscale_array", "upscale_file",
     "upscale_source", "write_enlarged",
 ]  # fmt: skip
 
 
-LARGE = 64_000_000
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are read, enlarged and written."""
+
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are not read."""
+    first_frame: bool = False
+    """Whether an animation is taken as the still picture that it begins with."""
+    enlarge: EnlargeOptions = field(default_factory=EnlargeOptions)
+    write: WriteOptions = field(default_factory=WriteOptions)
+
+
+_DEFAULT = Settings()
 
 
 class Source(NamedTuple):
     """A picture that was read, which took `seconds`, and may be enlarged into `target`."""
 
+    name: str
     picture: Picture
-    target: Path
+    target: Path | IO[bytes]
+    suffix: str
+    """Of the target's name, or what it would be."""
     seconds: float
+    settings: Settings
+
+    def tiles(self, tile: tuple[int, int]) -> int:
+        """Runs that it takes with tiles of *tile* (h, w)."""
+        frames = 1 if self.picture.frames is None else len(self.picture.frames)
+        return frames * sum(len(plan_grid(size, tile)) for size in runs_of(self.picture, self.settings.enlarge))
 
 
 def read_source(
-    source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS, *, make_folder: bool = False
+    source: Path | IO[bytes],
+    target: Path | IO[bytes],
+    scale: int,
+    settings: Settings = _DEFAULT,
+    *,
+    suffix: str = ".png",
+    make_folder: bool = False,
 ) -> Source:
     """Read the picture *source*, and check all that can be known of *target* before anything is run.
 
-    With *make_folder* the folder of *target* is made if the picture could be read. Raises ImageError for files that
-    cannot be read or written.
+    Of a *target* that is a stream *suffix* says the format. With *make_folder* the folder of *target* is made if the
+    picture could be read. Raises ImageError for files that cannot be read or written.
     """
     start = time.perf_counter()
-    picture = read_image(source, max_pixels=max_pixels)
-    if make_folder:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"the folder {target.parent} cannot be made: {error.strerror}{full_disk(error)}") from None
-    check_output(target, picture, scale)
-    return Source(picture, target, time.perf_counter() - start)
-
-
-def _comes_in_rows(target: Path, picture: Picture, pixels: int) -> bool:
-    """Whether `write_image` reads the colours of a result of so many *pixels* in rows, from top to bottom."""
-    return pixels > LARGE and target.suffix.lower() == ".png" and picture.alpha is None and not picture.grey
+    picture = read_image(source, max_pixels=settings.max_pixels, first_frame=settings.first_frame)
+    if isinstance(target, Path):
+        if make_folder:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"{error.strerror}{full_disk(error)}"
+                raise ImageError(f"the folder {target.parent} cannot be made: {reason}") from None
+        check_output(target, picture, scale, settings.write)
+        suffix = target.suffix
+    name = str(source) if isinstance(source, Path) else "standard input"
+    return Source(name, picture, target, suffix, time.perf_counter() - start, settings)
 
 
 def write_enlarged(source: Source, tiles: TileQueue) -> Report:
@@ -68,46 +106,60 @@ def write_enlarged(source: Source, tiles: TileQueue) -> Report:
     A large result is written while its tiles run, and never held as a whole, where the format allows it.
     """
     start = time.perf_counter()
-    picture, reports, streamed = source.picture, list[Report](), list[tuple[Waiting, Rows]]()
+    picture, settings, scale = source.picture, source.settings, tiles.runner.scale
+    reports: list[Report] = []
+    streamed: list[Future[Upscaled]] = []
 
     def run(rgb: Pixels, depth: int) -> NDArray[Any]:
-        height, width = rgb.shape[0] * tiles.runner.scale, rgb.shape[1] * tiles.runner.scale
-        if not _comes_in_rows(source.target, picture, height * width):
+        if not _comes_in_rows(source, scale):
             result = tiles.begin(rgb, depth).result()
             reports.append(result.report)
             return result.rgb
-        rows = Rows((height, width, 3), np.dtype(np.uint8 if depth == 8 else np.uint16))
-        waiting = tiles.begin(rgb, depth, rows.put)
-        waiting.add_done_callback(rows.end_with)
-        streamed.append((waiting, rows))
-        return cast(NDArray[Any], rows)
+        size = (rgb.shape[0] * scale, rgb.shape[1] * scale, 3)
+        rows = Rows(size, np.dtype(np.uint8 if depth == 8 else np.uint16))
+        streamed.append(tiles.begin(rgb, depth, rows.put))
+        streamed[-1].add_done_callback(rows.end_with)
+        return cast("NDArray[Any]", rows)
 
     try:
-        sr = run(picture.bled, 8)
-        alpha = picture.alpha
-        if alpha is not None:
-            size = sr.shape[1], sr.shape[0]
-            alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
-        write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
-        reports += [waiting.result().report for waiting, _ in streamed]
+        if picture.frames is None:
+            large = enlarge(picture, run, scale, settings.enlarge, output_depth(source.suffix, picture))
+            notes = write_image(source.target, large, settings.write, suffix=source.suffix)
+        else:
+            frames = (enlarge(frame, run, scale, settings.enlarge) for frame in picture.frames)
+            notes = write_animation(source.target, picture, frames, settings.write, suffix=source.suffix)
+        reports += [waiting.result().report for waiting in streamed]
     finally:
-        for waiting, _ in streamed:
+        # Where writing failed the other tiles need not run.
+        for waiting in streamed:
             waiting.cancel()
-    runs = tuple(run for report in reports for run in report.tiles)
-    return replace(reports[0], tiles=runs, seconds_total=source.seconds + time.perf_counter() - start)
+    return replace(
+        reports[0],
+        lr_size=picture.size,
+        sr_size=(picture.size[0] * scale, picture.size[1] * scale),
+        tiles=tuple(run for report in reports for run in report.tiles),
+        seconds_total=source.seconds + time.perf_counter() - start,
+        notes=(*(f"{source.name}: {note}" for note in picture.notes), *notes),
+    )
+
+
+def _comes_in_rows(source: Source, scale: int) -> bool:
+    """Whether `write_image` reads the colours of the result in rows, from top to bottom, and nothing else does."""
+    picture, (height, width) = source.picture, source.picture.size
+    plain = picture.frames is None and picture.alpha is None and not picture.grey and not source.settings.enlarge.wrap
+    return plain and height * width * scale**2 > LARGE and format_for("", source.suffix).name in ("PNG", "PPM")
 
 
 def upscale_source(runner: Runner, source: Source, progress: Progress = silent) -> Report:
     """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
-    tiles, done = TileQueue(runner), 0
-    total = len(plan_grid(source.picture.size, runner.size))
+    tiles, done, total = TileQueue(runner), 0, source.tiles(runner.size)
 
     def ran() -> None:
         nonlocal done
         done += 1
         progress(done, max(done, total))
 
-    def enlarge() -> Report:
+    def enlarge_it() -> Report:
         try:
             return write_enlarged(source, tiles)
         finally:
@@ -116,7 +168,7 @@ def upscale_source(runner: Runner, source: Source, progress: Progress = silent) 
     with ThreadPoolExecutor(1, "picture") as pictures:
         try:
             progress(0, total)
-            writing = pictures.submit(enlarge)
+            writing = pictures.submit(enlarge_it)
             tiles.run(ran)
         except BaseException:
             tiles.abandon()
@@ -125,12 +177,19 @@ def upscale_source(runner: Runner, source: Source, progress: Progress = silent) 
 
 
 def upscale_file(
-    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = silent
+    runner: Runner,
+    source: Path,
+    target: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress = silent,
+    settings: Settings = _DEFAULT,
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`imaging.alpha`); a grey
-    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises what `read_source` and
-    `upscale_array` raise, the former before the first tile is run.
+    Alpha goes through the network as a grey picture, and colours that it hides are replaced (`imaging.alpha`); a grey
+    picture stays grey; its profile, its colour chunks, its dots per inch and its metadata are kept. *settings* change
+    that. Raises what `read_source` and `upscale_array` raise, the former before the first tile is run.
     """
-    return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)
+    settings = replace(settings, max_pixels=max_pixels)
+    return upscale_source(runner, read_source(source, target, runner.scale, settings), progress)
