@@ -20,7 +20,7 @@ from ppexport.imaging import many
 from ppexport.imaging.many import Batch
 from ppexport.imaging.outputs import Existing, Plan, output_name, plan_run
 from ppexport.imaging.tile_queue import AbandonedError, TileQueue
-from ppexport.imaging.upscaling import upscale_array
+from ppexport.imaging.upscaling import Settings, upscale_array
 
 SECONDS = 60
 """No test waits so long unless it fails."""
@@ -83,7 +83,7 @@ def test_a_bad_picture_does_not_end_the_run(photos: Path) -> None:
     (photos / "3.png").write_bytes(b"nonsense")
     (photos / "4.png").write_bytes(b"")
     (photos / "big.png").write_bytes((photos / "1.png").read_bytes())
-    batch = Batch(planned(photos), TILE, max_pixels=112 * 80 - 1)
+    batch = Batch(planned(photos), TILE, Settings(max_pixels=112 * 80 - 1))
     assert states(batch) | {"2.png": "not begun"} == {
         "0.png": "not begun", "1.png": "failed", "2.png": "not begun", "3.png": "failed", "4.png": "failed",
         "5.png": "failed", "big.png": "failed",
@@ -123,6 +123,15 @@ def test_what_is_there_is_skipped_also_when_it_comes_during_the_run(photos: Path
     assert [name for name, state in states(batch).items() if state == "skipped"] == ["0.png", "1.png"]
     assert (out / "0.png").read_bytes() == b"earlier"
     assert (out / "1.png").read_bytes() == b"another run"
+
+
+def test_what_comes_during_the_run_is_not_replaced_either(photos: Path) -> None:
+    batch = Batch(planned(photos), TILE)
+    (photos.parent / "out").mkdir()
+    (photos.parent / "out" / "1.png").write_bytes(b"another run")
+    batch.run(Repeat(TILE), silent)
+    assert [name for name, state in states(batch).items() if state == "failed"] == ["1.png"]
+    assert (photos.parent / "out" / "1.png").read_bytes() == b"another run"
 
 
 def test_structure_is_made_for_what_is_written_alone(photos: Path) -> None:
@@ -268,7 +277,7 @@ def test_while_one_picture_runs_the_next_is_read_and_the_last_is_written(
 
 
 def test_large_pictures_are_alone_and_none_is_overtaken(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "ROOM", 60 * 40 + 60 * 80)
+    monkeypatch.setattr(many, "ROOM", 4 * (60 * 40 + 60 * 80))
     held, most, order = [0], [0], []
     lock, write, read = threading.Lock(), many.write_enlarged, many.read_source
 
@@ -302,7 +311,7 @@ def test_a_queue_gives_every_thread_its_own_result() -> None:
     found: dict[int, np.ndarray] = {}
 
     def ask(number: int) -> None:
-        found[number] = queue.upscale(arrays[number]).rgb
+        found[number] = queue.begin(arrays[number]).result().rgb
         if len(found) == len(arrays):
             queue.close()
 
@@ -322,7 +331,7 @@ def test_an_abandoned_queue_lets_nobody_wait() -> None:
     queue = TileQueue(Repeat(TILE))
     queue.abandon()
     with pytest.raises(AbandonedError):
-        queue.upscale(noise(10, 10))
+        queue.begin(noise(10, 10))
     queue.run(lambda: None)
 
 
@@ -330,7 +339,7 @@ def test_too_little_memory_is_one_picture_s_fault(photos: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ppexport.imaging.upscaling.cut", full)
+    monkeypatch.setattr("ppexport.imaging.passes.cut", full)
     batch = Batch(planned(photos), TILE)
     batch.run(Repeat(TILE), silent)
     assert set(states(batch).values()) == {"failed"}

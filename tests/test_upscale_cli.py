@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,8 @@ def test_where_nothing_can_be_begun_the_exit_code_is_2(enlarger: Path, photos: P
         (["photos", "-o", "out", "--name", "x.png"], "would both be written to"),
         (["photos", "-o", "photos/a.png"], "is a file, and the results need a folder"),
         (["-", "-o", "out"], "- is one picture on standard input"),
+        (["photos", "-o", "-"], "for standard output write - in the place of OUT"),
+        (["", "-o", "out"], "an input has no name"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(enlarger: Path, photos: Path, arguments: list[str], message: str) -> None:
@@ -152,6 +156,108 @@ def test_too_few_slots_are_told_with_the_file(enlarger: Path, photos: Path, monk
     assert done.exit_code == 1
     assert "out/a_x2.png: 4 of 4 tiles have more impure tokens than the artifact has slots" in done.output
     assert written() == ["a_x2.png"]
+
+
+def piped(content: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """`ppexport upscale` with *content* on standard input."""
+    command = [sys.executable, "-m", "ppexport", "upscale", *map(str, arguments)]
+    return subprocess.run(command, input=content, capture_output=True, check=False)
+
+
+def test_standard_input_and_output(enlarger: Path, photos: Path) -> None:
+    content = (photos / "b.jpg").read_bytes()
+    done = piped(content, enlarger, "-", "-", "--json", "told.json")
+    assert done.returncode == 0, done.stderr
+    assert b"standard input: 60x40 pixels are 4 runs" in done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert (image.format, image.size) == ("PNG", (120, 80))
+    assert json.loads(Path("told.json").read_text())["output"] == "-"
+    done = piped(b"", enlarger, photos / "a.png", "-", "--format", "webp")
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.format == "WEBP"
+    assert piped(content, enlarger, "-", "x.png").returncode == 0
+    assert Image.open("x.png").size == (120, 80)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"", ["-", "-"], "standard input is empty"),
+        (b"nonsense", ["-", "-"], "standard input is not a"),
+        (b"\x89PNG\r\n\x1a\n", ["-", "x.png"], "standard input is"),
+        (b"", ["photos/a.png", "-", "--json", "-"], "cannot both go to standard output"),
+        (b"", ["photos/a.png", "-", "--format", "xyz"], "--format xyz"),
+        (b"", ["photos/a.png", "x.png", "--format", "png"], "the name of OUT says its format"),
+        (b"", ["photos/a.png", "x.png", "--quality", "50"], "has no quality"),
+        (b"", ["photos/a.png", "x.png", "--alpha", "none"], "--alpha is one of network, bicubic, not none"),
+        (b"", ["photos/a.png", "x.png", "--wrap", "z"], "--wrap is one of x, y, xy, not z"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_one_sentence(
+    enlarger: Path, photos: Path, content: bytes, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream:
+        buffer = io.BytesIO(content)
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr("ppexport.cli.pictures.sys", SimpleNamespace(stdin=Stream(), stdout=Stream()))
+    done = upscale(enlarger, *arguments)
+    assert message in str(done.exception)
+    assert done.exception.exit_code == 2
+    assert not Path("x.png").exists()
+
+
+def test_terminals_neither_give_nor_take_pictures(
+    enlarger: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = SimpleNamespace(isatty=lambda: True, buffer=io.BytesIO())
+    monkeypatch.setattr("ppexport.cli.pictures.sys", SimpleNamespace(stdin=terminal, stdout=terminal))
+    assert "standard output is a terminal" in str(upscale(enlarger, photos / "a.png", "-").exception)
+    assert "standard input is a terminal" in str(upscale(enlarger, "-", "x.png").exception)
+
+
+def test_options_of_reading_and_writing_reach_every_picture(enlarger: Path, photos: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    rgba = Image.fromarray(rng.integers(0, 256, (40, 60, 4), dtype=np.uint8))
+    rgba.save(photos / "d.png", exif=exif)
+    for name, options in (
+        ("few", ["--alpha", "bicubic"]), ("many", []), ("plain", ["--strip-metadata"]), ("wrapped", ["--wrap", "xy"]),
+        ("jpeg", ["--format", "jpg", "--quality", "30"]), ("lossy", ["--format", ".webp", "--quality", "30"]),
+    ):  # fmt: skip
+        done = upscale(enlarger, photos / ("a.png" if name == "jpeg" else "d.png"), "-o", name, *options)
+        assert done.exit_code == 0, done.output
+        assert f"1 picture enlarged, {0} failed" not in done.output
+    assert "1 picture to enlarge in 8 runs" in upscale(enlarger, photos / "d.png", "-o", "again").output
+    assert written("jpeg") == ["a_x2.jpg"]
+    assert written("lossy") == ["d_x2.webp"]
+    assert Path("jpeg/a_x2.jpg").stat().st_size < Path("many/d_x2.png").stat().st_size / 2
+    for name in ("few", "many", "plain", "wrapped"):
+        with Image.open(Path(name) / "d_x2.png") as image:
+            assert image.getexif().get(0x010E) == (None if name == "plain" else "a description")
+    # The network repeats the alpha, as it does the colours.
+    repeated = np.asarray(rgba)[..., 3].repeat(2, axis=0).repeat(2, axis=1)
+    for name, equal in (("few", False), ("many", True)):
+        with Image.open(Path(name) / "d_x2.png") as image:
+            assert np.array_equal(np.asarray(image)[..., 3], repeated) == equal
+
+
+def test_an_animation(enlarger: Path, photos: Path) -> None:
+    frames = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
+    frames[0].save(photos / "moves.webp", save_all=True, append_images=frames[1:], duration=80, lossless=True)
+    done = upscale(enlarger, photos / "moves.webp", "-o", "out", "--json", "-")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tiles"] == 12
+    with Image.open("out/moves_x2.webp") as image:
+        assert image.n_frames == 3
+    done = upscale(enlarger, photos / "moves.webp", "-o", "out", "--format", "jpg")
+    assert done.exit_code == 1
+    assert "--first-frame" in done.output
+    done = upscale(enlarger, photos / "moves.webp", "-o", "out", "--format", "jpg", "--first-frame")
+    assert done.exit_code == 0, done.output
+    assert written() == ["moves_x2.jpg", "moves_x2.webp"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

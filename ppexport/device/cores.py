@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
+import platform
 from pathlib import Path, PurePosixPath
 
 from ppexport.device.machine import read_number, read_text
@@ -50,7 +50,7 @@ def _siblings(root: str, number: int) -> str | None:
 
 def _cores_of_macos() -> int | None:
     """The physical cores of a Mac, None elsewhere."""
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return None
     count, length = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
     failed = ctypes.CDLL(None).sysctlbyname(b"hw.physicalcpu", ctypes.byref(count), ctypes.byref(length), None, 0)

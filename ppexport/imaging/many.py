@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppexport.device.runner import Runner
-from ppexport.errors import ImageError, PpexportError
-from ppexport.imaging.images import MAX_PIXELS
+from ppexport.errors import InputError, PpexportError
+from ppexport.imaging.images import Header, peek
 from ppexport.imaging.outputs import Existing, Job, Plan
 from ppexport.imaging.tile_queue import AbandonedError, TileQueue
 from ppexport.imaging.tiles import plan_grid
-from ppexport.imaging.upscaling import Progress, Report, read_source, write_enlarged
+from ppexport.imaging.upscaling import Progress, Report, Settings, read_source, write_enlarged
 
 AT_ONCE = 3
 """Pictures at a time: one is read, one is run, one is written."""
-ROOM = 32_000_000
-"""Pixels that the pictures which are read at a time have together; a larger one waits until it is alone."""
+ROOM = 128_000_000
+"""Pixels that the results of the pictures at a time have together; a larger one waits until it is alone."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,13 @@ class Work(NamedTuple):
     tiles: int
 
 
+_DEFAULT = Settings()
+
+
 class Batch:
     """The pictures of a plan, enlarged one after the other by one runner."""
 
-    def __init__(self, plan: Plan, tile: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, plan: Plan, tile: tuple[int, int], settings: Settings = _DEFAULT) -> None:
         """Look at the headers of all pictures, for a runner whose tiles are *tile* (h, w)."""
         self._outcomes = [Outcome(failure.source, None, "failed", reason=failure.reason) for failure in plan.failures]
         self._outcomes += [Outcome(job.source, job.target, "skipped") for job in plan.skipped]
@@ -63,11 +66,11 @@ class Batch:
         """What there is to do."""
         for job in plan.jobs:
             try:
-                height, width = peek(job.source, max_pixels)
-                self.works.append(Work(job, height * width, len(plan_grid((height, width), tile))))
+                header = peek(job.source, max_pixels=settings.max_pixels, first_frame=settings.first_frame)
+                self.works.append(Work(job, header.size[0] * header.size[1], _runs(header, tile, settings)))
             except PpexportError as error:
                 self._outcomes.append(Outcome(*job, "failed", reason=str(error)))
-        self._waiting, self._max_pixels, self._existing = iter(self.works), max_pixels, plan.existing
+        self._waiting, self._settings, self._existing = iter(self.works), settings, plan.existing
         self._total, self._done = self.tiles, 0
         # `_turn` is held by the one thread that waits for room, so that no picture overtakes a larger one.
         self._turn, self._room, self._free = threading.Lock(), threading.Condition(), ROOM
@@ -119,7 +122,7 @@ class Batch:
     def _enlarge_all(self, tiles: TileQueue) -> None:
         """One of the threads that each enlarge a picture at a time."""
         try:
-            while (taken := self._next()) is not None:
+            while (taken := self._next(tiles.runner.scale)) is not None:
                 work, room = taken
                 try:
                     self._enlarge(work, tiles)
@@ -139,13 +142,13 @@ class Batch:
             if last:
                 tiles.close()
 
-    def _next(self) -> tuple[Work, int] | None:
+    def _next(self, scale: int) -> tuple[Work, int] | None:
         """The next picture, as soon as there is room for it, and how much it takes; None after the last one."""
         with self._turn:
             work = next(self._waiting, None)
             if work is None:
                 return None
-            room = min(work.pixels, ROOM)
+            room = min(work.pixels * scale**2, ROOM)
             with self._room:
                 self._room.wait_for(lambda: self._ended or self._free >= room)
                 if self._ended:
@@ -157,12 +160,15 @@ class Batch:
         source, target = work.job
         report, reason, state = None, None, "failed"
         # Another run may have come first.
-        if self._existing is Existing.skip and target.exists():
+        late = self._existing is not Existing.overwrite and target.exists()
+        if late and self._existing is Existing.skip:
             state = "skipped"
         else:
             try:
-                read = read_source(source, target, tiles.runner.scale, self._max_pixels, make_folder=True)
-                report, state = write_enlarged(read, tiles.upscale), "done"
+                if late:
+                    raise InputError(f"{target} exists since a moment ago, and is left as it is")
+                read = read_source(source, target, tiles.runner.scale, self._settings, make_folder=True)
+                report, state = write_enlarged(read, tiles), "done"
             except PpexportError as error:
                 reason = str(error)
                 if _disk_is_full(error):
@@ -172,6 +178,12 @@ class Batch:
             self._total += (len(report.tiles) if report else 0) - work.tiles
 
 
+def _runs(header: Header, tile: tuple[int, int], settings: Settings) -> int:
+    """Runs that a picture will take, as far as its header tells: fewer where its alpha is the same everywhere."""
+    planes = 2 if header.alpha and settings.enlarge.alpha == "network" else 1
+    return header.frames * planes * len(plan_grid(header.size, tile))
+
+
 def _disk_is_full(error: BaseException) -> bool:
     link: BaseException | None = error
     while link is not None:
@@ -179,19 +191,3 @@ def _disk_is_full(error: BaseException) -> bool:
             return True
         link = link.__cause__ or link.__context__
     return False
-
-
-def peek(path: Path, max_pixels: int) -> tuple[int, int]:
-    """Stand-in for the one of `images`."""
-    from PIL import Image
-
-    from ppexport.imaging.images import read_image
-
-    try:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
-    except Exception:
-        size = (0, 0)
-    if size == (0, 0) or size[0] * size[1] > max_pixels:
-        read_image(path, max_pixels=max_pixels)
-    return size

@@ -22,14 +22,10 @@ from typing import NamedTuple
 
 from ppexport.errors import InputError, counted
 from ppexport.files import check_writable, is_plain_name, system_sentence
-from ppexport.imaging.images import _FORMATS
+from ppexport.imaging.images import is_picture
 
 TEMPLATE = "{stem}_x{scale}{suffix}"
 """Names of results unless the caller says otherwise."""
-
-
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _FORMATS
 
 
 class Existing(str, Enum):
@@ -102,6 +98,10 @@ def plan_run(
         raise InputError(
             "- is one picture on standard input: name where it goes, as in `ppexport upscale ARTIFACT - -`"
         )
+    if str(out) == "-":
+        raise InputError("--out names a folder: for standard output write - in the place of OUT")
+    if "" in inputs:
+        raise InputError("an input has no name")
     return plan_outputs(find_inputs(inputs, recursive), out, name, existing, recursive)
 
 
@@ -207,9 +207,10 @@ def plan_outputs(inputs: Inputs, out: Path, name: Callable[[Path], str], existin
                 f"{out} lies in the input folder {folder}, so that another run would take its results for inputs: "
                 "name a folder outside it"
             )
-    sources = {key: found.path for found in inputs.pictures if (key := _identity(found.path)) is not None}
+    sources = {key: found.path for found in inputs.pictures if (key := _identity(found.path))}
     taken: dict[str, Job] = {}
-    jobs, skipped, there, failures = [], [], [], list(inputs.failures)
+    jobs, skipped, there = list[Job](), list[Job](), list[Job]()
+    failures = list(inputs.failures)
     plain = str if _tells_cases_apart(out) else _folded
     for path, inside in inputs.pictures:
         job = Job(path, out / inside / name(path))
@@ -222,9 +223,11 @@ def plan_outputs(inputs: Inputs, out: Path, name: Callable[[Path], str], existin
                 "write them into different folders"
             )
         place = os.path.realpath(job.target)
-        replaced = sources.get(_identity(job.target) or ())
-        if replaced is not None:
-            raise InputError(f"{job.target} is the input {replaced}, which is never replaced: choose another --name")
+        identity = _identity(job.target)
+        if identity in sources:
+            raise InputError(
+                f"{job.target} is the input {sources[identity]}, which is never replaced: choose another --name"
+            )
         if os.path.dirname(place) in walked:
             folder = walked[os.path.dirname(place)]
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ppexport.device.runner import Prepared, Runner
 from ppexport.errors import ArtifactError, ImageError, InputError
 from ppexport.imaging.images import Pixels
+from ppexport.imaging.passes import Pass, Upscaled
 from ppexport.imaging.pipeline import overlap
-from ppexport.imaging.upscaling import Pass, Upscaled
 
 
 class AbandonedError(Exception):
@@ -35,19 +35,23 @@ class TileQueue:
         self._passes: SimpleQueue[tuple[Pass, Waiting] | None] = SimpleQueue()
         self._unfinished: set[Waiting] = set()
 
-    def upscale(self, rgb: Pixels) -> Upscaled:
-        """As `upscale_array`, in any thread but that of `run`; raises AbandonedError where `run` ends before."""
-        one, waiting = Pass(self.runner, rgb), Waiting()
+    def begin(
+        self, rgb: Pixels, depth: int = 8, emit: Callable[[NDArray[Any]], None] | None = None
+    ) -> Future[Upscaled]:
+        """Bring an array, as `upscale_array` takes it, from any thread; its result comes later.
+
+        Cancelling it leaves out the tiles that have not run. With *emit*, complete rows go there, in another thread,
+        and the result has none. The result raises what `upscale_array` raises, and AbandonedError where `run` ends
+        before.
+        """
+        one, waiting = Pass(self.runner, rgb, depth, emit), Waiting()
+        waiting.add_done_callback(self._unfinished.discard)
         with self._lock:
             if self._closed:
                 raise AbandonedError
             self._unfinished.add(waiting)
             self._passes.put((one, waiting))
-        try:
-            return waiting.result()
-        finally:
-            with self._lock:
-                self._unfinished.discard(waiting)
+        return waiting
 
     def close(self) -> None:
         """No further array will come: `run` ends after those that have."""
@@ -61,11 +65,12 @@ class TileQueue:
         overlap(self._tiles(), self._prepare, lambda tile: self._run(*tile, ran), self._finish, self.abandon)
 
     def abandon(self) -> None:
-        """End at once: every `upscale` that waits, or comes later, raises AbandonedError."""
+        """End at once: whatever was begun, or is later, raises AbandonedError."""
         with self._lock:
             self._closed = True
-            for waiting in self._unfinished:
-                _settle(waiting, AbandonedError())
+            unfinished = list(self._unfinished)
+        for waiting in unfinished:
+            _settle(waiting, AbandonedError())
         self.close()
 
     def _tiles(self) -> Iterator[tuple[Pass, Waiting, tuple[int, int]]]:
@@ -78,9 +83,10 @@ class TileQueue:
 
     def _prepare(self, tile: tuple[Pass, Waiting, tuple[int, int]]) -> tuple[Pass, Waiting, Prepared | None]:
         one, waiting, origin = tile
+        prepared = None
         with _faults_of(one, waiting):
-            return one, waiting, one.prepare(origin)
-        return one, waiting, None
+            prepared = one.prepare(origin)
+        return one, waiting, prepared
 
     def _run(
         self, one: Pass, waiting: Waiting, prepared: Prepared | None, ran: Callable[[], None]
@@ -97,7 +103,8 @@ class TileQueue:
         if sr is not None and not waiting.done():
             with _faults_of(one, waiting):
                 if one.finish(sr):
-                    waiting.set_result(one.result())
+                    with suppress(InvalidStateError):
+                        waiting.set_result(one.result())
 
 
 @contextmanager
@@ -111,6 +118,6 @@ def _faults_of(one: Pass, waiting: Waiting) -> Iterator[None]:
 
 
 def _settle(waiting: Waiting, error: Exception) -> None:
-    # Another stage may have failed at the same time.
+    # Another stage may have failed, or the result may have been cancelled, at the same time.
     with suppress(InvalidStateError):
         waiting.set_exception(error)
