@@ -30,6 +30,21 @@ MOST_BYTES = 1 << 32
 Open = Callable[[], "AbstractContextManager[Runner]"]
 
 
+def left_as_it_is(source: Path, target: Path, existing: Existing | None, json: str | None) -> bool:
+    """Whether *target* is there already and is to be skipped, which is said.
+
+    Raises InputError where it is to be refused, or is *source* itself.
+    """
+    check_replaced(source, target)
+    if existing in (None, Existing.overwrite) or not target.exists():
+        return False
+    if existing is Existing.refuse:
+        raise InputError(f"{target} exists already: --existing overwrite replaces it")
+    emit_json(json, {"output": str(target), "state": "skipped"})
+    people(json).print(f"{target} exists already and is left as it is")
+    return True
+
+
 def upscale_one(
     about: Artifact,
     open_it: Open,
@@ -49,14 +64,8 @@ def upscale_one(
             raise InputError("--json - and the picture cannot both go to standard output: name a file for one of them")
         if sys.stdout.isatty():
             raise InputError("standard output is a terminal, which shows no picture: name a file, or use a pipe")
-    else:
-        check_replaced(Path(source), Path(target))
-        if existing not in (None, Existing.overwrite) and Path(target).exists():
-            if existing is Existing.refuse:
-                raise InputError(f"{target} exists already: --existing overwrite replaces it")
-            emit_json(json, {"output": target, "state": "skipped"})
-            console.print(f"{target} exists already and is left as it is")
-            return
+    elif left_as_it_is(Path(source), Path(target), existing, json):
+        return
     given = _standard_input() if source == STANDARD else Path(source)
     wanted = sys.stdout.buffer if target == STANDARD else Path(target)
     # Before the model is opened, which may take minutes.

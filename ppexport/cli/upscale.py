@@ -11,6 +11,7 @@ import typer
 from ppexport.cli.console import stages
 from ppexport.cli.options import ArtifactFolder, Json, MaxPixels, Threads, Trust
 from ppexport.cli.pictures import STANDARD, upscale_all, upscale_one
+from ppexport.cli.upscale_video import Asked, upscale_moving
 from ppexport.errors import InputError
 from ppexport.imaging.images import MAX_PIXELS, WriteOptions, check_options
 from ppexport.imaging.outputs import TEMPLATE, Existing, check_template, output_name, plan_run
@@ -88,12 +89,42 @@ def upscale(
             "bottom (y), or both",
         ),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="of a video: libx264, libx265, libsvtav1, libvpx-vp9, ffv1 (lossless), prores_ks or mpeg4; the codec "
+            "of the source if left out",
+        ),
+    ] = None,
+    crf: Annotated[
+        int | None,
+        typer.Option(
+            help="of a video: its quality, smaller is better; 18 of libx264, 20 of libx265, 28 of libsvtav1, 24 of "
+            "libvpx-vp9 if left out"
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="of a video: frames a second that should be reached; tiles get fewer slots than they need where it is "
+            "not, and are counted"
+        ),
+    ] = None,
+    raw: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="WxH FORMAT",
+            help="frames without a container, from standard input to standard output (- -): their width, height and "
+            "rgb24 or rgb48le",
+        ),
+    ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     threads: Threads = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:
-    """Super-resolve pictures, in blended tiles of the artifact's size.
+    """Super-resolve pictures and videos, in blended tiles of the artifact's size.
 
     Attention sees one tile at a time, so the result differs slightly from the whole-picture network's: at 64x64 tiles
     by about 50 dB, with the same PSNR against ground truth. A photograph takes fewer runs, and less time, with an
@@ -101,6 +132,9 @@ def upscale(
 
     With --out a bad picture does not end the run: what failed is listed at the end, and the exit code is 1. Results are
     whole or absent, so that after Ctrl-C or a full disk the same command with --existing skip continues.
+
+    A video (IN OUT, with the extra `video`) keeps its sound, subtitles, times and colours. Tiles that do not change are
+    not run again, and after Ctrl-C what is done plays, and the same command continues.
     """
     from ppexport.backends.backend import open_artifact
     from ppexport.device.artifact import read_artifact
@@ -114,6 +148,11 @@ def upscale(
     suffix = None if format is None else f".{format.lower().lstrip('.')}"
     if suffix is not None:
         check_options(f"--format {format}", suffix, write)
+    asked = Asked(codec, crf, fps, raw)
+    if out is not None and asked != Asked():
+        raise InputError(
+            "--codec, --crf, --fps and --raw are for one video: name it and the video to write, without --out"
+        )
     open_it = partial(open_artifact, about.path, threads=threads, trust=trust)
     if out is None:
         if recursive or name is not None:
@@ -123,6 +162,8 @@ def upscale(
         if suffix is not None and inputs[1] != STANDARD:
             raise InputError("--format is for --out and for standard output: the name of OUT says its format")
         source, target = inputs
+        if upscale_moving(about, open_it, source, target, asked, settings, existing, json):
+            return
         upscale_one(about, open_it, source, target, settings, existing, suffix or ".png", json)
     else:
         check_template(name or TEMPLATE)

@@ -4,36 +4,83 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from ppexport.cli.console import emit_json, fail, people, percent, progress_bar
+from ppexport.cli.pictures import STANDARD, left_as_it_is
 from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError, counted
 
 if TYPE_CHECKING:
+    from ppexport.cli.pictures import Open
     from ppexport.device.artifact import Artifact
-    from ppexport.imaging.video_encoding import VideoOptions
+    from ppexport.imaging.outputs import Existing
+    from ppexport.imaging.upscaling import Settings
     from ppexport.imaging.video_run import VideoPlan, VideoReport
 
 
-def upscale_video_file(
+class Asked(NamedTuple):
+    """What a user asked that only videos have."""
+
+    codec: str | None = None
+    crf: int | None = None
+    fps: float | None = None
+    raw: tuple[str, str] | None = None
+
+
+def upscale_moving(
     about: Artifact,
-    source: Path,
-    target: Path,
-    options: VideoOptions,
-    fps: float | None,
-    threads: int | None,
-    trust: bool,
+    open_it: Open,
+    source: str,
+    target: str,
+    asked: Asked,
+    settings: Settings,
+    existing: Existing | None,
     json: str | None,
+) -> bool:
+    """Enlarge *source* into *target* where it is a video, or frames on standard input; False where it is a picture.
+
+    Raises InputError for options of the other kind.
+    """
+    from ppexport.imaging.upscaling import Settings
+    from ppexport.imaging.video import is_video
+    from ppexport.imaging.video_encoding import FORMATS
+
+    standard = STANDARD in (source, target)
+    moving = not standard and (Path(target).suffix.lower() in FORMATS or is_video(Path(source)))
+    if not moving and asked.raw is None:
+        if asked != Asked():
+            raise InputError("--codec, --crf and --fps are for videos: name a video and the video to write")
+        return False
+    if replace(settings, max_pixels=1) != Settings(max_pixels=1):
+        raise InputError(
+            "--quality, --lossless, --alpha, --strip-metadata, --first-frame and --wrap are for pictures: of videos "
+            "--crf is the quality, and --codec ffv1 is lossless"
+        )
+    if asked.raw is not None:
+        if (source, target) != (STANDARD, STANDARD):
+            raise InputError("--raw takes frames from standard input to standard output: write - - for IN and OUT")
+        upscale_raw(open_it, asked.raw, asked.fps, json)
+    elif not left_as_it_is(Path(source), Path(target), existing, json):
+        _upscale_file(about, open_it, Path(source), Path(target), asked, settings.max_pixels, json)
+    return True
+
+
+def _upscale_file(
+    about: Artifact, open_it: Open, source: Path, target: Path, asked: Asked, max_pixels: int, json: str | None
 ) -> None:
     """Enlarge the video *source* into the file *target*, and say what it took."""
-    from ppexport.backends.backend import open_artifact
     from ppexport.imaging.tiles import plan_grid
+    from ppexport.imaging.video_encoding import VideoOptions
     from ppexport.imaging.video_run import InterruptedVideo, plan_video, unfinished, upscale_video
 
-    plan = plan_video(source, target, about.scale, options)
+    fps = asked.fps
+    plan = plan_video(source, target, about.scale, VideoOptions(asked.codec, asked.crf))
+    if plan.video.size[0] * plan.video.size[1] > max_pixels:
+        raise InputError(f"{source} has frames of more than the {max_pixels:,} pixels of --max-pixels")
     tell = people(json).print
     (h, w), tiles = plan.video.size, len(plan_grid(plan.video.size, about.size))
     encoding = plan.encoding
@@ -48,7 +95,7 @@ def upscale_video_file(
     if unfinished(target):
         tell(f"continuing what an earlier run has done of {target}")
     try:
-        with open_artifact(about.path, threads=threads, trust=trust) as runner, progress_bar("frames") as progress:
+        with open_it() as runner, progress_bar("frames") as progress:
             report = upscale_video(runner, plan, progress, fps)
     except InterruptedVideo as stopped:
         people("-").print(_interruption(stopped, target))
@@ -121,16 +168,8 @@ def _plain(report: VideoReport) -> dict[str, Any]:
     }
 
 
-def upscale_raw(
-    about: Artifact,
-    raw: tuple[str, str],
-    fps: float | None,
-    threads: int | None,
-    trust: bool,
-    json: str | None,
-) -> None:
+def upscale_raw(open_it: Open, raw: tuple[str, str], fps: float | None, json: str | None) -> None:
     """Enlarge frames without a container from standard input to standard output. Text goes to standard error."""
-    from ppexport.backends.backend import open_artifact
     from ppexport.imaging.video_raw import check_raw, upscale_stream
 
     form = check_raw(*raw)
@@ -143,7 +182,7 @@ def upscale_raw(
     with (
         open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as frames,
         sink,
-        open_artifact(about.path, threads=threads, trust=trust) as runner,
+        open_it() as runner,
     ):
         report = upscale_stream(runner, form, frames, sink, fps)
     emit_json(json, _plain(report))
