@@ -5,12 +5,13 @@
 A frame is its rows from top to bottom, pixels from left to right, of each red, green and blue: one byte each in rgb24,
 two bytes, little-endian, in rgb48le. Frames come out in the format that they came in, `scale` times as wide and high.
 
-`FrameFunction` is the same for scripts that ask for single frames, such as those of VapourSynth.
+`FrameFunction` is the same for scripts that ask for single frames, and `upscale_clip` for those of VapourSynth.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -128,21 +129,53 @@ def _whole(source: IO[bytes], count: int) -> bytes:
 
 
 class FrameFunction:
-    """Super-resolves single frames of one size, for scripts; not for several threads at once.
+    """Super-resolves single frames of one size, for scripts.
 
-    Tiles that equal those of the frame before are not run again.
+    Tiles that equal those of the frame before are not run again, so frames are best asked for in their order. Threads
+    that call it take turns.
     """
 
     def __init__(self, runner: Runner, width: int, height: int, bits: int = 8) -> None:
         """*bits* of the samples that come and go, 8 or 16."""
         if bits not in (8, 16):
             raise InputError(f"frames have 8 or 16 bits, not {bits}")
-        self._upscaler = FrameUpscaler(runner, (height, width), bits)
+        self._upscaler, self._lock = FrameUpscaler(runner, (height, width), bits), threading.Lock()
 
     def __call__(self, rgb: NDArray[Any]) -> NDArray[Any]:
         """(H, W, 3), uint8 or uint16 by the bits -> (H * scale, W * scale, 3) of the same kind, read-only."""
         found: list[NDArray[Any]] = []
-        self._upscaler.run([_pixels(rgb)], lambda picture, took: found.append(picture))
+        with self._lock:
+            self._upscaler.run([_pixels(rgb)], lambda picture, took: found.append(picture))
         picture: NDArray[Any] = found[0].view()
         picture.flags.writeable = False
         return picture
+
+
+def upscale_clip(clip: Any, runner: Runner) -> Any:
+    """A VapourSynth clip of *clip*, super-resolved by an opened *runner*; for scripts (docs/video.md has one).
+
+    Args:
+        clip: a video node in RGB24 or RGB48, of one size.
+        runner: what `ppexport.open_artifact` returns, which must stay open.
+
+    Raises:
+        InputError: the clip has another format.
+    """
+    form = clip.format
+    if form is None or form.name not in ("RGB24", "RGB48") or not clip.width:
+        name = "of several formats" if form is None else form.name
+        raise InputError(f"the clip is {name}, not RGB24 or RGB48 of one size: convert it with core.resize before")
+    function = FrameFunction(runner, clip.width, clip.height, form.bits_per_sample)
+    large = clip.std.BlankClip(width=clip.width * runner.scale, height=clip.height * runner.scale, keep=True)
+
+    def change(n: int, f: Any) -> Any:
+        empty, small = f
+        picture = function(np.stack([np.asarray(small[plane]) for plane in range(3)], axis=2))
+        made = empty.copy()
+        for plane in range(3):
+            np.copyto(np.asarray(made[plane]), picture[..., plane])
+        # Times, colours and whatever else the source's frames say.
+        made.props.update(small.props)
+        return made
+
+    return large.std.ModifyFrame(clips=[large, clip], selector=change)
