@@ -79,13 +79,22 @@ class FrameUpscaler:
         size: (H, W) of the frames.
         depth: bits of the levels of the results, 8 or 16.
         deadline: chooses fewer slots where a frame would be late; None for all that are needed.
+        reuse: whether tiles that did not change are left out.
 
     Raises:
         InputError: the runner's tiles are too small to overlap.
     """
 
-    def __init__(self, runner: Runner, size: tuple[int, int], depth: int = 8, deadline: Deadline | None = None) -> None:
-        self.runner, self.depth, self.deadline = runner, depth, deadline
+    def __init__(
+        self,
+        runner: Runner,
+        size: tuple[int, int],
+        depth: int = 8,
+        deadline: Deadline | None = None,
+        *,
+        reuse: bool = True,
+    ) -> None:
+        self.runner, self.depth, self.deadline, self.reuse = runner, depth, deadline, reuse
         self.grid = plan_grid(size, runner.size)
         self._origins = tuple(self.grid)
         self._before: _Frame | None = None
@@ -145,7 +154,7 @@ class FrameUpscaler:
     def _compared(self, frame: _Frame) -> list[bool]:
         """Whether each tile equals the last frame's. What lies past the picture mirrors pixels of the same tile."""
         before = self._before
-        if before is None or not _equal_centers(before.centers, frame.centers):
+        if before is None or not self.reuse or not _equal_centers(before.centers, frame.centers):
             return [False] * len(self.grid)
         height, width = self.grid.tile
         return [
