@@ -119,6 +119,8 @@ def _upscale_file(
 
 
 def _interruption(stopped: Any, target: Path) -> str:
+    if stopped.partial is None and stopped.frames:
+        return f"interrupted: {counted(stopped.frames, 'frame')} are done, and the same command puts {target} together"
     if stopped.partial is None:
         return f"interrupted: {target} was not written, and no frame was done"
     return (

@@ -107,7 +107,19 @@ class Behind(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._queue.put(_End())
-        self._thread.join()
+        ended, interrupted = False, None
+        while self._thread.is_alive():
+            try:
+                if not ended:
+                    self._queue.put(_End(), timeout=POLL)
+                    ended = True
+                self._thread.join(POLL)
+            except Full:
+                continue
+            except KeyboardInterrupt as again:
+                # What follows must not begin before the thread has ended.
+                interrupted = again
+        if interrupted is not None:
+            raise interrupted
         if self._error is not None and self._error is not error and kind is None:
             raise self._error

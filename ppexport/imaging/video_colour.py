@@ -81,6 +81,9 @@ def colours_of(frame: VideoFrame, where: str) -> Colours:
     if primaries == UNSPECIFIED:
         guesses = {BT709: 1, BT2020: 9, SMPTE240M: 7, BT470BG: 5, SMPTE170M: 5 if frame.height == SD_LINES else 6}
         primaries = guesses.get(matrix, UNSPECIFIED)
+    if transfer == UNSPECIFIED:
+        # MP4 has no place for a matrix alone. BT.2020 may be HDR: its curve is not guessed.
+        transfer = {BT709: 1, SMPTE240M: 7, BT470BG: 6, SMPTE170M: 6}.get(matrix, UNSPECIFIED)
     tagged = int(frame.color_range)
     full = tagged == FULL or frame.format.name.startswith("yuvj") or (grey and tagged not in (LIMITED, FULL))
     return Colours(matrix, FULL if full else LIMITED, primaries, transfer, grey)

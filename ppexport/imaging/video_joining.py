@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, full_disk
 from ppexport.imaging.video import Video, address, load_av, opened
 from ppexport.imaging.video_encoding import FORMATS, Encoding
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OWN_TAGS = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
 """Tags that say something of the file that holds them, and nothing of what is in it."""
+COPIED = (("audio", "subtitle", "video", "attachment", "data", "unknown"), ("audio", "subtitle"), ("audio",), ())
+"""Kinds of streams that are copied; fewer where a container takes the header of one and then not its packets."""
 KINDS = {"audio": "sound", "subtitle": "subtitles", "video": "another video stream"}
 
 
@@ -43,21 +45,29 @@ def join(store: SegmentStore, encoding: Encoding, target: Path, *, whole: bool =
         whole: whether the segments are the whole video; else other streams end with it.
 
     Returns:
-        Sentences about what the container could not hold.
+        Sentences about streams that turned out to be none that the container holds.
 
     Raises:
         InputError: the file cannot be written.
     """
-    video = encoding.video
-    notes: list[str] = []
-    try:
-        with opened(video.path) as source, atomic_path(target) as temporary:
-            container = load_av().open(address(temporary), "w", format=FORMATS[target.suffix.lower()])
-            with container:
-                _join(store, encoding, source, container, notes, whole)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}{full_disk(error)}") from None
-    return tuple(notes)
+    reason = ""
+    for copied in COPIED:
+        try:
+            with opened(encoding.video.path) as source, atomic_path(target) as temporary:
+                container = load_av().open(address(temporary), "w", format=FORMATS[target.suffix.lower()])
+                with container:
+                    _join(store, encoding, source, container, copied, whole)
+        except OSError as error:
+            raise InputError(f"{target} cannot be written: {error.strerror}{full_disk(error)}") from None
+        except ValueError as error:
+            # What FFmpeg says of packets that a container does not take. A long run is not lost for them.
+            reason = reason or first_line(error)
+            continue
+        if not reason:
+            return ()
+        kept = f", but for {' and '.join(KINDS[kind] for kind in copied)}," if copied else ""
+        return (f"{target}: the source's other streams{kept} were left out ({reason})",)
+    raise InputError(f"{target} cannot be written: {reason}")
 
 
 def other_streams(video: Video, target: Path) -> tuple[str, ...]:
@@ -65,9 +75,14 @@ def other_streams(video: Video, target: Path) -> tuple[str, ...]:
     with opened(video.path) as source:
         notes: list[str] = []
         for stream in source.streams:
-            if stream.index != video.index:
+            if stream.index != video.index and not _is_timecode(stream):
                 _held(stream, FORMATS[target.suffix.lower()], notes)
         return tuple(notes)
+
+
+def _is_timecode(stream: Stream) -> bool:
+    """Whether *stream* is the clock of a camera, which the muxer writes again from the tag of the pictures."""
+    return stream.type == "data" and "timecode" in stream.metadata
 
 
 def _held(stream: Stream, muxer: str, notes: list[str]) -> bool:
@@ -104,7 +119,7 @@ def _join(
     encoding: Encoding,
     source: InputContainer,
     container: OutputContainer,
-    notes: list[str],
+    copied: tuple[str, ...],
     whole: bool,
 ) -> None:
     """Write all packets in the order of their decoding times."""
@@ -114,7 +129,11 @@ def _join(
     for stream in source.streams:
         if stream.index == video.index:
             made = _video_stream(container, encoding, header, stream)
-        elif _held(stream, container.format.name.split(",")[0], notes):
+        elif (
+            stream.type in copied
+            and not _is_timecode(stream)
+            and _held(stream, container.format.name.split(",")[0], [])
+        ):
             copies[stream.index] = _added(container, stream)
     container.metadata.update(_tags(source.metadata))
     container.set_chapters(source.chapters())
@@ -188,6 +207,9 @@ def _other_packets(source: InputContainer, copies: dict[int, Stream], end: float
     streams = [stream for stream in source.streams if stream.index in copies and stream.type != "attachment"]
     packets: Iterator[Packet[Any]] = source.demux(*streams) if streams else iter(())
     for packet in packets:
+        if packet.size and packet.dts is None and packet.pts is None:
+            # A cover has no time.
+            packet.pts = packet.dts = 0
         at = packet.dts if packet.dts is not None else packet.pts
         if at is None or packet.size == 0:
             continue

@@ -76,7 +76,7 @@ class VideoReport:
     frames_in_time: int | None = None
     """Of the deadline, where one was given."""
     damage: tuple[str, ...] = ()
-    """Sentences about what of the source could not be decoded."""
+    """Sentences about what of the source could not be decoded or copied."""
 
     @property
     def fps(self) -> float:
@@ -141,11 +141,14 @@ def upscale_video(
             raise InterruptedVideo(_partial(plan, store), store.frames) from None
         if not report.frames:
             raise InputError(f"{plan.video.path} holds no frame that can be decoded")
-        join(store, plan.encoding, plan.target)
+        try:
+            notes = join(store, plan.encoding, plan.target)
+        except KeyboardInterrupt:
+            raise InterruptedVideo(None, store.frames) from None
         if store.partial is not None:
             plan.target.with_name(store.partial).unlink(missing_ok=True)
         store.remove()
-        return report
+        return replace(report, damage=(*report.damage, *notes))
 
 
 def _key(runner: Runner, plan: VideoPlan, fps: float | None) -> dict[str, Any]:
