@@ -84,6 +84,7 @@ class Behind(Generic[Item]):
     def __init__(self, work: Callable[[Item], Any], count: int) -> None:
         self._queue: Queue[Item | _End] = Queue(count)
         self._error: BaseException | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._empty, args=(work,), name="behind", daemon=True)
         self._thread.start()
 
@@ -94,6 +95,7 @@ class Behind(Generic[Item]):
                     work(item)
                 except BaseException as error:
                     self._error = error
+        self._ended.set()
 
     def put(self, item: Item) -> None:
         """Hand over *item*; waits where the thread is too far behind. Raises what *work* raised of an earlier one."""
@@ -108,12 +110,13 @@ class Behind(Generic[Item]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         ended, interrupted = False, None
-        while self._thread.is_alive():
+        # Not by joining the thread: where an exception interrupts that, Python takes the thread for ended.
+        while not self._ended.is_set():
             try:
                 if not ended:
                     self._queue.put(_End(), timeout=POLL)
                     ended = True
-                self._thread.join(POLL)
+                self._ended.wait(POLL)
             except Full:
                 continue
             except KeyboardInterrupt as again:
@@ -121,5 +124,6 @@ class Behind(Generic[Item]):
                 interrupted = again
         if interrupted is not None:
             raise interrupted
+        self._thread.join()
         if self._error is not None and self._error is not error and kind is None:
             raise self._error
