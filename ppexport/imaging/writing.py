@@ -114,6 +114,13 @@ def write_image(
     return whole(target, picture, options, suffix, write)
 
 
+class _Undescribed(io.FileIO):
+    """A file whose descriptor Pillow does not see: it would write there itself, and not notice that a disk is full."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+
 def whole(
     target: Path | IO[bytes],
     picture: Picture,
@@ -131,7 +138,7 @@ def whole(
             if isinstance(target, Path):
                 check_output(target, picture, options=options)
                 kind = format_for(name, target.suffix)
-                with atomic_path(target) as temporary, open(temporary, "wb+") as stream:
+                with atomic_path(target) as temporary, io.BufferedRandom(_Undescribed(temporary, "wb+")) as stream:
                     notes = write(stream, kind)
             else:
                 kind = check_options(name, suffix or "", options)
