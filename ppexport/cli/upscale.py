@@ -17,7 +17,7 @@ EXAMPLE = "Example: ppexport upscale x2_64 photo.jpg photo_x2.png"
 
 def upscale(
     artifact: ArtifactFolder,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="a picture of any size: PNG, JPEG, WebP, TIFF, BMP, PPM, GIF, AVIF or HEIC")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="a picture of any size and common format")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="the picture to write, in the format of its extension")],
     max_pixels: MaxPixels = MAX_PIXELS,
     threads: Threads = None,
