@@ -19,8 +19,8 @@ from test_upscale import Repeat, enlarged, noise
 
 from ppexport.device.runner import Result
 from ppexport.errors import ArtifactError, ImageError
+from ppexport.imaging import deep, upscaling, writing
 from ppexport.imaging import rows as rows_module
-from ppexport.imaging import upscaling, writing
 from ppexport.imaging.images import Picture, read_image, write_image
 from ppexport.imaging.rows import Rows
 from ppexport.imaging.upscaling import upscale_file
@@ -134,14 +134,24 @@ def test_as_one_array() -> None:
 @pytest.fixture
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result comes in rows, few of which are held, and nobody may ask for all of them."""
-    for module in (upscaling, writing):
+    for module in (deep, upscaling, writing):
         monkeypatch.setattr(module, "LARGE", 0)
     monkeypatch.setattr(rows_module, "AHEAD", 10_000)
     monkeypatch.setattr(Rows, "__array__", None)
 
 
 @pytest.mark.usefixtures("_everything_is_large")
-@pytest.mark.parametrize(("suffix", "kind"), [(".png", np.uint8), (".png", np.uint16), (".ppm", np.uint8)])
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".png", np.uint8),
+        (".png", np.uint16),
+        (".ppm", np.uint8),
+        (".tif", np.uint8),
+        (".tif", np.uint16),
+        (".bmp", np.uint8),
+    ],
+)
 def test_a_large_result_is_written_while_it_is_computed(tmp_path: Path, suffix: str, kind: type) -> None:
     rgb = noise(300, 70)
     picture = Picture(rgb if kind == np.uint8 else rgb.astype(np.float32) / 255, depth=8 * np.dtype(kind).itemsize)

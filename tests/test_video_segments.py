@@ -215,3 +215,36 @@ def test_a_work_folder_that_is_a_link_is_refused(tmp_path: Path, source: Path) -
     with pytest.raises(InputError, match="is a link, where ppexport keeps what is unfinished"):
         upscale_video(Repeat((64, 48)), plan_video(source, tmp_path / "out.mkv", 2))
     assert video_segments.WORK not in os.listdir(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("missing", [10**9, 20])
+def test_the_last_bytes_that_do_not_fit_are_noticed(
+    tmp_path: Path, source: Path, suffix: str, missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    options = VideoOptions(codec="libx264")
+    upscale_video(Repeat((64, 48)), plan_video(source, tmp_path / f"whole.{suffix}", 2, options))
+    plan = plan_video(source, tmp_path / f"out.{suffix}", 2, options)
+    most = max((tmp_path / f"whole.{suffix}").stat().st_size - missing, 100)
+    join, before = video_run.join, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            return join(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    # Without a handler the kernel ends a process that writes beyond the limit.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(video_run, "join", limited)
+            with pytest.raises(InputError, match=rf"out.{suffix} cannot be written: File too large"):
+                upscale_video(Repeat((64, 48)), plan)
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not plan.target.exists()
+    assert upscale_video(Repeat((64, 48)), plan).resumed == 20
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ppexport.errors import InputError
 from ppexport.imaging.pixels import Picture, Pixels, opaque
@@ -71,18 +71,32 @@ def _enlarged_alpha(picture: Picture, run: Run, scale: int, options: EnlargeOpti
     if alpha is None:
         return None
     kind = np.dtype(np.uint8 if depth == 8 else np.uint16)
-    if _alpha_by_network(picture, options):
-        grey = np.broadcast_to(alpha[..., None], (*alpha.shape, 3))
-        return luma(_run_wrapped(grey, run, scale, options.wrap, depth))[..., 0]
-    height, width = (side * scale for side in alpha.shape)
     if (alpha == alpha.flat[0]).all():
+        height, width = (side * scale for side in alpha.shape)
         return np.full((height, width), as_levels(alpha[:1, :1], kind)[0, 0])
     extended = _continued(alpha, options.wrap)
-    image = Image.fromarray(extended if depth == 8 and extended.dtype == np.uint8 else extended.astype(np.float32))
-    large = np.asarray(image.resize((extended.shape[1] * scale, extended.shape[0] * scale), Image.Resampling.BICUBIC))
-    if large.dtype != np.uint8:
-        large = large / np.float32(opaque(alpha.dtype))
+    if options.alpha == "network":
+        grey = np.broadcast_to(extended[..., None], (*extended.shape, 3))
+        large = _settled(luma(run(grey, depth))[..., 0], extended, scale)
+    else:
+        image = Image.fromarray(extended if depth == 8 and extended.dtype == np.uint8 else extended.astype(np.float32))
+        size = extended.shape[1] * scale, extended.shape[0] * scale
+        large = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        if large.dtype != np.uint8:
+            large = large / np.float32(opaque(alpha.dtype))
     return as_levels(_inner(large, options.wrap, scale), kind)
+
+
+def _settled(large: Pixels, alpha: Pixels, scale: int) -> Pixels:
+    """The enlarged *alpha* with exactly nothing, and exactly everything, where all pixels within two are so.
+
+    A network is off by a level where nothing happens, and the eye finds a haze over the whole of a clear ground.
+    """
+    for value, wanted in ((0.0, 0.0), (opaque(alpha.dtype), opaque(large.dtype))):
+        other = Image.fromarray((alpha != value).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
+        still = np.asarray(other).repeat(scale, axis=0).repeat(scale, axis=1) == 0
+        large = np.where(still, large.dtype.type(wanted), large)
+    return large
 
 
 def _run_wrapped(rgb: Pixels, run: Run, scale: int, wrap: str, depth: int) -> NDArray[Any]:

@@ -41,6 +41,8 @@ MULTIPLE = 16
 """Origins are multiples of this, which is a multiple of what every network pads to."""
 OVERLAP = 8
 """Pixels (LR) that neighbouring tiles share at least; the module's table says why."""
+_ROWS = 64
+"""Rows that are made levels at a time, so that of a large tile's band no second one is held meanwhile."""
 
 
 def plan(length: int, tile: int) -> tuple[int, ...]:
@@ -161,11 +163,13 @@ class Blender:
     def _complete(self, top: int, bottom: int) -> None:
         """Move the band's rows from *top* to *bottom* into the picture."""
         band, done = self._band, bottom - top
-        levels = to_levels(band[:, :done], self._depth).transpose(1, 2, 0)
-        if self._emit is None:
-            self._out[top:bottom] = levels
-        else:
-            self._emit(levels)
+        for start in range(0, done, _ROWS):
+            stop = min(start + _ROWS, done)
+            levels = to_levels(band[:, start:stop], self._depth).transpose(1, 2, 0)
+            if self._emit is None:
+                self._out[top + start : top + stop] = levels
+            else:
+                self._emit(levels)
         band[:, :-done] = band[:, done:]
         band[:, -done:] = 0
 

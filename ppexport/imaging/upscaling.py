@@ -15,8 +15,8 @@ from ppexport.device.runner import Runner
 from ppexport.errors import ImageError
 from ppexport.files import full_disk
 from ppexport.imaging.animations import write_animation
+from ppexport.imaging.deep import LARGE
 from ppexport.imaging.enlarging import EnlargeOptions, enlarge, runs_of
-from ppexport.imaging.formats import format_for
 from ppexport.imaging.images import (
     MAX_PIXELS,
     Picture,
@@ -31,7 +31,6 @@ from ppexport.imaging.passes import Progress, Report, TileRun, Upscaled, silent,
 from ppexport.imaging.rows import Rows
 from ppexport.imaging.tile_queue import TileQueue
 from ppexport.imaging.tiles import plan_grid
-from ppexport.imaging.writing import LARGE
 
 __all__ = [
     "Progress", "Report", "Settings", "Source", "TileRun", "Upscaled", "read_source", "upscale_array", "upscale_file",
@@ -103,7 +102,8 @@ def read_source(
 def write_enlarged(source: Source, tiles: TileQueue) -> Report:
     """Enlarge a picture that `read_source` has read, in any thread but that of *tiles*, and write it.
 
-    A large result is written while its tiles run, and never held as a whole, where the format allows it.
+    A large result comes to the writer in rows while its tiles run: PNG, TIFF and PPM never hold it as a whole, other
+    formats as Pillow does, with four bytes a pixel.
     """
     start = time.perf_counter()
     picture, settings, scale = source.picture, source.settings, tiles.runner.scale
@@ -147,7 +147,7 @@ def _comes_in_rows(source: Source, scale: int) -> bool:
     """Whether `write_image` reads the colours of the result in rows, from top to bottom, and nothing else does."""
     picture, (height, width) = source.picture, source.picture.size
     plain = picture.frames is None and picture.alpha is None and not picture.grey and not source.settings.enlarge.wrap
-    return plain and height * width * scale**2 > LARGE and format_for("", source.suffix).name in ("PNG", "PPM")
+    return plain and height * width * scale**2 > LARGE
 
 
 def upscale_source(runner: Runner, source: Source, progress: Progress = silent) -> Report:
