@@ -8,11 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from ppexport.imaging.video_colour import Colours, Converter
+
+av = pytest.importorskip("av")
 
 BARS = np.array(
     [[255, 255, 255], [255, 255, 0], [0, 255, 255], [0, 255, 0], [255, 0, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]],

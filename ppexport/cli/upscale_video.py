@@ -78,9 +78,7 @@ def _upscale_file(
     from ppexport.imaging.video_run import InterruptedVideo, plan_video, unfinished, upscale_video
 
     fps = asked.fps
-    plan = plan_video(source, target, about.scale, VideoOptions(asked.codec, asked.crf))
-    if plan.video.size[0] * plan.video.size[1] > max_pixels:
-        raise InputError(f"{source} has frames of more than the {max_pixels:,} pixels of --max-pixels")
+    plan = plan_video(source, target, about.scale, VideoOptions(asked.codec, asked.crf), max_pixels)
     tell = people(json).print
     (h, w), tiles = plan.video.size, len(plan_grid(plan.video.size, about.size))
     encoding = plan.encoding

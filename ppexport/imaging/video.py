@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppexport.errors import InputError, counted, first_line, imported, require
+from ppexport.imaging.images import MAX_PIXELS
 from ppexport.imaging.video_colour import Colours, colours_of
 
 if TYPE_CHECKING:
@@ -151,11 +152,11 @@ def is_video(path: Path) -> bool:
         return False
 
 
-def read_video(path: Path) -> Video:
-    """What the file *path* holds. Decodes its first frame.
+def read_video(path: Path, max_pixels: int = MAX_PIXELS) -> Video:
+    """What the file *path* holds. Decodes its first frame, unless that has more than *max_pixels* pixels.
 
-    Raises InputError for a file that is missing, no video, without a stream of moving pictures or without a frame that
-    can be decoded, or in colours that are not converted; UnavailableError without PyAV.
+    Raises InputError for such a file, one that is missing, no video, without a stream of moving pictures or without a
+    frame that can be decoded, or in colours that are not converted; UnavailableError without PyAV.
     """
     with opened(path) as container:
         stream = picture_stream(container)
@@ -164,6 +165,12 @@ def read_video(path: Path) -> Video:
             raise InputError(f"{path} has no video stream, only {', '.join(there) or 'nothing that can be read'}")
         if stream.codec_context is None:
             raise InputError(f"{path}: this machine's PyAV has no decoder for its video stream")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_pixels:
+            raise InputError(
+                f"{path} has frames of {width}x{height} = {width * height:,} pixels, more than the limit of "
+                f"{max_pixels:,}: if you trust it, pass --max-pixels {width * height}"
+            )
         timed = next(iter(_decoded(container, stream, Damage())), None)
         if timed is None:
             raise InputError(f"{path} holds no frame that can be decoded: it is empty, cut off or damaged")

@@ -18,7 +18,7 @@ from ppexport.errors import InputError
 from ppexport.files import check_file_target, full_disk, sha256_file
 from ppexport.imaging.background import Ahead, Behind
 from ppexport.imaging.deadline import Deadline
-from ppexport.imaging.images import Pixels
+from ppexport.imaging.images import MAX_PIXELS, Pixels
 from ppexport.imaging.video import Damage, Timed, Video, frames_of, load_av, read_video
 from ppexport.imaging.video_encoding import Encoding, FrameEncoder, VideoOptions, choose_encoding
 from ppexport.imaging.video_joining import join, other_streams
@@ -101,15 +101,21 @@ class VideoReport:
         return self.seconds_total / self.seconds_runtime - 1 if self.seconds_runtime else None
 
 
-def plan_video(source: Path, target: Path, scale: int, options: VideoOptions = VideoOptions()) -> VideoPlan:  # noqa: B008
+def plan_video(
+    source: Path,
+    target: Path,
+    scale: int,
+    options: VideoOptions | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> VideoPlan:
     """Read the header of the video *source*, and check all that can be known before anything is run.
 
     Raises InputError for a source that is no video, a target that cannot be written or is the source itself, or options
     that cannot be; UnavailableError without PyAV.
     """
     load_av()
-    video = read_video(source)
-    encoding = choose_encoding(video, target, scale, options)
+    video = read_video(source, max_pixels)
+    encoding = choose_encoding(video, target, scale, options or VideoOptions())
     if os.path.exists(target) and os.path.samefile(source, target):
         raise InputError(f"{target} is the input itself, which is never replaced: name another file for the result")
     check_file_target(target)
