@@ -93,7 +93,7 @@ def _upscale_file(
     if unfinished(target):
         tell(f"continuing what an earlier run has done of {target}")
     try:
-        with open_it() as runner, progress_bar("frames") as progress:
+        with open_it() as runner, progress_bar("frames", "fps") as progress:
             report = upscale_video(runner, plan, progress, fps)
     except InterruptedVideo as stopped:
         people("-").print(_interruption(stopped, target))
