@@ -126,9 +126,9 @@ def opened(path: Path) -> Iterator[InputContainer]:
             pass
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         container = av.open(address(path), "r", options=options, metadata_errors="replace")
-    except av.error.InvalidDataError:
+    except (av.error.InvalidDataError, av.error.EOFError):
         raise InputError(f"{path} is no video, or it is damaged or cut off at its beginning or end") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path} cannot be read: {reason}") from None
     with container:
@@ -254,13 +254,16 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> 
     while True:
         try:
             packet = next(packets, None)
-            if packet is None:
-                return
-            decoded = packet.decode()
-        except av.error.InvalidDataError:
+            decoded = [] if packet is None else packet.decode()
+        except OSError as error:
+            raise InputError(f"{container.name.removeprefix('file:')} cannot be read: {error.strerror}") from None
+        except av.error.EOFError:
+            return
+        except (ValueError, av.error.FFmpegError):
+            # Where it was the container, and not one packet, the next is None.
             damage.packets += 1
             continue
-        except av.error.EOFError:
+        if packet is None:
             return
         for frame in decoded:
             damage.packets += bool(frame.is_corrupt)
