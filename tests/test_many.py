@@ -335,6 +335,30 @@ def test_an_abandoned_queue_lets_nobody_wait() -> None:
     queue.run(lambda: None)
 
 
+def test_too_little_memory_beside_the_tiles_is_one_picture_s_fault_too(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ppexport.imaging.upscaling.enlarge", full)
+    batch = Batch(planned(photos), TILE)
+    batch.run(Repeat(TILE), silent)
+    assert set(states(batch).values()) == {"failed"}
+    assert all("does not fit into memory, 2 times as large" in str(outcome.reason) for outcome in batch.outcomes)
+
+
+def test_a_picture_that_is_found_twice_is_written_twice(photos: Path) -> None:
+    (photos / "sub").mkdir()
+    (photos / "sub" / "a.png").write_bytes((photos / "0.png").read_bytes())
+    batch = Batch(planned(photos, photos / "sub", recursive=True), TILE)
+    assert [outcome.state for outcome in batch.outcomes] == ["not begun"] * 8
+    batch.run(Repeat(TILE), silent)
+    assert [outcome.state for outcome in batch.outcomes] == ["done"] * 8
+    out = photos.parent / "out"
+    assert (out / "a.png").read_bytes() == (out / "sub" / "a.png").read_bytes()
+
+
 def test_too_little_memory_is_one_picture_s_fault(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError

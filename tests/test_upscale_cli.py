@@ -287,3 +287,21 @@ def test_ctrl_c_ends_with_130_and_says_how_to_continue(enlarger: Path, photos: P
     for name in written():
         with Image.open(Path("out") / name) as image:
             image.load()
+
+
+def test_ctrl_c_during_one_picture(enlarger: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppexport.imaging.upscaling.upscale_source", interrupted)
+    done = upscale(enlarger, photos / "a.png", "x.png")
+    assert done.exit_code == 130
+    assert "interrupted: the same command makes x.png from the beginning" in done.output
+    assert not Path("x.png").exists()
+
+
+def test_the_help_says_what_is_left_to_it() -> None:
+    said = " ".join(upscale("--help").output.replace("│", " ").split())
+    assert "at most one for each processor; one for each physical core if left out" in said
+    assert "{stem}_x{scale}{suffix} if left out" in said
+    assert "photos -o enlarged --recursive --existing skip" in said
