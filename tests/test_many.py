@@ -145,27 +145,18 @@ def test_structure_is_made_for_what_is_written_alone(photos: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Image.Image.save
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full(self: Image.Image, *arguments: Any, **options: Any) -> None:
-        if self.size == (160, 224):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(self, *arguments, **options)
-
-    more = photos.parent / "more"
-    more.mkdir()
-    for number in range(20):
-        (more / f"{number}.png").write_bytes((photos / "0.png").read_bytes())
-    (more / "0.png").write_bytes((photos / "1.png").read_bytes())
     monkeypatch.setattr(Image.Image, "save", full)
-    batch = Batch(planned(more), TILE)
+    batch = Batch(planned(photos), TILE)
     batch.run(Repeat(TILE), silent)
-    found = states(batch)
-    assert found["0.png"] == "failed"
-    assert list(found.values()).count("not begun") >= 20 - many.AT_ONCE - 2
-    (why,) = [outcome.reason for outcome in batch.outcomes if outcome.state == "failed"]
-    assert "No space left on device (the disk at /" in str(why)
-    assert all(not name.startswith(".") for name in os.listdir(photos.parent / "out"))
+    failed = [outcome for outcome in batch.outcomes if outcome.state == "failed"]
+    # Those that were being enlarged when the first one could not be written.
+    assert 1 <= len(failed) <= many.AT_ONCE
+    assert list(states(batch).values()).count("not begun") == 6 - len(failed)
+    assert all("No space left on device (the disk at /" in str(outcome.reason) for outcome in failed)
+    assert os.listdir(photos.parent / "out") == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals cannot be sent to a thread")
@@ -234,16 +225,15 @@ def test_one_progress_counts_the_tiles_of_all_pictures_in_the_callers_thread(pho
 
 
 class Waits(Repeat):
-    """Its runs of the last picture but one last until the next one was read and the one before was written."""
+    """Its second run lasts until the first picture was written and all others were read."""
 
-    def __init__(self, events: dict[str, threading.Event]) -> None:
+    def __init__(self, events: list[threading.Event]) -> None:
         super().__init__(TILE)
         self.events = events
 
     def _run(self, prepared: Prepared) -> Result:
         if len(self.seen) == 1:
-            assert self.events["read 2"].wait(SECONDS)
-            assert self.events["written 0"].wait(SECONDS)
+            assert all(event.wait(SECONDS) for event in self.events)
         return super()._run(prepared)
 
 
@@ -252,27 +242,27 @@ def test_while_one_picture_runs_the_next_is_read_and_the_last_is_written(
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number in range(3):
+    for number in range(many.AT_ONCE + 1):
         Image.fromarray(noise(64, 48)).save(folder / f"{number}.png")
-    events = {name: threading.Event() for name in ("read 2", "written 0")}
-    read, write = many.read_source, many.write_enlarged
+    all_read, one_written = threading.Event(), threading.Event()
+    read, write, seen = many.read_source, many.write_enlarged, set[str]()
 
     def noted_read(source: Path, *arguments: Any, **options: Any) -> Any:
         done = read(source, *arguments, **options)
-        if source.stem == "2":
-            events["read 2"].set()
+        seen.add(source.name)
+        if len(seen) > many.AT_ONCE:
+            all_read.set()
         return done
 
-    def noted_write(source: Any, *arguments: Any) -> Any:
-        done = write(source, *arguments)
-        if source.target.stem == "0":
-            events["written 0"].set()
+    def noted_write(*arguments: Any) -> Any:
+        done = write(*arguments)
+        one_written.set()
         return done
 
     monkeypatch.setattr(many, "read_source", noted_read)
     monkeypatch.setattr(many, "write_enlarged", noted_write)
     batch = Batch(planned(folder), TILE)
-    batch.run(Waits(events), silent)
+    batch.run(Waits([one_written, all_read]), silent)
     assert set(states(batch).values()) == {"done"}
 
 
@@ -333,6 +323,30 @@ def test_an_abandoned_queue_lets_nobody_wait() -> None:
     with pytest.raises(AbandonedError):
         queue.begin(noise(10, 10))
     queue.run(lambda: None)
+
+
+def test_too_little_memory_beside_the_tiles_is_one_picture_s_fault_too(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ppexport.imaging.upscaling.enlarge", full)
+    batch = Batch(planned(photos), TILE)
+    batch.run(Repeat(TILE), silent)
+    assert set(states(batch).values()) == {"failed"}
+    assert all("does not fit into memory, 2 times as large" in str(outcome.reason) for outcome in batch.outcomes)
+
+
+def test_a_picture_that_is_found_twice_is_written_twice(photos: Path) -> None:
+    (photos / "sub").mkdir()
+    (photos / "sub" / "a.png").write_bytes((photos / "0.png").read_bytes())
+    batch = Batch(planned(photos, photos / "sub", recursive=True), TILE)
+    assert [outcome.state for outcome in batch.outcomes] == ["not begun"] * 8
+    batch.run(Repeat(TILE), silent)
+    assert [outcome.state for outcome in batch.outcomes] == ["done"] * 8
+    out = photos.parent / "out"
+    assert (out / "a.png").read_bytes() == (out / "sub" / "a.png").read_bytes()
 
 
 def test_too_little_memory_is_one_picture_s_fault(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,9 +281,27 @@ def test_ctrl_c_ends_with_130_and_says_how_to_continue(enlarger: Path, photos: P
     assert errors.endswith("interrupted: the same command continues with --existing skip\n")
     assert "Traceback" not in errors
     told = json.loads(Path("told.json").read_text())
-    assert told["done"] >= 3
+    assert told["done"] >= 1
     assert told["not_begun"] >= 1
     assert written() == sorted(Path(file["output"]).name for file in told["files"] if file["state"] == "done")
     for name in written():
         with Image.open(Path("out") / name) as image:
             image.load()
+
+
+def test_ctrl_c_during_one_picture(enlarger: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppexport.imaging.upscaling.upscale_source", interrupted)
+    done = upscale(enlarger, photos / "a.png", "x.png")
+    assert done.exit_code == 130
+    assert "interrupted: the same command makes x.png from the beginning" in done.output
+    assert not Path("x.png").exists()
+
+
+def test_the_help_says_what_is_left_to_it() -> None:
+    said = " ".join(upscale("--help").output.replace("│", " ").split())
+    assert "at most one for each processor; one for each physical core if left out" in said
+    assert "{stem}_x{scale}{suffix} if left out" in said
+    assert "photos -o enlarged --recursive --existing skip" in said

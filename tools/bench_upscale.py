@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +60,7 @@ def bench(
         int | None, typer.Option(min=1, help="Threads of the runtime; one for each core if left out.")
     ] = None,
     suffix: Annotated[str, typer.Option(help="Format of the result: .png, .jpg or .webp.")] = ".png",
+    rounds: Annotated[int, typer.Option(min=1, help="How often a folder is upscaled each way, in turns.")] = 2,
 ) -> None:
     """Upscale a picture once, then time what surrounds the inferences without them.
 
@@ -70,7 +71,7 @@ def bench(
             # The first run of a session makes its plan; the measured ones follow it.
             runner(np.zeros((1, 3, *runner.size), np.float32))
             if source.is_dir():
-                bench_folder(runner, source, Path(folder), suffix)
+                bench_folder(runner, source, Path(folder), suffix, rounds)
             else:
                 bench_picture(runner, source, Path(folder) / f"sr{suffix}")
     except PpexportError as error:
@@ -91,25 +92,34 @@ def bench_picture(runner: Runner, source: Path, target: Path) -> None:
     people(None).print(table(title, ["stage", "s", "of the inferences"], rows))
 
 
-def bench_folder(runner: Runner, source: Path, folder: Path, suffix: str) -> None:
-    """Print what the pictures of a folder take, one after the other and overlapping."""
-    rows = []
+def bench_folder(runner: Runner, source: Path, folder: Path, suffix: str, rounds: int) -> None:
+    """Print what the pictures of a folder take, one after the other and overlapping, in turns."""
+    plan = plan_run([str(source)], folder / "many", lambda path: f"{path.name}{suffix}", Existing.overwrite)
 
-    def note(what: str, begin: float, processor: float, reports: Sequence[Report | None]) -> None:
-        total, processor = time.perf_counter() - begin, time.process_time() - processor
-        runtime = sum(report.seconds_runtime for report in reports if report is not None)
-        figures = f"{total:.2f}", f"{runtime:.2f}", percent(total / runtime - 1), f"{processor:.2f}"
-        rows.append([what, *figures])
+    def alone() -> list[Report]:
+        return [upscale_file(runner, job.source, folder / job.target.name) for job in plan.jobs]
 
-    plan = plan_run([str(source)], folder / "many", lambda path: f"{path.name}{suffix}", Existing.refuse)
-    begin, processor = time.perf_counter(), time.process_time()
-    reports = [upscale_file(runner, job.source, folder / job.target.name) for job in plan.jobs]
-    note("one after the other", begin, processor, reports)
-    begin, processor = time.perf_counter(), time.process_time()
-    batch = Batch(plan, runner.size)
-    batch.run(runner, lambda done, total: None)
-    note("overlapping", begin, processor, [outcome.report for outcome in batch.outcomes])
-    title = f"{len(plan.jobs)} pictures, {sum(len(report.tiles) for report in reports)} tiles"
+    def together() -> list[Report]:
+        batch = Batch(plan, runner.size)
+        batch.run(runner, lambda done, total: None)
+        return [outcome.report for outcome in batch.outcomes if outcome.report is not None]
+
+    # Seconds in all, in the runtime, and of the processor.
+    spent = {"one after the other": np.zeros(3), "overlapping": np.zeros(3)}
+    tiles = 0
+    for number in range(rounds):
+        ways = list(zip(spent, (alone, together), strict=True))
+        for name, way in ways[:: -1 if number % 2 else 1]:
+            begin, processor = time.perf_counter(), time.process_time()
+            reports = way()
+            total, processor = time.perf_counter() - begin, time.process_time() - processor
+            spent[name] += total, sum(report.seconds_runtime for report in reports), processor
+            tiles = sum(len(report.tiles) for report in reports)
+    rows = [
+        [name, f"{total:.2f}", f"{runtime:.2f}", percent(total / runtime - 1), f"{processor:.2f}"]
+        for name, (total, runtime, processor) in spent.items()
+    ]
+    title = f"{len(plan.jobs)} pictures, {tiles} tiles, {rounds} times each way"
     people(None).print(table(title, ["", "s", "s in the runtime", "overhead", "processor s"], rows))
 
 

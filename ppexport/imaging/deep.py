@@ -34,7 +34,7 @@ Samples = NDArray[Any]
 
 def _rows_in(samples: Samples, size: int) -> int:
     """How many rows have about *size* bytes."""
-    return max(1, size // max(1, samples[0].nbytes))
+    return max(1, size // max(1, int(samples[0].nbytes)))
 
 
 def _blocks(samples: Samples, size: int) -> Iterator[Samples]:

@@ -12,6 +12,7 @@ of that in float32, as high as a tile.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class Batch:
     @property
     def outcomes(self) -> list[Outcome]:
         """What has become of every input so far."""
-        known = {outcome.source for outcome in self._outcomes}
-        rest = (work.job for work in self.works if work.job.source not in known)
+        known = {(outcome.source, outcome.target) for outcome in self._outcomes}
+        rest = (work.job for work in self.works if work.job not in known)
         return [*self._outcomes, *(Outcome(*job, "not begun") for job in rest)]
 
     def run(self, runner: Runner, progress: Progress) -> None:
@@ -160,7 +161,7 @@ class Batch:
         source, target = work.job
         report, reason, state = None, None, "failed"
         # Another run may have come first.
-        late = self._existing is not Existing.overwrite and target.exists()
+        late = self._existing is not Existing.overwrite and os.path.exists(target)
         if late and self._existing is Existing.skip:
             state = "skipped"
         else:

@@ -149,7 +149,7 @@ def find_inputs(inputs: Sequence[str], recursive: bool = False) -> Inputs:
         if not names:
             found.failures.append(Failure(Path(text), f"{text} matches no file"))
         for path in map(Path, names):
-            if path.is_dir():
+            if os.path.isdir(path):
                 _search(path, recursive, found)
             else:
                 found.pictures.append(Found(path, PurePath()))
@@ -174,7 +174,7 @@ def _search(root: Path, recursive: bool, found: Inputs) -> None:
             path = folder / entry.name
             if entry.name.startswith("."):
                 continue
-            is_folder = path.is_dir()
+            is_folder = os.path.isdir(path)
             if not (recursive if is_folder else is_picture(path)):
                 continue
             if entry.is_symlink() and not _is_below(os.path.realpath(path), real):
@@ -275,8 +275,8 @@ def _upwards(path: Path) -> Iterator[Path]:
 def _check_folder(out: Path) -> None:
     """Raise InputError unless files can be written into the folder *out*, or it can be made."""
     there = _nearest(out)
-    if not there.is_dir():
-        kind = "a link to nothing" if there.is_symlink() and not there.exists() else "a file"
+    if not os.path.isdir(there):
+        kind = "a file" if os.path.exists(there) else "a link to nothing"
         raise InputError(f"{there} is {kind}, and the results need a folder: give --out another name")
     check_writable(there / out.name)
 

@@ -129,6 +129,8 @@ def write_enlarged(source: Source, tiles: TileQueue) -> Report:
             frames = (enlarge(frame, run, scale, settings.enlarge) for frame in picture.frames)
             notes = write_animation(source.target, picture, frames, settings.write, suffix=source.suffix)
         reports += [waiting.result().report for waiting in streamed]
+    except MemoryError:
+        raise ImageError(f"{source.name} does not fit into memory, {scale} times as large") from None
     finally:
         # Where writing failed the other tiles need not run.
         for waiting in streamed:
