@@ -129,6 +129,17 @@ def test_disposal_and_blending_of_an_apng(tmp_path: Path, dispose: int, blend: i
         np.testing.assert_array_equal(large, small.repeat(2, 0).repeat(2, 1))
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".png"])
+def test_another_library_shows_the_same(tmp_path: Path, suffix: str) -> None:
+    av = pytest.importorskip("av")
+    enlarged(read_image(make(tmp_path / "a.webp", clear=True)), tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / f"b{suffix}"), format="gif" if suffix == ".gif" else "apng") as container:
+        frames = [frame.to_ndarray(format="rgba").astype(int) for frame in container.decode(video=0)]
+    for frame, expected in zip(frames, shown(tmp_path / "a.webp"), strict=True):
+        over = np.where(frame[..., 3:] > 0, frame[..., :3], 128)
+        np.testing.assert_array_equal(over, expected.repeat(2, 0).repeat(2, 1))
+
+
 def test_the_picture_of_an_apng_for_old_viewers_is_no_frame(tmp_path: Path) -> None:
     first = Image.new("RGBA", (36, 24), (1, 2, 3, 255))
     frames = [drawing(number, False) for number in range(3)]
