@@ -183,7 +183,7 @@ class _Stream(Image.Image):
         self._show()
 
     def _show(self) -> None:
-        # Pixels, mode and size, whatever the version of Pillow calls them.
+        # Pixels, mode and size.
         vars(self).update(vars(self._pictures.image))
 
     def seek(self, frame: int) -> None:

@@ -48,9 +48,7 @@ class Format:
 
     def available(self) -> bool:
         """Whether this machine's Pillow, or the package beside it, was built with it."""
-        # An old Pillow would warn of a name that it does not know.
-        known = {*features.modules, *features.codecs, *features.features}
-        return not self.codec or (self.codec in known and bool(features.check(self.codec)))
+        return not self.codec or bool(features.check(self.codec))
 
     def open_reader(self) -> type[ImageFile]:
         """Pillow's class that reads it. Raises UnavailableError for HEIC where pillow-heif is missing."""
