@@ -10,6 +10,7 @@ import pytest
 STAND_IN = r"""#!/bin/sh
 here=${0%/*}
 for argument; do printf '%s\n' "$argument" | head -n 1; done >> "$here/arguments"
+if [ "$3" = reverse ]; then set -- "$1" "$2" shell -T true; fi
 if [ "$1" != -s ] || [ "$3" != shell ] || [ "$4" != -T ] || [ "$#" != 5 ]; then echo "adb: usage" >&2; exit 1; fi
 if [ "$2" != SERIAL1 ]; then echo "adb: device '$2' not found" >&2; exit 1; fi
 if [ -e "$here/unauthorized" ]; then echo "adb: device unauthorized." >&2; exit 1; fi

@@ -130,3 +130,21 @@ def test_whatever_serial_is_accepted_is_no_option_and_one_word(text):
     assert address.serial[0].isalnum()
     assert address.serial.isascii()
     assert not set(address.serial) - set("._:-") - {c for c in address.serial if c.isalnum()}
+
+
+def test_a_port_of_the_phone_leads_here_while_a_page_is_open(phone, transport):
+    am = phone / "phone-bin" / "am"
+    am.write_text(f'#!/bin/sh\nprintf "%s " "$@" > {phone}/opened\n')
+    am.chmod(0o755)
+    with transport.reversed(4711):
+        transport.open_page("http://127.0.0.1:4711/a-b_C/")
+    arguments = (phone / "arguments").read_text().splitlines()
+    assert arguments[:5] == ["-s", "SERIAL1", "reverse", "tcp:4711", "tcp:4711"]
+    assert arguments[-5:] == ["-s", "SERIAL1", "reverse", "--remove", "tcp:4711"]
+    opened = (phone / "opened").read_text()
+    assert opened == "start -a android.intent.action.VIEW -d http://127.0.0.1:4711/a-b_C/ "
+    am.write_text("#!/bin/sh\necho 'Error: Activity not started, unable to resolve Intent'\n")
+    with pytest.raises(DeviceError, match="opens no browser: Error: Activity not started"):
+        transport.open_page("http://127.0.0.1:4711/")
+    with pytest.raises(DeviceError, match="not found"), AdbTransport(AdbAddress("OTHER")).reversed(4711):
+        pass

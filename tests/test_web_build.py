@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
 from conftest import exported_once
@@ -21,7 +22,7 @@ from PIL import Image
 from shared import ROOT
 from small_networks import small_network
 from typer.testing import CliRunner
-from web_pages import CSP, SIZE, needs_runtime, small_page
+from web_pages import SIZE, needs_runtime, small_page
 
 # What is imported above lets programs of tools/ be found.
 # isort: split
@@ -31,7 +32,9 @@ import ppexport
 from ppexport.backends.self_check import example_inputs
 from ppexport.backends.web import BACKEND, build_web, runtime_files
 from ppexport.backends.web.build_web import LICENCES, PAGE, PAGE_SUFFIXES, licences
+from ppexport.backends.web.run_server import POLICY
 from ppexport.backends.web.runtime_files import VERSION, WASM, WEBGPU, read_runtime
+from ppexport.backends.web.stay_on_gpu import stay_on_gpu
 from ppexport.cli import app
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import InputError, UnavailableError
@@ -90,9 +93,11 @@ def test_a_page_has_every_file_and_lists_it(page_folder):
             assert min(picture.size) >= 128
 
 
-def test_its_model_is_that_of_the_backend_onnx(page_folder, tmp_path_factory):
+def test_its_model_is_that_of_the_backend_onnx_for_a_gpu(page_folder, tmp_path_factory):
     other = exported_once(tmp_path_factory, small_network(), backend="onnx", size=SIZE)
-    assert (page_folder / "model.onnx").read_bytes() == (other / "model.onnx").read_bytes()
+    model = onnx.load(other / "model.onnx")
+    stay_on_gpu(model)
+    assert (page_folder / "model.onnx").read_bytes() == model.SerializeToString()
 
 
 def test_what_a_probe_sees_is_the_model_in_the_page(page_folder):
@@ -265,7 +270,7 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("name", HTML)
 def test_a_page_loads_only_what_is_beside_it(name, page_folder):
     page, files = Page((PAGE / name).read_text(encoding="utf-8")), set(read_artifact(page_folder).manifest.files)
-    assert page.policies == [CSP]
+    assert page.policies == [POLICY]
     assert page.inline == []
     local = {link.split("#")[0] for link in page.links if not link.startswith(("#", "data:", "blob:"))}
     assert local - {"", "."} <= files | {"manifest.json"}

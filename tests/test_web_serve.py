@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,16 +15,26 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from fake_page import FACTS, FakePage, Serving, lines, measure, write_page
+from fake_page import ENGINE, FACTS, FakePage, Serving, lines, measure, write_page
+from profiles import subject
+from typer.testing import CliRunner
 
 from ppexport.backends.web import run_server, run_session
 from ppexport.backends.web.run_files import PageFiles
 from ppexport.backends.web.run_server import POLICY, Server
 from ppexport.backends.web.run_session import BrowserSession
+from ppexport.backends.web.run_work import browser_facts, browser_name, engine_facts
+from ppexport.cli import app
+from ppexport.cli import browser as cli_browser
+from ppexport.cli.browser import Connection, show_address
 from ppexport.device.artifact import read_artifact
 from ppexport.device.journal import Past
 from ppexport.errors import ArtifactError, InputError, PpexportError, UnavailableError
+from ppexport.profile.statistics import browser_marks, stalled_marks
+from ppexport.remote import lan
+from ppexport.remote.lan import choose_address, lan_addresses
 
+pytest_plugins = ["adb_fixtures"]
 PLAN = {"queries": 12, "seconds": 0.0, "warm_change": 0.02, "warm_windows": 2, "sensor_seconds": 1.0}
 
 
@@ -399,3 +412,119 @@ def test_a_page_without_a_secret_path_is_for_this_machine_only(folder):
         server.close()
     with pytest.raises(ArtifactError, match="--backend web"):
         PageFiles(artifact, "other.html")
+
+
+# What people see, and how a browser gets the address.
+
+
+@pytest.mark.parametrize(
+    ("agent", "brands", "name"),
+    [
+        ("", [{"brand": "Chromium", "version": "156"}, {"brand": "Google Chrome", "version": "156"}], "Chrome 156"),
+        ("", [{"brand": "Chromium", "version": "156"}], "Chromium 156"),
+        ("Mozilla/5.0 (Android 15; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0", None, "Firefox 140"),
+        ("Mozilla/5.0 (iPhone) AppleWebKit/605.1.15 Version/19.1 Mobile/15E148 Safari/604.1", [], "Safari 19"),
+        ("Mozilla/5.0 (iPhone) CriOS/150.0.0.0 Mobile/15E148 Safari/604.1", [], "Chrome 150"),
+        ("curl", [], "an unknown browser"),
+    ],
+)
+def test_browsers_are_called_as_people_call_them(agent, brands, name):
+    assert browser_name(browser_facts({"userAgent": agent, "brands": brands})) == name
+
+
+def marks(engine=None, facts=None, sensors=None, threads=None):
+    browser = {**browser_facts({**FACTS, **(facts or {})}), **engine_facts({**ENGINE, **(engine or {})})}
+    return {mark["kind"]: mark["text"] for mark in browser_marks(browser, sensors or {}, subject(threads=threads))}
+
+
+def test_what_disturbs_a_run_in_a_browser_leaves_a_mark():
+    assert marks() == {}
+    assert marks(threads=4) == {}
+    assert marks(engine={"threads": 1}) == {"threads": "the browser computed in 1 thread of 8 cores"}
+    assert marks(threads=8)["threads"] == "the browser computed in 4 threads of 8 that were asked for"
+    assert marks(engine={"threads": 1}, threads=1) == {}
+    assert marks(facts={"timerStepMs": 0.1})["timer"] == "the browser's clock moves in steps of 0.1 ms"
+    assert "plain http" in marks(facts={"secure": False})["insecure"]
+    adapter = {"vendor": "google", "architecture": "swiftshader", "fallback": True}
+    assert "(google swiftshader)" in marks(engine={"device": "webgpu", "adapter": adapter, "threads": 1})["fallback"]
+    found = marks(sensors={"page.hidden": [0, 1, None, 1], "longest.gap.ms": [3.0, 2500.0]})
+    assert "at 2 of 4 readings" in found["hidden"]
+    assert "up to 2.5 s" in found["gap"]
+    ns = np.full(50, 10_000_000)
+    assert not list(stalled_marks("x", {"ns": ns}))
+    ns[7] = 4_000_000_000
+    (stalled,) = stalled_marks("x", {"ns": ns})
+    assert stalled["text"] == "x: 1 query took over 10 times the median, up to 4.0 s"
+
+
+def test_the_address_for_the_local_network_is_one_of_this_machine(monkeypatch):
+    known = lan_addresses()
+    assert all(not address.startswith("127.") for address in known)
+    monkeypatch.setattr(lan, "lan_addresses", lambda: ["192.168.1.5", "10.0.0.2"])
+    assert choose_address(None) == ("192.168.1.5", ["10.0.0.2"])
+    assert choose_address("10.0.0.2") == ("10.0.0.2", ["192.168.1.5"])
+    for named in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "host", "10.0.0"):
+        with pytest.raises(InputError, match="address of this machine"):
+            choose_address(named)
+    monkeypatch.setattr(lan, "lan_addresses", list)
+    with pytest.raises(UnavailableError, match="no address in a local network"):
+        choose_address(None)
+
+
+def test_a_terminal_gets_a_qr_code_and_what_is_exposed(monkeypatch, capsys):
+    show_address("http://127.0.0.1:1/x/", "to measure", lan=False)
+    assert (
+        capsys.readouterr().err == "open this address in a browser of this machine to measure: http://127.0.0.1:1/x/\n"
+    )
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
+    said = capsys.readouterr().err
+    assert "everybody in this network who has the address" in said
+    assert said.count("\n") == 2
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
+    assert capsys.readouterr().err.count("\n") > 12
+    monkeypatch.setattr(cli_browser, "find_spec", lambda name: None)
+    show_address("http://192.168.1.5:1/x/", "to measure", lan=True)
+    assert "segno, which draws the address as a QR code, is not installed" in capsys.readouterr().err
+
+
+def test_serve_hosts_a_page_until_it_is_interrupted(folder):
+    code = "from ppexport.cli import run; run()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "serve", str(folder), "--json", str(folder.parent / "url.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        line = command.stderr.readline()
+        url = line.rpartition(" ")[2].strip()
+        assert url.startswith("http://127.0.0.1:")
+        assert json.loads((folder.parent / "url.json").read_text()) == {"url": url}
+        page = FakePage(url)
+        shown = page.ask("GET", "/")
+        assert (shown.status, shown.body) == (200, b"<p>index</p>")
+        assert shown.headers["cross-origin-opener-policy"] == "same-origin"
+        command.send_signal(signal.SIGINT)
+        assert command.wait(20) == 0
+    done = CliRunner().invoke(app, ["serve", str(folder), "--lan-address", "10.0.0.1"])
+    assert "--lan-address is for --lan" in str(done.exception)
+    (folder / "index.html").unlink()
+    assert isinstance(CliRunner().invoke(app, ["serve", str(folder)]).exception, ArtifactError)
+
+
+def test_a_phone_behind_adb_opens_the_page_as_its_own(folder, phone, monkeypatch):
+    am = phone / "phone-bin" / "am"
+    am.write_text(f'#!/bin/sh\nfor url; do :; done; echo "$url" > {phone}/url\n')
+    am.chmod(0o755)
+
+    def browse():
+        while not (phone / "url").exists() or not (phone / "url").read_text():
+            time.sleep(0.02)
+        Serving((phone / "url").read_text().strip(), folder).run()
+
+    threading.Thread(target=browse, daemon=True).start()
+    with Connection(adb="SERIAL1").session(read_artifact(folder), "wasm", None) as session:
+        assert session.facts["model"] == "Phone 9"
+        assert session.run(picture()).capacity
+    arguments = (phone / "arguments").read_text()
+    assert f"tcp:{session.port}\ntcp:{session.port}\n" in arguments
+    assert arguments.endswith(f"--remove\ntcp:{session.port}\n")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
@@ -17,14 +15,11 @@ from conftest import exported_once
 from small_networks import small_network
 
 from ppexport.backends.web import BACKEND
+from ppexport.backends.web.run_browser import find_browser
+from ppexport.backends.web.run_server import POLICY
 
 SIZE = (32, 32)
 """Of the small page: tiles overlap from 24 pixels on."""
-CSP = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
-)
-"""What every page says of itself, and every server of ours says besides."""
 NO_RUNTIME = BACKEND.lacking()
 needs_runtime = pytest.mark.skipif(bool(NO_RUNTIME), reason=NO_RUNTIME)
 
@@ -38,11 +33,7 @@ def small_page(factory: pytest.TempPathFactory, layers: int = 1, size: tuple[int
 
 def chromium() -> str:
     """The path of Chromium or Chrome on this machine; the test is skipped where there is none."""
-    names = (os.environ.get("PPEXPORT_BROWSER", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next((path for name in names if name and (path := which(name))), None)
-    if found is None:
-        pytest.skip("no chromium is installed: apt-get install chromium")
-    return found
+    return find_browser() or pytest.skip("no chromium is installed: apt-get install chromium")
 
 
 class _Static(SimpleHTTPRequestHandler):
@@ -50,7 +41,7 @@ class _Static(SimpleHTTPRequestHandler):
     isolated = True
 
     def end_headers(self) -> None:
-        self.send_header("Content-Security-Policy", CSP)
+        self.send_header("Content-Security-Policy", POLICY)
         if self.isolated:
             self.send_header("Cross-Origin-Opener-Policy", "same-origin")
             self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
@@ -65,11 +56,11 @@ class _Plain(_Static):
 
 
 @contextmanager
-def served(folder: Path, *, isolated: bool = True) -> Iterator[str]:
+def served(folder: Path, *, isolated: bool = True, port: int = 0) -> Iterator[str]:
     """The address of *folder* on a static server of the loopback; *isolated* with the headers that allow threads."""
     handler = partial(_Static if isolated else _Plain, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"

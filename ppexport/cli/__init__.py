@@ -36,7 +36,7 @@ COMMANDS = {
     name: import_module(f"ppexport.cli.{name.replace('-', '_')}")
     for name in (
         "export", "calibrate", "quantize-search", "build", "parity", "profile", "compare", "report", "upscale",
-        "evaluate", "info", "lint", "diverge", "models", "backends", "demo",
+        "evaluate", "info", "lint", "diverge", "models", "backends", "serve", "demo",
     )
 }  # fmt: skip
 

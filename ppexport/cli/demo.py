@@ -100,12 +100,13 @@ def _make_page(network: Network, out: Path) -> tuple[Path | None, str]:
 
     try:
         with stages("export for browsers") as step:
-            page = export(network, backend="web", size=SIZE, out=out, capacities=capacity_set(SIZE), step=step)
+            export(network, backend="web", size=SIZE, out=out, capacities=capacity_set(SIZE), step=step)
     except UnavailableError as error:
         return None, f"no page for browsers was made: {error}"
     # `make demo` runs without the environment's commands.
-    command = "ppexport" if shutil.which("ppexport") else f"{os.path.relpath(sys.executable)} -m ppexport"
-    return page, f"open the same model in a browser: {command} serve {shlex.quote(str(page))}"
+    own = os.path.relpath(Path(sys.executable).with_name("ppexport"))
+    command = "ppexport" if shutil.which("ppexport") else shlex.quote(own)
+    return out, f"open the same model in a browser: {command} serve {shlex.quote(str(out))}"
 
 
 def _draw(files: dict[str, Path], artifact: Artifact, truth: Pixels) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppexport.cli.browser import PLACE, Adb, Connection, Headless, Lan, LanAddress, opened_in_browser
 from ppexport.cli.console import continues_from, decibel, emit_json, people, progress_bars, table
 from ppexport.cli.options import ArtifactFolder, Checkpoint, Json, Trust
 from ppexport.errors import EXIT_GATE_FAILED, InputError, UnavailableError, change, how_to_install
@@ -51,13 +52,24 @@ def parity(
             "package, gpu for a LiteRT file"
         ),
     ] = None,
+    on: Annotated[
+        str, typer.Option(help="local, or browser for a page: in the browser that opens its address")
+    ] = "local",
+    lan: Lan = False,
+    lan_address: LanAddress = None,
+    adb: Adb = None,
+    headless: Headless = False,
+    runtime: Annotated[
+        str | None, typer.Option(help="with --on browser: browser:webgpu computes on the GPU; the CPU if left out")
+    ] = None,
     trust: Trust = False,
     json: Json = None,
 ) -> None:
     """Prove that network, static twin and artifact compute the same picture.
 
     The exit code is 1 if a gate fails. A Core AI asset takes minutes for a picture on Linux: after an interruption the
-    same command continues where the run stopped.
+    same command continues where the run stopped. A page is run in a browser of this machine without a window, or with
+    --on browser in any.
     """
     from ppexport.backends.backend import find_backend, open_artifact
     from ppexport.parity.against import run_against
@@ -69,7 +81,13 @@ def parity(
         )
     if against is not None and units is not None:
         raise InputError("--units needs the twin, not a saved run: leave --against out")
-    with open_artifact(artifact, trust=trust) as runner, progress_bars() as progress:
+    way = Connection(lan, lan_address, adb, headless)
+    if on not in ("local", PLACE):
+        raise InputError(f"parity runs --on local or --on {PLACE}, not on {on!r}: see --against for other machines")
+    if on == "local" and (way or runtime):
+        raise InputError(f"--lan, --adb, --headless and --runtime are for --on {PLACE}")
+    opened = open_artifact(artifact, trust=trust) if on == "local" else opened_in_browser(artifact, runtime, way)
+    with opened as runner, progress_bars() as progress:
         if against is not None:
             report = run_against(runner, against, progress)
         else:

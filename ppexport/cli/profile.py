@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppexport.cli.browser import PLACE, Adb, Connection, Headless, Lan, LanAddress
+from ppexport.cli.browser import measure as measure_in_browser
 from ppexport.cli.console import continues_from, duration, emit_json, people, progress_bar, stages, table
 from ppexport.cli.devices import RemoteRun, clean_lab, exit_code, lab_json, measure_lab, show_lab
 from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
+from ppexport.cli.parity import show as show_parity
 from ppexport.device.runner import check_threads
-from ppexport.errors import InputError, counted, require
+from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +44,10 @@ def profile(
         Path | None, typer.Option("-o", "--out", help="folder of the run; ARTIFACT-profile if left out")
     ] = None,
     on: Annotated[
-        str, typer.Option(help="the device: local, ssh://USER@HOST:PORT, or adb://serial (untested on hardware)")
+        str,
+        typer.Option(
+            help="the device: local, browser for a page, ssh://USER@HOST:PORT, or adb://serial (untested on hardware)"
+        ),
     ] = "local",
     devices: Annotated[Path | None, typer.Option(metavar="LAB.yaml", help=DEVICES)] = None,
     runtime: Annotated[str | None, typer.Option(help=RUNTIMES)] = None,
@@ -60,6 +66,14 @@ def profile(
     cores: Annotated[str | None, typer.Option(help="with --on: run on these cores of the device, such as 4-7")] = None,
     device_python: Annotated[
         str | None, typer.Option(metavar="PATH", help="with --on: its Python with the runtime; python3 if left out")
+    ] = None,
+    lan: Lan = False,
+    lan_address: LanAddress = None,
+    adb: Adb = None,
+    headless: Headless = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="with --on browser: also compute the inputs of this parity run, and compare"),
     ] = None,
     perf_binary: Annotated[
         Path | None,
@@ -85,6 +99,9 @@ def profile(
     to host memory. A run that was interrupted continues with the same command. A machine that changes its clocks, runs
     other programs or holds queries up leaves a mark beside the figures.
 
+    With --on browser it serves an artifact of the backend web and measures in the browser that opens its address, on
+    this machine or, with --lan, on a phone in the same network.
+
     A device behind ssh needs sh, Python 3.8 with NumPy, and the runtime, but not ppexport. A measurement on a device
     outlives this command: the same command again waits for it and collects it.
     """
@@ -99,16 +116,20 @@ def profile(
     from ppexport.remote.address import parse_address
     from ppexport.remote.ssh import SshOptions
 
-    local = parse_address(on) is None and devices is None
+    in_browser, way = on == PLACE, Connection(lan, lan_address, adb, headless)
+    local = not in_browser and parse_address(on) is None and devices is None
     own = bool(cores or device_python or perf_binary)
     refused = {
         "with --devices the file says where and how: leave --on and a device's options out":
             devices is not None and (on != "local" or own or lock_clocks or power_mode is not None),
         "--cores, --device-python, --perf-binary, --timeout and --clean are for a device: name it with --on":
             local and (own or clean or timeout is not None),
+        "--lan, --adb, --headless and --against are for --on browser": not in_browser and bool(way or against),
+        "a browser has no options of a device but --timeout: leave them out":
+            in_browser and (own or clean or lock_clocks or power_mode is not None),
         "--layers, --routing and --frames are measured on this machine only: run them on the device":
-            not local and (layers or routing or frames is not None),
-        "which runtimes a device has is not known here: name them, separated by commas": not local and runtime == "all",
+            not local and (layers or (routing and not in_browser) or frames is not None),
+        "which runtimes a device has is not known here: name them": not local and runtime == "all",
         "--layer-times is for --layers": layer_times is not None and not layers,
     }  # fmt: skip
     for why, applies in refused.items():
@@ -130,6 +151,9 @@ def profile(
         done = run.clean()
         emit_json(json, {"done": done})
         console.print("\n".join(done) or f"no measurement of {artifact} is on {on}")
+        return
+    if in_browser:
+        _profile_in_browser(run, way, routing, against, json, console)
         return
     if not local:
         result = run.measure()
@@ -173,6 +197,22 @@ def profile(
                 summary["frames"] = profile_frames(job, result, frames)
             show_frames(summary["frames"], console)
     emit_json(json, summary)
+
+
+def _profile_in_browser(
+    run: RemoteRun, way: Connection, routing: bool, against: Path | None, json: str | None, console: Console
+) -> None:
+    """Measure in a browser, show what was found, and end with the exit code of the comparison where one was made."""
+    result, found, report = measure_in_browser(run, way, routing, against)
+    show(result, console)
+    show_routing(found, console)
+    summary = {**result.to_dict(), **({"routing": found} if found else {})}
+    if report is not None:
+        show_parity(report, console)
+        summary["parity"] = report.to_dict()
+    emit_json(json, summary)
+    if report is not None and not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def _profile_lab(devices: Path, run: RemoteRun, clean: bool, json: str | None, console: Console) -> None:

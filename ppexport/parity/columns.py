@@ -113,8 +113,9 @@ class ArtifactColumn(Column):
         backend = find_backend(self.manifest.backend)
         self.probe: Probe | None = backend.probe(runner, twin, folder)
         self.injects = self.probe is not None and self.probe.injects
-        # Without a probe only the weights of some files are of that precision.
-        weights = "-weights" if self.probe is None and self.manifest.precision in backend.rounded else ""
+        # Unless a probe makes the picture, or another device, only the weights of some files are of that precision.
+        shown = (self.probe is not None and self.probe.gives_picture) or runner.variant
+        weights = "-weights" if not shown and self.manifest.precision in backend.rounded else ""
         kind = "".join(f"-{word}" for word in (backend.imitates, runner.variant) if word)
         super().__init__(f"{self.manifest.backend}-{self.manifest.precision}{weights}{kind}")
 

@@ -23,7 +23,7 @@ from ppexport.device.journal import JournalError, read_header
 from ppexport.device.launch import Progress, known_part, memory_of, run
 from ppexport.device.mask import mirror_pad
 from ppexport.device.measure import PLANS, Plan
-from ppexport.device.target import Target
+from ppexport.device.target import Target, runtimes
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
 from ppexport.folders import Run
@@ -101,6 +101,16 @@ def crops_for(targets: Sequence[Target], images: Path | None, folder: Path) -> l
     return found
 
 
+def check_place(targets: Sequence[Target], address: str) -> None:
+    """Raise InputError where *targets* are not timed on *address*, as `--on` names it."""
+    for target in targets:
+        own, name = runtimes()[target.runtime].place, Path(target.artifact).name
+        if own and own != address:
+            raise InputError(f"{name} is timed in a {own}: use `ppexport profile` with --on {own}")
+        if not own and address in {runtime.place for runtime in runtimes().values()} - {""}:
+            raise InputError(f"{name} holds no page for a browser: `ppexport export MODEL --backend web` makes one")
+
+
 def save_crops(path: Path, made: Sequence[Crop]) -> None:
     """Write the pixels (images, h, w, 3) to an .npy file, atomically.
 
@@ -146,6 +156,7 @@ def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | 
 
     Everything that can be refused is refused here. Raises PpexportError.
     """
+    check_place(targets, "local")
     crops = crops_for(targets, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = complete_header(wanted_of(targets, crops, plan, "local"))

@@ -131,34 +131,49 @@ def _is_reading(name: str, value: object) -> bool:
     return name != "t" and SENSOR.fullmatch(name) is not None and number
 
 
+class RecordChecker:
+    """Makes the records of a device's journal anew, but for its header, and refuses what was not asked for."""
+
+    def __init__(self, wanted: Mapping[str, Any], whose: str = "the device's journal") -> None:
+        """*wanted* is as in `ppexport.device.job.wanted_of`, *whose* what errors call the journal."""
+        self._subjects, self._images, self._whose = len(wanted["subjects"]), len(wanted["images"]), whose
+        self._sensors: set[str] = set()
+
+    def checked(self, record: Sequence[Any]) -> Sequence[Any]:
+        """The valid *record* (`lines_of`) with what may be in it. Raises TransferError."""
+        kind = record[0]
+        if kind == "header":
+            raise TransferError(f"{self._whose} has its header in another place")
+        if kind in ("begin", "end"):
+            names = ("t", "now", "wall", "boot", "memory") if kind == "begin" else ("t", "memory")
+            return (kind, {name: _count(record[1].get(name)) for name in names})
+        if kind == "c":
+            if not 0 <= record[1] < BIGGEST:
+                raise TransferError(f"{self._whose} has a reading at no time")
+            reading = {name: value for name, value in _items(record[2]) if _is_reading(name, value)}
+            # Each becomes a column as long as the run.
+            self._sensors.update(reading)
+            if len(self._sensors) > MAX_NAMES:
+                raise TransferError(f"{self._whose} has more than {MAX_NAMES} sensors")
+            return (kind, record[1], reading)
+        wrong_query = kind == "q" and not (0 <= record[2] < self._images and record[4] > 0)
+        if not 0 <= record[1] < self._subjects or wrong_query:
+            raise TransferError(f"{self._whose} has a record of what was not asked for: {kind}")
+        return record
+
+
 def _records(
     path: Path, wanted: Mapping[str, Any], digest: str, phone: Mapping[str, str] | None
 ) -> Iterator[Sequence[Any]]:
-    subjects, images = len(wanted["subjects"]), len(wanted["images"])
-    sensors: set[str] = set()
+    checker = RecordChecker(wanted)
     with path.open("rb") as stream:
-        for number, record in enumerate(lines_of(stream, "the device's journal")):
-            kind = record[0]
-            if (kind == "header") != (number == 0):
-                raise TransferError("the device's journal has its header in another place")
-            if kind == "header":
-                yield (kind, header_from(record[1], wanted, digest, phone))
-            elif kind in ("begin", "end"):
-                names = ("t", "now", "wall", "boot", "memory") if kind == "begin" else ("t", "memory")
-                yield (kind, {name: _count(record[1].get(name)) for name in names})
-            elif kind == "c":
-                if not 0 <= record[1] < BIGGEST:
-                    raise TransferError("the device's journal has a reading at no time")
-                reading = {name: value for name, value in _items(record[2]) if _is_reading(name, value)}
-                # Each becomes a column as long as the run.
-                sensors.update(reading)
-                if len(sensors) > MAX_NAMES:
-                    raise TransferError(f"the device's journal has more than {MAX_NAMES} sensors")
-                yield (kind, record[1], reading)
-            else:
-                if not 0 <= record[1] < subjects or (kind == "q" and not (0 <= record[2] < images and record[4] > 0)):
-                    raise TransferError(f"the device's journal has a record of what was not asked for: {kind}")
-                yield record
+        records = lines_of(stream, "the device's journal")
+        first = next(records, None)
+        if first is not None and first[0] != "header":
+            raise TransferError("the device's journal has its header in another place")
+        if first is not None:
+            yield ("header", header_from(first[1], wanted, digest, phone))
+        yield from map(checker.checked, records)
 
 
 def receive(

@@ -25,7 +25,7 @@ from ppexport.device.measure import Plan
 from ppexport.device.target import Target, runtimes
 from ppexport.errors import EXIT_BAD_INPUT, InputError, PpexportError, UnavailableError
 from ppexport.files import sha256_text
-from ppexport.profile.latency_run import Crop, crops_for, save_crops
+from ppexport.profile.latency_run import Crop, check_place, crops_for, save_crops
 from ppexport.profile.received import MAX_JOURNAL, memory_from, receive
 from ppexport.profile.result import PROFILE, Profile, write_profile
 from ppexport.remote.adb import AdbTransport
@@ -109,6 +109,11 @@ class Request:
         """What the folder holds of it already. Raises InputError where the folder holds another measurement."""
         return journal_of(self.journal, "request", self.digest, len(self.targets))
 
+    def result(self) -> Profile | None:
+        """The result, where the folder holds all of it already. Raises InputError as `past`."""
+        past, path = self.past(), self.folder / PROFILE
+        return Profile(path) if past is not None and past.complete and path.is_file() else None
+
     @property
     def data(self) -> dict[str, Any]:
         """What the device is sent."""
@@ -135,6 +140,7 @@ def prepare_remote(
     *targets* are the artifact in each runtime, *images* is as in `crops_for`. Raises PpexportError for what cannot be
     measured or sent.
     """
+    check_place(targets, address)
     crops = crops_for(targets, images, folder)
     wanted = wanted_of(targets, crops, plan, address)
     artifact = read_artifact(Path(targets[0].artifact))
@@ -176,10 +182,10 @@ class ProfileWork(DetachedWork[Profile]):
         may raise, UnavailableError for a device that lacks something, DeviceError, among them StillRunning after
         *timeout* seconds.
         """
-        past, folder = self.request.past(), self.request.folder
-        if past is not None and past.complete and (folder / PROFILE).is_file():
-            self.telling.notice(f"{folder} holds this run already, complete: nothing was measured again")
-            return Profile(folder / PROFILE)
+        kept = self.request.result()
+        if kept is not None:
+            self.telling.notice(f"{kept.path.parent} holds this run already, complete: nothing was measured again")
+            return kept
         return self.follow_up(timeout)
 
     def _continue(self, state: State, timeout: float | None) -> Profile:

@@ -3,7 +3,10 @@
     format, version   "ppexport-profile", 1
     created           UTC, ISO 8601: when the measurement began
     machine           address, host_name, cpu, architecture, cores, usable_cores, memory_bytes, board, system, kernel,
-                      governors, virtual, python, environment (variables that change a runtime's speed)
+                      governors, virtual, python, environment (variables that change a runtime's speed); of a run in
+                      a browser what that tells, and "browser": user_agent, brands, platform, model, mobile, cores,
+                      memory_gb (rounded by browsers), secure, isolated, timer_step_ms, device (wasm, webgpu), threads,
+                      adapter {vendor, architecture, device, description, fallback} or null, ort; cpu_ns is then ns
     versions          of ppexport, Python, NumPy
     protocol          plan (queries, seconds, warm_change, warm_windows, sensor_seconds), order ("single" or
                       "A B B A"), batch 1, inside_the_clock
@@ -43,7 +46,15 @@ from ppexport.device.journal import lines_of
 from ppexport.device.sensors import joules
 from ppexport.errors import InputError
 from ppexport.files import atomic_path, finite, read_limited_json, write_text
-from ppexport.profile.statistics import clock_marks, mark, sample_marks, sensor_marks, summary
+from ppexport.profile.statistics import (
+    browser_marks,
+    clock_marks,
+    mark,
+    sample_marks,
+    sensor_marks,
+    stalled_marks,
+    summary,
+)
 from ppexport.remote.output import cleaned
 
 FORMAT = "ppexport-profile"
@@ -145,7 +156,7 @@ def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None])
     """Everything of `profile.json` but the samples."""
     header, sensors = found.header, found.sensors()
     machine, several = header["machine"], len(header["subjects"]) > 1
-    sustained = header["plan"]["name"] == "sustained"
+    browser, sustained = machine.get("browser"), header["plan"]["name"] == "sustained"
     marks = [*sensor_marks(sensors, int(machine.get("usable_cores") or 1)), *clock_marks(found.processes)]
     subjects = []
     for index, (facts, spent) in enumerate(zip(header["subjects"], memory, strict=True)):
@@ -155,6 +166,8 @@ def _without_samples(found: Collected, memory: Sequence[tuple[int, int] | None])
         if not settled:
             marks.append(mark("warm-up", f"{facts['name']}: the median still moved by over 2 % when warm-up ended"))
         marks += sample_marks(facts["name"], columns)
+        if browser is not None:
+            marks += [*browser_marks(browser, sensors, facts), *stalled_marks(facts["name"], columns)]
         measured = summary(columns, len(header["images"]), h * w * scale**2 / 1e6, sustained=sustained)
         # The power of two that take turns cannot be told apart.
         measured["energy"] = None if several else _energy(columns, sensors)

@@ -41,6 +41,12 @@ WAITED = 3.0
 """A query that took this factor of the median, but no more processor time than usual, did not run: it waited."""
 SET, SLEPT = 0.5, 0.5
 """Seconds that the time of day, or the clock that counts sleep, may move against the monotonic one."""
+TIMER_STEP = 0.01
+"""Milliseconds; pages that are isolated have a finer clock."""
+GAP = 1000.0
+"""Milliseconds between two queries."""
+STALLED = 10.0
+"""A factor of the median, for queries in a browser, which does not tell processor time."""
 WARMER = 10.0
 """Kelvin."""
 
@@ -200,6 +206,46 @@ def sensor_marks(sensors: Mapping[str, Sequence[float | None]], cores: int) -> I
     if hidden:
         yield mark("blind", f"this machine shows no {' and no '.join(hidden)}: throttling would not be seen")
     yield from _load_marks(sensors, cores)
+
+
+def browser_marks(
+    browser: Mapping[str, Any], sensors: Mapping[str, Sequence[float | None]], subject: Mapping[str, Any]
+) -> Iterator[Mark]:
+    """The marks of a run in a *browser* (`machine.browser` of a profile) of one *subject*."""
+
+    def largest(name: str) -> float:
+        return max((value for value in sensors.get(name, ()) if value is not None), default=0.0)
+
+    hidden = sum(1 for value in sensors.get("page.hidden", ()) if value)
+    if hidden:
+        of = len(sensors["page.hidden"])
+        yield mark("hidden", f"the page was not in front at {hidden} of {of} readings: browsers slow such pages down")
+    step = browser.get("timer_step_ms")
+    if step is not None and step > TIMER_STEP:
+        yield mark("timer", f"the browser's clock moves in steps of {step:g} ms")
+    threads, cores, asked = browser["threads"], browser.get("cores") or 1, subject["threads"]
+    if browser["device"] == "wasm" and threads < (asked or min(2, cores)):
+        missing = f"of {asked} that were asked for" if asked else f"of {cores} cores"
+        yield mark("threads", f"the browser computed in {counted(threads, 'thread')} {missing}")
+    adapter = browser.get("adapter")
+    if browser["device"] != "wasm" and adapter and adapter["fallback"]:
+        name = " ".join(filter(None, (adapter["vendor"], adapter["architecture"]))) or "a fallback adapter"
+        yield mark("fallback", f"WebGPU was computed by the processor ({name}): this is no GPU's time")
+    if not browser.get("secure"):
+        why = "so the browser gave it one thread, no WebGPU and a coarse clock"
+        yield mark("insecure", f"the page came over plain http from another machine, {why}")
+    gap = largest("longest.gap.ms")
+    if gap > GAP:
+        yield mark("gap", f"the browser let the page wait between two queries, up to {gap / 1000:.1f} s")
+
+
+def stalled_marks(name: str, columns: Mapping[str, NDArray[np.int64]]) -> Iterator[Mark]:
+    """The mark of queries of *name* that stood still, where nothing tells the processor time."""
+    ns = columns["ns"].astype(np.float64)
+    stalled = ns > STALLED * np.median(ns)
+    if stalled.any():
+        held, longest = counted(stalled.sum(), "query"), ns[stalled].max() / 1e9
+        yield mark("waited", f"{name}: {held} took over {STALLED:g} times the median, up to {longest:.1f} s")
 
 
 def _load_marks(sensors: Mapping[str, Sequence[float | None]], cores: int) -> Iterator[Mark]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
+from ppexport.errors import printable
 from ppexport.remote.address import AdbAddress, ConnectionLost, DeviceError
-from ppexport.remote.transport import Transport, fact_lines, last_line
+from ppexport.remote.transport import MAX_REPLY, SHORT, Transport, fact_lines, last_line
 
 HOME = "/data/local/tmp"
 """Where adb's user may write and run programs; its own home is not writable."""
@@ -34,6 +35,10 @@ say android ro.build.version.release
 say build ro.build.fingerprint
 """
 """Facts that only Android has, one `name=value` a line."""
+
+
+OPEN = 'am start -a android.intent.action.VIEW -d "$1" 2>&1'
+"""Shows the address $1; what it prints alone tells of a failure."""
 
 
 class AdbTransport(Transport):
@@ -68,6 +73,34 @@ class AdbTransport(Transport):
         if not said or TRANSIENT.search(said):
             return ConnectionLost(f"{self.name} cannot be reached: {said or 'the connection ended'}")
         return DeviceError(f"{self.name} cannot be used: {said[:300]}")
+
+    @contextmanager
+    def reversed(self, port: int) -> Iterator[None]:
+        """While the block runs, *port* of the phone's own address leads to the same port of this machine's.
+
+        A browser there takes what it shows for the phone's own, which it trusts with threads and a GPU. Raises
+        DeviceError.
+        """
+        name = f"tcp:{port}"
+        self._adb("reverse", name, name)
+        try:
+            yield
+        finally:
+            with suppress(DeviceError):
+                self._adb("reverse", "--remove", name)
+
+    def open_page(self, url: str) -> None:
+        """Have the phone show *url* in its browser. Raises DeviceError where it has none."""
+        said = printable(self.checked(OPEN, (url,)))
+        if "Error" in said:
+            raise DeviceError(f"{self.name} opens no browser: {said.strip().splitlines()[-1][:300]}")
+
+    def _adb(self, *arguments: str) -> None:
+        """Run an own command of adb. Raises DeviceError."""
+        command = ["adb", "-s", self.address.serial, *arguments]
+        code, messages = self._run(command, None, lambda _: None, MAX_REPLY, SHORT)
+        if code:
+            raise self._explain(messages)
 
     def describe(self) -> dict[str, str]:
         """As for every device, and Android's properties."""

@@ -101,8 +101,8 @@ def judge(parity: Parity) -> tuple[str, str]:
 
 
 def board_line(machine: dict[str, Any]) -> str:
-    """What a Jetson or a phone says of itself, empty for any other machine."""
-    jetson, phone = machine.get("jetson"), machine.get("phone")
+    """What a Jetson, a phone or a browser says of itself, empty for any other machine."""
+    jetson, phone, browser = machine.get("jetson"), machine.get("phone"), machine.get("browser")
     found = []
     if isinstance(jetson, dict):
         mode, clocks = jetson.get("power_mode"), jetson.get("clocks")
@@ -114,6 +114,15 @@ def board_line(machine: dict[str, Any]) -> str:
     if isinstance(phone, dict):
         names = (("", "maker"), ("", "board"), ("SoC ", "soc"), ("Android ", "android"), ("build ", "build"))
         found += [f"{name}{phone[key]}" for name, key in names if phone.get(key)]
+    if isinstance(browser, dict):
+        adapter = browser.get("adapter")
+        where = f"wasm in {counted(browser.get('threads') or 1, 'thread')}"
+        if browser.get("device") != "wasm":
+            parts = ("vendor", "architecture") if isinstance(adapter, dict) else ()
+            where = "WebGPU " + " ".join(str(adapter[part]) for part in parts if adapter.get(part))
+        found += [where, f"onnxruntime-web {browser.get('ort')}"]
+        found += ["isolated" if browser.get("isolated") else "not isolated"]
+        found += [f"clock in steps of {browser['timer_step_ms']} ms"] if browser.get("timer_step_ms") else []
     return ", ".join(found)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -40,10 +41,13 @@ ORT_SETTINGS = {
 }
 
 
-def build_graph(job: BuildJob, twin: StaticTwin) -> dict[str, Any]:
+def build_graph(
+    job: BuildJob, twin: StaticTwin, passes: Iterable[Callable[[onnx.ModelProto], None]] = ()
+) -> dict[str, Any]:
     """Write `model.onnx` of *twin* in the job's precision into its folder, and check it.
 
-    The folder `keep` of the options, if there is one, receives the graphs of all stages.
+    The folder `keep` of the options, if there is one, receives the graphs of all stages. The *passes* of a backend
+    change the fp32 graph in place, before it is checked.
 
     Returns:
         Further fields of the manifest: what a calibration did.
@@ -62,6 +66,8 @@ def build_graph(job: BuildJob, twin: StaticTwin) -> dict[str, Any]:
     if twin.flavour == "ort":
         job.step("fusing operators")
         model = fuse(model, job.capacities)
+    for change in passes:
+        change(model)
     job.step("checking")
     finish(model, single, job.card.name, facts)
     job.step("comparing with the twin")

@@ -21,6 +21,7 @@ import ppexport
 from ppexport.backends.backend import BuildJob, Built
 from ppexport.backends.onnx.build_onnx import MODEL, build_graph
 from ppexport.backends.web.runtime_files import PACKAGE, VERSION, read_runtime
+from ppexport.backends.web.stay_on_gpu import stay_on_gpu
 from ppexport.errors import UnavailableError
 from ppexport.imaging.bicubic import crop_to_multiple, resize_bicubic
 from ppexport.imaging.images import read_image
@@ -40,16 +41,19 @@ def build_for_web(job: BuildJob) -> Built:
         ExportError: a stage or a check of the graph failed.
         UnavailableError: the runtime, or the licence of a part, is not on this machine.
     """
-    details = build_graph(job, job.twin(flavour=job.options.flavour))
+    options = job.options
+    # The flavour `ort` is arranged for CPUs.
+    passes = [stay_on_gpu] if options.webgpu and options.flavour == "portable" else []
+    details = build_graph(job, job.twin(flavour=options.flavour), passes)
     job.step("adding the page")
     page = {path.name: path.read_bytes() for path in sorted(PAGE.glob("*")) if path.suffix in PAGE_SUFFIXES}
-    runtime = read_runtime(job.options.ort, job.options.webgpu)
+    runtime = read_runtime(options.ort, options.webgpu)
     samples = {Path(name).with_suffix(".png").name: sample(photo_folder() / name) for name in SAMPLES}
     contents = {**page, **runtime, **samples, LICENCES: licences(job.card.licence).encode()}
     for name, content in contents.items():
         (job.folder / name).write_bytes(content)
-    details["build"] = {"onnxruntime_web": VERSION, "webgpu": job.options.webgpu, "samples": list(samples)}
-    return Built([MODEL, *contents], job.options.flavour, details)
+    details["build"] = {"onnxruntime_web": VERSION, "webgpu": options.webgpu, "samples": list(samples)}
+    return Built([MODEL, *contents], options.flavour, details)
 
 
 def photo_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ FLAGS = (
 """No window, and nothing that a new profile would load from elsewhere."""
 SOFTWARE_GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 """WebGPU computed by the processor, where it was asked for: a machine without a window may have no GPU."""
+BOUND = ("sh", "-c", 'exec "$0" "$@" --remote-debugging-pipe 3<&0 4> /dev/null')
+"""Starts a browser that ends when its input does: that is where its pipe for debuggers comes from."""
 START_SECONDS = 180.0
 """A browser has to start, and to load and compile 14 MB of WebAssembly, on a busy machine."""
 END_SECONDS = 5.0
@@ -83,11 +86,14 @@ class Headless:
         self._said = self._folder / "messages"
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         flags = [*FLAGS, *(("--no-sandbox",) if root else ()), *(SOFTWARE_GPU if software_gpu else ())]
+        command = [program, *flags, f"--user-data-dir={self._folder / 'profile'}", url]
+        posix = os.name == "posix"
         try:
             with open(self._said, "wb") as messages:
                 self._child = subprocess.Popen(
-                    [program, *flags, f"--user-data-dir={self._folder / 'profile'}", url],
-                    stdin=subprocess.DEVNULL,
+                    [*BOUND, *command] if posix else command,
+                    # The end of this process closes it, however that ends, and the browser ends as well.
+                    stdin=subprocess.PIPE if posix else subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=messages,
                     # Its own group, which ends as a whole; Ctrl-C is for this program.
@@ -121,6 +127,8 @@ class Headless:
             # Also its children that do not listen, and after Ctrl-C.
             self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
             self._child.wait()
+            if self._child.stdin is not None:
+                self._child.stdin.close()
             for _ in range(20):
                 shutil.rmtree(self._folder, ignore_errors=True)
                 if not self._folder.exists():
@@ -156,9 +164,10 @@ def headless_session(
 
     Raises UnavailableError where there is no browser, or it does not open the page.
     """
-    opened = BrowserSession(artifact, device, threads, notice=notice)
+    # Its end is noticed, so that it may be silent for as long as a GPU takes that the processor imitates.
+    opened = BrowserSession(artifact, device, threads, silence=math.inf, notice=notice)
     with opened as session, Headless(session.url, software_gpu=device == WEBGPU) as browser:
-        session.alive = browser.problem
+        session.alive, session.here = browser.problem, True
         session.wait_for_client(START_SECONDS)
         yield session
 

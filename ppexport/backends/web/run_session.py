@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import numpy as np
 
+from ppexport.backends.web.run_client import TAKEN_OVER, Client
 from ppexport.backends.web.run_files import PageFiles, Reply, Request, refuse, reply_json
 from ppexport.backends.web.run_server import LOOPBACK, Server
 from ppexport.backends.web.run_work import (
@@ -42,14 +43,12 @@ from ppexport.backends.web.run_work import (
     Refused,
     RunWork,
     Work,
-    browser_facts,
-    engine_facts,
     parse_json,
     plain_text,
 )
 from ppexport.device.artifact import Artifact
 from ppexport.device.journal import Past
-from ppexport.errors import ArtifactError, PpexportError, UnavailableError, printable
+from ppexport.errors import PpexportError, UnavailableError, printable
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no numpy.typing.
@@ -77,6 +76,7 @@ class BrowserSession:
     Attributes:
         url: what to open.
         facts: what the browser says of itself and of what computes in it, once it is connected.
+        here: whether the browser is known to run on this machine.
         alive: returns why nothing can come any more, such as a browser that was started here and ended; else None.
         notice: receives sentences for people.
     """
@@ -109,14 +109,13 @@ class BrowserSession:
         self.artifact, self.notice = artifact, notice
         self.facts: dict[str, Any] = {}
         self.alive: Callable[[], Optional[str]] = lambda: None
-        self._device, self._threads, self._silence = device, threads or 0, silence
+        self.here = False
+        self._silence = silence
         self._changed = threading.Condition()
-        self._client, self._attempt, self._opened = "", 0, 0
-        self._browser: dict[str, Any] = {}
+        self._client = Client(device, threads or 0)
         self._numbers = 0
         self._work: Optional[Work] = None
         self._trouble: Optional[PpexportError] = None
-        self._heard = time.monotonic()
         self._ended: Optional[dict[str, str]] = None
         self._told = False
         posts = {**dict.fromkeys(("begin", "facts", "next", "trouble"), MAX_JSON), "chunk": MAX_CHUNK}
@@ -163,8 +162,9 @@ class BrowserSession:
             progress: receives (queries so far, queries at least), likewise.
 
         Raises:
-            PpexportError: what *write* raised; UnavailableError where the browser is gone or cannot go on; JournalError
-                for what no journal of ours holds.
+            PpexportError, OSError: what *write* raised.
+            UnavailableError: the browser is gone or cannot go on.
+            JournalError: it sent what no journal of ours holds.
         """
         self._do(LatencyWork(self._number(), images, plan, past, write, progress))
 
@@ -181,7 +181,7 @@ class BrowserSession:
         deadline = time.monotonic() + FAREWELL
         try:
             with self._changed:
-                listening = self._client and time.monotonic() - self._heard < NOTICED
+                listening = self._client.bound and time.monotonic() - self._client.heard < NOTICED
                 while listening and not self._told and time.monotonic() < deadline and self.alive() is None:
                     self._changed.wait(0.1)
         finally:
@@ -193,7 +193,7 @@ class BrowserSession:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        if isinstance(error, PpexportError):
+        if isinstance(error, (PpexportError, OSError)):
             self.finish(str(error), failed=True)
         elif error is not None:
             again = "The same command continues it, and shows a new address."
@@ -205,7 +205,7 @@ class BrowserSession:
         return self._numbers
 
     def _do(self, work: Work) -> None:
-        """Have the page do *work*. Raises PpexportError."""
+        """Have the page do *work*. Raises PpexportError, and OSError of a journal that cannot be written."""
         with self._changed:
             self._work = work
             self._changed.notify_all()
@@ -230,13 +230,13 @@ class BrowserSession:
                 now = time.monotonic()
                 if timeout is not None and now - begun > timeout:
                     raise UnavailableError(f"no browser {what} within {timeout:.0f} s")
-                silent = now - max(self._heard, begun)
-                if self._client and silent > self._silence:
+                silent = now - max(self._client.heard, begun) if self._client.bound else 0.0
+                if silent > self._silence:
                     raise UnavailableError(
                         f"the browser was silent for {silent:.0f} s, so it was given up: what was measured is kept, "
                         "the same command continues"
                     )
-                if self._client and silent > 3 * NOTICED and not noticed:
+                if silent > 3 * NOTICED and not noticed and not self.here:
                     noticed = True
                     self.notice(
                         f"the browser has been silent for {silent:.0f} s: keep its page open and in front, and the "
@@ -257,9 +257,9 @@ class BrowserSession:
                 data = parse_json(request.body)
                 if request.name == "begin":
                     return self._begin(data)
-                self._check(data.get("client"), data.get("attempt"))
+                self._client.check(data.get("client"), data.get("attempt"))
                 if request.name == "facts":
-                    return self._facts(data)
+                    return self._open(data)
                 if request.name == "trouble":
                     said = plain_text(data.get("message")) or "it gave no reason"
                     self._fail(UnavailableError(f"the browser cannot go on: {said}"))
@@ -269,60 +269,35 @@ class BrowserSession:
         except Refused as refused:
             return refused.reply
 
-    def _is_client(self, secret: object) -> bool:
-        known = isinstance(secret, str) and bool(self._client)
-        return known and hmac.compare_digest(str(secret).encode("utf-8", "replace"), self._client.encode("ascii"))
-
-    def _check(self, secret: object, attempt: object) -> None:
-        """Raises Refused unless this is the client that is bound, in its newest attempt."""
-        if not self._is_client(secret):
-            raise Refused(409, "another browser is being measured under this address")
-        if attempt != self._attempt or isinstance(attempt, bool):
-            raise Refused(409, "this measurement was taken over by a newer page of this browser")
-        self._heard = time.monotonic()
-
     def _fail(self, error: PpexportError) -> None:
         self._trouble = self._trouble or error
         self._changed.notify_all()
 
     def _begin(self, data: Mapping[str, Any]) -> Reply:
-        if self._client and not self._is_client(data.get("client")):
-            raise Refused(409, "another browser is being measured under this address, which is for one browser only")
-        # Also to a client that has a secret of an earlier run, whose page was kept open.
-        self._client = self._client or secrets.token_urlsafe(18)
-        self._attempt += 1
-        self._heard = time.monotonic()
-        found = browser_facts(data.get("facts"))
-        if self._attempt > 1:
+        told = self._client.begin(data)
+        if self._client.attempt > 1:
             self.notice("the browser's page was loaded again")
-        self._browser = found
-        # An earlier attempt waits for work in vain.
+        # An earlier page waits for work in vain.
         self._changed.notify_all()
-        known = {"client": self._client, "attempt": self._attempt}
-        return reply_json({**known, "device": self._device, "threads": self._threads})
+        return reply_json(told)
 
-    def _facts(self, data: Mapping[str, Any]) -> Reply:
-        found = {**self._browser, **engine_facts(data.get("engine"))}
-        if self._device not in ("auto", found["device"]):
-            self._fail(UnavailableError(f"the browser computes on {found['device']}, not on {self._device}"))
-            return reply_json({})
-        # The step of the clock is measured anew by every page.
-        differs = [name for name in found if self.facts and found[name] != self.facts[name] and name != "timer_step_ms"]
-        if differs:
-            self._fail(UnavailableError(f"the browser came back as another one, with other {', '.join(differs)}"))
-        self.facts = self.facts or found
-        self._opened = self._attempt
+    def _open(self, data: Mapping[str, Any]) -> Reply:
+        try:
+            self._client.open(data.get("engine"))
+        except UnavailableError as error:
+            self._fail(error)
+        self.facts = self._client.facts
         self._changed.notify_all()
         return reply_json({})
 
     def _next(self) -> Reply:
         """Work, or the end; waits a while for either."""
-        attempt, deadline = self._attempt, time.monotonic() + POLL_SECONDS
-        if self._opened != attempt:
+        attempt, deadline = self._client.attempt, time.monotonic() + POLL_SECONDS
+        if self._client.opened != attempt:
             raise Refused(409, "say first what computes")
         while True:
-            if attempt != self._attempt:
-                raise Refused(409, "this measurement was taken over by a newer page of this browser")
+            if attempt != self._client.attempt:
+                raise Refused(409, TAKEN_OVER)
             if self._ended is not None:
                 self._told = True
                 self._changed.notify_all()
@@ -338,9 +313,9 @@ class BrowserSession:
     def _input(self, request: Request) -> Reply:
         with self._changed:
             work = self._work
-            if not self._is_client(request.headers.get("x-client")) or work is None or request.name != work.input:
+            if not self._client.is_it(request.headers.get("x-client")) or work is None or request.name != work.input:
                 return refuse(404, "there is nothing here")
-            self._heard = time.monotonic()
+            self._client.heard = time.monotonic()
             return Reply(200, work.data)
 
     def _chunk(self, request: Request) -> Reply:
@@ -350,7 +325,7 @@ class BrowserSession:
         if not digits or last not in ("0", "1") or not re.fullmatch("[0-9a-f]{64}", digest):
             raise Refused(400, "the headers of a chunk are not complete")
         attempt, job, number = (int(found[name]) for name in ("attempt", "job", "number"))
-        self._check(request.headers.get("x-client"), attempt)
+        self._client.check(request.headers.get("x-client"), attempt)
         work = self._work
         if work is None or work.id != job or work.done or work.error is not None:
             raise Refused(409, "this job is over", next=0, over=True)
@@ -365,8 +340,8 @@ class BrowserSession:
         try:
             work.received += len(request.body)
             work.take(request.body, last == "1")
-        except (PpexportError, OSError) as error:
-            work.error = error if isinstance(error, PpexportError) else ArtifactError(str(error))
+        except Exception as error:  # whatever it is, somebody waits for it
+            work.error = error
             raise Refused(400, printable(str(error)), next=work.next) from None
         finally:
             self._changed.notify_all()

@@ -20,7 +20,7 @@ import numpy as np
 from ppexport.backends.web.run_files import reply_json
 from ppexport.device.artifact import Manifest
 from ppexport.device.journal import JournalError, Past, lines_of
-from ppexport.errors import ArtifactError, PpexportError, printable
+from ppexport.errors import ArtifactError, printable
 
 if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no numpy.typing, and Python 3.8, where `dict[...]` fails.
@@ -100,6 +100,7 @@ def _adapter(value: object) -> Optional[dict[str, Any]]:
 def browser_facts(value: object) -> dict[str, Any]:
     """What a page says of its browser -> what is kept of it; what is not known is "", None or False."""
     data = value if isinstance(value, dict) else {}
+    step = _number(data.get("timerStepMs"))
     return {
         "user_agent": plain_text(data.get("userAgent")),
         "brands": _brands(data.get("brands")),
@@ -110,8 +111,23 @@ def browser_facts(value: object) -> dict[str, Any]:
         "memory_gb": _number(data.get("memoryGB")),
         "secure": data.get("secure") is True,
         "isolated": data.get("isolated") is True,
-        "timer_step_ms": _number(data.get("timerStepMs")),
+        "timer_step_ms": None if step is None else round(step, 6),
     }
+
+
+def browser_name(facts: Mapping[str, Any]) -> str:
+    """What people call the browser of these `browser_facts`, such as "Chrome 142"."""
+    # Browsers that share an engine name it first or last, and themselves besides.
+    brands = [brand.replace("Google ", "") for brand in facts["brands"]]
+    own = [brand for brand in brands if not brand.startswith("Chromium")]
+    if brands:
+        return str((own or brands)[0])
+    agent = facts["user_agent"]
+    for token, name in (("Firefox", "Firefox"), ("FxiOS", "Firefox"), ("CriOS", "Chrome"), ("Version", "Safari")):
+        found = re.search(rf"{token}/([0-9]{{1,4}})", agent)
+        if found:
+            return f"{name} {found[1]}"
+    return "an unknown browser"
 
 
 def engine_facts(value: object) -> dict[str, Any]:
@@ -150,7 +166,7 @@ class Work(ABC):
         self.received = 0
         self.damaged = 0
         self.done = False
-        self.error: Optional[PpexportError] = None
+        self.error: Optional[Exception] = None
 
     @abstractmethod
     def message(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 // The choice that a large picture needs: a part of it, all of it made smaller, or all of it. Which part is shown by a
 // frame over the picture, moved by touch, mouse or keyboard.
 
-import { counted, roughly } from "./figures.mjs";
+import { counted, make, roughly } from "./figures.mjs";
 import { MAX_PIXELS, choicesFor } from "./picture.mjs";
 
 const THUMBNAIL = 900;
@@ -11,7 +11,8 @@ const TITLES = { part: "A part of it", reduced: "All of it, made smaller first",
 /** The form that asks. */
 export class Choice {
   /**
-   * @param {{form: HTMLFormElement, why: HTMLElement, list: HTMLElement, canvas: HTMLCanvasElement, hint: HTMLElement}} parts
+   * @param {{form: HTMLFormElement, why: HTMLElement, list: HTMLElement, canvas: HTMLCanvasElement,
+   *   hint: HTMLElement}} parts
    * @param {(box: {x: number, y: number, width: number, height: number}, width: number, height: number) => void} chosen
    */
   constructor(parts, chosen) {
@@ -19,7 +20,8 @@ export class Choice {
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       const { kind, width, height } = this.choice;
-      chosen(kind === "part" ? this.box : { x: 0, y: 0, width: this.picture.width, height: this.picture.height }, width, height);
+      const all = { x: 0, y: 0, width: this.picture.width, height: this.picture.height };
+      chosen(kind === "part" ? this.box : all, width, height);
     });
     this.form.addEventListener("change", () => this.#draw());
     this.canvas.addEventListener("pointerdown", (event) => this.#drag(event));
@@ -39,7 +41,8 @@ export class Choice {
     if (this.choices.length === 1) return false;
     Object.assign(this, { picture });
     const { width, height } = this.choices[0];
-    this.box = { x: Math.floor((picture.width - width) / 2), y: Math.floor((picture.height - height) / 2), width, height };
+    const [x, y] = [picture.width - width, picture.height - height].map((rest) => Math.floor(rest / 2));
+    this.box = { x, y, width, height };
     this.why.textContent = `It has ${size(picture)}. `
       + (this.choices.some(({ kind }) => kind === "all") ? "All of it would take long."
         : `That is more than the ${MAX_PIXELS.toLocaleString("en")} that this page takes at once.`);
@@ -60,12 +63,12 @@ export class Choice {
   }
 
   #option(choice, i, scale, msPerTile) {
-    const label = Object.assign(document.createElement("label"), { className: "option" });
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "choice", value: String(i), defaultChecked: i === 0 });
+    const label = make("label", { className: "option" });
+    const input = make("input", { type: "radio", name: "choice", value: String(i), defaultChecked: i === 0 });
+    const result = { width: choice.width * scale, height: choice.height * scale };
     const time = msPerTile ? `, ${roughly(choice.tiles * msPerTile)}` : "";
-    const title = Object.assign(document.createElement("span"), { textContent: TITLES[choice.kind] });
-    const text = `${size(choice)} become ${size({ width: choice.width * scale, height: choice.height * scale })}: ${counted(choice.tiles, "tile")}${time}`;
-    label.append(input, title, Object.assign(document.createElement("small"), { textContent: text }));
+    const text = `${size(choice)} become ${size(result)}: ${counted(choice.tiles, "tile")}${time}`;
+    label.append(input, make("span", { textContent: TITLES[choice.kind] }), make("small", { textContent: text }));
     return label;
   }
 
@@ -102,7 +105,8 @@ export class Choice {
     this.canvas.setPointerCapture(event.pointerId);
     const place = this.canvas.getBoundingClientRect();
     const factor = this.picture.width / place.width;
-    this.#moveTo((event.clientX - place.left) * factor - this.box.width / 2, (event.clientY - place.top) * factor - this.box.height / 2);
+    const [x, y] = [(event.clientX - place.left) * factor, (event.clientY - place.top) * factor];
+    this.#moveTo(x - this.box.width / 2, y - this.box.height / 2);
   }
 
   #key(event) {

@@ -3,7 +3,7 @@
 // To be used in a Web Worker, since wasm blocks its thread while it computes. A worker opens one engine: the runtime
 // chooses its number of threads once.
 
-import { labels, levels, pureMask, routed, smallestCapacity } from "./mask.mjs";
+import { labels, layout, levels, pureMask, routed, smallestCapacity } from "./mask.mjs";
 import { sha256 } from "./sha256.mjs";
 
 /** @typedef {import("./mask.mjs").Manifest} Manifest */
@@ -47,6 +47,18 @@ export function explained(error) {
     : text;
 }
 
+/** Lets the messages that have arrived meanwhile be read. */
+export function turn() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
+
 /** The content of a file beside this one. */
 async function fetched(url) {
   let response;
@@ -78,27 +90,33 @@ export async function readManifest(base) {
   return manifest;
 }
 
-/** The best GPU adapter and what it says of itself, or the reason why there is none. */
+/** What the best GPU adapter says of itself, or the reason why there is none. */
 async function findAdapter(manifest) {
   if (!(RUNTIMES.webgpu in manifest.files)) return { why: "the page was built without it (-O webgpu=no)" };
   if (!self.isSecureContext) return { why: `the browser offers it to secure pages only, and ${INSECURE}` };
   if (!navigator.gpu) return { why: "this browser does not have it" };
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
   if (!adapter) return { why: "the browser finds no adapter" };
+  // The runtime would wait for ever for a GPU that does not start.
+  try {
+    (await adapter.requestDevice()).destroy();
+  } catch (error) {
+    return { why: `the GPU does not start (${explained(error)})` };
+  }
   const { vendor = "", architecture = "", device = "", description = "", isFallbackAdapter } = adapter.info ?? {};
   // Not every browser says so of an adapter that is computed on the CPU.
   const fallback = (isFallbackAdapter ?? adapter.isFallbackAdapter ?? false)
     || /swiftshader|llvmpipe|lavapipe|basic render/i.test(`${architecture} ${device} ${description}`);
-  return { adapter, facts: { vendor, architecture, device, description, fallback } };
+  return { adapter: { vendor, architecture, device, description, fallback } };
 }
 
 /** Where to compute, and why not elsewhere. */
 async function choose(manifest, asked) {
-  if (asked === "wasm") return { device: "wasm", adapter: null, note: null };
-  const { adapter, facts, why } = await findAdapter(manifest);
+  if (asked === "wasm") return { device: "wasm", adapter: null };
+  const { adapter = null, why } = await findAdapter(manifest);
   if (asked === "webgpu" && !adapter) throw new Error(`WebGPU is not available: ${why}`);
-  if (asked === "webgpu" || (adapter && !facts.fallback)) return { device: "webgpu", adapter, facts };
-  return { device: "wasm", facts, note: `no WebGPU: ${why ?? "its adapter is computed on the CPU"}` };
+  if (asked === "webgpu" || (adapter && !adapter.fallback)) return { device: "webgpu", adapter };
+  return { device: "wasm", adapter, note: `no WebGPU: ${why ?? "its adapter is computed on the CPU"}` };
 }
 
 /** The number of threads, and why not as many as asked. */
@@ -140,30 +158,41 @@ export async function openEngine({ base = new URL(".", import.meta.url), device 
   ort.env.wasm.wasmPaths = base.href;
   ort.env.wasm.numThreads = counted.threads;
   ort.env.logLevel = "error";
-  if (choice.adapter) ort.env.webgpu.adapter = choice.adapter;
-  const session = await ort.InferenceSession.create(model, {
+  // With one shape for every run, the GPU's commands are recorded once, and telling them again takes a third of the time.
+  const recorded = () => choice.device === "webgpu" && manifest.capacities.length < 2;
+  const create = () => ort.InferenceSession.create(model, {
     executionProviders: [choice.device], graphOptimizationLevel: "all", logSeverityLevel: 3,
+    ...(recorded() && { enableGraphCapture: true, preferredOutputLocation: "gpu-buffer" }),
   });
+  let session;
+  try {
+    session = await create();
+  } catch (error) {
+    // A GPU that cannot run the model is no reason to compute nothing, where nobody asked for it.
+    if (device !== "auto" || choice.device === "wasm") throw error;
+    Object.assign(choice, { device: "wasm", note: `no WebGPU: it does not take the model (${explained(error)})` });
+    session = await create();
+  }
   const facts = {
-    device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.facts ?? null,
+    device: choice.device, threads: counted.threads, cores: counted.cores, adapter: choice.adapter,
     isolated: self.crossOriginIsolated, secure: self.isSecureContext, ort: ort.env.versions.web,
     fetchMs: loading - begin, loadMs: performance.now() - loading,
     notes: [choice.note, counted.note].filter(Boolean),
   };
   // A GPU that is lost would leave a run without an end.
-  const lost = choice.device === "webgpu" && (await ort.env.webgpu.device)?.lost.then(({ message, reason }) => {
+  const gpu = choice.device === "webgpu" ? await ort.env.webgpu.device : null;
+  const lost = gpu?.lost.then(({ message, reason }) => {
     throw new Error(`The browser lost the GPU: load the page again, or choose wasm (${message || reason})`);
   });
   if (lost) lost.catch(() => {});
-  return new Engine(ort, session, manifest, facts, lost);
+  return new Engine(ort, session, manifest, facts, lost, recorded() ? gpu : null);
 }
 
 /** An opened artifact. `run(prepare(lr))` in two steps, so that one tile can be prepared while another runs. */
 export class Engine {
-  constructor(ort, session, manifest, facts, lost) {
-    Object.assign(this, { ort, session, manifest, facts, lost });
-    const [h, w] = manifest.size, round = (side) => Math.ceil(side / manifest.multiple) * manifest.multiple;
-    this.padded = [round(h), round(w)];
+  constructor(ort, session, manifest, facts, lost, gpu) {
+    Object.assign(this, { ort, session, manifest, facts, lost, gpu, fixed: {} });
+    this.padded = layout(manifest).padded(...manifest.size);
     checkPorts(session, manifest, this.padded);
   }
 
@@ -215,11 +244,24 @@ export class Engine {
     // Only the length counts.
     if (capacities.length > 1) inputs.slots = new Tensor("int32", new Int32Array(prepared.capacity), [1, prepared.capacity]);
     if (mask === "input") inputs.mask = new Tensor("float32", Float32Array.from(prepared.pure), [1, 1, ...this.padded]);
-    const running = this.session.run(inputs);
+    const running = this.session.run(this.gpu ? this.inFixedBuffers(inputs) : inputs);
     const outputs = await (this.lost ? Promise.race([running, this.lost]) : running);
-    const [sr, count] = await Promise.all([outputs.sr.getData(), outputs.impure_tokens.getData()]);
+    const [sr, count] = await Promise.all([outputs.sr.getData(true), outputs.impure_tokens.getData(true)]);
     const ms = performance.now() - begin;
     return { sr, impure: Number(count[0]), capacity: prepared.capacity, ms };
+  }
+
+  /** The inputs in buffers of the GPU, which are the same in every run, as recorded commands need them. */
+  inFixedBuffers(inputs) {
+    for (const [name, { data, dims, type }] of Object.entries(inputs)) {
+      if (!this.fixed[name]) {
+        const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+        const buffer = this.gpu.createBuffer({ size: data.byteLength, usage });
+        this.fixed[name] = this.ort.Tensor.fromGpuBuffer(buffer, { dataType: type, dims });
+      }
+      this.gpu.queue.writeBuffer(this.fixed[name].gpuBuffer, 0, data);
+    }
+    return this.fixed;
   }
 
   wayOut() {

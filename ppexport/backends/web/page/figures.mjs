@@ -1,11 +1,16 @@
 // Words and figures for what the page shows.
 
+/** A new element with these properties. */
+export const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+
 /** @param {number} count */
 export const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 /** A size of a file or of memory, in decimal units. */
 export function bytes(size) {
-  return size < 1e6 ? `${(size / 1e3).toFixed(0)} kB` : size < 1e9 ? `${(size / 1e6).toFixed(size < 1e8 ? 1 : 0)} MB` : `${(size / 1e9).toFixed(2)} GB`;
+  if (size < 1e3) return counted(size, "byte");
+  if (size < 1e6) return `${(size / 1e3).toFixed(0)} kB`;
+  return size < 1e9 ? `${(size / 1e6).toFixed(size < 1e8 ? 1 : 0)} MB` : `${(size / 1e9).toFixed(2)} GB`;
 }
 
 /** A time, with three digits at most below a minute. */
@@ -13,25 +18,29 @@ export function duration(ms) {
   if (ms < 999.5) return `${ms.toFixed(ms < 9.995 ? 2 : ms < 99.95 ? 1 : 0)} ms`;
   if (ms < 59_950) return `${(ms / 1000).toFixed(ms < 9995 ? 2 : 1)} s`;
   const seconds = Math.round(ms / 1000);
-  return seconds < 3600 ? `${Math.floor(seconds / 60)} min ${seconds % 60} s` : `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 /** A time that is an estimate. */
 export function roughly(ms) {
   const seconds = Math.max(1, Math.round(ms / 1000));
   if (seconds < 60) return `about ${counted(seconds < 10 ? seconds : 5 * Math.round(seconds / 5), "second")}`;
-  return seconds < 5400 ? `about ${counted(Math.round(seconds / 60), "minute")}` : `about ${counted(Math.round(seconds / 3600), "hour")}`;
+  const [unit, name] = seconds < 5400 ? [60, "minute"] : [3600, "hour"];
+  return `about ${counted(Math.round(seconds / unit), name)}`;
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const size = (width, height) => `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
+export const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const whole = (value) => Math.round(value).toLocaleString("en");
+export const size = (width, height) => `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 /** What computes, by the engine's facts: "WebAssembly, 4 threads". */
 export function deviceWords({ device, threads, adapter }) {
   if (device !== "webgpu") return `WebAssembly, ${counted(threads, "thread")}`;
-  const name = adapter && (adapter.description || [adapter.vendor, adapter.architecture, adapter.device].filter(Boolean).join(" "));
-  return `WebGPU, ${name || "an adapter without a name"}${adapter?.fallback ? " (a fallback adapter: computed in software, slow)" : ""}`;
+  const { vendor, architecture, device: part, description, fallback } = adapter;
+  const name = description || [vendor, architecture, part].filter(Boolean).join(" ") || "an adapter without a name";
+  return `WebGPU, ${name}${fallback ? " (a fallback adapter: computed in software, slow)" : ""}`;
 }
 
 /**
@@ -44,22 +53,28 @@ export function deviceWords({ device, threads, adapter }) {
  * @returns {{headline: [string, string][], details: [string, string][]}}
  */
 export function figuresOf(done, tiles, input, facts, manifest) {
-  const headline = [["a tile", duration(done.msPerTile)], ["for a megapixel of the result", duration(done.msPerMegapixel)], ["in all", duration(done.ms)]];
+  const headline = [
+    ["per tile", duration(done.msPerTile)],
+    ["per output megapixel", duration(done.msPerMegapixel)],
+    ["in all", duration(done.ms)],
+  ];
   const details = [];
   if (done.pure) {
     headline.unshift(["pure pixels", percent(done.pureShare)]);
-    const [used, ran, all] = [mean(tiles.map((tile) => tile.impure)), mean(tiles.map((tile) => tile.capacity)), Math.max(...manifest.capacities)];
-    const whole = (value) => Math.round(value).toLocaleString("en");
-    details.push(["Slots of a tile", `${whole(used)} used of ${whole(ran)}${manifest.capacities.length > 1 ? `; ${whole(all)} at most` : ""}${tiles.length > 1 ? " (mean)" : ""}`]);
+    const [used, ran] = ["impure", "capacity"].map((field) => whole(mean(tiles.map((tile) => tile[field]))));
+    const { capacities } = manifest;
+    const most = capacities.length > 1 ? ` that were computed; ${whole(Math.max(...capacities))} at most` : "";
+    details.push([tiles.length > 1 ? "Slots, mean of tiles" : "Slots", `${used} used of ${ran}${most}`]);
     const over = tiles.filter((tile) => tile.impure > tile.capacity).length;
-    if (over) details.push(["Over capacity", `${counted(over, "tile")} with more impure pixels than slots: there the result is not quite the network's`]);
+    const words = `${counted(over, "tile")} with more impure pixels than slots: the result there is not the network's`;
+    if (over) details.push(["Over capacity", words]);
   }
   details.push(
     ["Computed by", deviceWords(facts)],
     ["Size", `${size(input.width, input.height)} → ${size(done.width, done.height)} pixels`],
     ["Tiles", `${tiles.length.toLocaleString("en")} of ${size(manifest.size[1], manifest.size[0])}`],
     ["Loading took", duration(facts.loadMs)],
-    ["Peak memory", done.memory ? bytes(done.memory) : "not told by this browser"],
+    ["Peak memory of WebAssembly", done.memory ? bytes(done.memory) : "not told by this browser"],
     ["File", bytes(done.png.size)],
   );
   return { headline, details };
@@ -76,7 +91,11 @@ export function modelFacts(manifest, facts) {
     ["Licence of the weights", manifest.licence],
     ["Exported", manifest.created.slice(0, 10)],
   ];
-  if (manifest.capacities.length > 1) pairs.splice(4, 0, ["Slots", `${counted(manifest.capacities.length, "capacity", "capacities")}, at most ${Math.max(...manifest.capacities).toLocaleString("en")}`]);
+  const { capacities } = manifest;
+  if (capacities.length > 1) {
+    const words = `${counted(capacities.length, "capacity", "capacities")}, at most ${whole(Math.max(...capacities))}`;
+    pairs.splice(4, 0, ["Slots", words]);
+  }
   if (facts) pairs.push(["Runtime", `onnxruntime-web ${facts.ort}`]);
   return pairs;
 }
@@ -84,8 +103,8 @@ export function modelFacts(manifest, facts) {
 /** Fills a list of definitions with [term, definition] pairs. */
 export function fill(list, pairs) {
   list.replaceChildren(...pairs.map(([term, definition]) => {
-    const pair = document.createElement("div");
-    for (const [kind, text] of [["dt", term], ["dd", definition]]) pair.append(Object.assign(document.createElement(kind), { textContent: text }));
+    const pair = make("div", {});
+    pair.append(make("dt", { textContent: term }), make("dd", { textContent: definition }));
     return pair;
   }));
 }

@@ -9,7 +9,7 @@
 //      {type: "lines", text, warm, queries, ns, last}   whole lines of the journal, and how far it is
 //      {type: "error", message}
 
-import { explained, openEngine } from "./engine.mjs";
+import { explained, openEngine, turn } from "./engine.mjs";
 import { cut } from "./tiles.mjs";
 
 const SECOND = 1e9;
@@ -24,16 +24,6 @@ const hidden = { now: false, since: false };
 
 /** Nanoseconds since this worker began. */
 const now = () => Math.round(performance.now() * 1e6);
-
-/** Lets the messages that have arrived meanwhile be read. */
-const turn = () => new Promise((resolve) => {
-  const channel = new MessageChannel();
-  channel.port1.onmessage = () => {
-    channel.port1.close();
-    resolve();
-  };
-  channel.port2.postMessage(null);
-});
 
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b), middle = sorted.length >> 1;

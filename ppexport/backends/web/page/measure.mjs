@@ -1,27 +1,12 @@
-// The measuring page: asks the server that served it for work, has a worker do it, and sends the results back. The
-// server's side, and the protocol, are ppexport/backends/web/run_session.py.
+// The measuring page: asks the server that served it for work, has a worker do it, and sends the results back.
 
 import { explained } from "./engine.mjs";
-import { sha256 } from "./sha256.mjs";
+import { Refused, begin, connection, forget, input, post, sendChunk } from "./measure-server.mjs";
 
 /** Bytes of a part of a picture. */
 const PART = 1 << 20;
-/** Milliseconds between two attempts to reach the server, at first and at most. */
-const SOON = 500, LATE = 10_000;
-/** Milliseconds after which an answer is not waited for any more; the server answers within 20 seconds. */
-const PATIENCE = 60_000;
 
 const $ = (id) => document.getElementById(id);
-const base = new URL(".", location.href);
-const sleep = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
-
-/** The server does not want this page, for a reason in its own words. */
-class Refused extends Error {
-  constructor(answer) {
-    super(answer.error ?? "The computer does not accept this page");
-    this.answer = answer;
-  }
-}
 
 // What people see.
 
@@ -72,83 +57,6 @@ const wakeLock = {
     }
   },
 };
-
-// The connection.
-
-/** The secret that makes a page that is loaded again the same client; private windows may keep nothing. */
-const secret = {
-  value: "",
-  load() {
-    try {
-      this.value = localStorage.getItem(location.pathname) ?? "";
-    } catch { /* Only for as long as this page lives. */ }
-    return this.value;
-  },
-  save(value) {
-    this.value = value;
-    try {
-      localStorage.setItem(location.pathname, value);
-    } catch { /* As above. */ }
-  },
-};
-let attempt = 0;
-
-/** The answer to a request, which is repeated until the server gives one. */
-async function answerTo(path, options) {
-  for (let wait = SOON; ; wait = Math.min(2 * wait, LATE)) {
-    let why = "the connection failed";
-    try {
-      const response = await fetch(new URL(path, base), { ...options, signal: AbortSignal.timeout(PATIENCE) });
-      const content = new Uint8Array(await response.arrayBuffer());
-      if (response.ok || (response.status < 500 && ![404, 408, 429].includes(response.status))) {
-        showTrouble("");
-        return { ok: response.ok, content };
-      }
-      if (response.status === 404 && options.gone) return null;
-      why = `it answers ${response.status}`;
-    } catch { /* No connection, or none for long enough. */ }
-    showTrouble(`The computer cannot be reached (${why}). Trying again for as long as this page is open: is it on, and in the same network?`);
-    await sleep(wait);
-  }
-}
-
-/** The JSON that a request is answered with. Raises Refused. */
-async function asked(path, options) {
-  const { ok, content } = await answerTo(path, { method: "POST", ...options });
-  let answer = {};
-  try {
-    answer = JSON.parse(new TextDecoder().decode(content));
-  } catch { /* An error page of something between here and there. */ }
-  if (!ok) throw new Refused(answer);
-  return answer;
-}
-
-const post = (path, data) => asked(path, { body: JSON.stringify({ client: secret.value, attempt, ...data }) });
-
-/** The input of a job; null where the job is over. */
-async function input(name) {
-  return (await answerTo(name, { headers: { "X-Client": secret.value }, gone: true }))?.content ?? null;
-}
-
-/** Sends one chunk until it has arrived whole. Raises Refused where the job is over or this page was replaced. */
-async function sendChunk(job, number, body, last) {
-  const headers = {
-    "X-Client": secret.value, "X-Attempt": attempt, "X-Job": job.id, "X-Number": number, "X-Last": Number(last),
-    "X-Sha256": sha256(body), "Content-Type": "application/octet-stream",
-  };
-  for (;;) {
-    try {
-      await asked("chunk", { headers, body });
-      return;
-    } catch (error) {
-      const { next, over } = error.answer ?? {};
-      // The chunk had arrived, and the answer had not.
-      if (next === number + 1 && !over) return;
-      if (next !== number || over) throw error;
-      await sleep(SOON);
-    }
-  }
-}
 
 // The worker.
 
@@ -216,9 +124,12 @@ function showProgress(plan, { warm, queries, ns }) {
   $("progress").hidden = false;
   if (queries) $("progress").value = share;
   else $("progress").removeAttribute("value");
-  say(queries ? `Measuring: ${queries} runs so far, of at least ${plan.queries}.` : `Warming up: ${warm} runs so far.`);
+  // Only what changes seldom is in the line that screen readers read aloud.
+  say(queries ? "Measuring." : "Warming up.");
   const each = seconds / queries, left = Math.max((plan.queries - queries) * each, plan.seconds - seconds);
-  $("left").textContent = queries && left > 0 ? `${(1000 * each).toFixed(1)} ms a run; about ${duration(left)} left.` : "";
+  $("left").textContent = queries
+    ? `${queries.toLocaleString("en")} runs so far, of at least ${plan.queries.toLocaleString("en")}; ${(1000 * each).toFixed(1)} ms each${left > 0 ? `; about ${duration(left)} left` : ""}.`
+    : `${warm} runs so far.`;
 }
 
 async function latency(job) {
@@ -282,10 +193,8 @@ function timerStep() {
 
 async function work() {
   say("Connecting to the computer that measures.");
-  const facts = await describe(), begun = await asked("begin", { body: JSON.stringify({ client: secret.load(), facts }) });
-  secret.save(begun.client);
-  attempt = begun.attempt;
-  Object.assign(crew, { device: begun.device, threads: begun.threads });
+  const facts = await describe();
+  Object.assign(crew, await begin(facts));
   showFacts({ Browser: facts.userAgent, Clock: `steps of ${Number(facts.timerStepMs.toPrecision(2))} ms` });
   try {
     say("Loading the network.");
@@ -298,8 +207,13 @@ async function work() {
     await post("facts", { engine });
     for (;;) {
       say("Ready: waiting for the computer.");
+      $("left").textContent = "";
+      $("progress").hidden = true;
       const job = await post("next");
-      if (job.kind === "done" || job.kind === "failed") return end(job.message, job.kind === "failed");
+      if (job.kind === "done" || job.kind === "failed") {
+        forget();
+        return end(job.message, job.kind === "failed");
+      }
       try {
         if (job.kind === "run") await run(job);
         else if (job.kind === "latency") await latency(job);
@@ -314,6 +228,7 @@ async function work() {
   }
 }
 
+connection.complain = showTrouble;
 document.addEventListener("visibilitychange", tellHidden);
 wakeLock.take();
 work().catch((error) => end(explained(error), true));

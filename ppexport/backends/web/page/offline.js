@@ -1,8 +1,8 @@
 // Service worker of the page: keeps a copy of its files, so that it works without a network, and adds the headers with
 // which a browser gives threads, so that any static server will do.
 //
-// Files are kept by their hash in manifest.json, which the page's exporter wrote: a new version of the page takes over
-// what has not changed, and no answer mixes two versions. Two manifests are remembered:
+// Files are kept by their hash in manifest.json, which the page's exporter wrote, so that a new version of the page
+// takes over what has not changed. Two manifests are remembered:
 //
 //   adopted    of the page as it was last opened: the server's, or without a network the complete one
 //   complete   the last one of which every file is here; what only older ones name is deleted when there is a new one
@@ -12,6 +12,8 @@ const NAME = `ppexport ${SCOPE}`;
 const MANIFEST = "manifest.json";
 /** How long a slow network may keep somebody from the copy that is here. */
 const PATIENCE_MS = 4000;
+/** How often pages hear how much of a file has come. */
+const TELL_MS = 200;
 /** Without these a page has one thread: they say that it loads nothing from elsewhere. */
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -71,10 +73,28 @@ async function hashOf(bytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** All bytes of an answer. The pages hear how many there are so far. */
+async function bytesOf(found) {
+  const parts = [];
+  let heard = performance.now();
+  let fresh = 0;
+  const tell = async () => {
+    const message = { type: "loading", bytes: fresh };
+    [fresh, heard] = [0, performance.now()];
+    for (const client of await self.clients.matchAll()) client.postMessage(message);
+  };
+  for (let reader = found.body.getReader(), part = await reader.read(); !part.done; part = await reader.read()) {
+    parts.push(part.value);
+    fresh += part.value.length;
+    if (performance.now() - heard > TELL_MS) await tell();
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
 /** The file `name` from the network, kept if it is what the manifest says. */
 async function load(cache, name, hash) {
   const found = await fetch(SCOPE + name, { cache: "no-cache" });
-  const bytes = await found.arrayBuffer();
+  const bytes = await bytesOf(found);
   const right = found.ok && (await hashOf(bytes)) === hash;
   if (right) await keep(cache, name, hash, answer(bytes, found)).catch(() => {});
   return { response: answer(bytes, found), right };
@@ -93,8 +113,11 @@ async function respond(request, name) {
   return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
 }
 
-/** Fetches what is missing of the adopted page, then forgets what only older ones had. Throws if a file cannot be had. */
-async function complete() {
+/**
+ * Fetches what is missing of the adopted page, except the files `spare`, then forgets what only older pages had.
+ * Throws if a file cannot be had.
+ */
+async function complete(spare) {
   const cache = await caches.open(NAME);
   if (!(await adopted(cache))) await adopt(cache);
   const manifest = await adopted(cache);
@@ -102,7 +125,7 @@ async function complete() {
   // What only our own measuring server can serve is of no use without it.
   const files = Object.entries(manifest.files).filter(([name]) => !name.startsWith("measure"));
   for (const [name, hash] of files) {
-    if (await kept(cache, name, hash)) continue;
+    if (spare.includes(name) || (await kept(cache, name, hash))) continue;
     if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
     if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
   }
@@ -110,7 +133,8 @@ async function complete() {
   // Opened anew meanwhile, of a newer version: that one asks for itself.
   if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
   await keep(cache, MANIFEST, "complete", now);
-  const wanted = new Set([`${MANIFEST}?adopted`, `${MANIFEST}?complete`, ...files.map(([name, hash]) => `${name}?${hash}`)]);
+  const wanted = new Set(files.map(([name, hash]) => `${name}?${hash}`));
+  for (const mark of ["adopted", "complete"]) wanted.add(`${MANIFEST}?${mark}`);
   for (const { url } of await cache.keys()) {
     if (!wanted.has(url.slice(SCOPE.length))) await cache.delete(url);
   }
@@ -135,6 +159,9 @@ self.addEventListener("fetch", (event) => {
 
 self.addEventListener("message", (event) => {
   if (event.data?.type !== "complete") return;
-  const tell = (message) => event.source.postMessage(message);
-  event.waitUntil(complete().then(() => tell({ type: "complete" }), (error) => tell({ type: "incomplete", message: error.message })));
+  const told = complete(event.data.spare).then(
+    () => ({ type: "complete" }),
+    ({ message }) => ({ type: "incomplete", message }),
+  );
+  event.waitUntil(told.then((message) => event.source.postMessage(message)));
 });

@@ -2,19 +2,24 @@
 // what state the page is in and what it says.
 
 import { Choice } from "./choice.mjs";
-import { bytes, counted, deviceWords, figuresOf, fill, modelFacts, roughly } from "./figures.mjs";
-import { completeOffline, prepareOffline } from "./offline-client.mjs";
+import { bytes, counted, figuresOf, fill, make, modelFacts, percent, roughly, size } from "./figures.mjs";
+import { Network, readManifest } from "./network.mjs";
+import { prepareOffline } from "./offline-client.mjs";
 import { Preview, openPicture, pixelsOf, resultName } from "./picture.mjs";
+import { offerSamples } from "./samples.mjs";
 import { Viewer } from "./viewer.mjs";
 
 const at = (id) => document.getElementById(id);
-const page = { manifest: null, facts: null, worker: null, picture: null, waiting: null, job: null, id: 0, msPerTile: 0, address: "" };
+const page = { manifest: null, network: null, picture: null, waiting: null, job: null, turn: 0, id: 0, msPerTile: 0 };
 
 const viewer = new Viewer({ viewer: at("viewer"), canvas: at("canvas"), knob: at("knob"), range: at("split") }, () => {
   at("zoom").textContent = `${Math.round(100 * viewer.zoom)} %`;
 });
 const choice = new Choice(
-  { form: at("choice-form"), why: at("choice-why"), list: at("choices"), canvas: at("choice-picture"), hint: at("choice-hint") },
+  {
+    form: at("choice-form"), why: at("choice-why"), list: at("choices"), canvas: at("choice-picture"),
+    hint: at("choice-hint"),
+  },
   (box, width, height) => attempt(() => begin(box, width, height)),
 );
 
@@ -23,6 +28,8 @@ const choice = new Choice(
 /** Shows one part of the page, and gives the focus to what comes next there. */
 function show(part, focus) {
   for (const id of ["start", "choice", "result"]) at(id).hidden = id !== part;
+  if (document.body.dataset.part !== part) window.scrollTo(0, 0);
+  document.body.dataset.part = part;
   if (focus) at(focus).focus({ preventScroll: true });
 }
 
@@ -32,17 +39,11 @@ function say(text) {
 
 /** Shows what went wrong, with a button if there is something to try. */
 function complain(text, way, action) {
-  at("trouble").replaceChildren(Object.assign(document.createElement("span"), { textContent: text }));
+  at("trouble").replaceChildren(make("span", { textContent: text }));
   at("trouble").hidden = !text;
   if (!action) return;
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "button", textContent: way });
-  button.addEventListener("click", action);
-  at("trouble").append(document.createElement("br"), button);
-}
-
-function chip(kind, text) {
-  at("engine").dataset.kind = kind;
-  at("engine-text").textContent = text;
+  const button = make("button", { type: "button", className: "button", textContent: way, onclick: action });
+  at("trouble").append(make("br"), button);
 }
 
 /** Runs `action`; what it throws is said to the user, and the page waits for another picture. */
@@ -58,45 +59,24 @@ async function attempt(action) {
 
 // The network, in its worker.
 
-function openNetwork(device, threads) {
-  page.worker?.terminate();
-  page.facts = null;
-  chip("busy", "Loading the network …");
-  page.worker = new Worker("worker.mjs", { type: "module" });
-  page.worker.addEventListener("message", ({ data }) => heard(data));
-  page.worker.addEventListener("error", (event) => {
-    failedToOpen(`The network's program could not be started${event.message ? ` (${event.message})` : ""}: reload the page, with a network.`);
-  });
-  page.worker.postMessage({ type: "open", device, threads });
+function opened(facts) {
+  fill(at("model"), modelFacts(page.manifest, facts));
+  if (page.waiting) send(page.waiting);
+  else if (!at("start").hidden) say("Ready for a picture.");
 }
 
 function failedToOpen(message) {
-  chip("bad", "The network is not loaded");
-  complain(message, "Try again, with any device", () => {
+  if (page.job) stop();
+  complain(message, "Try again, on any device", () => {
     complain("");
-    at("device").value = "auto";
-    at("threads").value = "0";
-    openNetwork("auto", 0);
+    say("");
+    page.network.openAnyhow();
   });
-  if (page.job || page.waiting) stop();
   say("The network could not be loaded.");
-  at("settings").open = true;
-}
-
-function opened({ facts }) {
-  page.facts = facts;
-  chip("ready", `Ready: ${deviceWords(facts)}`);
-  fill(at("model"), modelFacts(page.manifest, facts));
-  if (page.waiting) send(page.waiting);
-  else if (at("start").hidden === false) say("Ready for a picture.");
-  completeOffline().then((text) => (at("offline").textContent = text));
 }
 
 function heard(data) {
-  if (data.type === "opened") opened(data);
-  else if (data.type === "loading") chip("busy", `Loading the network: ${bytes(data.loaded)}${data.total ? ` of ${bytes(data.total)}` : ""}`);
-  else if (data.type === "error" && !page.facts) failedToOpen(data.message);
-  else if (data.id === page.job?.id) ({ planned, tile, strip, done, cancelled, error: failed })[data.type]?.(data);
+  if (data.id === page.job?.id) ({ planned, tile, strip, done, cancelled, error: failed })[data.type]?.(data);
 }
 
 // One picture.
@@ -105,11 +85,18 @@ async function use(file, name) {
   if (page.job) return say("Cancel the picture that is being enlarged first.");
   complain("");
   say(`Reading ${name} …`);
-  page.picture?.close();
-  page.picture = await openPicture(file, name);
+  const turn = ++page.turn;
+  const picture = await openPicture(file, name).catch((error) => {
+    if (turn === page.turn) throw error;
+  });
   await page.ready;
-  const { width, height } = page.picture;
-  if (!choice.ask(page.picture, page.manifest, page.msPerTile)) return begin({ x: 0, y: 0, width, height }, width, height);
+  // Another one was chosen while this one was read.
+  if (turn !== page.turn) return picture?.close();
+  page.picture?.close();
+  page.picture = picture;
+  const { width, height } = picture;
+  const asks = choice.ask(page.picture, page.manifest, page.msPerTile);
+  if (!asks) return begin({ x: 0, y: 0, width, height }, width, height);
   show("choice", "choice-picture");
   choice.shown();
   say(`${name} is large: choose what shall be enlarged.`);
@@ -117,16 +104,18 @@ async function use(file, name) {
 
 function begin(box, width, height) {
   const { canvas, rgba, transparent } = pixelsOf(page.picture, box, width, height);
-  const { scale } = page.manifest;
+  const { manifest: { scale }, picture: { name } } = page;
   const preview = new Preview(width * scale, height * scale);
-  const notes = [];
-  if (transparent) notes.push("The picture is transparent in places: it was put on white, and the result is opaque.");
-  if (width < box.width) notes.push(`The picture was made smaller first, from ${box.width} × ${box.height} pixels, as chosen.`);
-  if (preview.step > 1) notes.push(`The result has more pixels than this page can show: the preview is ${preview.step} times smaller, the download has all of them.`);
-  page.job = { id: ++page.id, name: page.picture.name, input: { width, height }, preview, notes, tiles: [], boxes: [], rows: 0 };
+  const notes = [
+    transparent && "The picture is transparent in places: it was put on white, and the result is opaque.",
+    width < box.width && `The picture was made smaller first, from ${box.width} × ${box.height} pixels, as chosen.`,
+    preview.step > 1 && `What is shown is ${preview.step} times smaller than the result, which is larger than a page `
+      + "can show. The download is of full size.",
+  ].filter(Boolean);
+  page.job = { id: ++page.id, name, input: { width, height }, preview, notes, tiles: [], boxes: [], rows: 0 };
   show("result");
   viewer.show(canvas, width * scale, height * scale, preview.canvas);
-  at("canvas").setAttribute("aria-label", `${page.picture.name} while it is enlarged`);
+  at("canvas").setAttribute("aria-label", `${name} while it is enlarged`);
   at("progress").removeAttribute("value");
   for (const [id, hidden] of [["work", false], ["tools", true], ["figures", true]]) at(id).hidden = hidden;
   at("work-done").textContent = "Waiting for the network";
@@ -138,10 +127,10 @@ function begin(box, width, height) {
 
 /** Gives the picture to the network, as soon as that is loaded. */
 function send(message) {
-  page.waiting = page.facts ? null : message;
-  if (!page.facts) return say("Waiting for the network to be loaded.");
+  page.waiting = page.network.facts ? null : message;
+  if (page.waiting) return say("Waiting for the network to be loaded.");
   say(`Enlarging ${page.job.name}.`);
-  page.worker.postMessage(message, [message.rgba]);
+  page.network.worker.postMessage(message, [message.rgba]);
   // A phone that goes to sleep stops computing.
   navigator.wakeLock?.request("screen").then((lock) => (page.job ? (page.lock = lock) : lock.release()), () => {});
 }
@@ -152,8 +141,7 @@ function planned({ tiles }) {
 }
 
 function tile(data) {
-  const { job } = page;
-  const { scale } = page.manifest;
+  const { job, manifest: { scale } } = page;
   job.tiles.push(data);
   job.first ??= performance.now();
   job.boxes.push({ x: data.x * scale, y: data.y * scale, w: data.w * scale, h: data.h * scale });
@@ -162,7 +150,8 @@ function tile(data) {
   at("work-done").textContent = `${data.done.toLocaleString("en")} of ${counted(data.total, "tile")}`;
   // The first tile warms up: it says nothing of the others.
   const each = data.done > 1 ? (performance.now() - job.first) / (data.done - 1) : 0;
-  at("work-left").textContent = each ? (data.done < data.total ? `${roughly((data.total - data.done) * each)} left` : "writing the file") : "";
+  if (each) at("work-left").textContent = `${roughly((data.total - data.done) * each)} left`;
+  if (data.done === data.total) at("work-left").textContent = "writing the file";
   document.title = `${Math.round((100 * data.done) / data.total)} % of ${job.name}`;
 }
 
@@ -175,25 +164,28 @@ function strip({ rows, width, rgba }) {
 }
 
 function done(data) {
-  const { job } = page;
-  const { manifest } = page;
+  const { job, manifest } = page;
   page.msPerTile = data.msPerTile;
   finishJob();
   viewer.finish(data.pure);
-  URL.revokeObjectURL(page.address);
-  page.address = URL.createObjectURL(data.png);
-  Object.assign(at("download"), { href: page.address, download: resultName(job.name, manifest.scale), textContent: `Download PNG, ${bytes(data.png.size)}` });
-  const { headline, details } = figuresOf(data, job.tiles, job.input, page.facts, manifest);
+  URL.revokeObjectURL(at("download").href);
+  Object.assign(at("download"), {
+    href: URL.createObjectURL(data.png),
+    download: resultName(job.name, manifest.scale),
+    textContent: `Download PNG, ${bytes(data.png.size)}`,
+  });
+  const { headline, details } = figuresOf(data, job.tiles, job.input, page.network.facts, manifest);
   fill(at("headline"), headline);
   fill(at("details"), details);
-  at("notes").replaceChildren(...job.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  at("notes").replaceChildren(...job.notes.map((text) => make("li", { textContent: text })));
   at("mask").hidden = !data.pure;
   pressMask(false);
-  if (data.pure) at("legend").textContent = `Green: ${(100 * data.pureShare).toFixed(1)} % of the pixels are pure. They are flat and skip the most expensive branch.`;
-  at("canvas").setAttribute("aria-label", `${job.name}: left of the divider as the browser enlarges it, right of it the result`);
+  at("legend").textContent = `Green: ${percent(data.pureShare)} of the pixels are pure. They are flat and skip the `
+    + "most expensive branch.";
+  at("canvas").setAttribute("aria-label", `${job.name}: left of the divider enlarged by the browser, else the result`);
   for (const [id, hidden] of [["work", true], ["tools", false], ["figures", false]]) at(id).hidden = hidden;
   at("split").focus({ preventScroll: true });
-  say(`${job.name} is done: ${data.width.toLocaleString("en")} × ${data.height.toLocaleString("en")} pixels. Move the divider to compare.`);
+  say(`${job.name} is done: ${size(data.width, data.height)} pixels. Move the divider and zoom in to compare.`);
 }
 
 function cancelled() {
@@ -206,7 +198,7 @@ function failed({ message }) {
   complain(`The picture could not be enlarged: ${message}`);
   say("Choose another picture.");
   // What failed may have left the network's memory in disorder.
-  openNetwork(at("device").value, Number(at("threads").value));
+  page.network.open();
 }
 
 function finishJob() {
@@ -226,7 +218,7 @@ function cancel() {
   if (page.waiting) return cancelled();
   at("cancel").disabled = true;
   at("work-left").textContent = "stopping after this tile";
-  page.worker.postMessage({ type: "cancel", id: page.job.id });
+  page.network.worker.postMessage({ type: "cancel", id: page.job.id });
 }
 
 function pressMask(pressed) {
@@ -248,7 +240,9 @@ for (const id of ["file", "camera"]) {
     target.value = "";
   });
 }
-document.addEventListener("paste", ({ clipboardData }) => take([...clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("paste", ({ clipboardData }) => {
+  take([...clipboardData.files].find((file) => file.type.startsWith("image/")));
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -256,16 +250,16 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") take(event.dataTransfer.files[0]);
   });
 }
+
+function another() {
+  show("start", "file");
+  say("Ready for a picture.");
+}
+
 for (const [id, action] of Object.entries({
   cancel,
-  again: () => {
-    show("start", "file");
-    say("Ready for a picture.");
-  },
-  "choice-cancel": () => {
-    show("start", "file");
-    say("Ready for a picture.");
-  },
+  again: another,
+  "choice-cancel": another,
   fit: () => viewer.fit(),
   one: () => viewer.zoomTo(1),
   in: () => viewer.zoomTo(viewer.zoom * 1.5),
@@ -274,60 +268,32 @@ for (const [id, action] of Object.entries({
 })) at(id).addEventListener("click", action);
 at("settings-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (page.job) return say("Cancel the picture that is being enlarged first.");
+  if (page.job && !page.waiting) return say("Cancel the picture that is being enlarged first.");
   complain("");
-  openNetwork(at("device").value, Number(at("threads").value));
+  page.network?.open();
 });
 window.addEventListener("beforeunload", (event) => page.job && event.preventDefault());
 
 // The beginning.
 
-function offerSamples() {
-  for (const name of page.manifest.build.samples ?? []) {
-    const title = name.replace(/\.[^.]*$/, "").replace(/[-_]/g, " ");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.append(Object.assign(new Image(), { src: name, alt: "" }), document.createElement("br"), title[0].toUpperCase() + title.slice(1));
-    button.addEventListener("click", () => attempt(async () => use(await (await fetch(name)).blob(), name)));
-    at("samples").append(button);
-  }
-  at("samples-part").hidden = !at("samples").children.length;
-}
-
-function offerSettings(problem) {
-  const { webgpu } = page.manifest.build;
-  const option = at("device").querySelector("[value=webgpu]");
-  option.disabled = !webgpu || !navigator.gpu;
-  if (option.disabled) option.textContent = webgpu ? "WebGPU (not offered by this browser)" : "WebGPU (not part of this page)";
-  const cores = window.crossOriginIsolated ? navigator.hardwareConcurrency || 1 : 1;
-  for (let threads = 1; threads <= cores; threads++) at("threads").append(new Option(String(threads), String(threads)));
-  at("settings-note").textContent = problem || "Automatic takes WebGPU where the browser has a real graphics card for it, and else WebAssembly.";
-}
-
-async function readManifest() {
-  const answer = await fetch("manifest.json").catch(() => null);
-  const manifest = await answer?.json().catch(() => null);
-  if (!answer?.ok || manifest?.format !== "ppexport-artifact") throw new Error("This page is not complete: its server does not send manifest.json.");
-  return manifest;
-}
-
 async function start() {
   const { reloads, problem } = await prepareOffline();
-  if (reloads) return;
-  await page.ready;
+  if (reloads) return new Promise(() => {});
+  page.manifest = await readManifest();
   at("times").textContent = `×${page.manifest.scale}`;
+  at("after-label").textContent = `×${page.manifest.scale} by the network`;
   fill(at("model"), modelFacts(page.manifest, null));
-  offerSamples();
-  offerSettings(problem);
-  if (problem) at("warning").textContent = problem;
-  at("warning").hidden = !problem;
-  openNetwork("auto", 0);
+  offerSamples(page.manifest, (name, read) => attempt(async () => use(await read(), name)));
+  Object.assign(at("warning"), { textContent: problem, hidden: !problem });
+  page.network = new Network(page.manifest, problem, { opened, failed: failedToOpen, heard });
+  page.network.open();
 }
 
-say("Loading …");
-page.ready = readManifest().then((manifest) => (page.manifest = manifest));
-page.ready.catch(() => {}); // Said by start(), which comes to it later.
-start().catch((error) => {
-  chip("bad", "The page could not start");
+// Not every touch screen says that it has no mouse.
+document.body.classList.toggle("touch", navigator.maxTouchPoints > 0);
+say("");
+page.ready = start();
+page.ready.catch((error) => {
+  at("engine").hidden = true;
   complain(error.message, "Reload", () => location.reload());
-  say("");
 });

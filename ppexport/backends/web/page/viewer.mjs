@@ -1,5 +1,7 @@
-// Shows a picture before and after, on one canvas: a divider between both, zoom, panning, pure pixels tinted. One canvas
-// of the size that it has on the screen, because a phone has no room for several of the result's size.
+// Shows a picture before and after: a divider between both, zoom, panning, pure pixels tinted. On one canvas of the
+// size that it has on the screen, because a phone has no room for several of the result's size.
+
+import { make } from "./figures.mjs";
 
 const LARGEST_ZOOM = 16;
 /** How close to the divider a finger or a mouse takes hold of it, in CSS pixels. */
@@ -40,7 +42,7 @@ export class Viewer {
     Object.assign(this, { pure: null, showsPure: false, compares: false, rows: 0, tiles: [], fits: true });
     this.range.value = "50";
     this.viewer.style.aspectRatio = `${width} / ${height}`;
-    this.viewer.style.maxWidth = `calc(76svh * ${width / height})`;
+    this.viewer.style.maxWidth = `calc(68svh * ${width / height})`;
     this.#resized();
   }
 
@@ -56,7 +58,7 @@ export class Viewer {
     this.compares = true;
     this.tiles = [];
     if (pure) {
-      this.pure = Object.assign(document.createElement("canvas"), { width: pure.width, height: pure.height });
+      this.pure = make("canvas", { width: pure.width, height: pure.height });
       const tinted = new ImageData(pure.width, pure.height);
       pure.bits.forEach((bit, at) => bit && tinted.data.set(TINT, 4 * at));
       this.pure.getContext("2d").putImageData(tinted, 0, 0);
@@ -76,9 +78,9 @@ export class Viewer {
     this.#resized();
   }
 
-  /** Zooms to `zoom` CSS pixels for one of the result, and keeps the point (x, y) of the view, by default its middle. */
+  /** Zooms to `zoom` CSS pixels for one of the result; (x, y) of the view, by default its middle, stays in place. */
   zoomTo(zoom, x = this.width / 2, y = this.height / 2) {
-    const wanted = Math.min(Math.max(zoom, this.#fitting()), LARGEST_ZOOM);
+    const wanted = Math.min(Math.max(zoom, Math.min(1, this.#fitting())), LARGEST_ZOOM);
     this.left = x - ((x - this.left) * wanted) / this.zoom;
     this.top = y - ((y - this.top) * wanted) / this.zoom;
     this.zoom = wanted;
@@ -92,19 +94,19 @@ export class Viewer {
   }
 
   #fitting() {
-    return Math.min(this.width / this.picture.width, this.height / this.picture.height);
+    return Math.min(this.width / this.picture.width, this.height / this.picture.height, LARGEST_ZOOM);
   }
 
   #resized() {
     const { clientWidth, clientHeight } = this.viewer;
     if (!clientWidth || !clientHeight) return;
-    const middle = this.fits ? null : [(this.width / 2 - this.left) / this.zoom, (this.height / 2 - this.top) / this.zoom];
+    const [x, y] = [(this.width / 2 - this.left) / this.zoom, (this.height / 2 - this.top) / this.zoom];
     Object.assign(this, { width: clientWidth, height: clientHeight });
     const sharp = window.devicePixelRatio || 1;
     this.canvas.width = Math.round(clientWidth * sharp);
     this.canvas.height = Math.round(clientHeight * sharp);
     if (this.fits) Object.assign(this, { zoom: this.#fitting(), left: 0, top: 0 });
-    else [this.left, this.top] = [this.width / 2 - middle[0] * this.zoom, this.height / 2 - middle[1] * this.zoom];
+    else [this.left, this.top] = [clientWidth / 2 - x * this.zoom, clientHeight / 2 - y * this.zoom];
     this.draw();
   }
 
@@ -152,18 +154,21 @@ export class Viewer {
       context.restore();
     };
     context.drawImage(picture.before, left, top, width, height);
-    const seen = this.compares ? [divider, 0, this.width - divider, this.height] : [0, 0, this.width, top + this.rows * zoom];
-    within(...seen, () => context.drawImage(picture.after, left, top, width, height));
+    const bottom = this.compares ? this.height : top + this.rows * zoom;
+    const from = this.compares ? divider : 0;
+    if (!this.compares) this.#paintTiles(within);
+    within(from, 0, this.width - from, bottom, () => context.drawImage(picture.after, left, top, width, height));
     if (this.showsPure && this.pure) {
       context.imageSmoothingEnabled = false;
       context.drawImage(this.pure, left, top, width, height);
       context.imageSmoothingEnabled = true;
     }
     if (this.compares) this.#paintDivider(divider);
-    else this.#paintTiles();
+    else this.#outline(this.tiles.at(-1));
     this.viewer.classList.toggle("split", this.compares);
     this.viewer.classList.toggle("pans", this.pans);
-    this.range.setAttribute("aria-valuetext", `${this.range.value} % enlarged by the browser, ${100 - this.range.value} % result`);
+    const share = Number(this.range.value);
+    this.range.setAttribute("aria-valuetext", `${share} % enlarged by the browser, ${100 - share} % result`);
     this.changed();
   }
 
@@ -176,16 +181,25 @@ export class Viewer {
     this.knob.style.left = `${at}px`;
   }
 
-  #paintTiles() {
-    const { context, left, top, zoom } = this;
-    for (const [i, box] of this.tiles.entries()) {
-      const place = [left + box.x * zoom, top + box.y * zoom, box.w * zoom, box.h * zoom];
-      context.lineWidth = i === this.tiles.length - 1 ? 2 : 1;
-      context.strokeStyle = i === this.tiles.length - 1 ? "#fff" : "rgb(255 255 255 / .4)";
-      context.fillStyle = "rgb(52 83 201 / .16)";
-      context.fillRect(...place);
-      context.strokeRect(...place);
-    }
+  #boxOnScreen({ x, y, w, h }) {
+    return [this.left + x * this.zoom, this.top + y * this.zoom, w * this.zoom, h * this.zoom];
+  }
+
+  /** Dims what no tile has reached yet. */
+  #paintTiles(within) {
+    const { context, picture } = this;
+    const all = this.#boxOnScreen({ x: 0, y: 0, w: picture.width, h: picture.height });
+    context.fillStyle = "rgb(18 22 29 / .6)";
+    context.fillRect(...all);
+    for (const box of this.tiles) within(...this.#boxOnScreen(box), () => context.drawImage(picture.before, ...all));
+  }
+
+  /** Draws a frame around the tile that was done last. */
+  #outline(box) {
+    if (!box) return;
+    this.context.lineWidth = 2;
+    this.context.strokeStyle = "#fff";
+    this.context.strokeRect(...this.#boxOnScreen(box));
   }
 
   #place(event) {
@@ -214,7 +228,9 @@ export class Viewer {
         this.zoomTo((this.zoom * apart(place)) / apart(before), (place.x + other.x) / 2, (place.y + other.y) / 2);
       }
     }
-    if (this.doing === "split") this.#splitAt(place.x);
+    // A finger moves the divider by as much as itself, so that scrolling the page moves it by next to nothing.
+    const moved = event.pointerType === "mouse" ? place.x : this.#divider + place.x - before.x;
+    if (this.doing === "split") this.#splitAt(moved);
     else this.#pan((place.x - before.x) / this.pointers.size, (place.y - before.y) / this.pointers.size);
     this.pointers.set(event.pointerId, place);
   }

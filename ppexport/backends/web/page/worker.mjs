@@ -11,7 +11,7 @@
 //      {type: "cancelled", id}
 //      {type: "error", id, message}                     id is null before the engine is open
 
-import { explained, openEngine } from "./engine.mjs";
+import { explained, openEngine, turn } from "./engine.mjs";
 import { centresOf, labels, pureMask } from "./mask.mjs";
 import { PngWriter } from "./png.mjs";
 import { Blender, cut, planGrid } from "./tiles.mjs";
@@ -19,18 +19,6 @@ import { Blender, cut, planGrid } from "./tiles.mjs";
 let engine = null;
 let queue = Promise.resolve();
 const cancelled = new Set();
-
-/** Lets the messages that have arrived meanwhile, such as "cancel", be read. */
-function turn() {
-  return new Promise((resolve) => {
-    const channel = new MessageChannel();
-    channel.port1.onmessage = () => {
-      channel.port1.close();
-      resolve();
-    };
-    channel.port2.postMessage(null);
-  });
-}
 
 /** The Pure-Pass mask of the whole picture, for people: null where the network has none. */
 function wholeMask(rgb, height, width) {
@@ -47,19 +35,28 @@ function wholeMask(rgb, height, width) {
   return { pure: { width, height, bits }, share: pure.reduce((sum, bit) => sum + bit, 0) / pure.length };
 }
 
-async function upscale({ id, width, height, rgba }) {
-  const { manifest } = engine, { scale, size: [tileHeight, tileWidth], tokens } = manifest;
-  const pixels = new Uint8Array(rgba), rgb = new Uint8Array(3 * width * height);
-  for (let from = 0, to = 0; to < rgb.length; from++) if (from % 4 < 3) rgb[to++] = pixels[from];
+/** The pixels of a picture without their alpha. */
+function withoutAlpha(rgba) {
+  const rgb = new Uint8Array((3 * rgba.length) / 4);
+  for (let from = 0, to = 0; to < rgb.length; from++) if (from % 4 < 3) rgb[to++] = rgba[from];
+  return rgb;
+}
+
+async function upscale(request) {
+  const { id, width, height } = request, { manifest } = engine;
+  const { scale, size: [tileHeight, tileWidth], tokens } = manifest, rgb = withoutAlpha(new Uint8Array(request.rgba));
+  // A large picture is held once.
+  request.rgba = null;
   const grid = planGrid([height, width], manifest.size), blender = new Blender(grid, scale);
   const origins = grid.rows.flatMap((y) => grid.columns.map((x) => [y, x])), total = origins.length;
   const png = new PngWriter(width * scale, height * scale);
   postMessage({ type: "planned", id, tiles: total, scale });
   // All tiles have the centres of the picture: a tile's own would split its few colours further.
-  const centres = centresOf(manifest, rgb), mask = wholeMask(rgb, height, width);
+  const centres = centresOf(manifest, rgb);
   const prepare = (origin) => engine.prepare(cut(rgb, [height, width], origin, manifest.size), centres);
   let ms = 0, next = prepare(origins[0]);
   for (let i = 0; i < total; i++) {
+    // Reads a "cancel" that has arrived meanwhile.
     await turn();
     if (cancelled.delete(id)) return postMessage({ type: "cancelled", id });
     // The next tile is prepared while a GPU computes this one.
@@ -77,7 +74,7 @@ async function upscale({ id, width, height, rgba }) {
       postMessage({ type: "strip", id, y: strip.y, rows: strip.rows, width: strip.width, rgba: buffer }, [buffer]);
     }
   }
-  const blob = await png.finish(), area = width * height * scale * scale;
+  const blob = await png.finish(), mask = wholeMask(rgb, height, width), area = width * height * scale * scale;
   postMessage({
     type: "done", id, width: width * scale, height: height * scale, png: blob, pure: mask?.pure ?? null,
     pureShare: mask?.share ?? null, ms, msPerTile: ms / total, msPerMegapixel: (1e6 * ms) / area, memory: engine.memory,
