@@ -83,7 +83,7 @@ FORMATS = (
     Format("GIF", "GIF", (".gif",), rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile",
            alpha=True, holds=frozenset({"comment"}), max_side=65_535, animated=True),
     Format("AVIF", "AVIF", (".avif", ".avifs"), _brands(b"avif", b"avis"), "PIL.AvifImagePlugin:AvifImageFile", "avif",
-           alpha=True, holds=_ALL, max_side=65_535, quality=90, animated=True),
+           alpha=True, holds=_ALL, max_side=32_768, quality=90, animated=True),
     Format("HEIF", "HEIC", (".heic", ".heif"), _brands(b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"),
            "pillow_heif:HeifImageFile",
            alpha=True, holds=_ALL, max_side=8_192 * 2, quality=90, lossless=True),
