@@ -256,7 +256,7 @@ def test_what_belongs_to_a_deep_picture_is_written(tmp_path: Path, name: str) ->
 def test_a_picture_that_lies_in_a_file_is_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     levels = np.memmap(tmp_path / "levels", np.uint8, "w+", shape=(640, 480, 3))
     levels[:] = rng.integers(0, 256, levels.shape, dtype=np.uint8)
-    monkeypatch.setattr("ppexport.imaging.writing._LARGE", 640 * 480 - 1)
+    monkeypatch.setattr("ppexport.imaging.writing.LARGE", 640 * 480 - 1)
     monkeypatch.setattr("ppexport.imaging.deep._BLOCK", 100_000)
     for name in ("a.png", "a.tif", "a.ppm"):
         write_image(tmp_path / name, Picture(levels))

@@ -349,6 +349,27 @@ def test_lossless_formats_return_what_was_written(tmp_path: Path, name: str, alp
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.tif", "a.ppm", "a.gif"])
+@pytest.mark.parametrize("missing", [1, 600])
+def test_a_file_that_becomes_too_large_is_not_there(tmp_path: Path, name: str, missing: int) -> None:
+    import resource
+
+    picture = Picture(rng.integers(0, 256, (80, 60, 3), dtype=np.uint8))
+    write_image(tmp_path / name, picture)
+    whole = (tmp_path / name).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As on a disk that fills up, the system takes a part of what is written to it, and refuses what comes then.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - missing, limits[1]))
+    try:
+        with pytest.raises(ImageError, match="cannot be written: File too large"):
+            write_image(tmp_path / name, picture)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == whole
+
+
 def test_grey_is_written_as_luma(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", Picture(RGB, grey=True))
     luma = RGB @ np.array([0.299, 0.587, 0.114])

@@ -60,7 +60,10 @@ def profile(
     layer_times: Annotated[
         Path | None, typer.Option(help="for --layers of a TensorRT engine: the file that trtexec --exportProfile wrote")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="threads of the runtime; one for each physical core if left out"),
+    ] = None,
     power_mode: Annotated[str | None, typer.Option(metavar="NAME|NUMBER", help=POWER_MODE)] = None,
     lock_clocks: Annotated[bool, typer.Option("--lock-clocks", help=LOCK_CLOCKS)] = False,
     cores: Annotated[str | None, typer.Option(help="with --on: run on these cores of the device, such as 4-7")] = None,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ from ppexport.imaging.colour import to_rgb
 from ppexport.imaging.complaints import UnreadError
 from ppexport.imaging.pixels import DEEP, Pixels
 
+_BLOCK = 1 << 22
+"""Pixels that NumPy takes of Pillow at a time."""
 _GREY_MODES = ("L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -72,7 +75,7 @@ def decode_loaded(image: ImageFile, bits: int = 8, notes: tuple[str, ...] = ()) 
         flat = flat.convert("RGB")
     if flat.mode not in ("L", "LA", "RGB", "RGBA"):
         raise UnreadError(f"has pixels of a kind that is not read (Pillow calls it {flat.mode}): convert it to PNG")
-    levels = _turned(np.atleast_3d(np.asarray(flat)), lies)
+    levels = _turned(_pixels(flat), lies)
     if flat.mode in ("LA", "RGBA"):
         levels, alpha = levels[..., :-1], np.ascontiguousarray(levels[..., -1])
     elif key is not None and image.mode in ("1", "L", "RGB"):
@@ -128,7 +131,21 @@ def _turned(levels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _samples(image: ImageFile, orientation: int) -> NDArray[Any]:
     """(H, W, C) of a loaded *image*, upright."""
-    return _turned(np.atleast_3d(np.asarray(image)), orientation)
+    return _turned(_pixels(image), orientation)
+
+
+def _pixels(image: Image.Image) -> NDArray[Any]:
+    """(H, W, C) of a loaded *image*, in blocks of rows, since Pillow copies twice what NumPy takes of it at once."""
+    rows = max(1, _BLOCK // image.width)
+    blocks = ((top, min(top + rows, image.height)) for top in range(0, image.height, rows))
+    parts = ((top, stop, np.atleast_3d(np.asarray(image.crop((0, top, image.width, stop))))) for top, stop in blocks)
+    first = next(parts)
+    if first[1] == image.height:
+        return first[2]
+    whole = np.empty((image.height, *first[2].shape[1:]), first[2].dtype)
+    for top, stop, part in chain([first], parts):
+        whole[top:stop] = part
+    return whole
 
 
 def _three(levels: Pixels) -> Pixels:

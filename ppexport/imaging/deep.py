@@ -1,8 +1,8 @@
 """Writes what Pillow cannot: PNG, TIFF and PPM of 16 bits, in blocks of rows.
 
-Nothing but one block is held beside the picture, which may therefore lie in a file (`numpy.memmap`): what is too large
-for Pillow, which copies a picture into four bytes a pixel, is written here as well. What goes with a picture (profile,
-texts, EXIF) is put into chunks or tags by Pillow.
+Nothing but one block is held beside the picture, which may therefore lie in a file (`numpy.memmap`), or come row by row
+(`rows.Rows`): what is too large for Pillow, which copies a picture into four bytes a pixel, is written here as well.
+What goes with a picture (profile, texts, EXIF) is put into chunks or tags by Pillow.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from PIL import Image, TiffImagePlugin
 
 _BLOCK = 1 << 22
 """Bytes of a block, about."""
+LARGE = 64_000_000
+"""Pixels from which on Pillow's copy, of four bytes a pixel, is worth avoiding."""
 _STRIP = 1 << 18
 """Bytes of a strip of a TIFF, about: more than the 8 kB that it recommends, since each is compressed for itself."""
 _LEVEL = 4
@@ -30,9 +32,14 @@ Samples = NDArray[Any]
 """(H, W, C), uint8 or uint16, of 1 to 4 channels, the alpha being last."""
 
 
+def _rows_in(samples: Samples, size: int) -> int:
+    """How many rows have about *size* bytes."""
+    return max(1, size // max(1, int(samples[0].nbytes)))
+
+
 def _blocks(samples: Samples, size: int) -> Iterator[Samples]:
-    """*samples* in blocks of whole rows of about *size* bytes."""
-    rows = max(1, size // max(1, samples[0].nbytes))
+    """*samples* in blocks of whole rows of about *size* bytes, each read once and in their order."""
+    rows = _rows_in(samples, size)
     for top in range(0, len(samples), rows):
         yield samples[top : top + rows]
 
@@ -121,17 +128,18 @@ def write_tiff(
     """Write *samples* as a TIFF in strips of deflate with differences, with a profile and metadata."""
     height, width, channels = samples.shape
     bits = samples.dtype.itemsize * 8
-    strips = list(_blocks(samples, _STRIP))
+    rows = min(height, _rows_in(samples, _STRIP))
+    count = -(-height // rows)
     tags: dict[int, tuple[int, Any]] = {
         256: (_LONG, width),
         257: (_LONG, height),
         258: (_SHORT, (bits,) * channels),
         259: (_SHORT, 8),
         262: (_SHORT, 1 if channels < 3 else 2),
-        273: (_LONG, (0,) * len(strips)),
+        273: (_LONG, (0,) * count),
         277: (_SHORT, channels),
-        278: (_LONG, len(strips[0])),
-        279: (_LONG, (0,) * len(strips)),
+        278: (_LONG, rows),
+        279: (_LONG, (0,) * count),
         284: (_SHORT, 1),
         317: (_SHORT, 2),
     }
@@ -146,7 +154,7 @@ def write_tiff(
     stream.write(b"II*\0\x08\0\0\0")
     stream.write(_directory(tags, exif))
     start, offsets, lengths = stream.tell(), [], []
-    for strip in strips:
+    for strip in _blocks(samples, _STRIP):
         offsets.append(stream.tell() - start)
         little = strip.astype("<u2") if bits == 16 else strip
         differences = np.array(little)
@@ -176,6 +184,18 @@ def _directory(tags: dict[int, tuple[int, Any]], exif: bytes | None) -> bytes:
         directory.tagtype[tag] = kind
         directory[tag] = value
     return directory.tobytes(8)
+
+
+def pillow_image(samples: Samples) -> Image.Image:
+    """*samples* (H, W, 1 to 4), uint8, as Pillow has them; large ones are taken in blocks, which are not kept."""
+    height, width, channels = samples.shape
+    if height * width <= LARGE:
+        return Image.fromarray(np.ascontiguousarray(samples[..., 0] if channels == 1 else samples))
+    image, top = Image.new({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels], (width, height)), 0
+    for block in _blocks(samples, _BLOCK):
+        image.paste(Image.fromarray(np.ascontiguousarray(block[..., 0] if channels == 1 else block)), (0, top))
+        top += len(block)
+    return image
 
 
 def write_netpbm(stream: IO[bytes], samples: Samples) -> None:

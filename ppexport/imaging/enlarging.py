@@ -130,6 +130,9 @@ def _continued(values: Pixels, wrap: str) -> Pixels:
 
 def _inner(values: NDArray[Any], wrap: str, scale: int) -> NDArray[Any]:
     """What `_continued` was given, enlarged: a view without the parts beyond the edges."""
+    if not wrap:
+        # As it is, since a large result may be no array but rows that are still to come.
+        return values
     border = WRAP_CONTEXT * scale
     rows, columns = (slice(border, -border) if name in wrap else slice(None) for name in "yx")
     return values[rows, columns]

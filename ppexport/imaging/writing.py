@@ -24,15 +24,13 @@ from ppexport.errors import ImageError, InputError, imported
 from ppexport.files import atomic_path, check_writable, full_disk
 from ppexport.imaging.colour import beyond_srgb
 from ppexport.imaging.complaints import no_warnings
-from ppexport.imaging.deep import write_netpbm, write_png, write_tiff
+from ppexport.imaging.deep import LARGE, pillow_image, write_netpbm, write_png, write_tiff
 from ppexport.imaging.formats import Format, WriteOptions, check_options, format_for
 from ppexport.imaging.gif_writer import GifWriter
 from ppexport.imaging.metadata import EXIF_PREFIX, true_exif, true_xmp
 from ppexport.imaging.pixels import Metadata, Picture, Pixels, eight_bits, joined, opaque
 
 _DEFAULT = WriteOptions()
-# From here on Pillow's copy, of four bytes a pixel, is worth avoiding.
-_LARGE = 64_000_000
 # A segment of a JPEG holds 65,533 bytes, a part of them for its name.
 _JPEG_EXIF, _JPEG_XMP = 65_527, 65_504
 
@@ -116,6 +114,13 @@ def write_image(
     return whole(target, picture, options, suffix, write)
 
 
+class _Undescribed(io.FileIO):
+    """A file whose descriptor Pillow does not see: it would write there itself, and not notice that a disk is full."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+
 def whole(
     target: Path | IO[bytes],
     picture: Picture,
@@ -133,7 +138,7 @@ def whole(
             if isinstance(target, Path):
                 check_output(target, picture, options=options)
                 kind = format_for(name, target.suffix)
-                with atomic_path(target) as temporary, open(temporary, "wb+") as stream:
+                with atomic_path(target) as temporary, io.BufferedRandom(_Undescribed(temporary, "wb+")) as stream:
                     notes = write(stream, kind)
             else:
                 kind = check_options(name, suffix or "", options)
@@ -234,12 +239,12 @@ def _write(stream: IO[bytes], kind: Format, picture: Picture, kept: Picture, opt
         write_tiff(stream, samples, dpi=kept.dpi, icc=kept.icc, xmp=kept.metadata.xmp, exif=kept.metadata.exif)
     elif kind.name == "PPM":
         write_netpbm(stream, samples)
-    elif kind.name == "PNG" and (samples.dtype == np.uint16 or samples.shape[0] * samples.shape[1] > _LARGE):
+    elif kind.name == "PNG" and (samples.dtype == np.uint16 or samples.shape[0] * samples.shape[1] > LARGE):
         write_png(stream, samples, save_options(kind, kept, options))
     else:
         if samples.dtype == np.uint16:
             samples = eight_bits(samples)
-        image = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))
+        image = pillow_image(samples)
         save(stream, kind, image, save_options(kind, kept, options))
 
 
