@@ -24,6 +24,9 @@ from ppexport.imaging.upscaling import upscale_array
 pytest_plugins = ["web_fixtures"]
 pytestmark = needs_runtime
 
+SVG_WITH_HTML = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><foreignObject width="9" height="9"/></svg>'
+)
 READY = "#engine[data-kind=ready]"
 DONE = "#tools:not([hidden])"
 
@@ -236,6 +239,7 @@ def test_transparency_is_put_on_white_and_said(page, tmp_path, by_python):
         ("empty.jpg", b"", "empty.jpg is empty"),
         ("IMG_1.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "IMG_1.heic is a HEIC picture, which this browser"),
         ("short.png", b"\x89PNG\r\n\x1a\n\0\0", "short.png cannot be read: it is damaged"),
+        ("words.svg", SVG_WITH_HTML, "This browser lets no page read words.svg"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path, name, content, sentence):
@@ -259,6 +263,36 @@ def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, tmp_path
     page.tab.wait_for_selector("#status:has-text('Cancelled')")
     assert page.tab.is_visible("#start")
     assert page.enlarge(photo).shape == (60, 88, 3)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_picture_that_is_still_being_read_does_not_replace_one_that_is_being_enlarged(
+    page, tmp_path, photo, readable
+):
+    Image.new("RGB", (500, 500)).save(tmp_path / "black.png")
+    page.tab.set_input_files("#file", tmp_path / "black.png")
+    page.tab.check("text=All of it, as it is")
+    page.tab.evaluate(
+        """() => {
+            const read = HTMLImageElement.prototype.decode;
+            HTMLImageElement.prototype.decode = async function () {
+                await new Promise((resolve) => { window.read = resolve; });
+                HTMLImageElement.prototype.decode = read;
+                return read.call(this).finally(() => { window.isRead = true; });
+            };
+        }"""
+    )
+    (tmp_path / "words.png").write_bytes(b"no picture")
+    page.tab.set_input_files("#file", photo if readable else tmp_path / "words.png")
+    page.tab.click("text=Enlarge it")
+    page.tab.wait_for_selector("#work-done:has-text(' of 961 tiles')")
+    page.tab.evaluate("() => { window.isRead = false; window.read(); }")
+    page.tab.wait_for_function("window.isRead")
+    page.tab.wait_for_timeout(200)
+    assert page.text("#status") == "Enlarging black.png."
+    assert "of 961 tiles" in page.text("#work-done")
+    page.tab.click("#cancel")
+    page.tab.wait_for_selector("#status:has-text('Cancelled')")
 
 
 def test_the_divider_and_the_zoom_work_by_keyboard_and_by_pointer(page, photo):
@@ -472,6 +506,32 @@ def test_any_static_server_gives_threads_and_a_page_that_needs_no_network(browse
             assert page.tab.evaluate("navigator.serviceWorker.getRegistrations().then((all) => all.length)") == 0
         # What the servers did not have.
         page.faults = [fault for fault in page.faults if "404" not in fault]
+
+
+def test_a_browser_without_room_for_a_copy_shows_the_page(browser, page_folder, tmp_path, photo):
+    old = changed(page_folder, tmp_path / "old")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    with opened(browser, address) as page:
+        limit = page.tab.context.new_cdp_session(page.tab)
+        with served(old, isolated=False, port=port):
+            page.open(address)
+            page.tab.wait_for_selector("#offline:has-text('works without a network')", timeout=60_000)
+            limit.send("Storage.overrideQuotaForOrigin", {"origin": address.rstrip("/"), "quotaSize": 1000})
+            # Nothing has changed: the copy is whole.
+            page.open(address)
+            page.tab.wait_for_selector("#offline:has-text('works without a network')")
+        page.open(address)
+        assert page.tab.evaluate("crossOriginIsolated")
+        # What has changed cannot be kept: all comes from the network.
+        index = (page_folder / "index.html").read_bytes().replace(b"in your browser</span>", b"anew</span>")
+        with served(changed(page_folder, tmp_path / "new", index_html=index), isolated=False, port=port):
+            page.open(address)
+            page.tab.wait_for_selector("#offline:has-text('no room')")
+            assert "anew" in page.text("h1")
+            assert page.enlarge(photo).shape == (60, 88, 3)
 
 
 def test_an_insecure_address_is_named_as_the_reason_for_one_thread(browser, address, photo):

@@ -281,6 +281,49 @@ def test_a_page_that_is_loaded_again_continues_the_journal(session, page):
 QUERY = ["q", 0, 0, 5, 10, 10, 1, 256, 3]
 
 
+BEGIN, END = ["begin", {"t": 0}], ["end", {"t": 90}]
+LOADED = [["load", 0, 3], ["first", 0, 2], ["warm", 0, 16, True]]
+
+
+def query(number, t=None, ns=10, image=None, cpu=None, host=1):
+    t = 10 * number if t is None else t
+    return ["q", 0, number % 2 if image is None else image, t, ns, ns if cpu is None else cpu, host, 256, 3]
+
+
+@pytest.mark.parametrize(
+    ("records", "why"),
+    [
+        ([*LOADED, BEGIN, query(0), END], "not begin with its beginning"),
+        ([BEGIN, *LOADED, query(0), END], "ends before all was measured"),
+        ([BEGIN, query(0), query(1), END], "ends before all was measured"),
+        ([BEGIN, *LOADED, query(0), query(1, image=0), END], "out of turn"),
+        ([BEGIN, *LOADED, query(0, t=9000), query(1), END], "overlaps"),
+        ([BEGIN, *LOADED, query(0, t=9000), ["c", 5, {}], query(1, t=10_000), END], "goes back in time"),
+        ([BEGIN, *LOADED, query(0), query(1, host=11), END], "parts are longer"),
+        ([BEGIN, *LOADED, query(0), query(1, cpu=0), END], "parts are longer"),
+        ([BEGIN, *LOADED, query(0), query(1, ns=5 * 10**9), END], "its clock is wrong"),
+        ([BEGIN, *LOADED, query(0, ns=(1 << 62) - 1), query(1, t=(1 << 62) - 1), END], "its clock is wrong"),
+    ],
+)
+def test_a_journal_of_another_measurement_than_was_asked_for_ends_the_run(session, page, records, why):
+    run, written = latency(session, plan={**PLAN, "queries": 2})
+    job = page.open().work()
+    assert page.chunk(job, 0, lines(*records), last=True).status == 400
+    assert isinstance(run.done().error, InputError)
+    assert why in str(run.error)
+    assert written == []
+
+
+def test_a_journal_of_what_was_asked_for_is_taken(session, page):
+    run, written = latency(session, plan={**PLAN, "queries": 2})
+    job = page.open().work()
+    # A coarse clock may see no time pass.
+    records = [BEGIN, *LOADED, query(0, t=5, ns=1), query(1, t=5, ns=1), END]
+    assert page.chunk(job, 0, lines(*records), last=True).status == 200
+    assert run.done().error is None
+    assert written == records
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -321,6 +364,21 @@ def test_the_page_hears_the_end(folder, monkeypatch):
     assert serving.told["kind"] == "done"
     with pytest.raises(ConnectionError):
         FakePage(session.url).ask("GET", "")
+
+
+def test_the_page_hears_the_end_though_its_answer_takes_a_while(folder, monkeypatch):
+    send = run_server.Handler.send_reply
+
+    def late(handler, reply):
+        if b'"done"' in reply.body:
+            time.sleep(0.4)
+        send(handler, reply)
+
+    monkeypatch.setattr(run_server.Handler, "send_reply", late)
+    monkeypatch.setattr(run_session, "FAREWELL", 20.0)
+    with BrowserSession(read_artifact(folder)) as session:
+        asking = Running(FakePage(session.url).open().work)
+    assert asking.done().result["kind"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -389,6 +447,14 @@ def test_what_a_browser_says_of_itself_is_made_harmless(folder):
         assert found["adapter"]["vendor"] == "v"
         assert found["adapter"]["fallback"] is True
         assert "more" not in found
+
+
+def test_what_a_browser_says_is_one_line_that_can_be_written(folder):
+    with BrowserSession(read_artifact(folder)) as session:
+        facts = {**FACTS, "model": "Phone\nERROR: everything\r\n\tis lost", "platform": "And\ud800roid"}
+        FakePage(session.url, facts=facts).open()
+        found = session.wait_for_client(5)
+        assert (found["model"], found["platform"]) == ("Phone ERROR: everything is lost", "And?roid")
 
 
 def test_a_page_without_a_secret_path_is_for_this_machine_only(folder):

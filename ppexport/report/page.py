@@ -118,8 +118,8 @@ def board_line(machine: dict[str, Any]) -> str:
         adapter = browser.get("adapter")
         where = f"wasm in {counted(browser.get('threads') or 1, 'thread')}"
         if browser.get("device") != "wasm":
-            parts = ("vendor", "architecture") if isinstance(adapter, dict) else ()
-            where = "WebGPU " + " ".join(str(adapter[part]) for part in parts if adapter.get(part))
+            named = adapter if isinstance(adapter, dict) else {}
+            where = "WebGPU " + " ".join(str(named[part]) for part in ("vendor", "architecture") if named.get(part))
         found += [where, f"onnxruntime-web {browser.get('ort')}"]
         found += ["isolated" if browser.get("isolated") else "not isolated"]
         found += [f"clock in steps of {browser['timer_step_ms']} ms"] if browser.get("timer_step_ms") else []

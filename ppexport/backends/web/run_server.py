@@ -20,8 +20,8 @@ import socketserver
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Callable, Optional
 
@@ -56,6 +56,8 @@ MAX_ADDRESSES = 1024
 HEAD_SECONDS = 10.0
 BYTES_PER_SECOND = 50_000
 """A body may come and go as slowly as this."""
+GRACE = 1.0
+"""Seconds that answers which are under way have at the end of a server."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -98,6 +100,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._from: Counter[str] = Counter()
         self._credit: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
+        self._answering: set[Handler] = set()
         try:
             super().__init__((address, port), Handler)
         except (OSError, OverflowError) as error:
@@ -114,9 +117,12 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening, and cut whatever is still connected."""
+        """Stop listening, let answers that are under way arrive, and cut whatever is still connected."""
         self.shutdown()
         self.server_close()
+        deadline = time.monotonic() + GRACE
+        while self._answering and time.monotonic() < deadline:
+            time.sleep(0.01)
         with self._lock:
             for connection in self._deadlines:
                 _cut(connection)
@@ -134,6 +140,15 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         with self._lock:
             if connection in self._deadlines:
                 self._deadlines[connection] = time.monotonic() + seconds
+
+    @contextmanager
+    def answering(self, handler: Handler) -> Iterator[None]:
+        """The time from a request that *handler* has read to its answer, for which `close` waits."""
+        self._answering.add(handler)
+        try:
+            yield
+        finally:
+            self._answering.discard(handler)
 
     # What socketserver calls.
 
@@ -225,8 +240,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        reply = self._checked()
-        self.send_reply(reply)
+        with self.server.answering(self):
+            self.send_reply(self._checked())
 
     def _checked(self) -> Reply:
         """The answer, after everything that can be checked without knowing what is asked for."""

@@ -10,6 +10,7 @@ import binascii
 import io
 import json
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -35,6 +36,12 @@ MAX_JOURNAL = 1 << 28
 FIRST = 1 << 12
 """Bytes of the line before a picture, at most, beside the mask in it."""
 DEVICES = ("wasm", "webgpu")
+TICK = 1000
+"""Nanoseconds by which a query may begin before the one before it ended: no query takes 0 of a clock that is coarse."""
+CLOCKS = 0.01
+"""Share by which two clocks may differ."""
+LATE = 1.0
+"""Seconds that a clock may lead besides."""
 
 
 class Refused(Exception):
@@ -64,8 +71,10 @@ def _refuse_constant(name: str) -> Any:
 
 
 def plain_text(value: object) -> str:
-    """A text that a page sent, printable and short; "" for anything else."""
-    return printable(value[: 2 * MAX_TEXT]).strip()[:MAX_TEXT] if isinstance(value, str) else ""
+    """A text that a page sent, one printable and short line; "" for anything else."""
+    # JSON may hold halves of characters, which no file and no terminal takes.
+    text = value[: 2 * MAX_TEXT].encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
+    return " ".join(printable(text).split())[:MAX_TEXT]
 
 
 def _number(value: object) -> Optional[float]:
@@ -233,8 +242,17 @@ class RunWork(Work):
         return np.unpackbits(np.frombuffer(bits, np.uint8))[: self._tokens].astype(np.bool_).reshape(padded)
 
 
+def _clocks() -> tuple[float, float]:
+    """Seconds of the clock that nobody sets, and of the one that goes on while this machine sleeps."""
+    return time.monotonic(), time.time()
+
+
 class LatencyWork(Work):
-    """A journal of latencies, which continues wherever it was interrupted."""
+    """A journal of latencies, which continues wherever it was interrupted.
+
+    It has to be one of what was asked for: queries one after the other and of the images in turns, as many and for as
+    long as the plan says, and no longer than it took here.
+    """
 
     def __init__(
         self,
@@ -247,10 +265,12 @@ class LatencyWork(Work):
     ) -> None:
         super().__init__(number, images.tobytes())
         self._count, self._plan, self._past, self._write, self._progress = len(images), plan, past, write, progress
+        self._begun, self._from = _clocks(), past.end
+        self._fresh = True
 
     def message(self) -> dict[str, Any]:
         """A page that asks again continues where the journal ends."""
-        past = self._past
+        past, self._fresh = self._past, True
         kept = {"queries": past.queries[0], "ns": past.ns[0], "end": past.end, "loaded": past.loaded[0]}
         told = {"kind": "latency", "id": self.id, "images": self.input, "count": self._count}
         return {**told, "plan": dict(self._plan), "past": kept, "next": self.next}
@@ -266,10 +286,37 @@ class LatencyWork(Work):
         for record in records:
             if copy.complete:
                 raise JournalError("the browser's journal goes on after its end")
+            self._check(record, copy)
             copy.add(record, "the browser's journal")
+        self._check_times(copy)
         if copy.complete != last:
             raise JournalError("the browser's journal has no end" if last else "the browser's journal ends too early")
         # Whoever writes them down looks at them more closely, and may refuse.
         self._write(records)
         self._past, self.done = copy, last
         self._progress(copy.queries[0], max(int(self._plan["queries"]), copy.queries[0]))
+
+    def _check(self, record: Sequence[Any], past: Past) -> None:
+        """Raise JournalError unless *record* can follow the *past*."""
+        kind, whose = record[0], "the browser's journal"
+        if self._fresh and kind != "begin":
+            raise JournalError(f"{whose} does not begin with its beginning")
+        self._fresh = False
+        if kind == "q":
+            image, t, ns, cpu, host = record[2:7]
+            if image != past.queries[0] % self._count:
+                raise JournalError(f"{whose} has a query of image {image} out of turn")
+            if t < past.end - TICK or not 0 <= host <= ns or cpu != ns:
+                raise JournalError(f"{whose} has a query that overlaps with another, or whose parts are longer")
+        elif kind == "c" and record[1] < past.end - TICK:
+            raise JournalError(f"{whose} goes back in time")
+        elif kind == "end":
+            enough = past.queries[0] >= self._plan["queries"] and past.ns[0] >= self._plan["seconds"] * 1e9
+            if not enough or not past.loaded[0]:
+                raise JournalError(f"{whose} ends before all was measured")
+
+    def _check_times(self, past: Past) -> None:
+        """Raise JournalError where more time passed in the browser than here."""
+        theirs, ours = (past.end - self._from) / 1e9, max(np.subtract(_clocks(), self._begun))
+        if theirs > ours * (1 + CLOCKS) + LATE:
+            raise JournalError(f"the browser claims {theirs:.1f} s of queries within {ours:.1f} s: its clock is wrong")

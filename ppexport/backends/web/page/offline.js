@@ -14,6 +14,7 @@ const MANIFEST = "manifest.json";
 const PATIENCE_MS = 4000;
 /** How often pages hear how much of a file has come. */
 const TELL_MS = 200;
+const NO_ROOM = "this browser has no room for one";
 /** Without these a page has one thread: they say that it loads nothing from elsewhere. */
 const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -49,7 +50,28 @@ async function adopted(cache) {
   return found ? parse(await found.text()) : null;
 }
 
-/** Takes the server's manifest, or without an answer that of the copy. "gone" where the server has no page any more. */
+/** Whether the manifest that is remembered as `mark` is `text`: what need not be written needs no room. */
+const says = async (cache, mark, text) => (await (await kept(cache, MANIFEST, mark))?.text()) === text;
+
+/**
+ * Remembers what the page consists of from here on. "full" where there is no room for that: the copy is given up, and
+ * everything comes from the network.
+ */
+async function remember(cache, text, response) {
+  if (await says(cache, "adopted", text)) return "new";
+  try {
+    await keep(cache, MANIFEST, "adopted", response);
+    return "new";
+  } catch {
+    await caches.delete(NAME);
+    return "full";
+  }
+}
+
+/**
+ * Takes the server's manifest, or without an answer that of the copy. "gone" where the server has no page any more,
+ * "full" as `remember`.
+ */
 async function adopt(cache) {
   const copy = await kept(cache, MANIFEST, "complete");
   try {
@@ -57,14 +79,11 @@ async function adopt(cache) {
     const found = await fetch(SCOPE + MANIFEST, { cache: "no-cache", signal });
     if (found.status === 404 || found.status === 410) return "gone";
     const text = await found.text();
-    if (found.ok && parse(text)) {
-      await keep(cache, MANIFEST, "adopted", answer(text, found));
-      return "new";
-    }
+    if (found.ok && parse(text)) return await remember(cache, text, answer(text, found));
   } catch {
     // No network, or none that answers in time: the copy is for that.
   }
-  if (copy) await keep(cache, MANIFEST, "adopted", copy);
+  if (copy) await keep(cache, MANIFEST, "adopted", copy).catch(() => {});
   return copy ? "copy" : "none";
 }
 
@@ -102,10 +121,11 @@ async function load(cache, name, hash) {
 
 async function respond(request, name) {
   const cache = await caches.open(NAME);
-  if (name === "index.html" && request.mode === "navigate" && (await adopt(cache)) === "gone") {
+  if (name === "index.html" && request.mode === "navigate") {
+    const found = await adopt(cache);
     // Something else lives at this address now: leave it alone from here on.
-    await Promise.all([caches.delete(NAME), self.registration.unregister()]);
-    return fetch(request);
+    if (found === "gone") await Promise.all([caches.delete(NAME), self.registration.unregister()]);
+    if (["gone", "full"].includes(found)) return fetch(request);
   }
   if (name === MANIFEST) return (await kept(cache, MANIFEST, "adopted")) ?? fetch(request);
   const hash = (await adopted(cache))?.files[name];
@@ -119,7 +139,7 @@ async function respond(request, name) {
  */
 async function complete(spare) {
   const cache = await caches.open(NAME);
-  if (!(await adopted(cache))) await adopt(cache);
+  if (!(await adopted(cache)) && (await adopt(cache)) === "full") throw new Error(NO_ROOM);
   const manifest = await adopted(cache);
   if (!manifest) throw new Error("the server does not answer");
   // What only our own measuring server can serve is of no use without it.
@@ -127,12 +147,12 @@ async function complete(spare) {
   for (const [name, hash] of files) {
     if (spare.includes(name) || (await kept(cache, name, hash))) continue;
     if (!(await load(cache, name, hash)).right) throw new Error(`${name} is not what the page's manifest says`);
-    if (!(await kept(cache, name, hash))) throw new Error("this browser has no room for one");
+    if (!(await kept(cache, name, hash))) throw new Error(NO_ROOM);
   }
-  const now = await kept(cache, MANIFEST, "adopted");
+  const now = await kept(cache, MANIFEST, "adopted"), text = await now.clone().text();
   // Opened anew meanwhile, of a newer version: that one asks for itself.
-  if (JSON.stringify(parse(await now.clone().text())) !== JSON.stringify(manifest)) return;
-  await keep(cache, MANIFEST, "complete", now);
+  if (JSON.stringify(parse(text)) !== JSON.stringify(manifest)) return;
+  if (!(await says(cache, "complete", text))) await keep(cache, MANIFEST, "complete", now);
   const wanted = new Set(files.map(([name, hash]) => `${name}?${hash}`));
   for (const mark of ["adopted", "complete"]) wanted.add(`${MANIFEST}?${mark}`);
   for (const { url } of await cache.keys()) {
@@ -154,7 +174,8 @@ self.addEventListener("fetch", (event) => {
   if (method !== "GET" || !address.startsWith(SCOPE)) return;
   const name = address.slice(SCOPE.length) || "index.html";
   if (name.includes("/") || name.startsWith("measure")) return;
-  event.respondWith(respond(event.request, name));
+  // A browser whose storage fails shows the page as well.
+  event.respondWith(respond(event.request, name).catch(() => fetch(event.request)));
 });
 
 self.addEventListener("message", (event) => {

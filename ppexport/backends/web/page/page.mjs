@@ -103,6 +103,8 @@ async function use(file, name) {
 }
 
 function begin(box, width, height) {
+  // One that is still being read would take this one's place.
+  page.turn++;
   const { canvas, rgba, transparent } = pixelsOf(page.picture, box, width, height);
   const { manifest: { scale }, picture: { name } } = page;
   const preview = new Preview(width * scale, height * scale);

@@ -99,7 +99,14 @@ export function pixelsOf(picture, box, width, height) {
   context.imageSmoothingEnabled = width !== box.width || height !== box.height;
   context.imageSmoothingQuality = "high";
   context.drawImage(picture.image, box.x, box.y, box.width, box.height, 0, 0, width, height);
-  let data = context.getImageData(0, 0, width, height).data;
+  let data;
+  try {
+    ({ data } = context.getImageData(0, 0, width, height));
+  } catch (error) {
+    if (error.name !== "SecurityError") throw error;
+    throw new PictureError(`This browser lets no page read ${picture.name}, as SVG files may show parts of other pages: `
+      + "save it as PNG.");
+  }
   let transparent = false;
   for (let at = 3; at < data.length && !transparent; at += 4) transparent = data[at] < 255;
   if (transparent) {
