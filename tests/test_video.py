@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from test_upscale import Repeat
 from video_files import BT601, BT709, BT2020, chart, look, make_video, moving
 
@@ -270,6 +270,12 @@ def test_videos_are_recognised_by_content(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "still.mp4", format="PNG")
     frames = [Image.new("RGB", (9, 9), (i, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    if features.check("avif"):
+        # FFmpeg reads it as it does an MP4.
+        frames[0].save(tmp_path / "still.avif")
+        frames[0].save(tmp_path / "moving.avif", save_all=True, append_images=frames[1:])
+        assert not is_video(tmp_path / "still.avif")
+        assert not is_video(tmp_path / "moving.avif")
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path / 'in.png'}\n")
     (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path / 'in.png'}\n")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppexport.errors import InputError, counted, first_line, imported, require
+from ppexport.imaging.formats import format_of
 from ppexport.imaging.images import MAX_PIXELS
 from ppexport.imaging.video_colour import Colours, colours_of
 
@@ -146,6 +147,10 @@ def picture_stream(container: InputContainer) -> VideoStream | None:
 def is_video(path: Path) -> bool:
     """Whether the file *path* holds a video stream and is no (animated) picture. Never raises; False without PyAV."""
     try:
+        # FFmpeg takes an AVIF or HEIC, which is a kind of MP4, for a video.
+        with open(path, "rb") as stream:
+            if format_of(stream.read(64)) is not None:
+                return False
         with opened(path) as container:
             return container.format.name not in PICTURES and picture_stream(container) is not None
     except Exception:
