@@ -80,6 +80,29 @@ def test_ctrl_c_leaves_a_playable_file_and_the_same_command_continues(tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "whole.mkv"]
 
 
+def test_what_plays_of_an_interrupted_run_takes_the_name_of_no_other_file(tmp_path: Path, source: Path) -> None:
+    # It is the source, even.
+    source = source.rename(tmp_path / "out.partial.mkv")
+    content, target = source.read_bytes(), tmp_path / "out.mkv"
+    for run in (21, 5):
+        with pytest.raises(InterruptedVideo) as stopped:
+            upscale_video(interrupted_at(run), plan_video(source, target, 2))
+        assert stopped.value.partial == tmp_path / "out.partial2.mkv"
+    assert upscale_video(Repeat((64, 48)), plan_video(source, target, 2)).frames == 20
+    assert source.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mkv", "out.partial.mkv"]
+
+
+def test_the_list_names_no_other_file_as_its_playable_one(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "out.mkv"
+    with pytest.raises(InterruptedVideo):
+        upscale_video(interrupted_at(21), plan_video(source, target, 2))
+    path = work_folder(target) / video_segments.WORK
+    path.write_text(json.dumps({**json.loads(path.read_text()), "partial": "in.mkv"}))
+    upscale_video(Repeat((64, 48)), plan_video(source, target, 2))
+    assert source.exists()
+
+
 def test_ctrl_c_before_the_first_frame_leaves_nothing(tmp_path: Path, source: Path) -> None:
     with pytest.raises(InterruptedVideo) as stopped:
         upscale_video(interrupted_at(0), plan_video(source, tmp_path / "out.mkv", 2))

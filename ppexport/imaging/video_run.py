@@ -22,7 +22,13 @@ from ppexport.imaging.images import MAX_PIXELS, Pixels
 from ppexport.imaging.video import Damage, Timed, Video, frames_of, load_av, read_video
 from ppexport.imaging.video_encoding import Encoding, FrameEncoder, VideoOptions, choose_encoding
 from ppexport.imaging.video_joining import join, other_streams
-from ppexport.imaging.video_segments import SegmentStore, SegmentWriter, segment_store, work_folder
+from ppexport.imaging.video_segments import (
+    SegmentStore,
+    SegmentWriter,
+    segment_store,
+    unused_partial,
+    work_folder,
+)
 from ppexport.imaging.video_tiles import FrameReport, FrameUpscaler
 
 AHEAD, BEHIND = 3, 2
@@ -173,9 +179,11 @@ def _partial(plan: VideoPlan, store: SegmentStore) -> Path | None:
     """A playable file of what is done, beside the result."""
     if not store.segments:
         return None
+    # It is removed at the end, so it takes the name of no other file, which could even be the source.
     target = plan.target
-    partial = target.with_name(f"{target.stem}.partial{target.suffix}")
-    store.partial = partial.name
+    if store.partial is None:
+        store.partial = unused_partial(target).name
+    partial = target.with_name(store.partial)
     store.save()
     join(store, plan.encoding, partial, whole=False)
     return partial

@@ -21,6 +21,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -177,6 +178,20 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
 
 
+def _partial(target: Path, number: int) -> str:
+    return f"{target.stem}.partial{number if number > 1 else ''}{target.suffix}"
+
+
+def unused_partial(target: Path) -> Path:
+    """A name beside *target* for what plays of it that no file has."""
+    return next(path for n in count(1) if not os.path.lexists(path := target.with_name(_partial(target, n))))
+
+
+def _is_partial(name: str, target: Path) -> bool:
+    number = name.removeprefix(f"{target.stem}.partial").removesuffix(target.suffix) or "1"
+    return number.isdecimal() and name == _partial(target, int(number))
+
+
 @contextmanager
 def segment_store(target: Path, key: Mapping[str, Any]) -> Iterator[SegmentStore]:
     """The segments of *target*, those that an earlier run with the same *key* left among them.
@@ -212,7 +227,7 @@ def _load(store: SegmentStore, target: Path) -> None:
             f"{store.folder} holds unfinished work on {target} with another {' and '.join(changed)}: run the same "
             "command as before to continue it, or remove that folder to begin again"
         )
-    if isinstance(partial, str) and is_plain_name(partial):
+    if isinstance(partial, str) and is_plain_name(partial) and _is_partial(partial, target):
         store.partial = partial
     for segment in listed:
         path = store.folder / str(segment.name)
