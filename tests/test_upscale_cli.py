@@ -109,6 +109,7 @@ def test_where_nothing_can_be_begun_the_exit_code_is_2(enlarger: Path, photos: P
         (["photos/a.png", "photos/../photos/a.png"], "is the input itself"),
         (["photos", "-o", "photos"], "lies in the input folder"),
         (["photos", "-o", "out", "--name", "{other}"], "its fields are"),
+        (["photos", "-o", "out", "--name", "{stem!r:>9}"], "has a field {stem!r:>9} that is none"),
         (["photos", "-o", "out", "--name", "x.png"], "would both be written to"),
         (["photos", "-o", "photos/a.png"], "is a file, and the results need a folder"),
         (["-", "-o", "out"], "- is one picture on standard input"),

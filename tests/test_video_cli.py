@@ -80,6 +80,8 @@ def test_errors_are_one_sentence(small: Path, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(picture)
     for arguments, message in {
         (source, tmp_path / "out.png"): "extension of an enlarged video is one of",
+        (picture, tmp_path / "out.mp4"): "in.png is no video",
+        (source, "-"): "if it is a video, name it and the video to write",
         (picture, tmp_path / "out.png", "--crf", 3): "--codec, --crf and --fps are for videos",
         (source, tmp_path / "out.mp4", "--lossless"): "--codec ffv1 is lossless",
         (source, tmp_path / "out.mp4", "--max-pixels", 99): "has frames of 64x48 = 3,072 pixels, more than the",
@@ -92,6 +94,8 @@ def test_errors_are_one_sentence(small: Path, tmp_path: Path) -> None:
         (source, "-", "--raw", "9x9", "rgb24"): "write - - for IN and OUT",
     }.items():
         assert message in run(small, *arguments, code=2), arguments
+    # Not behind what is said of the video, when the model has been opened.
+    assert "tiles a frame" not in run(small, source, tmp_path / "out.mp4", "--fps", 0, code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "in.png"]
 
 

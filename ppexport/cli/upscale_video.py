@@ -45,6 +45,7 @@ def upscale_moving(
 
     Raises InputError for options of the other kind.
     """
+    from ppexport.imaging.deadline import Deadline
     from ppexport.imaging.upscaling import Settings
     from ppexport.imaging.video import is_video
     from ppexport.imaging.video_encoding import FORMATS
@@ -60,6 +61,9 @@ def upscale_moving(
             "--quality, --lossless, --alpha, --strip-metadata, --first-frame and --wrap are for pictures: of videos "
             "--crf is the quality, and --codec ffv1 is lossless"
         )
+    if asked.fps is not None:
+        # Before the model is opened, which may take minutes.
+        Deadline(asked.fps, ())
     if asked.raw is not None:
         if (source, target) != (STANDARD, STANDARD):
             raise InputError("--raw takes frames from standard input to standard output: write - - for IN and OUT")

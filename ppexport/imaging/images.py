@@ -14,6 +14,7 @@ they are. Other formats have no such fields: they may hold what looks the same w
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from operator import add
@@ -54,6 +55,8 @@ MAX_PIXELS = 89_478_485
 """Largest picture that is read unless the caller says otherwise: the size from which Pillow suspects an attack."""
 # A TIFF may lie in tiles that are larger than it is.
 _MAX_TILE = 1 << 26
+# MP4 and MOV, Matroska and WebM, AVI.
+_VIDEO = re.compile(rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", re.DOTALL)
 
 
 def is_picture(path: Path) -> bool:
@@ -173,7 +176,8 @@ def _understood(
         raise ImageError(f"{name} is empty")
     kind = format_of(header)
     if kind is None:
-        raise ImageError(f"{name} is not a {TITLES} picture")
+        way = ": if it is a video, name it and the video to write, without --out" if _VIDEO.match(header) else ""
+        raise ImageError(f"{name} is not a {TITLES} picture{way}")
     require_codec(name, kind)
     stream.seek(0)
     try:

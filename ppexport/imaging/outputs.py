@@ -116,7 +116,8 @@ def check_template(template: str) -> None:
         if set(literal) & set("/\\:\0"):
             raise InputError(f"--name {template!r} is no plain file name: folders come from the inputs and from --out")
         if field is not None and (field not in ("stem", "scale", "suffix", "model") or spec or conversion):
-            raise InputError(f"--name {template!r} has a field {{{field}}} that is none: its fields are {fields}")
+            asked = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise InputError(f"--name {template!r} has a field {{{asked}}} that is none: its fields are {fields}")
     if template.strip(". ") == "":
         raise InputError(f"--name {template!r} is no file name: write, for example, {TEMPLATE!r}")
 

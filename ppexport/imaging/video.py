@@ -127,7 +127,8 @@ def opened(path: Path) -> Iterator[InputContainer]:
             pass
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         container = av.open(address(path), "r", options=options, metadata_errors="replace")
-    except (av.error.InvalidDataError, av.error.EOFError):
+    except (av.error.InvalidDataError, av.error.EOFError, av.error.ArgumentError):
+        # The last one is of a format that is none of those.
         raise InputError(f"{path} is no video, or it is damaged or cut off at its beginning or end") from None
     except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
