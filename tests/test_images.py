@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -580,6 +582,30 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, name: str, monkeyp
     assert read_image(target).size == (11, 17)
 
 
+def test_a_stream_that_takes_a_part_gets_the_rest_or_fails() -> None:
+    class Part(io.RawIOBase):
+        """Standard output with PYTHONUNBUFFERED, whose reader leaves after *most* bytes."""
+
+        def __init__(self, most: int) -> None:
+            self.got, self.most = b"", most
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if len(self.got) >= self.most:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            self.got += bytes(data[:50])
+            return min(50, len(data))
+
+    picture = Picture(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8), None, False)
+    whole = Part(1 << 20)
+    write_image(whole, picture, suffix=".png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(whole.got))), picture.rgb)
+    with pytest.raises(ImageError, match="standard output cannot be written: Broken pipe"):
+        write_image(Part(100), picture, suffix=".png")
+
+
 def test_a_folder_that_vanishes_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppexport.imaging.writing.check_output", lambda path, picture, options: None)
     with pytest.raises(ImageError, match=r"a\.png cannot be written: No such file"):
@@ -590,6 +616,7 @@ KILLED = """
 import sys, time
 import numpy as np
 from pathlib import Path
+from typing import Any
 from PIL import Image
 from ppexport.imaging.images import Picture, write_image
 

@@ -145,7 +145,10 @@ def whole(
                 check_content(name, kind, picture)
                 buffer = io.BytesIO()
                 notes = write(buffer, kind)
-                target.write(buffer.getbuffer())
+                left = buffer.getbuffer()
+                while left:
+                    # With PYTHONUNBUFFERED standard output takes what fits, which is less where its reader leaves.
+                    left = left[target.write(left) :]
                 target.flush()
     except MemoryError:
         raise ImageError(f"{name} cannot be written: the picture does not fit into memory") from None
