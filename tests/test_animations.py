@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image, ImageSequence, features
 from ppexport.errors import ImageError
 from ppexport.imaging.animations import write_animation
 from ppexport.imaging.enlarging import EnlargeOptions, enlarge
+from ppexport.imaging.gif_writer import gif_frame
 from ppexport.imaging.images import Picture, WriteOptions, check_output, peek, read_image, read_levels, write_image
 
 rng = np.random.default_rng(24)
@@ -120,6 +122,34 @@ def test_disposal_of_a_gif(tmp_path: Path, disposal: int) -> None:
         np.testing.assert_array_equal(large, small.repeat(2, 0).repeat(2, 1))
 
 
+def test_a_gif_whose_parts_leave_gaps(tmp_path: Path) -> None:
+    """Where nothing is drawn, or what was drawn is gone, browsers show what is behind the picture."""
+    table = [0, 0, 0, 250, 30, 30, 30, 250, 30, 30, 30, 250, 200, 200, 200]
+    parts = [(2, 2, 10, 6, 2, 2), (8, 1, 6, 6, 3, 1), (14, 4, 6, 6, 4, 3), (0, 0, 4, 4, 3, 0)]
+    data = b"GIF89a" + struct.pack("<HHBBB", 20, 10, 0xF7, 1, 0) + bytes(table).ljust(768, b"\0")
+    canvas, expected = np.zeros((10, 20, 4), np.uint8), []
+    for x, y, width, height, colour, disposal in parts:
+        part = Image.new("P", (width, height), colour)
+        part.putpalette(table)
+        block = gif_frame(part)
+        data += b"!\xf9\x04" + struct.pack("<BHBB", disposal << 2, 5, 0, 0)
+        data += block[:1] + struct.pack("<HH", x, y) + block[5:]
+        before = canvas.copy()
+        canvas[y : y + height, x : x + width] = [*table[3 * colour : 3 * colour + 3], 255]
+        expected.append(canvas.copy())
+        if disposal == 2:
+            canvas[y : y + height, x : x + width] = 0
+        elif disposal == 3:
+            canvas = before
+    (tmp_path / "a.gif").write_bytes(data + b";")
+    enlarged(read_image(tmp_path / "a.gif"), tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as image:
+        for frame, wanted in zip(ImageSequence.Iterator(image), expected, strict=True):
+            found, wanted = np.asarray(frame.convert("RGBA")), wanted.repeat(2, 0).repeat(2, 1)
+            np.testing.assert_array_equal(found[..., 3], wanted[..., 3])
+            np.testing.assert_array_equal(found[wanted[..., 3] > 0], wanted[wanted[..., 3] > 0])
+
+
 @pytest.mark.parametrize(("dispose", "blend"), [(0, 0), (1, 1), (2, 1), (0, 1), (1, 0)])
 def test_disposal_and_blending_of_an_apng(tmp_path: Path, dispose: int, blend: int) -> None:
     make(tmp_path / "a.png", clear=True, disposal=dispose, blend=blend)
@@ -127,6 +157,17 @@ def test_disposal_and_blending_of_an_apng(tmp_path: Path, dispose: int, blend: i
     assert times(tmp_path / "b.png") == times(tmp_path / "a.png")
     for small, large in zip(shown(tmp_path / "a.png"), shown(tmp_path / "b.png"), strict=True):
         np.testing.assert_array_equal(large, small.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png"])
+def test_another_library_shows_the_same(tmp_path: Path, suffix: str) -> None:
+    av = pytest.importorskip("av")
+    enlarged(read_image(make(tmp_path / "a.webp", clear=True)), tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / f"b{suffix}"), format="gif" if suffix == ".gif" else "apng") as container:
+        frames = [frame.to_ndarray(format="rgba").astype(int) for frame in container.decode(video=0)]
+    for frame, expected in zip(frames, shown(tmp_path / "a.webp"), strict=True):
+        over = np.where(frame[..., 3:] > 0, frame[..., :3], 128)
+        np.testing.assert_array_equal(over, expected.repeat(2, 0).repeat(2, 1))
 
 
 def test_the_picture_of_an_apng_for_old_viewers_is_no_frame(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 from test_images import png
 
 from ppexport.errors import ImageError
@@ -47,7 +47,7 @@ def tiff(path: Path, levels: np.ndarray, order: str = "<", **options: int) -> Pa
     }  # fmt: skip
     if predictor:
         tags[317] = ("H", [2])
-    if channels in (2, 4):
+    if channels in (2, 4) and options.get("photometric") != 5:
         tags[338] = ("H", [extra])
     places, lengths = (324, 325) if tile else (273, 279)
     tags |= {places: ("L", offsets[:-1]), lengths: ("L", list(map(len, data)))}
@@ -157,6 +157,26 @@ def test_a_tiff_that_claims_huge_tiles(tmp_path: Path) -> None:
     )
     with pytest.raises(ImageError, match="tiles have 65536x32768 pixels"):
         read_image(path)
+
+
+def test_inks_of_16_bits_are_read_with_8_and_a_sentence(tmp_path: Path) -> None:
+    picture = read_image(tiff(tmp_path / "a.tif", LEVELS, photometric=5))
+    assert (picture.depth, picture.rgb.dtype) == (8, np.uint8)
+    assert picture.notes[0] == "its 16 bits for each sample are read as 8, since Pillow gives no more of TIFF"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs AVIF in Pillow")
+def test_an_avif_of_10_bits_is_read_with_8_and_a_sentence(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.avif"), "w") as container:
+        stream = container.add_stream("libsvtav1", rate=1, options={"preset": "12"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 60, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p10le")))
+        container.mux(stream.encode(None))
+    picture = read_image(tmp_path / "a.avif")
+    assert (picture.size, picture.rgb.dtype) == ((48, 64), np.uint8)
+    assert picture.notes == ("its 10 bits for each sample are read as 8, since Pillow gives no more of AVIF",)
 
 
 @pytest.mark.parametrize("highest", [65535, 1023])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
@@ -53,6 +54,7 @@ class Frames:
             stream.seek(0)
             try:
                 image = self._kind.open_reader()(stream)
+                drawn = _Drawn(self._size)
                 for number in range(self._first, self._first + self._count):
                     with no_warnings():
                         image.seek(number)
@@ -60,8 +62,9 @@ class Frames:
                             raise ImageError(f"{self.name} has a frame larger than the first, which is not read")
                         image.load()
                     decoded = decode_loaded(image)
+                    alpha = drawn.alpha(image) if image.format == "GIF" and decoded.alpha is None else decoded.alpha
                     time = image.info.get("duration") or 0
-                    yield Picture(decoded.rgb, decoded.alpha, decoded.grey, milliseconds=float(time))
+                    yield Picture(decoded.rgb, alpha, decoded.grey, milliseconds=float(time))
             except ImageError:
                 raise
             except MemoryError:
@@ -69,6 +72,29 @@ class Frames:
             except Exception as error:
                 stream.seek(0)
                 raise ImageError(f"{self.name} {damage(stream, stream.read(64), error)}") from None
+
+
+class _Drawn:
+    """Where frames of a GIF have drawn something: elsewhere viewers show what is behind it, and Pillow a colour."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._now = np.zeros(size[::-1], bool)
+        self._before, self._disposal, self._part = self._now, 0, (slice(0), slice(0))
+
+    def alpha(self, image: Any) -> NDArray[np.uint8] | None:
+        """The alpha of the next frame, an opened *image* that shows no transparency itself; None where all is drawn."""
+        if self._disposal == 2:
+            self._now[self._part] = False
+        elif self._disposal == 3:
+            self._now = self._before
+        left, top, right, bottom = image.dispose_extent
+        self._part, self._disposal, self._before = (
+            np.s_[top:bottom, left:right],
+            image.disposal_method,
+            self._now.copy(),
+        )
+        self._now[self._part] = True
+        return None if self._now.all() else np.where(self._now, 255, 0).astype(np.uint8)
 
 
 def _plays(kind: Format, image: ImageFile) -> int:
@@ -183,7 +209,7 @@ class _Stream(Image.Image):
         self._show()
 
     def _show(self) -> None:
-        # Pixels, mode and size, whatever the version of Pillow calls them.
+        # Pixels, mode and size.
         vars(self).update(vars(self._pictures.image))
 
     def seek(self, frame: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+
+# Errors that Pillow logs would be lines on stderr beside those of the exception that it raises as well.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadError(ValueError):
@@ -53,7 +57,9 @@ def damage(stream: IO[bytes], header: bytes, error: Exception) -> str:
     cut_webp = header.startswith(b"RIFF") and int.from_bytes(header[4:8], "little") + 8 > length
     if cut_webp or any(words in detail.lower() for words in ("truncated", "not enough", "end of file", "reached eof")):
         return truncated(length)
-    if "unknown pixel mode" in detail or "unknown data organization" in detail:
+    # What Pillow's tables lack: a layout, a compression.
+    odd_tiff = header[:2] in (b"II", b"MM") and isinstance(error, (KeyError, IndexError))
+    if odd_tiff or "unknown pixel mode" in detail or "unknown data organization" in detail:
         return "has pixels of a kind that is not read: convert it to PNG"
     # Pillow's limits against texts and profiles that unpack to gigabytes.
     if any(words in detail.lower() for words in ("decompressed data too large", "text chunks")):

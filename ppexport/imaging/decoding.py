@@ -108,7 +108,9 @@ def sideways(image: ImageFile) -> bool:
 def _load(image: ImageFile, raw: str | None = None) -> tuple[int, bool]:
     """Load *image*, its bytes being taken as *raw* says; how it lies now, and whether its file has it on its side."""
     if raw is not None:
-        image.tile = [_retold(tile, raw) for tile in image.tile]
+        for number, tile in enumerate(image.tile):
+            several = () if isinstance(tile.args, str) or tile.args is None else tile.args
+            image.tile[number] = tile._replace(args=(raw, *several[1:]) if several else raw)
     # Pillow turns a TIFF while it loads it. Of a PNG it cannot tell before, since EXIF may come after the pixels.
     before = _orientation(image) if image.format == "TIFF" else 1
     image.load()
@@ -159,7 +161,7 @@ def _sample_bits(image: ImageFile, stream: IO[bytes]) -> int:
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(258, (1,))))  # type: ignore[attr-defined]
     if image.format == "PPM":
-        name, args = image.tile[0][0], _arguments(image)
+        name, args = image.tile[0].codec_name, _arguments(image)
         if isinstance(args, str):
             return 16 if args == "I;16B" else 8
         return max(8, int(args[-1]).bit_length()) if name.startswith("ppm") else 8
@@ -227,13 +229,7 @@ def _two_passes(image: ImageFile, stream: IO[bytes], bits: int) -> tuple[NDArray
 
 def _arguments(image: ImageFile) -> Any:
     """What tells Pillow's decoder how the bytes of *image* lie: a name, or several things with the name first."""
-    return image.tile[0][3]
-
-
-def _retold(tile: Any, raw: str) -> Any:
-    args = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
-    # A plain tuple in older versions of Pillow.
-    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+    return image.tile[0].args
 
 
 def _unit(levels: NDArray[Any], highest: int = DEEP) -> NDArray[np.float32]:

@@ -1,4 +1,20 @@
-"""Enlarges a whole picture with what only enlarges colours: transparency, and edges that continue at the other side."""
+"""Enlarges a whole picture with what only enlarges colours: transparency, and edges that continue at the other side.
+
+PP-ATD-light x2 in tiles of 64x64, on six shapes drawn at 192x192 and halved, against the shapes. The network is better
+wherever alpha has edges; on soft shadows both are so good that nobody sees the difference:
+
+    PSNR of alpha, dB   text    disc    stars   hairs   leaves  soft shadow
+    by the network      24.91   35.60   33.33   21.81   22.42   54.64
+    bicubic             21.67   27.73   25.77   18.54   16.23   55.97
+
+The same on textures of soft noise without a seam, cut at two places half a picture apart, and with different numbers of
+pixels from the opposite side: the mean difference of both results, in levels, within four pixels of the cuts and, in
+brackets, elsewhere, which tiles cause. Four pixels are enough; 16 leave windows where they lie without wrapping:
+
+    context    0             4             8             16            32
+    80x80      4.98 (1.30)   1.21 (1.25)   1.14 (1.22)   1.15 (1.29)   1.18 (1.10)
+    40x40      5.13 (1.74)   1.59 (1.54)   1.53 (1.62)   1.14 (1.15)   1.40 (1.48)
+"""
 
 from __future__ import annotations
 
@@ -16,8 +32,8 @@ from ppexport.imaging.writing import as_levels, luma
 
 Run = Callable[[Pixels, int], NDArray[Any]]
 """(rgb (H, W, 3), uint8 or float32 in [0, 1], depth 8 or 16) -> levels (H * scale, W * scale, 3) of that depth."""
-WRAP_CONTEXT = 32
-"""Pixels (LR) that a picture is continued by on each side that wraps around."""
+WRAP_CONTEXT = 16
+"""Pixels (LR) that a picture is continued by on each side that wraps around; the module's table says why."""
 ALPHAS = ("network", "bicubic")
 WRAPS = ("x", "y", "xy")
 

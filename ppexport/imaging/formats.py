@@ -48,9 +48,7 @@ class Format:
 
     def available(self) -> bool:
         """Whether this machine's Pillow, or the package beside it, was built with it."""
-        # An old Pillow would warn of a name that it does not know.
-        known = {*features.modules, *features.codecs, *features.features}
-        return not self.codec or (self.codec in known and bool(features.check(self.codec)))
+        return not self.codec or bool(features.check(self.codec))
 
     def open_reader(self) -> type[ImageFile]:
         """Pillow's class that reads it. Raises UnavailableError for HEIC where pillow-heif is missing."""
@@ -85,7 +83,7 @@ FORMATS = (
     Format("GIF", "GIF", (".gif",), rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile",
            alpha=True, holds=frozenset({"comment"}), max_side=65_535, animated=True),
     Format("AVIF", "AVIF", (".avif", ".avifs"), _brands(b"avif", b"avis"), "PIL.AvifImagePlugin:AvifImageFile", "avif",
-           alpha=True, holds=_ALL, max_side=65_535, quality=90, animated=True),
+           alpha=True, holds=_ALL, max_side=32_768, quality=90, animated=True),
     Format("HEIF", "HEIC", (".heic", ".heif"), _brands(b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"),
            "pillow_heif:HeifImageFile",
            alpha=True, holds=_ALL, max_side=8_192 * 2, quality=90, lossless=True),

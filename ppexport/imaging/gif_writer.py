@@ -43,7 +43,7 @@ class GifWriter:
         self._stream.write(b"!\xf9\x04" + struct.pack(
             "<BHBB", disposal << 2 | (transparent is not None), hundredths, transparent or 0, 0
         ))  # fmt: skip
-        self._stream.write(_gif_frame(few))
+        self._stream.write(gif_frame(few))
 
 
 def _few_colours(rgb: Image.Image, clear: Any) -> tuple[Image.Image, int | None]:
@@ -68,7 +68,7 @@ def _few_colours(rgb: Image.Image, clear: Any) -> tuple[Image.Image, int | None]
     return shown, 255
 
 
-def _gif_frame(image: Image.Image) -> bytes:
+def gif_frame(image: Image.Image) -> bytes:
     """A descriptor, a table of 256 colours and the pixels of an *image* with a palette."""
     one = io.BytesIO()
     plain = Image.frombytes("L", image.size, image.tobytes())

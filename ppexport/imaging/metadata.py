@@ -19,7 +19,6 @@ from ppexport.imaging.pixels import Metadata
 
 EXIF_PREFIX = b"Exif\0\0"
 _XMP_KEYWORD = "XML:com.adobe.xmp"
-_XMP_APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION, _WIDTH, _HEIGHT, _EXIF_IFD, _GPS_IFD = 0x0112, 0x0100, 0x0101, 0x8769, 0x8825
 _EXIF_WIDTH, _EXIF_HEIGHT = 0xA002, 0xA003
 _THUMBNAIL, _THUMBNAIL_LENGTH = 0x0201, 0x0202
@@ -71,10 +70,6 @@ def _tiff_exif(image: ImageFile) -> bytes | None:
 
 def _xmp(image: ImageFile) -> bytes | None:
     found: Any = image.info.get("xmp") or image.info.get(_XMP_KEYWORD)
-    for name, content in getattr(image, "applist", ()):
-        # Older versions of Pillow do not tell it of a JPEG.
-        if found is None and name == "APP1" and content.startswith(_XMP_APP1):
-            found = content[len(_XMP_APP1) :]
     if isinstance(found, str):
         found = found.encode()
     return found if isinstance(found, bytes) and found else None

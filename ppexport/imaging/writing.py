@@ -289,11 +289,7 @@ def save_options(kind: Format, kept: Picture, options: WriteOptions) -> dict[str
     if metadata.exif is not None:
         found["exif"] = (EXIF_PREFIX if kind.name in ("JPEG", "HEIF") else b"") + metadata.exif
     if metadata.xmp is not None and kind.name != "PNG":
-        if kind.name == "JPEG":
-            content = b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp
-            found["extra"] = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
-        else:
-            found["xmp"] = metadata.xmp
+        found["xmp"] = metadata.xmp
     if "comment" in kind.holds and metadata.texts:
         found["comment"] = metadata.texts[0][1].encode()
     return found
