@@ -44,7 +44,7 @@ from ppexport.parity.inputs import photo_folder
 SIZE = (112, 192)
 RATE = 30
 PHOTOS = ("astronaut.png", "hubble_deep_field.jpg", "coffee.png", "rocket.jpg", "chelsea.png")
-EACH = 8
+EACH = 12
 """Frames of every photograph."""
 TABLE = Path(__file__).parent.parent / "docs" / "real-time.md"
 Frames = list[NDArray[np.uint8]]
@@ -77,7 +77,7 @@ def static_camera(noise: float) -> Frames:
     scene = np.asarray(astronaut.resize((width, height), Image.Resampling.LANCZOS, (0, 60, 512, 359)))
     thing = np.asarray(coffee.resize((20, 20), Image.Resampling.LANCZOS, (180, 80, 420, 320)))
     for i in range(EACH * len(PHOTOS)):
-        frame, left = scene.copy(), 4 + 3 * i
+        frame, left = scene.copy(), 4 + 2 * i
         frame[80:100, left : left + 20] = thing
         noisy = frame + rng.normal(0, noise, frame.shape) if noise else frame
         found.append(np.clip(np.round(noisy), 0, 255).astype(np.uint8))
