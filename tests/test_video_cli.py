@@ -119,7 +119,7 @@ def test_ctrl_c_says_what_plays_and_the_same_command_continues(small: Path, tmp_
         while process.poll() is None and not any(part.glob(".*.body")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     said = " ".join(said.split())
     assert f"interrupted: {tmp_path / 'out.partial.mkv'} plays the first" in said
@@ -185,7 +185,7 @@ def test_a_frame_comes_out_before_the_next_goes_in_and_ctrl_c_ends_it(small: Pat
         process.stdin.flush()
         assert len(process.stdout.read(96 * 128 * 3)) == 96 * 128 * 3
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
 
 
 def test_a_reader_that_leaves_ends_it_with_one_sentence(small: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_reader_that_leaves_ends_it_with_one_sentence(small: Path) -> None:
             process.stdin.close()
         except BrokenPipeError:
             pass
-        assert process.wait(60) == 2
+        assert process.wait(120) == 2
         assert b"closed the pipe after" in process.stderr.read()
 
 

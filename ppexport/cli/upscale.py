@@ -65,7 +65,7 @@ def upscale(
         int | None, typer.Option(help="1 to 100, of JPEG (95 if left out), lossy WebP, AVIF and HEIC (90 if left out)")
     ] = None,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="lossless WebP (which it is without --quality) or HEIC")
+        bool, typer.Option("--lossless", help="lossless WebP (its default without --quality) or HEIC")
     ] = False,
     alpha: Annotated[
         str,

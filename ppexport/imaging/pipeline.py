@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
 Done = TypeVar("Done")
+
+
+POLL = 0.5
+"""Seconds after which a waiting caller looks for Ctrl-C."""
+
+
+def _awaited(future: Future[Done]) -> Done:
+    """The result of *future*.
+
+    A signal that comes just before a wait without an end does not end it: items may be awaited for ever.
+    """
+    while True:
+        try:
+            return future.result(POLL)
+        except FutureTimeout:
+            if future.done():
+                return future.result()
 
 
 def overlap(
@@ -43,7 +61,7 @@ def overlap(
         try:
             upcoming = preparing.submit(prepare_next)
             last: Future[object] | None = None
-            while prepared := upcoming.result():
+            while prepared := _awaited(upcoming):
                 upcoming = preparing.submit(prepare_next)
                 result = run(prepared[0])
                 if last is not None:
