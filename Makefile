@@ -52,7 +52,7 @@ $(PAGE): $(DEMO)
 
 $(READY): $(DEMO)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" \
-	  -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,litert,executorch,qnn,web,test]"
+	  -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,litert,executorch,qnn,web,heif,test]"
 	touch $(READY)
 
 # The wheel in a second environment without torch, as on a device.

@@ -195,7 +195,7 @@ def test_export_upscale_and_lint(tmp_path, picture):
     assert linted["ok"]
     assert linted["facts"]["ir_version"] == 8
     fails("parity", out, message="made from atd_light_x2_trained.safetensors: give that file with --checkpoint")
-    for suffix in (".gif", ""):
+    for suffix in (".jp2", ""):
         fails("upscale", out, picture, tmp_path / f"result{suffix}", message="extension")
     fails("upscale", out, tmp_path / "absent.png", result, message="does not exist")
     fails("upscale", out, picture, result, "--max-pixels", 100, message="--max-pixels")
@@ -361,7 +361,7 @@ def test_upscale_reads_the_picture_before_it_opens_the_model(artifact, picture, 
     for source, target, message in (
         ("none.png", "sr.png", "does not exist"),
         ("cut.png", "sr.png", "is truncated"),
-        (picture.name, "sr.gif", "extension is one of"),
+        (picture.name, "sr.jp2", "extension is one of"),
         (picture.name, "none/sr.png", "does not exist"),
     ):
         done = CliRunner().invoke(app, ["upscale", str(artifact), str(tmp_path / source), str(tmp_path / target)])

@@ -39,9 +39,9 @@ def test_a_change_that_rounds_to_zero_is_not_negative(value, text):
     assert change(value, 4) == text
 
 
-def said(clock, capsys, what, total, steps, first=0):
+def said(clock, capsys, what, total, steps, first=0, unit=""):
     """What a log file gets of *steps*, the seconds that each step of a work takes, after *first* earlier ones."""
-    with progress_bar(what) as move:
+    with progress_bar(what, unit) as move:
         move(first, total)
         for done, seconds in enumerate(steps, first + 1):
             clock.now += seconds
@@ -53,6 +53,11 @@ def said(clock, capsys, what, total, steps, first=0):
 
 def test_long_work_is_announced_once_from_its_first_steps(clock, capsys):
     assert said(clock, capsys, "tiles", 5229, [0.06] * 99) == "tiles: 34 of 5,229 done, about 5 min left\n"
+
+
+def test_a_unit_tells_the_speed(clock, capsys):
+    text = said(clock, capsys, "frames", 1000, [0.5] * 9, unit="fps")
+    assert text == "frames: 4 of 1,000 done, 2.00 fps, about 8 min left\n"
 
 
 def test_what_an_earlier_process_did_says_nothing_about_the_speed(clock, capsys):

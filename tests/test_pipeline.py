@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppexport.imaging.upscaling import overlap
+from ppexport.imaging.pipeline import overlap
 
 SECONDS = 60
 """No test waits so long unless it fails."""
@@ -160,7 +160,21 @@ def test_an_error_of_the_items_comes_out() -> None:
     log = Log()
     with pytest.raises(ValueError, match="no more"):
         overlap(items(), log.prepare, log.run, log.finish)
-    assert log.seen["run"] == [0, 1]
+    assert log.seen["run"] == [0, 1, 2]
+
+
+def test_items_that_wait_end_when_they_are_told_to() -> None:
+    told = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert told.wait(SECONDS)
+
+    def run(item: int) -> int:
+        raise ValueError("the run failed")
+
+    with pytest.raises(ValueError, match="the run failed"):
+        overlap(items(), lambda item: item, run, lambda item: None, told.set)
 
 
 def test_finishing_what_was_run_ends_before_an_error_comes_out() -> None:

@@ -9,7 +9,8 @@ from sshd_profiles import BRIEF, write_enlarger
 
 from ppexport.device.job import complete_header
 from ppexport.device.target import choose
-from ppexport.profile.received import memory_from, receive
+from ppexport.profile.browser import SENSORS
+from ppexport.profile.received import RecordChecker, memory_from, receive
 from ppexport.profile.remote import Settings, prepare_remote
 from ppexport.profile.result import Profile, write_profile
 from ppexport.remote.address import TransferError
@@ -126,3 +127,9 @@ def test_memory_that_is_none(told):
 
 def test_memory():
     assert memory_from({"memory": [[1, 2], [3, 4], [5, 6]]}, 2) == [(1, 2), (3, 4)]
+
+
+def test_of_a_browser_only_what_a_page_can_read_is_kept():
+    checker = RecordChecker({"subjects": ["x2"], "images": [0]}, known=SENSORS)
+    told = {"page.hidden": 1, "watts.total": 5.0, "mhz.cpu0": 900, "throttled.now": 1}
+    assert checker.checked(["c", 7, told]) == ("c", 7, {"page.hidden": 1})

@@ -22,8 +22,10 @@ from ppexport.device.picture import to_input
 from ppexport.device.runner import Runner
 from ppexport.errors import PpexportError
 from ppexport.imaging.images import read_image, write_image
+from ppexport.imaging.many import Batch
+from ppexport.imaging.outputs import Existing, plan_run
 from ppexport.imaging.tiles import Blender, cut, plan_grid
-from ppexport.imaging.upscaling import upscale_file
+from ppexport.imaging.upscaling import Report, upscale_file
 
 
 def stages_alone(runner: Runner, source: Path, target: Path) -> dict[str, float]:
@@ -53,22 +55,34 @@ def stages_alone(runner: Runner, source: Path, target: Path) -> dict[str, float]
 
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; its choice if left out.")] = None,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the runtime; one for each core if left out.")
+    ] = None,
     suffix: Annotated[str, typer.Option(help="Format of the result: .png, .jpg or .webp.")] = ".png",
+    rounds: Annotated[int, typer.Option(min=1, help="How often a folder is upscaled each way, in turns.")] = 2,
 ) -> None:
-    """Upscale a picture once, then time what surrounds the inferences without them."""
+    """Upscale a picture once, then time what surrounds the inferences without them.
+
+    Of a folder: upscale its pictures one after the other, and then overlapping, as `upscale --out` does.
+    """
     try:
-        runner = open_artifact(artifact, threads=threads)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / f"sr{suffix}"
+        with open_artifact(artifact, threads=threads) as runner, tempfile.TemporaryDirectory() as folder:
             # The first run of a session makes its plan; the measured ones follow it.
             runner(np.zeros((1, 3, *runner.size), np.float32))
-            report = upscale_file(runner, source, target)
-            alone = stages_alone(runner, source, target)
+            if source.is_dir():
+                bench_folder(runner, source, Path(folder), suffix, rounds)
+            else:
+                bench_picture(runner, source, Path(folder) / f"sr{suffix}")
     except PpexportError as error:
         fail(str(error))
         raise typer.Exit(error.exit_code) from None
+
+
+def bench_picture(runner: Runner, source: Path, target: Path) -> None:
+    """Print what the stages of one picture take."""
+    report = upscale_file(runner, source, target)
+    alone = stages_alone(runner, source, target)
     inferences = report.seconds_runtime
     entries = {**alone, "all of these in turns": sum(alone.values())}
     entries["overlapping with inference"] = report.seconds_total - inferences
@@ -76,6 +90,37 @@ def bench(
     (height, width), tiles = report.lr_size, len(report.tiles)
     title = f"{width}x{height} pixels, {tiles} tiles, {inferences:.2f} s in the runtime"
     people(None).print(table(title, ["stage", "s", "of the inferences"], rows))
+
+
+def bench_folder(runner: Runner, source: Path, folder: Path, suffix: str, rounds: int) -> None:
+    """Print what the pictures of a folder take, one after the other and overlapping, in turns."""
+    plan = plan_run([str(source)], folder / "many", lambda path: f"{path.name}{suffix}", Existing.overwrite)
+
+    def alone() -> list[Report]:
+        return [upscale_file(runner, job.source, folder / job.target.name) for job in plan.jobs]
+
+    def together() -> list[Report]:
+        batch = Batch(plan, runner.size)
+        batch.run(runner, lambda done, total: None)
+        return [outcome.report for outcome in batch.outcomes if outcome.report is not None]
+
+    # Seconds in all, in the runtime, and of the processor.
+    spent = {"one after the other": np.zeros(3), "overlapping": np.zeros(3)}
+    tiles = 0
+    for number in range(rounds):
+        ways = list(zip(spent, (alone, together), strict=True))
+        for name, way in ways[:: -1 if number % 2 else 1]:
+            begin, processor = time.perf_counter(), time.process_time()
+            reports = way()
+            total, processor = time.perf_counter() - begin, time.process_time() - processor
+            spent[name] += total, sum(report.seconds_runtime for report in reports), processor
+            tiles = sum(len(report.tiles) for report in reports)
+    rows = [
+        [name, f"{total:.2f}", f"{runtime:.2f}", percent(total / runtime - 1), f"{processor:.2f}"]
+        for name, (total, runtime, processor) in spent.items()
+    ]
+    title = f"{len(plan.jobs)} pictures, {tiles} tiles, {rounds} times each way"
+    people(None).print(table(title, ["", "s", "s in the runtime", "overhead", "processor s"], rows))
 
 
 if __name__ == "__main__":

@@ -344,7 +344,7 @@ def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool =
 
     Args:
         path: the folder that `export` or `ppexport build` made.
-        threads: of the runtime; None lets it choose. More than four for each core are refused.
+        threads: of the runtime, at most one for each processor; None is one for each physical core.
         trust: load a TensorRT engine that this user did not build. Loading an engine runs the code in it.
 
     Raises:

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import ppexport
 from ppexport.cli.console import fail, show_every_character
 from ppexport.cli.options import registered
-from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, PpexportError, how_to_install
+from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, InputError, PpexportError, how_to_install
 from ppexport.files import system_sentence
 
 EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
@@ -54,6 +54,19 @@ class _PlainFlags:
 
 class Command(_PlainFlags, TyperCommand):
     """A command as its help shows it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """With a way out for files whose names begin with a hyphen."""
+        given = list(args)
+        try:
+            parsed: list[str] = super().parse_args(ctx, args)
+            return parsed
+        except Exception as error:
+            # By name: typer brings a copy of click in some versions, and uses the installed one in others.
+            name = next((text for text in given if text.startswith("-") and os.path.lexists(text)), None)
+            if name is None or type(error).__name__ != "NoSuchOption":
+                raise
+        raise InputError(f"{name} is read as an option: write {os.path.join(os.curdir, name)} for the file")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """With what is registered in place of {names}, which only the help looks up."""

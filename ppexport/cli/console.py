@@ -90,16 +90,35 @@ def continues_from(kept: Path) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
+class Speed(progress.ProgressColumn):
+    """How many steps a second are done, in a unit such as fps."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: progress.Task) -> Text:
+        """The speed of *task*, empty before it is known."""
+        return Text(speed_of(task, self.unit))
+
+
+def speed_of(task: progress.Task, unit: str) -> str:
+    """Such as "12.50 fps"; empty without a unit, or before it is known."""
+    return f"{task.speed:.2f} {unit}" if unit and task.speed else ""
+
+
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, moved by calling (done, total); see `progress_bars`."""
-    with progress_bars() as move:
+    with progress_bars(unit) as move:
         yield lambda done, total: move(what, done, total)
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """A bar for every new description, moved by calling (what, done, total), first before the first step is done.
+
+    With a *unit*, such as fps, bars tell how many steps a second are done.
 
     Terminals get bars with the time that has passed and the time that is left, log files and pipes get none. Work that
     will take long is announced by one line as well, so that these tell how long it takes, too.
@@ -108,6 +127,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     columns = (
         progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=20), progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(), progress.TimeRemainingColumn(), progress.TextColumn("left"),
+        *([Speed(unit)] if unit else []),
     )  # fmt: skip
     silent, day = not console.is_terminal, 86400.0
     with progress.Progress(
@@ -126,7 +146,10 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             left = task.time_remaining or 0.0
             if what not in announced and left >= LONG and (task.elapsed or 0.0) >= PATIENCE:
                 announced.add(what)
-                console.print(f"{what}: {done:,} of {total:,} done, about {duration(left)} left")
+                speed = speed_of(task, unit)
+                console.print(
+                    f"{what}: {done:,} of {total:,} done{f', {speed}' if speed else ''}, about {duration(left)} left"
+                )
 
         yield move
 

@@ -60,7 +60,8 @@ Threads = Annotated[
     int | None,
     # typer would pass its context as the second parameter of `check_threads`.
     typer.Option(
-        callback=lambda threads: check_threads(threads), help="threads of the runtime; it chooses if left out"
+        callback=lambda threads: check_threads(threads),
+        help="threads of the runtime, at most one for each processor; one for each physical core if left out",
     ),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]

@@ -57,10 +57,21 @@ def profile(
     layers: Annotated[bool, typer.Option("--layers", help="also measure time by layer and branch")] = False,
     routing: Annotated[bool, typer.Option("--routing", help="also measure time by pure pixels and capacity")] = False,
     frames: Annotated[Path | None, typer.Option(help="also measure frames a second on this folder of frames")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="with --frames: whether this rate is kept up with, and up to which size and scale"),
+    ] = None,
+    versus: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="ARTIFACT", help="with --fps: an artifact of another scale to compare; may be repeated"),
+    ] = None,
     layer_times: Annotated[
         Path | None, typer.Option(help="for --layers of a TensorRT engine: the file that trtexec --exportProfile wrote")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="threads of the runtime; it chooses if this is left out")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="threads of the runtime; one for each physical core if left out"),
+    ] = None,
     power_mode: Annotated[str | None, typer.Option(metavar="NAME|NUMBER", help=POWER_MODE)] = None,
     lock_clocks: Annotated[bool, typer.Option("--lock-clocks", help=LOCK_CLOCKS)] = False,
     cores: Annotated[str | None, typer.Option(help="with --on: run on these cores of the device, such as 4-7")] = None,
@@ -108,10 +119,12 @@ def profile(
     from ppexport.device.jetson import clocks_locked, power_mode_set
     from ppexport.device.target import choose
     from ppexport.folders import run_folder
+    from ppexport.imaging.deadline import Deadline
     from ppexport.imaging.images import pictures_in
     from ppexport.profile.by_layer import profile_layers
     from ppexport.profile.content import profile_frames, profile_routing
     from ppexport.profile.latency_run import RUN, measure, plan_of, prepare
+    from ppexport.profile.real_time import profile_real_time
     from ppexport.profile.remote import Settings, parse_cores
     from ppexport.remote.address import parse_address
     from ppexport.remote.ssh import SshOptions
@@ -129,6 +142,8 @@ def profile(
             in_browser and (own or clean or lock_clocks or power_mode is not None),
         "--layers, --routing and --frames are measured on this machine only: run them on the device":
             not local and (layers or (routing and not in_browser) or frames is not None),
+        "--fps is for --frames: name a folder of frames": fps is not None and frames is None,
+        "--versus is for --fps: name a rate": bool(versus) and fps is None,
         "which runtimes a device has is not known here: name them": not local and runtime == "all",
         "--layer-times is for --layers": layer_times is not None and not layers,
     }  # fmt: skip
@@ -162,7 +177,10 @@ def profile(
         return
     if frames is not None:
         pictures_in(frames)
+    if fps is not None:
+        Deadline(fps, ())
     targets = choose(artifact, runtime, threads, trust)
+    others = [[choose(other, target.name, threads, trust)[0] for target in targets] for other in versus or ()]
     plan = plan_of(quick, sustained, targets)
     context.with_resource(run_folder(folder, RUN))
     job = prepare(targets, plan, folder, images)
@@ -196,6 +214,11 @@ def profile(
             with stages("frames"):
                 summary["frames"] = profile_frames(job, result, frames)
             show_frames(summary["frames"], console)
+        if frames is not None and fps is not None:
+            with stages("real time"):
+                summary["real_time"] = profile_real_time(job, result, frames, fps, others)
+            for data in summary["real_time"]:
+                console.print("\n".join(data["sentences"]))
     emit_json(json, summary)
 
 

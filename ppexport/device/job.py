@@ -41,6 +41,8 @@ class Job:
     plan: Plan
     journal: Path
     header: dict[str, Any]
+    fps: float | None = None
+    """A deadline for frames, where one was asked for."""
 
     def to_json(self) -> str:
         """For `job_from`."""
@@ -51,7 +53,9 @@ def job_from(text: str) -> Job:
     """The job that `Job.to_json` wrote."""
     data = json.loads(text)
     targets = tuple(Target(**target) for target in data["targets"])
-    return Job(targets, Path(data["images"]), Plan(**data["plan"]), Path(data["journal"]), data["header"])
+    return Job(
+        targets, Path(data["images"]), Plan(**data["plan"]), Path(data["journal"]), data["header"], data.get("fps")
+    )
 
 
 def wanted_of(targets: Sequence[Target], pictures: Sequence[Crop], plan: Plan, address: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-def to_levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """floor(255 * clamp(v, 0, 1) + 0.5): the 8-bit levels of float32 *values* of any shape."""
+def to_levels(values: NDArray[np.float32], depth: int = 8) -> NDArray[Any]:
+    """floor(255 * clamp(v, 0, 1) + 0.5): the 8-bit levels of float32 *values* of any shape; with 65535 those of 16."""
     levels = np.clip(values, 0.0, 1.0)
-    levels *= np.float32(255)
+    levels *= np.float32(255 if depth == 8 else 65535)
     levels += np.float32(0.5)
     # The levels are positive, so the conversion's cut towards zero is the floor.
-    return levels.astype(np.uint8)
+    return levels.astype(np.uint8 if depth == 8 else np.uint16)
 
 
 def to_uint8(sr: NDArray[np.float32]) -> NDArray[np.uint8]:

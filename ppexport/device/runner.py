@@ -6,7 +6,6 @@ Imports the standard library and NumPy only: this file runs on devices.
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import numpy as np
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.capacities import smallest_capacity
 from ppexport.device.centers import check_centers
+from ppexport.device.cores import usable_cores, usable_processors
 from ppexport.device.mask import value_range
 from ppexport.errors import ArtifactError, InputError, present
 
@@ -31,32 +31,33 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 
-THREADS_PER_CORE = 4
-"""More threads than this for each core only wait for each other, and thousands of them stall a machine for minutes."""
-
-
 def check_threads(threads: Any, here: bool = True) -> int | None:
-    """*threads* as an int, or None, which lets the runtime choose.
+    """*threads* as an int, or None, which leaves the number to whoever opens the runtime.
 
     Args:
         threads: A number of threads as a user gave it.
         here: Whether this machine computes; the number of cores of another one is not known here.
 
     Raises:
-        InputError: It is not a whole number from 1 to four times this machine's cores.
+        InputError: It is not a whole number from 1 to the processors that this process may use.
     """
     if threads is None:
         return None
     count = -1 if isinstance(threads, bool) or not isinstance(threads, Integral) else int(threads)
     if count < 1:
         raise InputError(f"threads are a whole number from 1, not {threads!r}")
-    cores = os.cpu_count() or 1
-    if here and count > THREADS_PER_CORE * cores:
+    most = usable_processors()
+    if here and count > most:
         raise InputError(
-            f"{count} threads are more than {THREADS_PER_CORE} for each core of this machine: use "
-            f"{THREADS_PER_CORE * cores} or fewer, or leave the number out, and the runtime chooses"
+            f"{count} threads are more than the {most} that can help here, one for each processor that this process "
+            f"may use: use {most} or fewer, or leave the number out, which gives every physical core one"
         )
     return count
+
+
+def thread_count(threads: Any) -> int:
+    """*threads* as `check_threads` takes them; for None, one for each physical core that this process may use."""
+    return check_threads(threads) or usable_cores()
 
 
 def refuse_threads(threads: Any, runtime: str) -> None:

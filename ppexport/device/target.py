@@ -91,7 +91,7 @@ class Target:
     runtime: str
     device: str
     threads: int | None = None
-    """None lets the runtime choose."""
+    """None is one for each physical core."""
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> 
         path: The artifact.
         wanted: None for the backend's first runtime, "all" for every one that is installed, or a list of names,
             separated by commas, such as "onnxruntime:CUDA".
-        threads: For every target; None lets the runtimes choose.
+        threads: For every target; None is one for each physical core.
         trust: Whether an engine of another machine may be loaded.
 
     Raises:

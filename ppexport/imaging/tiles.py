@@ -25,8 +25,9 @@ shows faintly at its ends (1.201).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +35,14 @@ from numpy.typing import NDArray
 from ppexport.device.mask import mirror_index
 from ppexport.device.picture import to_levels
 from ppexport.errors import InputError
-from ppexport.imaging.images import Pixels
+from ppexport.imaging.pixels import Pixels
 
 MULTIPLE = 16
 """Origins are multiples of this, which is a multiple of what every network pads to."""
 OVERLAP = 8
 """Pixels (LR) that neighbouring tiles share at least; the module's table says why."""
+_ROWS = 64
+"""Rows that are made levels at a time, so that of a large tile's band no second one is held meanwhile."""
 
 
 def plan(length: int, tile: int) -> tuple[int, ...]:
@@ -123,17 +126,23 @@ def cut(rgb: Pixels, origin: tuple[int, int], tile: tuple[int, int]) -> Pixels:
 class Blender:
     """Blends the upscaled tiles of *grid*, added one at a time and in its order, into a picture.
 
-    Besides the picture only a band as high as a tile and as wide as the picture is held in float32.
+    The picture has levels of *depth* bits, 8 (uint8) or 16 (uint16). Besides it only a band as high as a tile and as
+    wide as the picture is held in float32. With *emit*, which gets the rows (n, W * scale, 3) that are complete, from
+    top to bottom, the picture is not held either.
     """
 
-    def __init__(self, grid: Grid, scale: int) -> None:
+    def __init__(
+        self, grid: Grid, scale: int, depth: int = 8, emit: Callable[[NDArray[Any]], None] | None = None
+    ) -> None:
         height, width = (side * scale for side in grid.size)
         tile_h, tile_w = (side * scale for side in grid.tile)
         tops, self._lefts = (tuple(o * scale for o in origins) for origins in (grid.rows, grid.columns))
         self._row_weights = axis_weights(tops, tile_h, height)
         self._column_weights = axis_weights(self._lefts, tile_w, width)
         self._edges = (*tops, height)
-        self._out = np.empty((height, width, 3), np.uint8)
+        self._depth = depth
+        self._emit = emit
+        self._out = np.empty((0 if emit else height, width, 3), np.uint8 if depth == 8 else np.uint16)
         # band[:, r] is row edges[i] + r of the picture; rows above the next tile's top are complete and leave it.
         self._band = np.zeros((3, min(tile_h, height), width), np.float32)
         self._tiles = len(grid)
@@ -154,12 +163,18 @@ class Blender:
     def _complete(self, top: int, bottom: int) -> None:
         """Move the band's rows from *top* to *bottom* into the picture."""
         band, done = self._band, bottom - top
-        self._out[top:bottom] = to_levels(band[:, :done]).transpose(1, 2, 0)
+        for start in range(0, done, _ROWS):
+            stop = min(start + _ROWS, done)
+            levels = to_levels(band[:, start:stop], self._depth).transpose(1, 2, 0)
+            if self._emit is None:
+                self._out[top + start : top + stop] = levels
+            else:
+                self._emit(levels)
         band[:, :-done] = band[:, done:]
         band[:, -done:] = 0
 
-    def picture(self) -> NDArray[np.uint8]:
-        """The blended picture (H * scale, W * scale, 3). Raises ValueError if tiles are missing."""
+    def picture(self) -> NDArray[Any]:
+        """The picture (H * scale, W * scale, 3), with *emit* without rows. Raises ValueError if tiles are missing."""
         if self._added < self._tiles:
             raise ValueError(f"fewer than {self._tiles} tiles")
         return self._out

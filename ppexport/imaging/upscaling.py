@@ -1,243 +1,197 @@
-"""Puts a picture of any size through a runner of one size: image -> tiles -> runs -> image.
-
-A picture that fits in one tile is run whole. A larger one is run tile by tile: what attention mixes over the whole
-picture then ends at the tile's border, so the result differs a little from the whole-picture network's. Overlaps are
-blended so that no border shows; `ppexport.imaging.tiles` says how, and gives the figures.
-"""
+"""Picture files in and out: what is read goes through a runner, and is written with all that belongs to it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ppexport.device.picture import to_input
-from ppexport.device.runner import Prepared, Runner
+from ppexport.device.runner import Runner
 from ppexport.errors import ImageError
-from ppexport.imaging.images import MAX_PIXELS, Picture, Pixels, check_output, read_image, write_image
-from ppexport.imaging.tiles import Blender, Grid, cut, plan_grid
+from ppexport.files import full_disk
+from ppexport.imaging.animations import write_animation
+from ppexport.imaging.deep import LARGE
+from ppexport.imaging.enlarging import EnlargeOptions, enlarge, runs_of
+from ppexport.imaging.images import (
+    MAX_PIXELS,
+    Picture,
+    Pixels,
+    WriteOptions,
+    check_output,
+    output_depth,
+    read_image,
+    write_image,
+)
+from ppexport.imaging.passes import Progress, Report, TileRun, Upscaled, silent, upscale_array
+from ppexport.imaging.rows import Rows
+from ppexport.imaging.tile_queue import TileQueue
+from ppexport.imaging.tiles import plan_grid
 
-Item = TypeVar("Item")
-Ready = TypeVar("Ready")
-Done = TypeVar("Done")
-Progress = Callable[[int, int], None]
-"""Called in the caller's thread with (tiles run, tiles in all), first with (0, all)."""
-
-
-class TileRun(NamedTuple):
-    """One run of the artifact; with more impure tokens than slots the tile is not what the network would give."""
-
-    origin: tuple[int, int]
-    """(top, left) of the tile, LR pixels."""
-    impure_tokens: int
-    """Tokens that category attention had to mix."""
-    capacity: int
-    """Slots it had for them."""
-    seconds: float
-    """Inside the runner's `run`."""
+__all__ = [
+    "Progress", "Report", "Settings", "Source", "TileRun", "Upscaled", "read_source", "upscale_array", "upscale_file",
+    "upscale_source", "write_enlarged",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an upscaling took. Sizes are (H, W): of the picture before and after, and of a tile in LR pixels."""
+class Settings:
+    """How pictures are read, enlarged and written."""
 
-    lr_size: tuple[int, int]
-    sr_size: tuple[int, int]
-    tile: tuple[int, int]
-    tiles: tuple[TileRun, ...]
-    """One entry per tile, row by row."""
-    seconds_total: float
-    """From start to end: of a file with reading and writing, of an array without."""
-
-    @property
-    def seconds_runtime(self) -> float:
-        """Seconds inside the runner."""
-        return sum(run.seconds for run in self.tiles)
-
-    @property
-    def overhead(self) -> float:
-        """What everything but the runs added to the time, as a share of theirs: 0.05 is 5 %."""
-        return self.seconds_total / self.seconds_runtime - 1
-
-    @property
-    def over_capacity(self) -> tuple[TileRun, ...]:
-        """The tiles with more impure tokens than slots."""
-        return tuple(run for run in self.tiles if run.impure_tokens > run.capacity)
-
-    @property
-    def warning(self) -> str | None:
-        """One sentence for the user if any tile is not what the network would give, else None."""
-        over = self.over_capacity
-        if not over:
-            return None
-        worst = max(over, key=lambda run: run.impure_tokens - run.capacity)
-        return (
-            f"{len(over)} of {len(self.tiles)} tiles have more impure tokens than the artifact has slots "
-            f"(at worst {worst.impure_tokens} for {worst.capacity}, at row {worst.origin[0]}, column "
-            f"{worst.origin[1]}): the result in these tiles is not the network's, use an artifact of full capacity"
-        )
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are not read."""
+    first_frame: bool = False
+    """Whether an animation is taken as the still picture that it begins with."""
+    enlarge: EnlargeOptions = field(default_factory=EnlargeOptions)
+    write: WriteOptions = field(default_factory=WriteOptions)
 
 
-class Upscaled(NamedTuple):
-    """The result of `upscale_array`: `rgb` is (H * scale, W * scale, 3)."""
-
-    rgb: NDArray[np.uint8]
-    report: Report
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is shown."""
-
-
-def upscale_array(runner: Runner, rgb: Pixels, progress: Progress = _silent) -> Upscaled:
-    """Super-resolve an array.
-
-    Args:
-        runner: an opened artifact.
-        rgb: (H, W, 3), uint8 (v stands for v / 255) or float32 in [0, 1].
-        progress: called after every tile.
-
-    Returns:
-        floor(255 * clamp(sr, 0, 1) + 0.5), and what it took.
-
-    Raises:
-        InputError: the runner's tiles are too small to overlap and the picture does not fit in one.
-        ImageError: the result does not fit into memory.
-        ArtifactError: the runner returns another shape than it should, or values that are not finite.
-    """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"upscale_array takes uint8 or float32 pixels (H, W, 3), not {rgb.dtype} {rgb.shape}")
-    start = time.perf_counter()
-    height, width = rgb.shape[:2]
-    grid = plan_grid((height, width), runner.size)
-    try:
-        blender = Blender(grid, runner.scale)
-        runs = _run_tiles(runner, rgb, grid, blender, progress)
-    except MemoryError:
-        raise ImageError(f"{width}x{height} pixels times {runner.scale} do not fit into memory") from None
-    sr = blender.picture()
-    seconds = time.perf_counter() - start
-    return Upscaled(sr, Report((height, width), (sr.shape[0], sr.shape[1]), grid.tile, tuple(runs), seconds))
-
-
-def _run_tiles(runner: Runner, rgb: Pixels, grid: Grid, blender: Blender, progress: Progress) -> list[TileRun]:
-    """Add the upscaled tiles of *grid* to *blender*; returns what each took.
-
-    Two threads cut, mask, check and blend while the caller's is in the runtime, which only it ever calls. A runner must
-    not write into a result it has returned: that is blended while the next tile runs.
-    """
-    runs: list[TileRun] = []
-    to_run, to_finish = iter(grid), iter(grid)
-
-    # All tiles have the centres of the picture: a tile's own would split its few colours further.
-    centers = runner.artifact.manifest.centers(rgb)
-
-    def prepare(origin: tuple[int, int]) -> Prepared:
-        return runner.prepare(to_input(cut(rgb, origin, grid.tile)), centers)
-
-    def run(prepared: Prepared) -> NDArray[np.float32]:
-        begin = time.perf_counter()
-        sr, impure_tokens, capacity = runner.run_unchecked(prepared)
-        seconds = time.perf_counter() - begin
-        runs.append(TileRun(next(to_run), int(impure_tokens), int(capacity), seconds))
-        progress(len(runs), len(grid))
-        return sr
-
-    def finish(sr: NDArray[np.float32]) -> None:
-        # Here and not in `run`, so that the runtime does not wait for it.
-        runner.check_picture(sr, f" for the tile at {next(to_finish)}")
-        blender.add(sr[0])
-
-    progress(0, len(grid))
-    overlap(grid, prepare, run, finish)
-    return runs
-
-
-def overlap(
-    items: Iterable[Item],
-    prepare: Callable[[Item], Ready],
-    run: Callable[[Ready], Done],
-    finish: Callable[[Done], None],
-) -> None:
-    """Call finish(run(prepare(item))) for all *items*, so that the slow stage in the middle never waits for the others.
-
-        preparing thread    prepare(k + 1)
-        calling thread      run(k)
-        finishing thread    finish(k - 1)
-
-    The runtimes release Python's lock while they compute, and NumPy does for all but the smallest arrays, so that
-    threads are enough. No stage is more than one item ahead of the next one: what is held does not grow with the number
-    of items. A stage gets the items in their order, one at a time, so what only it touches needs no lock. An exception
-    of a stage or of *items* comes out as it was raised, once; if there are several, which one does not depend on the
-    clock. Whatever ends the call, KeyboardInterrupt too, both threads have then ended, after what they already had.
-    """
-    source = iter(items)
-    with ThreadPoolExecutor(1, "prepare") as preparing, ThreadPoolExecutor(1, "finish") as finishing:
-
-        def prepare_next() -> Future[Ready] | None:
-            for item in source:
-                return preparing.submit(prepare, item)
-            return None
-
-        upcoming = prepare_next()
-        last: Future[None] | None = None
-        while upcoming is not None:
-            prepared = upcoming.result()
-            upcoming = prepare_next()
-            result = run(prepared)
-            if last is not None:
-                last.result()
-            last = finishing.submit(finish, result)
-        if last is not None:
-            last.result()
+_DEFAULT = Settings()
 
 
 class Source(NamedTuple):
     """A picture that was read, which took `seconds`, and may be enlarged into `target`."""
 
+    name: str
     picture: Picture
-    target: Path
+    target: Path | IO[bytes]
+    suffix: str
+    """Of the target's name, or what it would be."""
     seconds: float
+    settings: Settings
+
+    def tiles(self, tile: tuple[int, int]) -> int:
+        """Runs that it takes with tiles of *tile* (h, w)."""
+        frames = 1 if self.picture.frames is None else len(self.picture.frames)
+        return frames * sum(len(plan_grid(size, tile)) for size in runs_of(self.picture, self.settings.enlarge))
 
 
-def read_source(source: Path, target: Path, scale: int, max_pixels: int = MAX_PIXELS) -> Source:
+def read_source(
+    source: Path | IO[bytes],
+    target: Path | IO[bytes],
+    scale: int,
+    settings: Settings = _DEFAULT,
+    *,
+    suffix: str = ".png",
+    make_folder: bool = False,
+) -> Source:
     """Read the picture *source*, and check all that can be known of *target* before anything is run.
 
-    Raises ImageError for files that cannot be read or written.
+    Of a *target* that is a stream *suffix* says the format. With *make_folder* the folder of *target* is made if the
+    picture could be read. Raises ImageError for files that cannot be read or written.
     """
     start = time.perf_counter()
-    picture = read_image(source, max_pixels=max_pixels)
-    check_output(target, picture, scale)
-    return Source(picture, target, time.perf_counter() - start)
+    picture = read_image(source, max_pixels=settings.max_pixels, first_frame=settings.first_frame)
+    if isinstance(target, Path):
+        if make_folder:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"{error.strerror}{full_disk(error)}"
+                raise ImageError(f"the folder {target.parent} cannot be made: {reason}") from None
+        check_output(target, picture, scale, settings.write)
+        suffix = target.suffix
+    name = str(source) if isinstance(source, Path) else "standard input"
+    return Source(name, picture, target, suffix, time.perf_counter() - start, settings)
 
 
-def upscale_source(runner: Runner, source: Source, progress: Progress = _silent) -> Report:
-    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+def write_enlarged(source: Source, tiles: TileQueue) -> Report:
+    """Enlarge a picture that `read_source` has read, in any thread but that of *tiles*, and write it.
+
+    A large result comes to the writer in rows while its tiles run: PNG, TIFF and PPM never hold it as a whole, other
+    formats as Pillow does, with four bytes a pixel.
+    """
     start = time.perf_counter()
-    picture = source.picture
-    sr, report = upscale_array(runner, picture.bled, progress)
-    alpha = picture.alpha
-    if alpha is not None:
-        height, width = report.sr_size
-        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    write_image(source.target, replace(picture, rgb=sr, alpha=alpha))
-    return replace(report, seconds_total=source.seconds + time.perf_counter() - start)
+    picture, settings, scale = source.picture, source.settings, tiles.runner.scale
+    reports: list[Report] = []
+    streamed: list[Future[Upscaled]] = []
+
+    def run(rgb: Pixels, depth: int) -> NDArray[Any]:
+        if not _comes_in_rows(source, scale):
+            result = tiles.begin(rgb, depth).result()
+            reports.append(result.report)
+            return result.rgb
+        size = (rgb.shape[0] * scale, rgb.shape[1] * scale, 3)
+        rows = Rows(size, np.dtype(np.uint8 if depth == 8 else np.uint16))
+        streamed.append(tiles.begin(rgb, depth, rows.put))
+        streamed[-1].add_done_callback(rows.end_with)
+        return cast("NDArray[Any]", rows)
+
+    try:
+        if picture.frames is None:
+            large = enlarge(picture, run, scale, settings.enlarge, output_depth(source.suffix, picture))
+            notes = write_image(source.target, large, settings.write, suffix=source.suffix)
+        else:
+            frames = (enlarge(frame, run, scale, settings.enlarge) for frame in picture.frames)
+            notes = write_animation(source.target, picture, frames, settings.write, suffix=source.suffix)
+        reports += [waiting.result().report for waiting in streamed]
+    except MemoryError:
+        raise ImageError(f"{source.name} does not fit into memory, {scale} times as large") from None
+    finally:
+        # Where writing failed the other tiles need not run.
+        for waiting in streamed:
+            waiting.cancel()
+    return replace(
+        reports[0],
+        lr_size=picture.size,
+        sr_size=(picture.size[0] * scale, picture.size[1] * scale),
+        tiles=tuple(run for report in reports for run in report.tiles),
+        seconds_total=source.seconds + time.perf_counter() - start,
+        notes=(*(f"{source.name}: {note}" for note in picture.notes), *notes),
+    )
+
+
+def _comes_in_rows(source: Source, scale: int) -> bool:
+    """Whether `write_image` reads the colours of the result in rows, from top to bottom, and nothing else does."""
+    picture, (height, width) = source.picture, source.picture.size
+    plain = picture.frames is None and picture.alpha is None and not picture.grey and not source.settings.enlarge.wrap
+    return plain and height * width * scale**2 > LARGE
+
+
+def upscale_source(runner: Runner, source: Source, progress: Progress = silent) -> Report:
+    """Super-resolve a picture that `read_source` has read; otherwise as `upscale_file`."""
+    tiles, done, total = TileQueue(runner), 0, source.tiles(runner.size)
+
+    def ran() -> None:
+        nonlocal done
+        done += 1
+        progress(done, max(done, total))
+
+    def enlarge_it() -> Report:
+        try:
+            return write_enlarged(source, tiles)
+        finally:
+            tiles.close()
+
+    with ThreadPoolExecutor(1, "picture") as pictures:
+        try:
+            progress(0, total)
+            writing = pictures.submit(enlarge_it)
+            tiles.run(ran)
+        except BaseException:
+            tiles.abandon()
+            raise
+    return writing.result()
 
 
 def upscale_file(
-    runner: Runner, source: Path, target: Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = _silent
+    runner: Runner,
+    source: Path,
+    target: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress = silent,
+    settings: Settings = _DEFAULT,
 ) -> Report:
     """Super-resolve the picture *source* into *target*, which appears whole or not at all, whatever interrupts.
 
-    Alpha is enlarged with Pillow's bicubic filter, and colours that it hides are replaced (`imaging.alpha`); a grey
-    picture stays grey; its profile, its colour chunks and its dots per inch are kept. Raises what `read_source` and
-    `upscale_array` raise, the former before the first tile is run.
+    Alpha goes through the network as a grey picture, and colours that it hides are replaced (`imaging.alpha`); a grey
+    picture stays grey; its profile, its colour chunks, its dots per inch and its metadata are kept. *settings* change
+    that. Raises what `read_source` and `upscale_array` raise, the former before the first tile is run.
     """
-    return upscale_source(runner, read_source(source, target, runner.scale, max_pixels), progress)
+    settings = replace(settings, max_pixels=max_pixels)
+    return upscale_source(runner, read_source(source, target, runner.scale, settings), progress)

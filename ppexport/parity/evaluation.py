@@ -109,8 +109,8 @@ def find_pairs(hr: Path, lr: Path | None, scale: int) -> list[Pair]:
 def _pixels(path: Path) -> Pixels:
     """An opaque 8-bit picture (H, W, 3)."""
     picture = read_image(path)
-    if picture.transparent or picture.rgb.dtype != np.uint8:
-        raise InputError(f"{path}: pictures to evaluate on are opaque and have 8 bits a channel")
+    if picture.transparent or picture.rgb.dtype != np.uint8 or picture.frames is not None:
+        raise InputError(f"{path}: pictures to evaluate on are opaque, still, and have 8 bits a channel")
     return np.asarray(picture.rgb, np.uint8)
 
 

@@ -31,6 +31,9 @@ from ppexport.profile.received import RecordChecker, header_from
 from ppexport.profile.remote import Request
 from ppexport.profile.result import Profile, beginning, write_profile
 
+SENSORS = frozenset({"own", "wall", "boot", "page.hidden", "longest.gap.ms", "heap.mb"})
+"""What a page can read. Names of other sensors, such as watts, would become figures that no browser knows."""
+
 
 def measure_in_browser(request: Request, session: BrowserSession, progress: Progress) -> Profile:
     """Measure *request*, or what is missing of it, in the connected browser of *session*, and write its result.
@@ -78,7 +81,8 @@ class _Counted:
     """Checks the records of a measurement of *pictures*, and what the page counted in each."""
 
     def __init__(self, m: Manifest, pictures: Sequence[Crop]) -> None:
-        self._checker = RecordChecker({"subjects": [m.name], "images": pictures}, "the browser's journal")
+        wanted = {"subjects": [m.name], "images": pictures}
+        self._checker = RecordChecker(wanted, "the browser's journal", SENSORS)
         self._names = [picture.name for picture in pictures]
         # A mask is the same integers everywhere; without one every image takes all slots that there are.
         self._expected = [(-1, max(m.capacities, default=0))] * len(pictures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,14 @@ def _is_reading(name: str, value: object) -> bool:
 class RecordChecker:
     """Makes the records of a device's journal anew, but for its header, and refuses what was not asked for."""
 
-    def __init__(self, wanted: Mapping[str, Any], whose: str = "the device's journal") -> None:
-        """*wanted* is as in `ppexport.device.job.wanted_of`, *whose* what errors call the journal."""
+    def __init__(
+        self, wanted: Mapping[str, Any], whose: str = "the device's journal", known: Container[str] | None = None
+    ) -> None:
+        """*wanted* is as in `ppexport.device.job.wanted_of`, *whose* what errors call the journal.
+
+        Of readings those of the sensors *known* are kept; None keeps all that have a valid name.
+        """
+        self._known = known
         self._subjects, self._images, self._whose = len(wanted["subjects"]), len(wanted["images"]), whose
         self._sensors: set[str] = set()
 
@@ -151,6 +157,8 @@ class RecordChecker:
             if not 0 <= record[1] < BIGGEST:
                 raise TransferError(f"{self._whose} has a reading at no time")
             reading = {name: value for name, value in _items(record[2]) if _is_reading(name, value)}
+            if self._known is not None:
+                reading = {name: value for name, value in reading.items() if name in self._known}
             # Each becomes a column as long as the run.
             self._sensors.update(reading)
             if len(self._sensors) > MAX_NAMES:

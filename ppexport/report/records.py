@@ -164,6 +164,11 @@ def record_parity(parities: Sequence[Parity]) -> list[Path]:
     return _record(NUMERICS, {(p.data["model"], PARITY, _key_of(p.data)): _parity_of(p) for p in parities})
 
 
+def _model_of(files: Mapping[str, str]) -> dict[str, str]:
+    """The model among an artifact's *files* and its hash: the first. The others, such as a page's, compute nothing."""
+    return dict([next(iter(files.items()))])
+
+
 def _parity_of(parity: Parity) -> dict[str, Any]:
     """What is recorded of a parity run: the pair of the artifact. A PSNR of null stands for equal pictures."""
     data, pair, agreement = parity.data, parity.judged, parity.judged.get("agreement")
@@ -183,7 +188,7 @@ def _parity_of(parity: Parity) -> dict[str, Any]:
         "flips": parity.flips,
         "equal_categories": None if agreement is None else rounded(min(agreement), 4),
         **{name: rounded(pair.get(name), 4 if name.startswith("psnr") else 6) for name in CHANGES},
-        "files": data["files"],
+        "files": _model_of(data["files"]),
         "weights_sha256": data["weights"]["sha256"],
         "versions": data["versions"],
     }
@@ -223,7 +228,7 @@ def _latency_of(profile: Profile, subject: dict[str, Any]) -> dict[str, Any]:
         "cores": data["machine"]["usable_cores"],
         "threads": subject["threads"],
         "runtime_versions": subject["runtime_versions"],
-        "files": subject["files"],
+        "files": _model_of(subject["files"]),
         "weights_sha256": subject["weights_sha256"],
         "marks": [mark["text"] for mark in data["marks"]],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Mapping
 
@@ -13,7 +12,7 @@ from ppexport.backends.litert.run_litert_facts import EXTRA, facts_of
 from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.capacities import capacity_function, function_name
 from ppexport.device.quiet import quiet
-from ppexport.device.runner import Flushed, SessionRunner, check_threads, refuse_threads
+from ppexport.device.runner import Flushed, SessionRunner, refuse_threads, thread_count
 from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, first_line, imported, require
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 DEVICES = ("CPU", "GPU")
 
 
-def all_cores() -> int:
-    """The cores that this process may use."""
-    # Not on every system.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Session:
     """An opened LiteRT file, of which every signature is a graph of its own over the same weights."""
 
@@ -40,14 +33,14 @@ class Session:
         Args:
             content: its bytes.
             where: what errors call it.
-            threads: as `check_threads` takes them. Left to itself the runtime uses one; None is one for each core.
+            threads: as `thread_count` takes them; left to itself the runtime would use one.
 
         Raises:
             ArtifactError: the runtime refuses it.
             UnavailableError: ai-edge-litert is not installed.
             InputError: threads are no such number.
         """
-        threads = check_threads(threads) or all_cores()
+        threads = thread_count(threads)
         require("ai_edge_litert", EXTRA)
         runtime = imported("ai_edge_litert.interpreter", EXTRA)
         self.where, self.facts = where, facts_of(content, where)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
 from ppexport.device.artifact import Artifact
-from ppexport.device.runner import Flushed, Prepared, Result, Runner, check_threads, feeds
+from ppexport.device.runner import Flushed, Prepared, Result, Runner, feeds, thread_count
 from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
@@ -77,8 +77,8 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Sess
 
 
 def make_session(model: bytes, where: str, threads: int | None = None, provider: str = CPU, **settings: Any) -> Session:
-    """A session for running the bytes *model*, as `load`; *threads* as `check_threads` takes them."""
-    return load(model, where, provider, intra_op_num_threads=check_threads(threads) or 0, **settings)
+    """A session for running the bytes *model*, as `load`; *threads* as `thread_count` takes them."""
+    return load(model, where, provider, intra_op_num_threads=thread_count(threads), **settings)
 
 
 def make_frugal_session(model: bytes, where: str) -> Session:
@@ -94,7 +94,7 @@ class OnnxRunner(Runner):
     def __init__(self, artifact: Artifact, threads: int | None = None, provider: str = CPU, **settings: Any) -> None:
         """Raises as `load`, whose *settings* these are, and ArtifactError where the file is not what the manifest says.
 
-        *threads* are as `check_threads` takes them.
+        *threads* are as `thread_count` takes them.
         """
         super().__init__(artifact)
         file = artifact.model_file
