@@ -61,7 +61,8 @@ def test_a_measurement_that_is_interrupted_says_that_the_same_command_continues(
 
 def test_what_is_said_after_an_interruption(tmp_path, capsys):
     kept = tmp_path / "state"
-    for expected in ("", f"interrupted: the same command continues from what is kept in {kept}\n"):
+    anew = "interrupted: nothing is kept yet, so the same command begins anew\n"
+    for expected in (anew, f"interrupted: the same command continues from what is kept in {kept}\n"):
         with pytest.raises(typer.Exit) as ended, continues_from(kept):
             raise KeyboardInterrupt
         assert ended.value.exit_code == 130

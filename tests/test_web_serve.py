@@ -510,6 +510,9 @@ def test_a_page_whose_model_names_other_files_is_not_served(tmp_path):
         ("Mozilla/5.0 (Android 15; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0", None, "Firefox 140"),
         ("Mozilla/5.0 (iPhone) AppleWebKit/605.1.15 Version/19.1 Mobile/15E148 Safari/604.1", [], "Safari 19"),
         ("Mozilla/5.0 (iPhone) CriOS/150.0.0.0 Mobile/15E148 Safari/604.1", [], "Chrome 150"),
+        ("Mozilla/5.0 (Linux; Android 10; K) Chrome/142.0.0.0 Mobile Safari/537.36", [], "Chrome 142"),
+        ("Mozilla/5.0 (Linux; Android 10; K) Chrome/142.0.0.0 Mobile Safari/537.36 EdgA/142.0.0.0", [], "Edge 142"),
+        ("Mozilla/5.0 (Linux) SamsungBrowser/29.0 Chrome/136.0.0.0 Mobile Safari/537.36", [], "Samsung Internet 29"),
         ("curl", [], "an unknown browser"),
     ],
 )

@@ -193,6 +193,10 @@ def measure(run: RemoteRun, way: Connection, routing: bool, against: Path | None
         (target,) = targets
         with way.session(request.artifact, target.device, target.threads, run.timeout) as session:
             if result is None:
+                notice(
+                    "the browser opens the model and runs it until its times settle, which the bar does not count; the "
+                    "page says how far it is"
+                )
                 with progress_bar("queries") as progress:
                     result = measure_in_browser(request, session, progress)
             found = []

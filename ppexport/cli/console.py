@@ -81,12 +81,13 @@ def _is_special(path: str) -> bool:
 
 @contextmanager
 def continues_from(kept: Path) -> Iterator[None]:
-    """After Ctrl-C in the block: say that the same command continues, if *kept* exists, and end the program."""
+    """After Ctrl-C in the block: say whether the same command continues, which *kept* is for, and end the program."""
     try:
         yield
     except KeyboardInterrupt:
-        if kept.exists():
-            people("-").print(f"interrupted: the same command continues from what is kept in {kept}")
+        continues = f"the same command continues from what is kept in {kept}"
+        anew = "nothing is kept yet, so the same command begins anew"
+        people("-").print(f"interrupted: {continues if kept.exists() else anew}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

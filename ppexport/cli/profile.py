@@ -314,7 +314,7 @@ def _figures(subject: dict[str, Any]) -> dict[str, str]:
 def show(result: Profile, console: Console) -> None:
     """Print the figures and the marks."""
     machine, figures = result.data["machine"], [_figures(subject) for subject in result.subjects]
-    rows = [[name, *(of_one[name] for of_one in figures)] for name in figures[0]]
+    rows = [[name, *values] for name in figures[0] if any(values := [of_one[name] for of_one in figures])]
     console.print(table(machine["cpu"], ["latency", *(subject["name"] for subject in result.subjects)], rows))
     mode = (machine.get("jetson") or {}).get("power_mode")
     if mode is not None:

@@ -124,6 +124,18 @@ def browser_facts(value: object) -> dict[str, Any]:
     }
 
 
+AGENTS = {
+    "Firefox|FxiOS": "Firefox",
+    "SamsungBrowser": "Samsung Internet",
+    "Edg|EdgA|EdgiOS": "Edge",
+    "OPR": "Opera",
+    "Chrome|HeadlessChrome|CriOS": "Chrome",
+    "Version": "Safari",
+}
+"""{what a browser writes before its version in the user agent: its name}. Those that also write another's come first.
+Over plain http a page learns no brands."""
+
+
 def browser_name(facts: Mapping[str, Any]) -> str:
     """What people call the browser of these `browser_facts`, such as "Chrome 142"."""
     # Browsers that share an engine name it first or last, and themselves besides.
@@ -132,8 +144,8 @@ def browser_name(facts: Mapping[str, Any]) -> str:
     if brands:
         return str((own or brands)[0])
     agent = facts["user_agent"]
-    for token, name in (("Firefox", "Firefox"), ("FxiOS", "Firefox"), ("CriOS", "Chrome"), ("Version", "Safari")):
-        found = re.search(rf"{token}/([0-9]{{1,4}})", agent)
+    for token, name in AGENTS.items():
+        found = re.search(rf"(?:{token})/([0-9]{{1,4}})", agent)
         if found:
             return f"{name} {found[1]}"
     return "an unknown browser"
