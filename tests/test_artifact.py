@@ -315,7 +315,10 @@ def test_changed_weights_do_not_keep_the_files_hash():
         ({"backend": "onnx", "pad_heads": False}, "pad_heads is an option of --backend tensorrt, not of onnx"),
         ({"backend": "onnx", "target": "iOS16"}, "target is an option of --backend coreml, not of onnx"),
         ({"backend": "tensorrt", "interface": "image"}, "interface is an option of --backend coreml, not of tensorrt"),
-        ({"backend": "coreml", "keep": "graphs"}, "keep is an option of --backend onnx, qnn, tensorrt, not of coreml"),
+        (
+            {"backend": "coreml", "keep": "graphs"},
+            "keep is an option of --backend onnx, qnn, tensorrt, web, not of coreml",
+        ),
         ({"backend": "onnx", "colour": "red"}, "no backend has an option 'colour'; those of onnx: keep, flavour"),
         ({"backend": "onnx", "precision": "int8"}, "no calibration is bundled for these weights"),
         ({"backend": "onnx", "precision": "fp16", "flavour": "ort"}, "fp16 is written into flavour portable"),

@@ -145,8 +145,8 @@ def test_without_the_extra_it_is_named(exported, fails, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--precision", "w8"], "precision of --backend coreai is one of fp32, fp16, not 'w8'"),
-        (["--flavour", "ort"], "flavour is an option of --backend onnx, not of coreai"),
-        (["--keep", "k"], "keep is an option of --backend onnx, qnn, tensorrt, not of coreai"),
+        (["--flavour", "ort"], "flavour is an option of --backend onnx, web, not of coreai"),
+        (["--keep", "k"], "keep is an option of --backend onnx, qnn, tensorrt, web, not of coreai"),
         (["--target", "iOS17"], "target is an option of --backend coreml, not of coreai"),
         (["--interface", "image"], "interface is an option of --backend coreml, not of coreai"),
         (["--calibration", "c.npz"], "--backend coreai takes no --calibration: leave it out"),

@@ -270,7 +270,7 @@ def test_what_keeps_from_dividing_by_zero_is_a_number_of_fp16(half):
             {"target": "iOS17", "capacities": [128, 256]},
             "a capacity set is a package of several functions, which needs iOS18",
         ),
-        ({"flavour": "ort"}, "flavour is an option of --backend onnx, not of coreml"),
+        ({"flavour": "ort"}, "flavour is an option of --backend onnx, web, not of coreml"),
     ],
 )
 def test_impossible_options(options, message, tmp_path):

@@ -182,7 +182,7 @@ def test_a_foreign_graph_is_an_error():
     ("options", "message"),
     [
         (["--backend", "onnx", "--precision", "half"], "precision of --backend onnx is one of fp32, fp16, int8, mixed"),
-        (["--backend", "tensorrt", "--flavour", "ort"], "flavour is an option of --backend onnx, not of tensorrt"),
+        (["--backend", "tensorrt", "--flavour", "ort"], "flavour is an option of --backend onnx, web, not of tensorrt"),
         (["--backend", "tensorrt", "--precision", "w8"], "precision of --backend tensorrt is one of fp32, fp16"),
     ],
 )

@@ -120,7 +120,7 @@ def test_pictures_and_latencies_arrive_over_a_connection_that_fails(browser, art
         disturbed = Disturbed()
         tab.route("**/chunk", disturbed)
         result = Call(session.run, lr).wait(tab).result
-        measured = Call(session.latency, IMAGES, PLAN, Past(1), records.extend).wait(tab)
+        measured = Call(session.latency, IMAGES, {**PLAN, "seconds": 3.0}, Past(1), records.extend).wait(tab)
         assert measured.error is None
         assert disturbed.count > 5
         assert tab.evaluate("document.documentElement.scrollWidth") <= 320

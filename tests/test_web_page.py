@@ -250,11 +250,11 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path, name
 
 
 def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, tmp_path, photo):
-    Image.new("RGB", (500, 500)).save(tmp_path / "black.png")
+    Image.new("RGB", (1200, 1200)).save(tmp_path / "black.png")
     page.tab.set_input_files("#file", tmp_path / "black.png")
     page.tab.check("text=All of it, as it is")
     page.tab.click("text=Enlarge it")
-    page.tab.wait_for_selector("#work-done:has-text(' of 961 tiles')")
+    page.tab.wait_for_selector("#work-done:has-text(' of 5,476 tiles')")
     assert page.tab.evaluate("document.activeElement.id") == "cancel"
     # What comes meanwhile does not disturb it.
     page.tab.set_input_files("#file", photo)
@@ -269,7 +269,7 @@ def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, tmp_path
 def test_a_picture_that_is_still_being_read_does_not_replace_one_that_is_being_enlarged(
     page, tmp_path, photo, readable
 ):
-    Image.new("RGB", (500, 500)).save(tmp_path / "black.png")
+    Image.new("RGB", (1200, 1200)).save(tmp_path / "black.png")
     page.tab.set_input_files("#file", tmp_path / "black.png")
     page.tab.check("text=All of it, as it is")
     page.tab.evaluate(
@@ -285,12 +285,12 @@ def test_a_picture_that_is_still_being_read_does_not_replace_one_that_is_being_e
     (tmp_path / "words.png").write_bytes(b"no picture")
     page.tab.set_input_files("#file", photo if readable else tmp_path / "words.png")
     page.tab.click("text=Enlarge it")
-    page.tab.wait_for_selector("#work-done:has-text(' of 961 tiles')")
+    page.tab.wait_for_selector("#work-done:has-text(' of 5,476 tiles')")
     page.tab.evaluate("() => { window.isRead = false; window.read(); }")
     page.tab.wait_for_function("window.isRead")
     page.tab.wait_for_timeout(200)
     assert page.text("#status") == "Enlarging black.png."
-    assert "of 961 tiles" in page.text("#work-done")
+    assert "of 5,476 tiles" in page.text("#work-done")
     page.tab.click("#cancel")
     page.tab.wait_for_selector("#status:has-text('Cancelled')")
 

@@ -45,7 +45,7 @@ pytest_plugins = ["web_fixtures"]
 pytestmark = needs_runtime
 invoke = CliRunner().invoke
 TINY = Plan("quick", 10, 0.0, warm_windows=2)
-LONG = Plan("quick", 30, 0.0, warm_windows=1)
+LONG = Plan("quick", 30, 4.0, warm_windows=1)
 """Takes long enough to be interrupted."""
 SIZE, LAYERS = (32, 48), 2
 
@@ -184,9 +184,10 @@ def test_a_closed_tab_continues_when_it_is_opened_again_and_others_are_turned_aw
         while closing.is_alive():
             again.wait_for_timeout(50)
     (p,) = result
-    assert p.subjects[0]["summary"]["count"] == LONG.queries
+    count = p.subjects[0]["summary"]["count"]
+    assert count >= LONG.queries
     assert "resumed" in {mark["kind"] for mark in p.data["marks"]}
-    assert p.samples[0]["image"].tolist() == [query % p.images for query in range(LONG.queries)]
+    assert p.samples[0]["image"].tolist() == [query % p.images for query in range(count)]
     context.close()
     other.close()
 

@@ -63,7 +63,9 @@ def measure_in_browser(request: Request, session: BrowserSession, progress: Prog
             journal.sync()
 
         images = np.stack([picture.rgb for picture in request.pictures])
-        session.latency(images, request.wanted["plan"], past or Past(1), take, progress)
+        # A run that ended before its result was written has nothing left to measure.
+        if past is None or not past.complete:
+            session.latency(images, request.wanted["plan"], past or Past(1), take, progress)
     finally:
         journal.close()
         _forget_if_empty(request)

@@ -329,6 +329,7 @@ class LatencyWork(Work):
 
     def _check_times(self, past: Past) -> None:
         """Raise JournalError where more time passed in the browser than here."""
-        theirs, ours = (past.end - self._from) / 1e9, max(np.subtract(_clocks(), self._begun))
+        theirs = (past.end - self._from) / 1e9
+        ours = max(now - begun for now, begun in zip(_clocks(), self._begun))
         if theirs > ours * (1 + CLOCKS) + LATE:
             raise JournalError(f"the browser claims {theirs:.1f} s of queries within {ours:.1f} s: its clock is wrong")

@@ -25,6 +25,9 @@ const ISOLATED = {
 const kept = (cache, name, mark) => cache.match(`${SCOPE}${name}?${mark}`, { ignoreVary: true });
 const keep = (cache, name, mark, response) => cache.put(`${SCOPE}${name}?${mark}`, response);
 
+/** What the server has now: where it says nothing of that, a browser holds on to an old file for a while. */
+const fresh = ({ url, redirect }) => fetch(url, { cache: "no-cache", redirect });
+
 /** An answer of the network with the headers of an isolated page, and no others that would make a cache refuse it. */
 function answer(body, from) {
   const headers = new Headers(ISOLATED);
@@ -96,15 +99,15 @@ async function hashOf(bytes) {
 async function bytesOf(found) {
   const parts = [];
   let heard = performance.now();
-  let fresh = 0;
+  let news = 0;
   const tell = async () => {
-    const message = { type: "loading", bytes: fresh };
-    [fresh, heard] = [0, performance.now()];
+    const message = { type: "loading", bytes: news };
+    [news, heard] = [0, performance.now()];
     for (const client of await self.clients.matchAll()) client.postMessage(message);
   };
   for (let reader = found.body.getReader(), part = await reader.read(); !part.done; part = await reader.read()) {
     parts.push(part.value);
-    fresh += part.value.length;
+    news += part.value.length;
     if (performance.now() - heard > TELL_MS) await tell();
   }
   return new Blob(parts).arrayBuffer();
@@ -125,11 +128,11 @@ async function respond(request, name) {
     const found = await adopt(cache);
     // Something else lives at this address now: leave it alone from here on.
     if (found === "gone") await Promise.all([caches.delete(NAME), self.registration.unregister()]);
-    if (["gone", "full"].includes(found)) return fetch(request);
+    if (["gone", "full"].includes(found)) return fresh(request);
   }
-  if (name === MANIFEST) return (await kept(cache, MANIFEST, "adopted")) ?? fetch(request);
+  if (name === MANIFEST) return (await kept(cache, MANIFEST, "adopted")) ?? fresh(request);
   const hash = (await adopted(cache))?.files[name];
-  if (!hash) return fetch(request);
+  if (!hash) return fresh(request);
   return (await kept(cache, name, hash)) ?? (await load(cache, name, hash)).response;
 }
 
