@@ -172,6 +172,8 @@ def test_a_large_picture_is_made_smaller_only_by_choice_and_says_so(page, tmp_pa
     assert "4,500 × 4,000 pixels" in page.text("#choice-why")
     assert "16,777,216" in page.text("#choice-why")
     assert page.tab.locator("#choices label").count() == 2
+    # Not those of the picture before, which are still checked.
+    page.tab.wait_for_selector("#choice", state="visible")
     page.tab.check("text=All of it, made smaller first")
     page.tab.click("text=Enlarge it")
     assert page.result().shape == (214, 240, 3)
@@ -252,6 +254,8 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path, name
 def test_cancel_stops_after_a_tile_and_another_picture_can_follow(page, tmp_path, photo):
     Image.new("RGB", (1200, 1200)).save(tmp_path / "black.png")
     page.tab.set_input_files("#file", tmp_path / "black.png")
+    # Not those of the picture before, which are still checked.
+    page.tab.wait_for_selector("#choice", state="visible")
     page.tab.check("text=All of it, as it is")
     page.tab.click("text=Enlarge it")
     page.tab.wait_for_selector("#work-done:has-text(' of 5,476 tiles')")
@@ -271,6 +275,8 @@ def test_a_picture_that_is_still_being_read_does_not_replace_one_that_is_being_e
 ):
     Image.new("RGB", (1200, 1200)).save(tmp_path / "black.png")
     page.tab.set_input_files("#file", tmp_path / "black.png")
+    # Not those of the picture before, which are still checked.
+    page.tab.wait_for_selector("#choice", state="visible")
     page.tab.check("text=All of it, as it is")
     page.tab.evaluate(
         """() => {
