@@ -128,7 +128,7 @@ def photo(height: int, width: int, name: str = "coffee.png", top: int = 100, lef
     """A crop of a bundled photograph, uint8 (height, width, 3)."""
     from PIL import Image
 
-    from ppexport.parity.inputs import photo_folder
+    from ppexport.imaging.images import photo_folder
 
     with Image.open(photo_folder() / name) as image:
         crop = image.convert("RGB").crop((left, top, left + width, top + height))

@@ -14,8 +14,9 @@ from ppexport.backends.web import BACKEND
 from ppexport.cli import app, demo
 from ppexport.device.artifact import read_artifact
 from ppexport.errors import UnavailableError
+from ppexport.imaging.images import photo_folder
 from ppexport.parity import run as parity_run
-from ppexport.parity.inputs import parity_inputs, photo_folder
+from ppexport.parity.inputs import parity_inputs
 
 
 def test_demo_makes_the_pictures_and_a_page(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ppexport.cli import app
 from ppexport.cli.console import continues_from
-from ppexport.parity.inputs import photo_folder
+from ppexport.imaging.images import photo_folder
 
 
 def started(command, number):

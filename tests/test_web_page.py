@@ -476,11 +476,15 @@ def changed(folder, to, **contents):
     return to
 
 
-def test_any_static_server_gives_threads_and_a_page_that_needs_no_network(browser, page_folder, tmp_path, photo):
-    old = changed(page_folder, tmp_path / "old")
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_any_static_server_gives_threads_and_a_page_that_needs_no_network(browser, page_folder, tmp_path, photo):
+    old = changed(page_folder, tmp_path / "old")
+    port = free_port()
     address = f"http://127.0.0.1:{port}/"
     with opened(browser, address) as page:
         with served(old, isolated=False, port=port):
@@ -531,9 +535,7 @@ def test_any_static_server_gives_threads_and_a_page_that_needs_no_network(browse
 
 def test_a_browser_without_room_for_a_copy_shows_the_page(browser, page_folder, tmp_path, photo):
     old = changed(page_folder, tmp_path / "old")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}/"
     with opened(browser, address) as page:
         limit = page.tab.context.new_cdp_session(page.tab)

@@ -27,13 +27,12 @@ from ppexport.device.target import Target, open_target
 from ppexport.errors import InputError, UnavailableError, first_line
 from ppexport.exporting import export, package_versions
 from ppexport.files import sha256_text
-from ppexport.imaging.images import read_levels
+from ppexport.imaging.images import photo_folder, read_levels
 from ppexport.networks.architecture import find_architecture
 from ppexport.networks.atd.atd_light import ATDLight
 from ppexport.networks.atd.config import GROUP
 from ppexport.networks.card import Card, find_card
 from ppexport.networks.load import load_network
-from ppexport.parity.inputs import photo_folder
 from ppexport.profile.latency_run import crop
 from ppexport.profile.statistics import Interval, median_interval
 

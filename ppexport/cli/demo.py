@@ -57,9 +57,9 @@ def demo(
     """Export the bundled model, check parity, super-resolve a bundled photograph, and make a page for browsers."""
     from ppexport.backends.backend import open_artifact
     from ppexport.exporting import export
+    from ppexport.imaging.images import photo_folder
     from ppexport.imaging.upscaling import upscale_file
     from ppexport.networks.load import load_network
-    from ppexport.parity.inputs import photo_folder
     from ppexport.parity.run import run_parity
 
     context.with_resource(run_folder(out, RUN))

@@ -17,7 +17,7 @@ from ppexport.imaging.images import MAX_PIXELS, WriteOptions, check_options
 from ppexport.imaging.outputs import TEMPLATE, Existing, check_template, output_name, plan_run
 
 EXAMPLE = (
-    "Example: ppexport upscale x2_64 photo.jpg photo_x2.png, or a folder, which goes on where it was: "
+    "Example: ppexport upscale x2_64 photo.jpg photo_x2.png, or a folder, which continues where it was: "
     "ppexport upscale x2_64 photos -o enlarged --recursive --existing skip"
 )
 

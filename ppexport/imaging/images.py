@@ -17,6 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from importlib.resources import files
 from operator import add
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
@@ -62,6 +63,11 @@ _VIDEO = re.compile(rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ", re.DOTALL)
 def is_picture(path: Path) -> bool:
     """Whether the extension of *path* is one of a picture that can be read, and it is not hidden."""
     return path.suffix.lower() in BY_SUFFIX and not path.name.startswith(".")
+
+
+def photo_folder() -> Path:
+    """The bundled free photographs, in a checkout and in an installed copy."""
+    return Path(str(files("ppexport.calibration"))) / "images"
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from ppexport.device.mask import mirror_pad
 from ppexport.device.picture import to_input, to_uint8
 from ppexport.imaging.bicubic import resize_bicubic
+from ppexport.imaging.images import photo_folder
 
 Pixels = NDArray[np.uint8]
 
@@ -36,11 +36,6 @@ class ParityInput:
     """(1, 3, h, w) in [0, 1]."""
     hr: Pixels | None = None
     """uint8 (h * scale, w * scale, 3)."""
-
-
-def photo_folder() -> Path:
-    """The bundled free photographs, in a checkout and in an installed copy."""
-    return Path(str(files("ppexport.calibration"))) / "images"
 
 
 def _cut(photo: Pixels, size: tuple[int, int], down: float, right: float) -> Pixels:

@@ -27,8 +27,8 @@ from ppexport.device.target import Target, runtimes
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
 from ppexport.folders import Run
-from ppexport.imaging.images import pictures_in, read_levels
-from ppexport.parity.inputs import PHOTOS, photo_folder
+from ppexport.imaging.images import photo_folder, pictures_in, read_levels
+from ppexport.parity.inputs import PHOTOS
 from ppexport.profile.result import PROFILE, Profile, write_profile
 
 LEAST = 8

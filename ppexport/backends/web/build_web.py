@@ -10,7 +10,6 @@ LICENSES.txt          of all of these
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ppexport.backends.web.runtime_files import PACKAGE, VERSION, read_runtime
 from ppexport.backends.web.stay_on_gpu import stay_on_gpu
 from ppexport.errors import UnavailableError
 from ppexport.imaging.bicubic import crop_to_multiple, resize_bicubic
-from ppexport.imaging.images import read_image
+from ppexport.imaging.images import photo_folder, read_image
 
 PAGE = Path(__file__).parent / "page"
 PAGE_SUFFIXES = (".html", ".css", ".mjs", ".js")
@@ -54,11 +53,6 @@ def build_for_web(job: BuildJob) -> Built:
         (job.folder / name).write_bytes(content)
     details["build"] = {"onnxruntime_web": VERSION, "webgpu": options.webgpu, "samples": list(samples)}
     return Built([MODEL, *contents], options.flavour, details)
-
-
-def photo_folder() -> Path:
-    """The bundled free photographs, in a checkout and in an installed copy."""
-    return Path(str(files("ppexport.calibration"))) / "images"
 
 
 def sample(photo: Path) -> bytes:

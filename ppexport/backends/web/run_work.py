@@ -255,7 +255,7 @@ class RunWork(Work):
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds of the clock that nobody sets, and of the one that goes on while this machine sleeps."""
+    """Seconds of the clock that nobody sets, and of the one that continues while this machine sleeps."""
     return time.monotonic(), time.time()
 
 
