@@ -11,6 +11,16 @@ import pytest
 from web_pages import chromium, small_page
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """What the page says is part of what a failed test says: a selector that does not come says nothing of why."""
+    report = yield
+    tab = getattr(getattr(item, "funcargs", {}).get("page"), "tab", None)
+    if report.failed and tab is not None:
+        report.sections.append(("the page", tab.evaluate("document.body.innerText")))
+    return report
+
+
 @pytest.fixture(scope="session")
 def page_folder(tmp_path_factory) -> Path:
     """The small page: one layer, 32x32, all slots. Never changed by a test."""
