@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -225,6 +227,22 @@ def test_every_codec_writes_what_plays(tmp_path: Path, codec: str, suffix: str, 
     assert (after.codec, len(after.rgb)) == (name, 9)
     assert [round(1000 * at) for at in after.times] == [40 * i for i in range(9)]
     assert np.abs(after.rgb[4].astype(int) - enlarged(moving(9)[4])).mean() < 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the scheduling of threads is read as Linux tells it")
+def test_an_encoder_leaves_the_machine_to_others(tmp_path: Path) -> None:
+    source = make_video(tmp_path / "in.mp4", moving(1))
+
+    def scheduling() -> dict[int, tuple[int, int]]:
+        threads = map(int, os.listdir("/proc/self/task"))
+        return {t: (os.sched_getscheduler(t), os.sched_getparam(t).sched_priority) for t in threads}
+
+    before = scheduling()
+    context = plan_video(source, tmp_path / "out.webm", 2, VideoOptions(codec="av1")).encoding.open()
+    during = scheduling()
+    assert len(during) > len(before)
+    assert set(during.values()) == {before[threading.get_native_id()]}
+    context.encode(None)
 
 
 def test_the_codec_of_the_source_is_kept(tmp_path: Path) -> None:

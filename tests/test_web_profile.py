@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from web_pages import chromium, needs_runtime, small_page
 
 from ppexport.backends.backend import open_artifact
-from ppexport.backends.web import run_browser
+from ppexport.backends.web import run_browser, run_session
 from ppexport.backends.web.run_browser import BrowserRunner, Headless, headless_session
 from ppexport.backends.web.run_session import BrowserSession
 from ppexport.backends.web.run_work import BrowserResult
@@ -151,7 +151,11 @@ def test_what_a_page_decides_is_compared_with_this_machine(folder, tmp_path, mon
             runner(lr)
 
 
-def test_a_closed_tab_continues_when_it_is_opened_again_and_others_are_turned_away(page_folder, tmp_path, browser):
+def test_a_closed_tab_continues_when_it_is_opened_again_and_others_are_turned_away(
+    page_folder, tmp_path, browser, monkeypatch
+):
+    # On a busy machine the page asks seldom.
+    monkeypatch.setattr(run_session, "FAREWELL", 60.0)
     out = tmp_path / "run"
     request = request_of(page_folder, out, LONG)
     context, other, result = browser.new_context(), browser.new_context(), []
@@ -180,7 +184,7 @@ def test_a_closed_tab_continues_when_it_is_opened_again_and_others_are_turned_aw
             again.wait_for_timeout(50)
         closing = threading.Thread(target=session.close)
         closing.start()
-        again.get_by_text("The measurement is complete").wait_for(timeout=10_000)
+        again.get_by_text("The measurement is complete").wait_for(timeout=60_000)
         while closing.is_alive():
             again.wait_for_timeout(50)
     (p,) = result

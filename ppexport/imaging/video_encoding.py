@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -128,7 +130,8 @@ class Encoding:
         context: VideoCodecContext = av.CodecContext.create(self.encoder, "w")
         self.configure(context)
         try:
-            context.open()
+            with usual_priority():
+                context.open()
         except (OSError, ValueError) as error:
             (h, w), name = self.size, self.encoder
             raise InputError(
@@ -136,6 +139,31 @@ class Encoding:
                 f"--codec, one of {', '.join(available())}"
             ) from None
         return context
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undo what the block does to the scheduling of this thread, and give the threads that it starts the same.
+
+    Where it may, as root, SVT-AV1 makes the calling thread and its own real-time threads of the highest priority, for
+    which every other program waits: as many of them as a machine has processors stop it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    usual, before = (os.sched_getscheduler(0), os.sched_getparam(0)), set(_threads())
+    try:
+        yield
+    finally:
+        for thread in {0, *_threads()} - before:
+            # A thread may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, *usual)
+
+
+def _threads() -> list[int]:
+    """The threads of this process, by their numbers."""
+    return [int(path.name) for path in Path("/proc/self/task").iterdir()]
 
 
 def available() -> list[str]:

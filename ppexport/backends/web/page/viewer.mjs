@@ -145,19 +145,11 @@ export class Viewer {
     context.setTransform(sharp, 0, 0, sharp, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
     context.imageSmoothingQuality = "high";
-    const within = (x, y, w, h, paint) => {
-      context.save();
-      context.beginPath();
-      context.rect(x, y, w, h);
-      context.clip();
-      paint();
-      context.restore();
-    };
     context.drawImage(picture.before, left, top, width, height);
     const bottom = this.compares ? this.height : top + this.rows * zoom;
     const from = this.compares ? divider : 0;
-    if (!this.compares) this.#paintTiles(within);
-    within(from, 0, this.width - from, bottom, () => context.drawImage(picture.after, left, top, width, height));
+    if (!this.compares) this.#paintTiles();
+    this.#drawIn([[from, 0, this.width - from, bottom]], picture.after, [left, top, width, height]);
     if (this.showsPure && this.pure) {
       context.imageSmoothingEnabled = false;
       context.drawImage(this.pure, left, top, width, height);
@@ -186,12 +178,23 @@ export class Viewer {
   }
 
   /** Dims what no tile has reached yet. */
-  #paintTiles(within) {
+  #paintTiles() {
     const { context, picture } = this;
     const all = this.#boxOnScreen({ x: 0, y: 0, w: picture.width, h: picture.height });
     context.fillStyle = "rgb(18 22 29 / .6)";
     context.fillRect(...all);
-    for (const box of this.tiles) within(...this.#boxOnScreen(box), () => context.drawImage(picture.before, ...all));
+    this.#drawIn(this.tiles.map((box) => this.#boxOnScreen(box)), picture.before, all);
+  }
+
+  /** Draws an image at a place, but only inside some boxes: once, since without a GPU each time takes long. */
+  #drawIn(boxes, image, place) {
+    const { context } = this;
+    context.save();
+    context.beginPath();
+    for (const box of boxes) context.rect(...box);
+    context.clip();
+    context.drawImage(image, ...place);
+    context.restore();
   }
 
   /** Draws a frame around the tile that was done last. */
