@@ -20,6 +20,7 @@ from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.export_onnx import fuse, trace
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
 from ppexport.backends.onnx.model_file import iter_graphs
+from ppexport.backends.onnx.narrow_indices import narrow_indices
 from ppexport.backends.onnx.narrow_sums import narrow_sums
 from ppexport.backends.onnx.pattern import Graph
 from ppexport.errors import ExportError
@@ -278,7 +279,28 @@ def test_sums_of_int32_stay_int32(tmp_path):
         assert np.array_equal(result, expected.numpy())
 
 
-def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the_network(tmp_path):
+class Indexed(torch.nn.Module):
+    """int32 that is widened only to index, and int32 that something else reads wide as well."""
+
+    def forward(self, x, order):
+        wide, shown = order.long(), order.flip(0).long()
+        return x[wide].scatter(0, wide, x), x[shown], shown
+
+
+def test_indices_stay_as_narrow_as_they_were(tmp_path):
+    inputs = {"x": torch.randn(5), "order": torch.tensor([3, 1, 4, 0, 2], dtype=torch.int32)}
+    trace(Indexed(), inputs, ("a", "b", "c"), tmp_path / "plain.onnx")
+    plain, narrow = (onnx.load(tmp_path / "plain.onnx") for _ in range(2))
+    narrow_indices(narrow)
+    onnx.checker.check_model(narrow, full_check=True)
+    assert (operators(plain)["Cast"], operators(narrow)["Cast"]) == (2, 1)
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    sessions = (onnxruntime.InferenceSession(model.SerializeToString()) for model in (plain, narrow))
+    for one, other in zip(*(session.run(None, feeds) for session in sessions), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the_network(tmp_path, capfd):
     """By parity, which tells near ties from errors."""
     network = small_network(layers=2)
     out = ppexport.export(
@@ -291,6 +313,10 @@ def test_an_artifact_for_onnx_runtime_has_nothing_but_fused_attention_and_is_the
     assert found["Attention"] == 1 + 4 + 2 * 2
     # The softmax of two dictionaries and of the refinement between them is left.
     assert found["Softmax"] == 3
+    # As somebody opens it who does not know this project: ONNX Runtime finds nothing to warn of.
+    capfd.readouterr()
+    onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    assert capfd.readouterr() == ("", "")
     report = run_parity(network, ppexport.open_artifact(out), tmp_path / "run", lambda *_: None)
     assert report.passed, report.pairs
 

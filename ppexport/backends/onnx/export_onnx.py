@@ -22,6 +22,7 @@ from ppexport.backends.onnx.branch_where import branch_where
 from ppexport.backends.onnx.drop_whole_slices import drop_whole_slices
 from ppexport.backends.onnx.fuse_attention import fuse_attention
 from ppexport.backends.onnx.fuse_unit_rows import fuse_unit_rows
+from ppexport.backends.onnx.narrow_indices import narrow_indices
 from ppexport.backends.onnx.narrow_sums import narrow_sums
 from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.simplify import simplify_file
@@ -114,6 +115,7 @@ def fuse(model: onnx.ModelProto, capacities: tuple[int, ...]) -> onnx.ModelProto
     strip_attention(fused, capacities)
     fuse_unit_rows(fused)
     drop_whole_slices(fused)
+    narrow_indices(fused)
     branch_where(fused)
     return fused
 

@@ -145,8 +145,8 @@ def rewrite(model: onnx.ModelProto, op: str, match: Callable[[Graph, NodeProto],
             nodes.extend(made[node.output[0]])
         elif node.output[0] not in dropped:
             nodes.append(node)
-    set_nodes(model, nodes)
     read = {name for node in nodes for name in names_read(node)} | graph.outputs
+    set_nodes(model, (node for node in nodes if node.op_type != "Constant" or node.output[0] in read))
     kept = [init for init in model.graph.initializer if init.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
