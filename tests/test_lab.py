@@ -136,7 +136,7 @@ def second(board, device_python, tmp_path):
 
 
 def run_in(out, artifact, options):
-    return RemoteRun(artifact, None, None, False, True, False, out, None, "local", options, Settings(), None, None)
+    return RemoteRun(artifact, None, None, False, True, False, 0, out, None, "local", options, Settings(), None, None)
 
 
 def test_a_lab(board, second, enlarger, tmp_path, monkeypatch):

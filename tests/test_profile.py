@@ -25,6 +25,7 @@ from ppexport.device import launch
 from ppexport.device.artifact import Artifact, Manifest, read_artifact, write_manifest
 from ppexport.device.job import JOURNAL, Job
 from ppexport.device.measure import PLANS, Plan
+from ppexport.device.neighbours import Neighbours
 from ppexport.device.runner import Result, Runner
 from ppexport.device.target import Target, choose, open_target
 from ppexport.errors import InputError, UnavailableError
@@ -76,6 +77,48 @@ def test_a_run_is_measured_once_and_only_its_own_folder_is_used(small, tmp_path,
     other = invoke(app, [*arguments[:-1], "2"])
     assert isinstance(other.exception, InputError)
     assert "another measurement" in str(other.exception)
+
+
+def test_neighbours_keep_cores_busy_and_end_with_the_measurement(small, tmp_path, tiny):
+    out = tmp_path / "run"
+    done = invoke(app, ["profile", str(small), "-o", str(out), "--quick", "--threads", "1", "--load", "2"])
+    assert done.exit_code == 0, done.output
+    assert "beside 2 busy neighbours" in done.output
+    p = Profile(out / "profile.json")
+    assert p.data["protocol"]["plan"]["load"] == 2
+    other = invoke(app, ["profile", str(small), "-o", str(out), "--quick", "--threads", "1"])
+    assert "another measurement" in str(other.exception)
+    for wrong in (["--load", "-1"], ["--load", "65"], ["--load", "1", "--layers"], ["--load", "1", "--on", "browser"]):
+        refused = invoke(app, ["profile", str(small), "-o", str(tmp_path / "x"), "--quick", *wrong])
+        assert isinstance(refused.exception, InputError), wrong
+
+
+def _ended(process: int) -> bool:
+    """Whether *process* is gone, or waits for nothing but that its parent takes notice."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_neighbours_compute_and_end_with_their_program():
+    with Neighbours(2) as neighbours:
+        end = time.monotonic() + 60
+        while neighbours.cpu() < 200_000_000:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        running = [process.pid for process in neighbours._running]
+    assert all(_ended(process) for process in running)
+    # Also where the program is killed.
+    code = "import time; from ppexport.device.neighbours import Neighbours\n"
+    code += "with Neighbours(1) as n: print(n._running[0].pid, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        neighbour = int(program.stdout.readline())
+        program.kill()
+    end = time.monotonic() + 60
+    while not _ended(neighbour):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_killed_run_goes_on_with_the_same_command(small, tmp_path):
@@ -147,7 +190,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(artifact, tmp_pat
     # What was measured of it is nothing, so the folder is free for another runtime.
     assert not (tmp_path / "x" / JOURNAL).exists()
     with pytest.raises(InputError, match="one runtime"):
-        plan_of(False, True, choose(artifact, "onnxruntime,openvino", None, False))
+        plan_of(False, True, 0, choose(artifact, "onnxruntime,openvino", None, False))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")

@@ -180,7 +180,7 @@ def measure(run: RemoteRun, way: Connection, routing: bool, against: Path | None
     targets = choose(run.artifact, run.runtime, run.threads, run.trust)
     if len(targets) > 1:
         raise InputError("a browser is timed with one runtime at a time: name one --runtime")
-    plan = plan_of(run.quick, run.sustained, targets)
+    plan = plan_of(run.quick, run.sustained, run.load, targets)
     request = prepare_remote(targets, plan, run.folder, run.images, PLACE, Settings())
     if against is not None:
         read_run(against, request.artifact.manifest)

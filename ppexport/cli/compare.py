@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import continues_from, emit_json, people, progress_bar, table
-from ppexport.cli.options import Json, Threads, Trust
+from ppexport.cli.options import Json, Load, Threads, Trust
 from ppexport.errors import EXIT_GATE_FAILED, InputError
 
 EXAMPLE = "Example: ppexport compare x2_64-profile x2_64_new-profile --limit 1.05"
@@ -36,6 +36,7 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="for artifacts: measure 64 queries and 6 s instead of 1,024 and 60 s")
     ] = False,
+    load: Load = 0,
     threads: Threads = None,
     trust: Trust = False,
     json: Json = None,
@@ -69,11 +70,13 @@ def compare(
             raise InputError("both are the same artifact")
         folder = out or given[0].resolve().with_name(f"{given[0].resolve().name}-against-{given[1].resolve().name}")
         context.with_resource(run_folder(folder, RUN))
-        job = prepare(targets, plan_of(quick, False, targets), folder, None)
+        job = prepare(targets, plan_of(quick, False, load, targets), folder, None)
         with continues_from(job.journal), progress_bar("queries") as progress:
             result = compare_interleaved(measure(job, progress, console.print))
-    elif out is not None or quick or threads is not None or trust:
-        raise InputError("--out, --quick, --threads and --trust are for two artifact folders, which are measured")
+    elif out is not None or quick or load or threads is not None or trust:
+        raise InputError(
+            "--out, --quick, --load, --threads and --trust are for two artifact folders, which are measured"
+        )
     else:
         profiles = [Profile(path) for path in given]
         result = compare_interleaved(profiles[0]) if len(profiles) == 1 else compare_offline(*profiles)

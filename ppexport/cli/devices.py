@@ -60,6 +60,8 @@ class RemoteRun:
     trust: bool
     quick: bool
     sustained: bool
+    load: int
+    """Busy neighbours."""
     folder: Path
     """Of the result."""
     images: Path | None
@@ -82,7 +84,7 @@ class RemoteRun:
 
         threads = self.threads or len(self.settings.cores) or None
         targets = choose(self.artifact, self.runtime, threads, self.trust)
-        plan = plan_of(self.quick, self.sustained, targets)
+        plan = plan_of(self.quick, self.sustained, self.load, targets)
         request = prepare_remote(targets, plan, self.folder, self.images, self.address, self.settings)
         with run_folder(self.folder, RUN), open_device(self.address, self.options) as device:
             if self.perf_binary is None:

@@ -64,6 +64,13 @@ Threads = Annotated[
         help="threads of the runtime, at most one for each processor; one for each physical core if left out",
     ),
 ]
+Load = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="busy neighbours: so many programs compute without a pause beside the artifact, as an app does on a phone",
+    ),
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="largest picture that is read")]
 SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 CAPACITIES = re.compile(r"\d{1,9}(,\d{1,9})*")

@@ -11,7 +11,7 @@ from ppexport.cli.browser import PLACE, Adb, Connection, Headless, Lan, LanAddre
 from ppexport.cli.browser import measure as measure_in_browser
 from ppexport.cli.console import continues_from, duration, emit_json, people, progress_bar, stages, table
 from ppexport.cli.devices import RemoteRun, clean_lab, exit_code, lab_json, measure_lab, show_lab
-from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, SshConfig, Timeout, Trust
+from ppexport.cli.options import AcceptNewHostKey, ArtifactFolder, Identity, Json, Load, SshConfig, Timeout, Trust
 from ppexport.cli.parity import show as show_parity
 from ppexport.device.runner import check_threads
 from ppexport.errors import EXIT_GATE_FAILED, InputError, counted, require
@@ -53,6 +53,7 @@ def profile(
     runtime: Annotated[str | None, typer.Option(help=RUNTIMES)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="64 queries and 6 s instead of 1,024 and 60 s")] = False,
     sustained: Annotated[bool, typer.Option("--sustained", help="ten minutes, to see what heat does")] = False,
+    load: Load = 0,
     images: Annotated[Path | None, typer.Option(help="folder of pictures; bundled photographs if left out")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="also measure time by layer and branch")] = False,
     routing: Annotated[bool, typer.Option("--routing", help="also measure time by pure pixels and capacity")] = False,
@@ -142,6 +143,8 @@ def profile(
             in_browser and (own or clean or lock_clocks or power_mode is not None),
         "--layers, --routing and --frames are measured on this machine only: run them on the device":
             not local and (layers or (routing and not in_browser) or frames is not None),
+        "--load is for the latency of an artifact in one of our runners: leave out what measures otherwise":
+            load > 0 and (in_browser or perf_binary is not None or layers or routing or frames is not None),
         "--fps is for --frames: name a folder of frames": fps is not None and frames is None,
         "--versus is for --fps: name a rate": bool(versus) and fps is None,
         "which runtimes a device has is not known here: name them": not local and runtime == "all",
@@ -156,7 +159,8 @@ def profile(
     folder = out or artifact.resolve().with_name(artifact.resolve().name + "-profile")
     run = RemoteRun(
         artifact=artifact, runtime=runtime, threads=threads, trust=trust, quick=quick, sustained=sustained,
-        folder=folder, images=images, address=on, options=SshOptions(identity, ssh_config, accept_new_host_key),
+        load=load, folder=folder, images=images, address=on,
+        options=SshOptions(identity, ssh_config, accept_new_host_key),
         settings=settings, perf_binary=perf_binary, timeout=timeout,
     )  # fmt: skip
     if devices is not None:
@@ -181,7 +185,7 @@ def profile(
         Deadline(fps, ())
     targets = choose(artifact, runtime, threads, trust)
     others = [[choose(other, target.name, threads, trust)[0] for target in targets] for other in versus or ()]
-    plan = plan_of(quick, sustained, targets)
+    plan = plan_of(quick, sustained, load, targets)
     context.with_resource(run_folder(folder, RUN))
     job = prepare(targets, plan, folder, images)
     console.print(
@@ -327,6 +331,9 @@ def show(result: Profile, console: Console) -> None:
         if droop is not None:
             first, last = droop["first_minute_ms"], droop["last_minute_ms"]
             console.print(f"{name}: first minute {first:.1f} ms, last minute {last:.1f} ms, ratio {droop['ratio']:.3f}")
+    load = result.data["protocol"]["plan"].get("load", 0)
+    if load:
+        console.print(f"beside {counted(load, 'busy neighbour')}")
     for mark in result.data["marks"]:
         console.print(f"mark: {mark['text']}")
     console.print(f"{result.path}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from ppexport.device.journal import Journal, Past
 from ppexport.device.machine import Clock, peak_memory
+from ppexport.device.neighbours import Neighbours
 from ppexport.device.picture import to_input
 from ppexport.device.sensors import Sensor, read_all
 from ppexport.device.target import Target, open_target
@@ -36,6 +37,8 @@ class Plan:
     """Warm-up ends after this many windows in any case, and the run is then marked."""
     sensor_seconds: float = 1.0
     """Time between two readings of the sensors."""
+    load: int = 0
+    """Busy neighbours during all of it, see `neighbours.py`."""
 
 
 PLANS = {
@@ -121,11 +124,16 @@ class Loop:
         self.subjects, self.images, self.plan, self.journal = subjects, images, plan, journal
         self.sensors, self.progress, self.clock = sensors, progress, clock or Clock()
         self.queries = [0] * len(subjects)
+        self.neighbours = Neighbours(plan.load)
         self._zero = 0
         self._next_reading = 0
 
     def run(self, past: Past) -> None:
         """Measure what *past* lacks, and end the journal."""
+        with self.neighbours:
+            self._run(past)
+
+    def _run(self, past: Past) -> None:
         self.queries = list(past.queries)
         reading = self.clock.reading()
         # t continues where the last process ended, so that an interruption takes no time.
@@ -151,7 +159,11 @@ class Loop:
 
     def _read_sensors(self) -> None:
         reading, moment = read_all(self.sensors), self.clock.reading()
-        clocks = {"own": self.clock.cpu() / SECOND, "wall": moment["wall"], "boot": moment["boot"]}
+        clocks = {
+            "own": (self.clock.cpu() + self.neighbours.cpu()) / SECOND,
+            "wall": moment["wall"],
+            "boot": moment["boot"],
+        }
         self.journal.write("c", moment["now"] - self._zero, {**reading, **clocks})
         self.journal.sync()
         self.progress(sum(self.queries))

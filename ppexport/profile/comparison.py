@@ -58,6 +58,7 @@ class Comparison:
         machine = (("processor", "cpu"), ("system", "system"), ("cores", "usable_cores"))
         pairs = [(what, first["machine"].get(key), second["machine"].get(key)) for what, key in machine]
         pairs.append(("protocol", *(data["protocol"]["plan"].get("name") for data in (first, second))))
+        pairs.append(("busy neighbours", *(data["protocol"]["plan"].get("load", 0) for data in (first, second))))
         names = ("model", "size", "scale", "precision", "flavour", "runtime", "runtime_versions", "threads")
         pairs += [(name, self.a.subject.get(name), self.b.subject.get(name)) for name in names]
         hashes = [[image.get("sha256") for image in data["images"]] for data in (first, second)]

@@ -23,6 +23,7 @@ from ppexport.device.journal import JournalError, read_header
 from ppexport.device.launch import Progress, known_part, memory_of, run
 from ppexport.device.mask import mirror_pad
 from ppexport.device.measure import PLANS, Plan
+from ppexport.device.neighbours import MOST
 from ppexport.device.target import Target, runtimes
 from ppexport.errors import InputError
 from ppexport.files import atomic_path
@@ -142,13 +143,18 @@ _MORE = [f"{kind}{runtime}.json" for kind in ("layers", "routing", "frames") for
 RUN = Run("latency run", (IMAGES, JOURNAL, PROFILE, BEFORE, CLOCKS, CROPS, *_MORE), _begun)
 
 
-def plan_of(quick: bool, sustained: bool, targets: Sequence[Target]) -> Plan:
-    """The plan of the options. Raises InputError for both of them, or a sustained run of several runtimes."""
+def plan_of(quick: bool, sustained: bool, load: int, targets: Sequence[Target]) -> Plan:
+    """The plan of the options.
+
+    Raises InputError for both of the first two, a sustained run of several runtimes, or no number of neighbours.
+    """
+    if not 0 <= load <= MOST:
+        raise InputError(f"--load {load} is no number of busy neighbours: they are 0 to {MOST}")
     if quick and sustained:
         raise InputError("--quick and --sustained are different protocols: name one")
     if sustained and len(targets) > 1:
         raise InputError("a sustained run heats the machine with one runtime: name one --runtime")
-    return PLANS["quick" if quick else "sustained" if sustained else "full"]
+    return replace(PLANS["quick" if quick else "sustained" if sustained else "full"], load=load)
 
 
 def prepare(targets: Sequence[Target], plan: Plan, folder: Path, images: Path | None) -> Job:

@@ -8,8 +8,8 @@
                       memory_gb (rounded by browsers), secure, isolated, timer_step_ms, device (wasm, webgpu), threads,
                       adapter {vendor, architecture, device, description, fallback} or null, ort; cpu_ns is then ns
     versions          of ppexport, Python, NumPy
-    protocol          plan (queries, seconds, warm_change, warm_windows, sensor_seconds), order ("single" or
-                      "A B B A"), batch 1, inside_the_clock
+    protocol          plan (queries, seconds, warm_change, warm_windows, sensor_seconds, load: busy
+                      neighbours, 0 where it is missing), order ("single" or "A B B A"), batch 1, inside_the_clock
     images            [{name, sha256 of the pixels, pure_share}]
     subjects          [{name, artifact, model, arch, scale, size, backend, precision, flavour, mask, capacities, tokens,
                       files (hashes), weights_sha256, card_sha256, bytes, made_with, runtime, runtime_device,

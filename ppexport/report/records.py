@@ -205,8 +205,12 @@ def record_latency(profiles: Sequence[Profile]) -> list[Path]:
         mode = (machine.get("jetson") or {}).get("power_mode")
         # A board in another power mode is another machine.
         called = str(machine["cpu"]) + (f", {mode['name']}" if isinstance(mode, dict) and mode.get("name") else "")
+        load = profile.data["protocol"]["plan"].get("load", 0)
         for subject in profile.subjects:
-            key = f"{_key_of(subject)} {subject['runtime']}:{subject['runtime_device']}"
+            # So it is beside busy neighbours.
+            key = f"{_key_of(subject)} {subject['runtime']}:{subject['runtime_device']}" + (
+                f" load {load}" if load else ""
+            )
             found[subject["model"], called, key] = _latency_of(profile, subject)
     return _record(LATENCY, found)
 
