@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -141,7 +145,7 @@ class Checkout:
         self.commands, self.exported, said = [], [], []
         models = [Model(self.root, folder, self.images, self.run) for folder in models_of(self.root)]
         kept = renew(models, only, said.append)
-        return [command.split()[0] for command in self.commands], said, kept
+        return [command.split()[0] for command in self.commands], "".join(said).splitlines(), kept
 
 
 @pytest.fixture
@@ -263,6 +267,25 @@ def test_a_failed_command_shows_the_end_of_what_it_printed(tmp_path):
     with pytest.raises(CommandError, match="(?s)^line 2.*line 40.*the end.*ended with code 3") as caught:
         run_command([sys.executable, "-c", "for i in range(41): print('line', i)\nprint('the end'); exit(3)"], tmp_path)
     assert caught.value.exit_code == 3
+
+
+def test_a_command_ends_with_the_program(tmp_path):
+    """SIGTERM of a command that runs ends it, and the code is that of the signal."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import signal; from pathlib import Path\n"
+        "import renew_numbers; from number_steps import run_command\n"
+        "signal.signal(signal.SIGTERM, renew_numbers.stop)\n"
+        "run_command([sys.executable, '-c', 'import os,time; open(\"pid\", \"w\").write(str(os.getpid())); '\n"
+        "'os.rename(\"pid\", \"here\"); time.sleep(60)'], Path('.'))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    while not (tmp_path / "here").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "here").read_text()), 0)
 
 
 def test_the_tables_in_the_project_are_those_of_numerics(tmp_path):

@@ -68,10 +68,18 @@ class CommandError(PpexportError):
 
 def run_command(command: Sequence[str], root: Path) -> None:
     """Run *command* in *root*. Raises CommandError, with what it printed."""
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            # It removes its unfinished files then.
+            process.terminate()
+            process.communicate()
+            raise
+    if process.returncode:
         # A process that a signal ended has a negative code.
-        raise CommandError(command, done.returncode if done.returncode > 0 else 128 - done.returncode, done.stdout)
+        code = process.returncode if process.returncode > 0 else 128 - process.returncode
+        raise CommandError(command, code, output)
 
 
 @dataclass(frozen=True)
@@ -107,14 +115,9 @@ class Model:
         return read_card(self.folder).scale
 
     @property
-    def weights(self) -> Path:
-        """The file."""
-        return self.folder / "weights.safetensors"
-
-    @property
     def sha256(self) -> str:
         """Of the weights as they are."""
-        return sha256_file(self.weights)
+        return sha256_file(self.folder / "weights.safetensors")
 
     @property
     def ranges(self) -> Path:
@@ -153,10 +156,11 @@ class Model:
         evaluated = [(name, key) for name, key in dict.fromkeys(wanted) if key != NETWORK]
         recorded = {*numerics["parity"], *(_exported(key) for _, key in evaluated)}
         others = sorted(recorded - set(STANDARD), key=lambda key: (key.split("-")[0] in LAST, key))
-        yield [
-            Step(f"artifact {key}", *self._artifact(key, {n: k for n, k in evaluated if _exported(k) == key}), True)
-            for key in (*STANDARD, *others)
-        ]
+        for keys in (STANDARD, others):
+            yield [
+                Step(f"artifact {key}", *self._artifact(key, {n: k for n, k in evaluated if _exported(k) == key}), True)
+                for key in keys
+            ]
         if has_place(self.folder / README, ABLATION):
             yield [Step("ablation", self._ablation_is_fresh, self._ablate)]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,9 +36,9 @@ def plan(models: Sequence[Model]) -> list[tuple[Model, Step]]:
 
 
 def renew(models: Sequence[Model], only: str, say: Callable[[str], None]) -> list[str]:
-    """Run what is not fresh of the steps whose name holds *only*, a line each; returns what this machine cannot renew.
+    """Run what is not fresh of the steps whose name holds *only*, a line each, which *say* gets in parts.
 
-    Raises PpexportError of the first step that fails otherwise.
+    Returns what this machine cannot renew. Raises PpexportError of the first step that fails otherwise.
     """
     steps, kept = [(model, step) for model, step in plan(models) if only in step.name], []
     root = models[0].root
@@ -44,23 +46,35 @@ def renew(models: Sequence[Model], only: str, say: Callable[[str], None]) -> lis
     for number, (model, step) in enumerate(steps, 1):
         line, begin = f"[{number}/{len(steps)}] {model.name} {step.name}", time.monotonic()
         if step.fresh():
-            say(f"{line}: of these weights already")
+            say(f"{line}: of these weights already\n")
             continue
+        say(f"{line}: ")
         try:
             step.run()
         except (CommandError, Lacking) as error:
             if not step.may_lack or error.exit_code != EXIT_UNAVAILABLE:
+                say("failed\n")
                 raise
             reason = error.last if isinstance(error, CommandError) else str(error)
             kept.append(f"{model.name} {step.name}: {reason}")
-            say(f"{line}: kept as it was, {reason}")
+            say(f"kept as it was, {reason}\n")
             continue
-        say(f"{line}: {time.monotonic() - begin:.0f} s")
+        say(f"{time.monotonic() - begin:.0f} s\n")
         make_pages(model.folder)
         write_tables(root, models_of(root))
     for path in write_tables(root, models_of(root)):
-        say(f"tables: {path}")
+        say(f"tables: {path}\n")
     return kept
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """End, with the command that runs; temporary files are removed."""
+    raise SystemExit(128 + number)
+
+
+def say(text: str) -> None:
+    """Print *text*, a part of a line."""
+    print(text, end="", flush=True)
 
 
 @app.command(epilog="Example: make numbers IMAGES=DIR MODEL=pp_atd_light_x2")
@@ -76,8 +90,11 @@ def main(
 
     Test sets hold files NAME_SRF_2_HR.png and NAME_SRF_2_LR.png. Without kodak24 no recipe is searched for, and what
     needs one stays as it is; without it and bsds400_train the ablation leaves out the pictures that training held out.
-    Stops at the first step that fails, with its exit code; the same command continues there.
+    latency.yaml stays: times do not depend on what the weights are. Stops at the first step that fails, with its exit
+    code; the same command continues there.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
@@ -86,15 +103,12 @@ def main(
         folders = [folder for folder in models_of(root) if model in (None, folder.name)]
         if not folders:
             raise InputError(f"models/{model or '*'}/weights.safetensors is missing")
-        kept = renew(
-            [Model(root, folder, images.resolve()) for folder in folders], only, lambda t: print(t, flush=True)
-        )
+        kept = renew([Model(root, folder, images.resolve()) for folder in folders], only, say)
     except PpexportError as error:
         fail(str(error))
         raise typer.Exit(error.exit_code) from None
     for line in kept:
         print(f"not renewed: {line}")
-    print("latency.yaml keeps its times, which do not depend on what the weights are")
 
 
 if __name__ == "__main__":
