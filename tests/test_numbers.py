@@ -360,7 +360,7 @@ def test_only_better_weights_are_bundled(tmp_path):
     assert (folder / "training.png").read_bytes() == b"curve"
     save_file(poor, weights)
     assert not judged()
-    assert said[-1] == "not better: nothing was changed"
+    assert said[-1] == "not better by 0.005 dB: nothing was changed"
 
 
 def test_programs_of_tools_hide_no_module_of_python():
