@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # What computes in the demo's page, by npm or by its package for Python: 33 MB to fetch and 41 MB on the disk.
 PAGE := $(VENV)/.page
 
-.PHONY: demo test test-slow test-cpus test-boards lint numbers wheel-test clean
+.PHONY: demo test test-slow test-cpus test-boards lint numbers bundle wheel-test clean
 
 demo: $(DEMO) $(PAGE)
 	$(BIN)/ppexport demo -o demo
@@ -35,10 +35,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every measured figure again, into numerics.yaml and the models' READMEs: make numbers IMAGES=DIR.
-numbers: $(READY)
+# What depends on the bundled weights and was measured with others, again: make numbers IMAGES=DIR [MODEL=NAME] [ONLY=TEXT].
+numbers: $(READY) $(PAGE)
 	$(if $(IMAGES),,$(error make numbers IMAGES=DIR, a folder with the test sets set5 and set14))
-	PYTHON=$(BIN)/python tools/numbers.sh "$(IMAGES)"
+	$(BIN)/python tools/renew_numbers.py "$(IMAGES)" $(if $(MODEL),--model "$(MODEL)") $(if $(ONLY),--only "$(ONLY)")
+
+# A trained network's weights into models/, if they are better than those there; make numbers comes next.
+bundle: $(READY)
+	$(if $(and $(MODEL),$(WEIGHTS),$(IMAGES)),,$(error make bundle MODEL=NAME WEIGHTS=FILE IMAGES=DIR [ABOUT=FILE.yaml]))
+	$(BIN)/python tools/bundle.py "$(MODEL)" "$(WEIGHTS)" "$(IMAGES)" $(if $(ABOUT),--about "$(ABOUT)")
 
 $(DEMO): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -28,7 +28,16 @@ class Place:
             raise InputError(f"{self.path} has no place for the table: {needed}")
         return before, after
 
-    def write(self, content: str) -> None:
-        """Replace what lies in the place, which is looked up anew, by *content*."""
+    def read(self) -> str:
+        """What lies in the place."""
+        text = self.path.read_text(encoding="utf-8")
+        return text.partition(self.begin)[2].partition(self.end)[0].strip()
+
+    def write(self, content: str) -> bool:
+        """Replace what lies in the place, which is looked up anew, by *content*; returns whether that changed it."""
         before, after = self._around()
-        write_text(self.path, f"{before}{self.begin}\n\n{content}\n\n{self.end}{after}")
+        text = f"{before}{self.begin}\n\n{content}\n\n{self.end}{after}"
+        if text == self.path.read_text(encoding="utf-8"):
+            return False
+        write_text(self.path, text)
+        return True

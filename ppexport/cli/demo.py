@@ -118,7 +118,7 @@ def _draw(files: dict[str, Path], artifact: Artifact, truth: Pixels) -> dict[str
     pure = artifact.manifest.pure(lr)
     write_image(files["mask"], Picture(mask_overlay(lr, pure, zoom=scale)))
     with atomic_path(files["comparison"]) as temporary:
-        _side_by_side(bicubic, result, truth, scale).save(temporary, "PNG")
+        side_by_side(bicubic, result, truth, scale).save(temporary, "PNG")
     return {
         "pure_share": float(pure.mean()),
         "psnr_bicubic": psnr_y(bicubic, truth, scale),
@@ -126,7 +126,7 @@ def _draw(files: dict[str, Path], artifact: Artifact, truth: Pixels) -> dict[str
     }
 
 
-def _side_by_side(bicubic: Pixels, result: Pixels, truth: Pixels, scale: int) -> Image.Image:
+def side_by_side(bicubic: Pixels, result: Pixels, truth: Pixels, scale: int) -> Image.Image:
     """A detail of bicubic enlargement, result and ground truth, magnified."""
     top, left, height, width = DETAIL
     y, x = slice(top * scale, (top + height) * scale), slice(left * scale, (left + width) * scale)
