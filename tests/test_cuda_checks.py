@@ -326,6 +326,19 @@ def test_network_and_twin_are_compared_and_timed(tmp_path, monkeypatch):
     assert not cuda_column.compare_on("cpu", network, (16, 16), (32, 32), 1)["passed"]
 
 
+def test_a_twin_computes_on_one_device_so_that_it_can_be_recorded():
+    import torch
+    from small_networks import small_network
+
+    import ppexport
+
+    # Tensors without numbers: whatever lies on the CPU, or is read by it, is an error.
+    twin = ppexport.make_twin(small_network(), (30, 32), 256).to("meta")
+    with torch.no_grad():
+        sr, _ = twin(torch.rand(1, 3, 30, 32, device="meta"))
+    assert sr.shape == (1, 3, 60, 64)
+
+
 @pytest.mark.parametrize("missing", ["package", "gpu"])
 def test_without_pytorch_for_cuda_the_comparison_is_left_out(tmp_path, monkeypatch, missing):
     import torch

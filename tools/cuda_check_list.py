@@ -201,7 +201,8 @@ def expect(kind: type[PpexportError], work: Callable[[], object], what: str) -> 
 def check_full_memory(bench: Bench) -> str:
     """More memory than the GPU has is a CudaMemoryError, after which the session runs and closes as ever."""
     cuda = bench.cuda
-    too_much = cuda.memory()[1] + (1 << 30)
+    # So much that nobody begins to look for it, as a board might whose GPU shares the main memory.
+    too_much = 64 * cuda.memory()[1]
     with closing(bench.open(workspaces={1: too_much})) as runner:
         bench.run(runner, bench.flat)
         text = expect(CudaMemoryError, lambda: cuda.device_array(too_much), f"an allocation of {too_much} bytes")

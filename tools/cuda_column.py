@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppexport.errors import UnavailableError
+from ppexport.errors import UnavailableError, first_line
 from ppexport.files import finite
 from ppexport.networks.load import load_network
 from ppexport.networks.network import Network, Trace
@@ -120,16 +120,19 @@ def time_capacities(network: Network, size: tuple[int, int], device: str, runs: 
     tokens, rows = layout.tokens(size), []
     for dtype in DTYPES[:2]:
 
-        def timed(module: nn.Module, dtype: torch.dtype = dtype, fixed: bool = True) -> dict[str, float]:
+        def timed(module: nn.Module, dtype: torch.dtype = dtype, fixed: bool = True) -> dict[str, Any]:
             moved = copy.deepcopy(module).to(device)
 
             def run() -> None:
                 with torch.no_grad(), autocast(device, dtype):
                     moved(lr)
 
-            found = {"ms": _milliseconds(run, runs)}
+            found: dict[str, Any] = {"ms": _milliseconds(run, runs)}
             if fixed and device == "cuda":
-                found["recorded_ms"] = _milliseconds(_recorded(run), runs)
+                try:
+                    found["recorded_ms"] = _milliseconds(_recorded(run), runs)
+                except RuntimeError as error:
+                    found["not_recorded"] = first_line(error)
             return found
 
         rows.append({"dtype": str(dtype), "what": "network", **timed(network, fixed=False)})
@@ -198,7 +201,7 @@ def compare_on(
     times = time_capacities(network, timed_size, device, runs)
     for dtype in dict.fromkeys(row["dtype"] for row in times):
         twins = [row for row in times if row["dtype"] == dtype and row["what"] == "twin"]
-        name = "recorded_ms" if "recorded_ms" in twins[0] else "ms"
+        name = "recorded_ms" if all("recorded_ms" in row for row in twins) else "ms"
         text += (
             f"; {twins[0]['capacity']} of {twins[0]['of']} slots take {twins[0][name] / twins[-1][name]:.2f} of the "
         )
