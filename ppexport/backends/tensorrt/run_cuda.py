@@ -1,14 +1,18 @@
 """The few functions of the CUDA runtime that running an engine takes, by ctypes: no torch, no cuda-python.
 
-Not tested on hardware: the machines of this project have no GPU. Tests run the session on a stand-in with the same
-methods. Everything that calls CUDA is in this file, so that the first run on a board has one place to look at.
+Not tested on hardware: the machines of this project have no GPU. Tests play the two libraries of CUDA on the CPU;
+`tools/cuda_checks.py` runs the same checks on a GPU. Everything that calls CUDA is in this file, so that the first run
+on a board has one place to look at.
 """
 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+from collections.abc import Iterator
 from contextlib import suppress
+from ctypes.util import find_library
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +23,10 @@ if TYPE_CHECKING:
     # Devices have NumPy 1.17, which has no such module.
     from numpy.typing import DTypeLike, NDArray
 
-NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so")
+NAMES = (
+    "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so",
+)  # fmt: skip
+"""From 11.4 on: `cudaGraphInstantiateWithFlags` is in none before. TensorRT 10.3 needs 11.8 or newer."""
 TO_DEVICE, TO_HOST = 1, 2
 """cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost."""
 RELAXED = 2
@@ -37,32 +44,52 @@ class CudaMemoryError(UnavailableError):
     """The memory of the GPU, or the pinned memory beside it, ran out; the artifact's files are sound."""
 
 
-def _load() -> Any:
-    """The CUDA runtime library. Raises UnavailableError."""
-    for name in (*NAMES, ctypes.util.find_library("cudart") or NAMES[0]):
+def _libraries() -> Iterator[Any]:
+    """The CUDA runtimes that can be loaded: the system's, then those in NVIDIA's packages for Python, newest first."""
+    package = find_spec("nvidia")
+    folders = None if package is None else package.submodule_search_locations
+    wheels = [file for folder in folders or () for file in Path(folder).glob("*/lib/libcudart.so.*")]
+    names = (*NAMES, find_library("cudart"), *map(str, sorted(wheels, key=lambda file: file.name, reverse=True)))
+    for name in dict.fromkeys(filter(None, names)):
         with suppress(OSError):
-            return ctypes.CDLL(name)
-    raise UnavailableError(f"{NO_GPU} (the CUDA runtime, libcudart, is not installed)")
+            yield ctypes.CDLL(name)
 
 
 class Cuda:
     """The CUDA runtime on the first GPU. Handles and device addresses are plain numbers."""
 
     def __init__(self) -> None:
-        self._library = _load()
-        self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        count = ctypes.c_int()
-        if self._library.cudaGetDeviceCount(ctypes.byref(count)) != 0 or count.value < 1:
-            raise UnavailableError(NO_GPU)
+        """Load the first runtime that finds a GPU; one that is newer than the driver finds none.
+
+        Raises UnavailableError where none does.
+        """
+        reasons = []
+        for library in _libraries():
+            library.cudaGetErrorString.restype = ctypes.c_char_p
+            count = ctypes.c_int()
+            code = library.cudaGetDeviceCount(ctypes.byref(count))
+            if code == 0 and count.value > 0:
+                self._library = library
+                return
+            reasons.append(library.cudaGetErrorString(code).decode(errors="replace") if code else "it counts no GPU")
+        raise UnavailableError(f"{NO_GPU} ({(reasons or ['the CUDA runtime, libcudart, is not installed'])[0]})")
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call a function. Raises CudaMemoryError, or ArtifactError with CUDA's own words."""
-        code = getattr(self._library, name)(*arguments)
+        code = self._try(name, *arguments)
         if code == OUT_OF_MEMORY:
             raise CudaMemoryError(f"{MEMORY} ({name}: CUDA error {code}, out of memory)")
         if code != 0:
             text = self._library.cudaGetErrorString(code).decode(errors="replace")
             raise ArtifactError(f"{name} failed: {text} (CUDA error {code})")
+
+    def _try(self, name: str, *arguments: Any) -> int:
+        """The error code of a call, 0 for none."""
+        code: int = getattr(self._library, name)(*arguments)
+        if code != 0:
+            # CUDA keeps it until it is asked for, and TensorRT, which asks after its own kernels, would call it theirs.
+            self._library.cudaGetLastError()
+        return code
 
     def _new(self, name: str, *arguments: Any) -> int:
         """Call a function whose first argument receives a handle."""
@@ -109,9 +136,10 @@ class Cuda:
         """The recorded work, as a graph that `launch` runs."""
         graph = ctypes.c_void_p()
         self._call("cudaStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
-        executable = self._new("cudaGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
-        self._call("cudaGraphDestroy", graph)
-        return executable
+        try:
+            return self._new("cudaGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
+        finally:
+            self._release("cudaGraphDestroy", graph.value or 0)
 
     def launch(self, graph: int, stream: int) -> None:
         """Put a recorded graph into *stream*."""
@@ -119,7 +147,7 @@ class Cuda:
 
     def _release(self, name: str, handle: int) -> None:
         """Give something back. Whether that works does not matter: after an earlier error CUDA refuses every call."""
-        getattr(self._library, name)(ctypes.c_void_p(handle))
+        self._try(name, ctypes.c_void_p(handle))
 
     def free_device(self, address: int) -> None:
         """Free what `device_array` allocated; 0 is nothing."""

@@ -99,6 +99,10 @@ class TensorRTRunner(Runner):
         return ArtifactError(message)
 
     def _close(self) -> None:
+        if self.stream:
+            # What an error left in the stream still uses what is freed below.
+            with suppress(PpexportError):
+                self.cuda.wait(self.stream)
         for _, graph in self._loaded.values():
             if graph is not None:
                 self.cuda.destroy_graph(graph)
@@ -148,15 +152,19 @@ class TensorRTRunner(Runner):
 
     def _record(self, context: Any) -> int | None:
         """The run of *context* with its copies as a CUDA graph; None where this engine cannot be recorded."""
+        graph, whole = None, False
         self.cuda.begin_capture(self.stream)
-        with suppress(ArtifactError):
-            try:
+        try:
+            with suppress(ArtifactError):
                 self._enqueue(context)
-            finally:
-                # A recording that failed must be ended too.
+                whole = True
+        finally:
+            # A recording that failed must be ended too, and CUDA may still make a graph of what came before.
+            with suppress(ArtifactError):
                 graph = self.cuda.end_capture(self.stream)
-            return graph
-        return None
+            if graph is not None and not whole:
+                self.cuda.destroy_graph(graph)
+        return graph if whole else None
 
     def _enqueue(self, context: Any) -> None:
         """Put copies and run into the stream."""
