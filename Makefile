@@ -10,7 +10,18 @@ READY := $(VENV)/.ready
 # What computes in the demo's page, by npm or by its package for Python: 33 MB to fetch and 41 MB on the disk.
 PAGE := $(VENV)/.page
 
-.PHONY: demo test test-slow test-cpus test-boards lint numbers bundle wheel-test clean
+# Training takes an interpreter that PYTHON names as it is, with what is installed for it; else it takes this one.
+TRAIN_PYTHON := $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+TRAIN_READY := $(if $(filter file,$(origin PYTHON)),$(READY))
+TRAIN_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(TRAIN_PYTHON)
+MINUTES ?= 8
+DEVICE ?= cuda
+# `make numbers` without a MODEL is for all of them.
+TRAINED := $(or $(MODEL),pp_atd_light_x2)
+INIT ?= models/$(TRAINED)/weights.safetensors
+PATCH ?= 64
+
+.PHONY: demo test test-slow test-cpus test-boards lint numbers bundle wheel-test train-data train-gpu clean
 
 demo: $(DEMO) $(PAGE)
 	$(BIN)/ppexport demo -o demo
@@ -44,6 +55,19 @@ numbers: $(READY) $(PAGE)
 bundle: $(READY)
 	$(if $(and $(MODEL),$(WEIGHTS),$(IMAGES)),,$(error make bundle MODEL=NAME WEIGHTS=FILE IMAGES=DIR [ABOUT=FILE.yaml]))
 	$(BIN)/python tools/bundle.py "$(MODEL)" "$(WEIGHTS)" "$(IMAGES)" $(if $(ABOUT),--about "$(ABOUT)")
+
+# Adds the pictures below a folder to train-data/, which git ignores: make train-data FROM=DIR.
+train-data: $(TRAIN_READY)
+	$(if $(FROM),,$(error make train-data FROM=DIR, a folder with pictures to train on))
+	$(TRAIN_RUN) tools/train_data.py "$(FROM)" train-data
+
+# A warm restart from the bundled weights, or from INIT, that ends after MINUTES and continues when it is run again;
+# docs/training.md says more. TRAIN holds further options of tools/train.py.
+train-gpu: $(TRAIN_READY)
+	$(TRAIN_RUN) tools/train.py --run "$(or $(OUT),runs)/$(TRAINED)-gpu" --data train-data --init "$(INIT)" \
+	  --arch $(firstword $(subst _x, ,$(TRAINED))) --scale $(lastword $(subst _x, ,$(TRAINED))) \
+	  --device $(DEVICE) --minutes $(MINUTES) --save-minutes 1 --val-minutes 1 --holdout 8 \
+	  --pixels 65536 --patch $(PATCH) --lr 5e-4 --warmup 100 --ema 0.999 $(TRAIN)
 
 $(DEMO): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

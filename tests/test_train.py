@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -18,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from shared import FREE_IMAGES, ROOT, TOOLS
+from shared import FREE_IMAGES
 from small_networks import shortened
+from train_runs import entries, start, train, two_photos, wait_for_step
 from training.data import EVALUATION_SETS, Pair, PatchSampler, center_crop, find_images, load_pair, split_holdout
 from training.fast import category_slots, speed_up
+from training.gpu import use_gpu_modules
 from training.loop import Schedule, StepClock
 from training.state import Ema, RunState, build, rewind_log, start_from, write_weights
 
@@ -32,78 +29,18 @@ from ppexport.networks.atd.attention import CategoryAttention, route
 has_compiler = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="there is no C compiler")
 
 
+def use_sdpa(network):
+    return use_gpu_modules(network, half=False)
+
+
+WAYS = [pytest.param(speed_up, marks=has_compiler), use_sdpa]
+"""What makes a network faster: on a CPU, and on a GPU in full precision."""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder with two small pictures."""
-    folder = tmp_path_factory.mktemp("photos")
-    with Image.open(FREE_IMAGES / "chelsea.png") as image:
-        image.crop((100, 50, 200, 130)).save(folder / "a.png")
-        image.crop((200, 80, 281, 161)).save(folder / "b.png")
-    return folder
-
-
-SHORT = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-from small_networks import shortened
-from training import state
-state.NETWORKS.update({n: lambda scale, make=make: shortened(make(scale), 2) for n, make in state.NETWORKS.items()})
-import train
-del sys.argv[1:3]
-train.app()
-"""
-"""The program, which trains the first two layers only."""
-
-
-def command(run, data, *options):
-    fixed = ["--patch", "16", "--pixels", "256", "--threads", "1", "--log-every", "1", "--holdout", "1"]
-    program = [sys.executable, "-c", SHORT, str(TOOLS), str(ROOT / "tests")]
-    return [*program, "--run", str(run), "--data", str(data), *fixed, *options]
-
-
-def environment():
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
-
-
-def train(run, data, *options, code=0):
-    """Run the program to its end; its output."""
-    done = subprocess.run(
-        command(run, data, *options), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def start(run, data, *options):
-    """Start the program; returns its process."""
-    return subprocess.Popen(
-        command(run, data, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def entries(run, kind):
-    lines = (Path(run) / "log.jsonl").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
-
-
-def wait_for_step(run, step, process):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "log.jsonl").is_file() and any(e["step"] >= step for e in entries_so_far(run)):
-            return
-        time.sleep(0.02)
-    pytest.fail("the program did not get so far: " + (process.stdout.read() if process.poll() is not None else ""))
-
-
-def entries_so_far(run):
-    found = []
-    for line in (run / "log.jsonl").read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    return two_photos(tmp_path_factory.mktemp("photos"))
 
 
 TEN_STEPS = ("--steps", "10", "--save-every", "2", "--lr", "1e-3", "--warmup", "2", "--ema", "0.5")
@@ -264,6 +201,36 @@ def test_lr_and_hr_patches_belong_together(scale):
     assert sides == {(4, 3, 16, 16), (1, 3, 32, 32)}
 
 
+def test_patches_are_turned_pieces_of_pictures():
+    # Every pixel tells where it is: row, column, picture.
+    pairs = []
+    for number, (h, w) in enumerate([(40, 30), (33, 60)]):
+        row, column = np.mgrid[:h, :w]
+        lr = np.stack([row, column, np.full((h, w), number)], axis=2).astype(np.uint8)
+        pairs.append(Pair("x", lr.repeat(2, axis=0).repeat(2, axis=1), lr))
+    sampler = PatchSampler(pairs, [16], 16 * 256)
+    generator = torch.Generator().manual_seed(3)
+    turns, corners, pictures = set(), set(), []
+    for _ in range(40):
+        for row, column, picture in (sampler.batch(generator)[0] * 255).round().int():
+            assert (picture == picture[0, 0]).all()
+            down, right = row[1, 0] - row[0, 0], row[0, 1] - row[0, 0]
+            across = column[1, 0] - column[0, 0], column[0, 1] - column[0, 0]
+            i, j = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+            assert torch.equal(row, row[0, 0] + down * i + right * j)
+            assert torch.equal(column, column[0, 0] + across[0] * i + across[1] * j)
+            turns.add(tuple(int(x) for x in (down, right, *across)))
+            corners.add((int(picture[0, 0]), int(row.min()), int(column.min())))
+            pictures.append(int(picture[0, 0]))
+    one = [((0, a), (b, 0)) for a in (-1, 1) for b in (-1, 1)]
+    assert turns == {(*x, *y) for x, y in one} | {(*y, *x) for x, y in one}
+    # From the first row and column to the last ones, and as often as a picture has pixels: 1200 and 1980.
+    for number, last in enumerate([(24, 14), (17, 44)]):
+        found = np.array([(row, column) for picture, row, column in corners if picture == number])
+        assert (*found.min(axis=0), *found.max(axis=0)) == (0, 0, *last)
+    assert np.mean(pictures) == pytest.approx(1980 / 3180, abs=0.06)
+
+
 def test_patches_that_no_picture_holds_are_refused(photos):
     pair = load_pair(photos / "a.png", 2)
     with pytest.raises(InputError, match="multiples of 16"):
@@ -334,17 +301,18 @@ def gradients(network, x):
     return out.detach(), {name: p.grad.double() for name, p in network.named_parameters() if p.grad is not None}
 
 
-@has_compiler
+@pytest.mark.parametrize("make_faster", WAYS)
 @pytest.mark.usefixtures("_with_gradients")
 @pytest.mark.parametrize("arch", ["atd_light", "pp_atd_light"])
-def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
+def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch, make_faster):
     torch.manual_seed(0)
     plain = shortened(build(arch, 2), 2)
     for name, parameter in plain.named_parameters():
         if name.endswith("relative_position_bias_table"):
             torch.nn.init.normal_(parameter)
     fast = copy.deepcopy(plain)
-    assert speed_up(fast) == 6
+    # Two attentions a layer, and the compiled depthwise convolution.
+    assert make_faster(fast) == (6 if make_faster is speed_up else 4)
     assert fast.state_dict().keys() == plain.state_dict().keys()
     with Image.open(FREE_IMAGES / "coffee.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -358,14 +326,14 @@ def test_fast_networks_have_the_outputs_and_gradients_of_plain_ones(arch):
         assert (ours[name] - gradient).norm() < 1e-4 * gradient.norm() + 1e-6 * scale, name
 
 
-@has_compiler
+@pytest.mark.parametrize("make_faster", WAYS)
 @pytest.mark.usefixtures("_with_gradients")
 @pytest.mark.parametrize("impure", [None, 512, 300, 256, 129, 128, 127, 1, 0])
-def test_fast_category_attention_skips_pure_tokens_alike(impure):
+def test_fast_category_attention_skips_pure_tokens_alike(impure, make_faster):
     generator = torch.Generator().manual_seed(5)
     plain = CategoryAttention(48, 4, 128)
     fast = torch.nn.ModuleList([copy.deepcopy(plain)])
-    speed_up(fast)
+    assert make_faster(fast) == 1
     qkv = torch.randn(2, 512, 144, generator=generator)
     categories = torch.randint(64, (2, 512), generator=generator)
     pure = None if impure is None else torch.rand(2, 512, generator=generator).argsort(dim=1) >= impure
@@ -379,6 +347,13 @@ def test_fast_category_attention_skips_pure_tokens_alike(impure):
         if theirs is not None and ours is not None:
             # One impure token meets copies of itself alone: gradients of q, k and scale are zero but for rounding.
             torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-3 if impure == 1 else 2e-4)
+
+
+@pytest.mark.parametrize("impure", [None, 300, 128, 1, 0])
+def test_compiled_attention_has_the_slots_of_the_plain_one(impure):
+    generator = torch.Generator().manual_seed(5)
+    categories = torch.randint(64, (2, 512), generator=generator)
+    pure = None if impure is None else torch.rand(2, 512, generator=generator).argsort(dim=1) >= impure
     source, target = category_slots(categories, pure)
     routes = route(categories, pure, 128)
     assert torch.equal(source.flatten().long(), routes.source)
