@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAMES = (
     "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so", "/usr/local/cuda/lib64/libcudart.so",
 )  # fmt: skip
-"""From 11.4 on: `cudaGraphInstantiateWithFlags` is in none before. TensorRT 10.3 needs 11.8 or newer."""
+"""From 11.4 on, the first with `cudaGraphInstantiateWithFlags`."""
 TO_DEVICE, TO_HOST = 1, 2
 """cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost."""
 RELAXED = 2
@@ -87,7 +87,7 @@ class Cuda:
         """The error code of a call, 0 for none."""
         code: int = getattr(self._library, name)(*arguments)
         if code != 0:
-            # CUDA keeps it until it is asked for, and TensorRT, which asks after its own kernels, would call it theirs.
+            # CUDA keeps it until somebody asks. Who else uses the library asks after kernels, and would blame those.
             self._library.cudaGetLastError()
         return code
 
