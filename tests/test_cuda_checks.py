@@ -20,10 +20,10 @@ from shared import ROOT, TOOLS
 # What is imported above lets programs of tools/ be found.
 # isort: split
 import cuda_checks
-import stand_in_engine
-from cuda_bench import Bench
-from cuda_check_list import CHECKS
 from cuda_checks import Record, run_checks
+from gpu import stand_in_engine
+from gpu.bench import Bench
+from gpu.check_list import CHECKS
 
 from ppexport.backends.tensorrt import run_cuda
 from ppexport.backends.tensorrt.run_cuda import Cuda
@@ -302,15 +302,15 @@ def test_closing_waits_for_what_an_error_left_in_the_stream(play):
 
 
 def test_network_and_twin_are_compared_and_timed(tmp_path, monkeypatch):
-    import cuda_column
     import torch
+    from gpu import column
     from small_networks import small_network
 
-    every = cuda_column.parity_inputs
-    monkeypatch.setattr(cuda_column, "parity_inputs", lambda size, scale: every(size, scale)[:1])
-    monkeypatch.setattr(cuda_column, "DTYPES", (torch.float32, torch.bfloat16))
+    every = column.parity_inputs
+    monkeypatch.setattr(column, "parity_inputs", lambda size, scale: every(size, scale)[:1])
+    monkeypatch.setattr(column, "DTYPES", (torch.float32, torch.bfloat16))
     network = small_network()
-    found = cuda_column.compare_on("cpu", network, (16, 16), (32, 32), 1)
+    found = column.compare_on("cpu", network, (16, 16), (32, 32), 1)
     assert found["passed"]
     full, half = found["rows"]
     assert full["twin_and_cpu"]["identical"]
@@ -319,11 +319,11 @@ def test_network_and_twin_are_compared_and_timed(tmp_path, monkeypatch):
     assert [row.get("capacity") for row in found["times"]] == [None, 256, 512, 1024] * 2
     assert "256 of 1024 slots take" in found["text"]
     # A twin that computes something else.
-    other, made = small_network(), cuda_column.make_twin
+    other, made = small_network(), column.make_twin
     with torch.no_grad():
         next(other.parameters()).mul_(1.01)
-    monkeypatch.setattr(cuda_column, "make_twin", lambda _, *more: made(other, *more))
-    assert not cuda_column.compare_on("cpu", network, (16, 16), (32, 32), 1)["passed"]
+    monkeypatch.setattr(column, "make_twin", lambda _, *more: made(other, *more))
+    assert not column.compare_on("cpu", network, (16, 16), (32, 32), 1)["passed"]
 
 
 def test_a_twin_computes_on_one_device_so_that_it_can_be_recorded():
@@ -346,7 +346,8 @@ def test_without_pytorch_for_cuda_the_comparison_is_left_out(tmp_path, monkeypat
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     if missing == "package":
-        monkeypatch.delitem(sys.modules, "cuda_column", raising=False)
+        monkeypatch.delitem(sys.modules, "gpu.column", raising=False)
+        monkeypatch.delattr("gpu.column", raising=False)
         monkeypatch.setitem(sys.modules, "ppexport.networks.load", None)
     record = Record(tmp_path / "out.json", {})
     assert cuda_checks.add_column(record)

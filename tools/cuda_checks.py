@@ -1,9 +1,9 @@
 """Runs on a GPU what the CUDA parts of this project do, without TensorRT: python tools/cuda_checks.py --help.
 
-The session of `ppexport/backends/tensorrt` runs an engine that is a small kernel (`stand_in_engine.py`), so buffers,
-pinned memory, streams and graph capture are the project's own. It needs an NVIDIA driver, libcudart and NumPy. Where
-this Python has PyTorch for CUDA, and the packages of ppexport's extra `export`, network and twin are compared on the
-GPU, too (`cuda_column.py`).
+The session of `ppexport/backends/tensorrt` runs an engine that is a small kernel (`gpu/stand_in_engine.py`). So
+buffers, pinned memory, streams and graph capture are the project's own. It needs an NVIDIA driver, libcudart and NumPy.
+Where this Python has PyTorch for CUDA, and the packages of ppexport's extra `export`, network and twin are compared on
+the GPU, too (`gpu/column.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_bench import Bench, CheckError
-from cuda_check_list import CHECKS
+from gpu.bench import Bench, CheckError
+from gpu.check_list import CHECKS
 
 from ppexport.backends.tensorrt.run_builder import describe_gpu
 from ppexport.errors import EXIT_GATE_FAILED, PpexportError, UnavailableError
@@ -147,7 +147,7 @@ def add_column(record: Record, device: str = "cuda") -> bool:
     """Compare network and twin in PyTorch on *device*, or note why that was left out; whether nothing failed."""
     begin = time.perf_counter()
     try:
-        from cuda_column import compare_on
+        from gpu.column import compare_on
 
         column = compare_on(device)
     except (ModuleNotFoundError, UnavailableError) as error:

@@ -9,9 +9,9 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-from cuda_bench import Bench, CheckError, require, used_memory
-from stand_in_engine import churned
 
+from gpu.bench import Bench, CheckError, require, used_memory
+from gpu.stand_in_engine import churned
 from ppexport.backends.tensorrt.run_cuda import CudaMemoryError
 from ppexport.backends.tensorrt.run_engine import TensorRTRunner
 from ppexport.errors import ArtifactError, PpexportError

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stand_in_engine import Engine, Kernels, StandInTensorRT, stand_in_artifact
 
+from gpu.stand_in_engine import Engine, Kernels, StandInTensorRT, stand_in_artifact
 from ppexport.backends.tensorrt.run_cuda import TO_DEVICE, Cuda
 from ppexport.backends.tensorrt.run_engine import TensorRTRunner
 from ppexport.device.runner import Prepared

@@ -1,0 +1,1 @@
+"""What `tools/cuda_checks.py` is made of."""
