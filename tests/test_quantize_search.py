@@ -134,7 +134,9 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
         return plain(self, name, groups, calibrator)
 
     groups = GROUPS[:4]
-    monkeypatch.setattr(steps, "GROUPS", groups)
+    # Another network's comes with them, of which this one has no layer.
+    assert "mixer_out" in GROUPS
+    monkeypatch.setattr(steps, "GROUPS", (*groups, "mixer_out"))
     monkeypatch.setattr(Search, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):
         run_search(search_in(tmp_path), lambda what, done, total: None)
@@ -147,6 +149,8 @@ def test_a_search_measures_every_step_once_goes_on_and_reports(search_in, tmp_pa
     names = [t.name for t in outcome.trials]
     assert "similarity alone" in names
     assert {f"{g} alone" for g in groups} <= set(names)
+    assert "mixer_out alone" not in names
+    assert all(set(t.groups) <= {*groups, "similarity"} for t in outcome.trials)
     assert outcome.chosen.placeable
     assert all(len(t.agreement) == 2 and 0 <= min(t.agreement) <= 1 for t in outcome.trials)
     table = markdown(outcome, "about")

@@ -124,24 +124,26 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
 
 def run_search(search: Search, progress: Progress) -> Outcome:
     """All steps of *search*. Raises InputError where nothing is within the budget."""
-    stage, steps = f"{search.artifact.manifest.name}: placements", len(CALIBRATORS) + len(GROUPS) + 1 + len(GROUPS) - 2
+    # A file without a layer of the group would be fp32.
+    groups = [name for name in GROUPS if name in search.architecture.int8_groups]
+    stage, steps = f"{search.artifact.manifest.name}: placements", len(CALIBRATORS) + len(groups) + 1 + len(groups) - 2
     trials: list[Trial] = []
 
-    def measured(name: str, groups: Sequence[str], calibrator: str) -> Trial:
+    def measured(name: str, placed: Sequence[str], calibrator: str) -> Trial:
         progress(stage, len(trials), steps)
-        trials.append(search.measure(name, groups, calibrator))
+        trials.append(search.measure(name, placed, calibrator))
         progress(stage, len(trials), steps)
         return trials[-1]
 
-    whole = [measured(f"all, {c}", GROUPS, c) for c in CALIBRATORS]
+    whole = [measured(f"all, {c}", groups, c) for c in CALIBRATORS]
     best = max(whole, key=lambda t: t.change).calibrator
-    alone = [measured(f"{g} alone", (g,), best) for g in GROUPS]
+    alone = [measured(f"{g} alone", (g,), best) for g in groups]
     if routing := search.architecture.int8_routing:
         measured(f"{routing} alone", (routing,), best)
     size = search.model.ByteSize()
     ordered = [t.groups[0] for t in order_of(alone, size)]
     for count in range(2, len(ordered)):
-        measured(f"{count} groups", [g for g in GROUPS if g in ordered[:count]], best)
+        measured(f"{count} groups", [g for g in groups if g in ordered[:count]], best)
     chosen, reason = choose(trials, search.options.budget)
     return Outcome(float(np.mean([p for p, _ in search.reference])), size, trials, chosen, reason)
 
