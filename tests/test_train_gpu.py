@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 # What is imported above lets programs of tools/ be found.
 # isort: split
 import train_data
-from training.data import center_crop, find_images, load_pair, split_holdout
+from training.data import Pair, PatchSampler, center_crop, find_images, load_pair, split_holdout
 from training.gpu import use_gpu_modules
 from training.state import write_weights
 
@@ -59,9 +59,12 @@ def lr():
 
 def test_layers_train_in_bf16_but_what_chooses_categories_is_full_precision(networks, lr):
     plain, half = networks
-    types, similarities = {}, []
+    types = {}
     for name, module in half.named_modules():
         module.register_forward_hook(lambda _m, _i, out, name=name: types.update({name: out}))
+    seen = []
+    depthwise = half.layers[0].residual_group.layers[1].convffn.dwconv.depthwise_conv[0]
+    depthwise.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     plain_trace, half_trace = Trace(), Trace()
     expected = plain(lr, trace=plain_trace)
     out = half(lr, trace=half_trace)
@@ -72,11 +75,26 @@ def test_layers_train_in_bf16_but_what_chooses_categories_is_full_precision(netw
     assert {types[name].dtype for name in fulls} == {torch.float32}
     similarities = [types[f"layers.0.residual_group.layers.{i}.attn_atd"][1] for i in range(2)]
     assert {x.dtype for x in (*similarities, *half_trace.tokens, *half_trace.gaps, out)} == {torch.float32}
+    # Tokens are seen as a picture in channels-last order, which no copy makes.
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
     # Nothing is rounded in front of the first choice; later ones see what bf16 has rounded.
     assert torch.equal(half_trace.categories[0], plain_trace.categories[0])
     assert (half_trace.categories[1] == plain_trace.categories[1]).float().mean() > 0.95
     error = (out - expected).square().mean().sqrt()
     assert 1e-5 < error < 3e-3
+
+
+def test_a_step_waits_for_no_device_and_mixes_no_two(networks):
+    # Tensors on "meta" have shapes and no numbers: whatever asks for one fails, and so does an operand on the CPU.
+    network = copy.deepcopy(networks[0]).train()
+    use_gpu_modules(network, half=False)
+    pixels = np.zeros((40, 48, 3), dtype=np.uint8)
+    pair = Pair("x", pixels.repeat(2, axis=0).repeat(2, axis=1), pixels)
+    lr, hr = PatchSampler([pair], [32], 2048, "meta").batch(torch.Generator().manual_seed(0))
+    with torch.enable_grad():
+        loss = torch.nn.functional.l1_loss(network.to("meta")(lr), hr)
+        loss.backward()
+    assert (loss.device.type, tuple(hr.shape)) == ("meta", (2, 3, 64, 64))
 
 
 def test_weights_and_gradients_stay_full_precision_and_so_does_validation(networks, lr):

@@ -157,7 +157,13 @@ def train(
             val_minutes=val_minutes,
         )
         stop = StopRequest()
-        finished = trainer.run(stop)
+        try:
+            finished = trainer.run(stop)
+        except torch.OutOfMemoryError:
+            raise UnavailableError(
+                f"the GPU has too little memory for {pixels} LR pixels a step: the same command continues with a lower "
+                "--pixels"
+            ) from None
     except PpexportError as error:
         fail(str(error))
         raise typer.Exit(error.exit_code) from None

@@ -159,7 +159,8 @@ class PatchSampler:
             down, right = torch.where(flips[0], -width, width), torch.where(flips[1], -1, 1)
             plans.append([first, torch.where(transposed, right, down), torch.where(transposed, down, right)])
         plan = torch.stack([torch.stack(p) for p in plans])[..., None, None]
-        return plan.pin_memory().to(self.lr.device, non_blocking=True) if self.lr.is_cuda else plan
+        # Pinned, it travels while the device still computes the step before.
+        return (plan.pin_memory() if self.lr.is_cuda else plan).to(self.lr.device, non_blocking=True)
 
     def batch(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """LR (b, 3, h, w) and HR (b, 3, sh, sw), both in [0, 1]; one patch size per batch, drawn at random."""
