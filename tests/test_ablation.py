@@ -35,7 +35,7 @@ from ablation import (
     variants,
     with_options,
 )
-from places import Place
+from figures.places import Place
 from training.data import find_images, split_holdout
 
 import ppexport

@@ -24,11 +24,11 @@ from shared import TOOLS
 # What is imported above lets programs of tools/ be found.
 # isort: split
 import bundle
-import number_steps
 from ablation import Store, parse_data_set
-from number_steps import STANDARD, CommandError, Model, run_command
-from number_tables import write_tables
-from places import Place
+from figures import steps
+from figures.places import Place
+from figures.steps import STANDARD, CommandError, Model, run_command
+from figures.tables import write_tables
 from renew_numbers import models_of, renew
 
 import ppexport
@@ -255,7 +255,7 @@ def test_int8_is_not_measured_with_the_recipe_of_other_weights(checkout):
 
 
 def test_the_picture_of_the_readme_tells_its_weights(checkout):
-    folder = checkout.add(number_steps.DEMO_MODEL, 2)
+    folder = checkout.add(steps.DEMO_MODEL, 2)
     assert checkout.renew(only="pictures")[0] == ["export", "upscale"]
     with Image.open(folder / "comparison.png") as image:
         assert image.info["weights_sha256"] == checkout.sha256(folder.name)
@@ -273,7 +273,7 @@ def test_a_command_ends_with_the_program(tmp_path):
     """SIGTERM of a command that runs ends it, and the code is that of the signal."""
     code = (
         f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import signal; from pathlib import Path\n"
-        "import renew_numbers; from number_steps import run_command\n"
+        "import renew_numbers; from figures.steps import run_command\n"
         "signal.signal(signal.SIGTERM, renew_numbers.stop)\n"
         "run_command([sys.executable, '-c', 'import os,time; open(\"pid\", \"w\").write(str(os.getpid())); '\n"
         "'os.rename(\"pid\", \"here\"); time.sleep(60)'], Path('.'))\n"

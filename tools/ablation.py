@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from figures.places import Place
 from numpy.typing import NDArray
-from places import Place
 from rich.console import Console
 from training.data import find_images, split_holdout
 from training.fast import speed_up

@@ -17,9 +17,9 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from figures.places import Place
 from numpy.typing import NDArray
 from peers import BASELINE, FLAVOURS, NAMES, Lineup, Peer, load, open_card, race
-from places import Place
 
 from ppexport.cli.console import check_json, decibel, emit_json, fail, people, percent, progress_bar, table
 from ppexport.cli.options import parse_size

@@ -26,9 +26,9 @@ from unittest.mock import patch
 
 import numpy as np
 import typer
+from figures.places import Place
 from numpy.typing import NDArray
 from PIL import Image
-from places import Place
 
 from ppexport.backends.backend import open_artifact
 from ppexport.cli.console import fail

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from number_steps import SETS, CommandError, Lacking, Model, Step
-from number_tables import make_pages, write_tables
+from figures.steps import SETS, CommandError, Lacking, Model, Step
+from figures.tables import make_pages, write_tables
 
 from ppexport.cli.console import fail
 from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from number_tables import ABLATION, PRECISION, README, SEARCH, has_place, make_pages
 from PIL import Image, PngImagePlugin
-from places import Place
 
+from figures.places import Place
+from figures.tables import ABLATION, PRECISION, README, SEARCH, has_place, make_pages
 from ppexport.backends.backend import find_backend
 from ppexport.cli.demo import MODEL as DEMO_MODEL
 from ppexport.cli.demo import PHOTO, SIZE, side_by_side

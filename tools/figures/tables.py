@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from places import Place
-
+from figures.places import Place
 from ppexport.errors import change
 from ppexport.files import write_text
 from ppexport.networks.card import Card, read_card

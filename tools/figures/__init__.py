@@ -1,0 +1,1 @@
+"""What writes measured figures into files: parts of tools/renew_numbers.py, tools/bundle.py and others."""
