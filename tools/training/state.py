@@ -78,7 +78,8 @@ class RunFiles:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.weights.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+            # The folder itself is locked, so that no file beside the run's own has to travel with it.
+            lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be a run folder: {error.strerror}") from None
         try:
