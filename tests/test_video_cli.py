@@ -10,19 +10,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from conftest import exported_once
 from small_networks import small_network
 from test_cli import run as run_command
 from video_files import look, make_video, moving
 
 import ppexport
+from ppexport.cli.upscale_video import Asked, upscale_moving
+from ppexport.device.artifact import read_artifact
 from ppexport.files import RUN_MODULE
-from ppexport.imaging.upscaling import upscale_array
+from ppexport.imaging import video_run
+from ppexport.imaging.upscaling import Settings, upscale_array
 from ppexport.imaging.video_colour import Colours, Converter
 
 pytest.importorskip("av")
@@ -80,7 +85,7 @@ def test_errors_are_one_sentence(small: Path, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(picture)
     for arguments, message in {
         (source, tmp_path / "out.png"): "extension of an enlarged video is one of",
-        (picture, tmp_path / "out.mp4"): "in.png is no video",
+        (picture, tmp_path / "out.mp4"): "in.png is a picture and no video: name a picture to write",
         (source, "-"): "if it is a video, name it and the video to write",
         (picture, tmp_path / "out.png", "--crf", 3): "--codec, --crf and --fps are for videos",
         (source, tmp_path / "out.mp4", "--lossless"): "--codec ffv1 is lossless",
@@ -88,6 +93,7 @@ def test_errors_are_one_sentence(small: Path, tmp_path: Path) -> None:
         (source, tmp_path / "out.mp4", "--fps", 0): "a deadline is a number of frames a second above 0",
         (source, source): "is the input itself",
         (tmp_path / "none.mp4", tmp_path / "out.mp4"): "none.mp4 cannot be read: No such file",
+        (source, tmp_path / "no" / "out.mp4"): "out.mp4 cannot be written: the folder",
         (source, "-o", tmp_path / "d", "--crf", 3): "are for one video: name it and the video to write, without --out",
         ("-", "-", "--raw", "9", "rgb24"): "--raw takes WIDTHxHEIGHT and a format",
         ("-", "-", "--raw", "9x9", "yuv420p"): "--raw takes frames in rgb24 or rgb48le, not 'yuv420p'",
@@ -130,6 +136,49 @@ def test_ctrl_c_says_what_plays_and_the_same_command_continues(small: Path, tmp_
     assert "continuing what an earlier run has done" in out
     assert f"60 frames ({count} of them by an earlier run)" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv"]
+
+
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("during", ["the header", "opening the model", "the hash", "the first tile"])
+def test_ctrl_c_before_the_first_frame_says_that_nothing_was_done(
+    small: Path, tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = make_video(tmp_path / "in.mp4", moving(9)), tmp_path / "out.mp4"
+    open_it: Any = partial(ppexport.open_artifact, small, threads=1)
+    if during == "the header":
+        monkeypatch.setattr(video_run, "read_video", interrupt)
+    elif during == "opening the model":
+        open_it = interrupt
+    elif during == "the hash":
+        monkeypatch.setattr(video_run, "sha256_file", interrupt)
+    else:
+        monkeypatch.setattr(video_run.FrameUpscaler, "run", interrupt)
+    with pytest.raises(typer.Exit) as ended:
+        upscale_moving(read_artifact(small), open_it, str(source), str(target), Asked(crf=30), Settings(), None, None)
+    assert ended.value.exit_code == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith(f"interrupted: {target} was not written, and no frame was done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
+
+
+def test_another_command_than_the_interrupted_one_hears_one_sentence(small: Path, tmp_path: Path) -> None:
+    source, target = make_video(tmp_path / "in.mp4", moving(20)), tmp_path / "out.mp4"
+    plan = video_run.plan_video(source, target, 2)
+    with ppexport.open_artifact(small, threads=1) as runner, pytest.raises(video_run.InterruptedVideo):
+        video_run.upscale_video(runner, plan, lambda done, total: interrupt() if done == 9 else None)
+    for arguments, other in {
+        ("--crf", 30): "--crf (18)",
+        ("--codec", "mpeg4"): "--codec (libx264)",
+        ("--fps", 9): "--fps",
+    }.items():
+        out = run(small, source, target, *arguments, code=2)
+        assert f"holds unfinished work on {target} with another {other}: run the same command as before" in out
+        assert "continu" not in out.replace("to continue it, or remove that folder", "")
+        assert out.count("error: ") == 1
+    assert "continuing what an earlier run has done" in run(small, source, target)
 
 
 # Raw frames

@@ -155,7 +155,7 @@ def test_another_command_does_not_take_the_work_for_its_own(tmp_path: Path, sour
     target = tmp_path / "out.mkv"
     with pytest.raises(InterruptedVideo):
         upscale_video(interrupted_at(21), plan_video(source, target, 2))
-    with pytest.raises(InputError, match="holds unfinished work on .*out.mkv with another codec: run the same command"):
+    with pytest.raises(InputError, match=r"work on .*out.mkv with another --codec \(ffv1\): run the same"):
         upscale_video(Repeat((64, 48)), plan_video(source, target, 2, VideoOptions(codec="libx264")))
     make_video(source, frames(19), codec="ffv1", format="yuv444p")
     with pytest.raises(InputError, match="with another input"):

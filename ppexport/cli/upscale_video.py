@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ppexport.imaging.video_run import VideoPlan, VideoReport
 
 
+NOTHING = ", and no frame was done"
+
+
 class Asked(NamedTuple):
     """What a user asked that only videos have."""
 
@@ -79,36 +82,41 @@ def _upscale_file(
     """Enlarge the video *source* into the file *target*, and say what it took."""
     from ppexport.imaging.tiles import plan_grid
     from ppexport.imaging.video_encoding import VideoOptions
-    from ppexport.imaging.video_run import InterruptedVideo, plan_video, unfinished, upscale_video
+    from ppexport.imaging.video_run import InterruptedVideo, plan_video, unfinished, work_key
+    from ppexport.imaging.video_segments import check_same_work
 
     fps = asked.fps
-    plan = plan_video(source, target, about.scale, VideoOptions(asked.codec, asked.crf), max_pixels)
-    tell = people(json).print
-    (h, w), tiles = plan.video.size, len(plan_grid(plan.video.size, about.size))
-    encoding = plan.encoding
-    quality = "" if encoding.crf is None else f" at --crf {encoding.crf}"
-    tell(
-        f"{source}: {w}x{h} pixels, {float(plan.video.rate):.5g} frames a second, {plan.video.format} in "
-        f"{plan.video.colours.text}, {counted(tiles, 'tile')} a frame; written as {encoding.format} by "
-        f"{encoding.encoder}{quality}"
-    )
-    for note in plan.notes:
-        tell(f"note: {note}")
-    if unfinished(target):
-        tell(f"continuing what an earlier run has done of {target}")
     try:
-        with open_it() as runner, progress_bar("frames", "fps") as progress:
-            report = upscale_video(runner, plan, progress, fps)
+        plan = plan_video(source, target, about.scale, VideoOptions(asked.codec, asked.crf), max_pixels)
+        tell = people(json).print
+        (h, w), tiles = plan.video.size, len(plan_grid(plan.video.size, about.size))
+        encoding = plan.encoding
+        quality = "" if encoding.crf is None else f" at --crf {encoding.crf}"
+        tell(
+            f"{source}: {w}x{h} pixels, {float(plan.video.rate):.5g} frames a second, {plan.video.format} in "
+            f"{plan.video.colours.text}, {counted(tiles, 'tile')} a frame; written as {encoding.format} by "
+            f"{encoding.encoder}{quality}"
+        )
+        for note in plan.notes:
+            tell(f"note: {note}")
+        if unfinished(target):
+            check_same_work(target, work_key(about, plan, fps))
+            tell(f"continuing what an earlier run has done of {target}")
+        report = _run(open_it, plan, fps)
     except InterruptedVideo as stopped:
         people("-").print(_interruption(stopped, target))
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except PpexportError:
-        if unfinished(target):
-            people("-").print(f"what is done of {target} is kept beside it, and the same command continues it")
-        raise
+    except KeyboardInterrupt:
+        # While the source is read, the model is opened, or what is done is made to play.
+        there = unfinished(target)
+        kept = "; what is done is kept beside it, and the same command continues it" if there else NOTHING
+        people("-").print(f"interrupted: {target} was not written{kept}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     emit_json(json, {"output": str(target), **_figures(report, plan)})
     for sentence in _summary(report, fps):
         tell(f"{target}: {sentence}")
+    for note in report.notes:
+        tell(f"note: {note}")
     for sentence in report.damage:
         fail(sentence)
     if report.tiles_over_capacity and fps is None:
@@ -120,11 +128,23 @@ def _upscale_file(
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
+def _run(open_it: Open, plan: VideoPlan, fps: float | None) -> VideoReport:
+    from ppexport.imaging.video_run import unfinished, upscale_video
+
+    try:
+        with open_it() as runner, progress_bar("frames", "fps") as progress:
+            return upscale_video(runner, plan, progress, fps)
+    except PpexportError:
+        if unfinished(plan.target):
+            people("-").print(f"what is done of {plan.target} is kept beside it, and the same command continues it")
+        raise
+
+
 def _interruption(stopped: Any, target: Path) -> str:
     if stopped.partial is None and stopped.frames:
         return f"interrupted: {counted(stopped.frames, 'frame')} are done, and the same command puts {target} together"
     if stopped.partial is None:
-        return f"interrupted: {target} was not written, and no frame was done"
+        return f"interrupted: {target} was not written{NOTHING}"
     return (
         f"interrupted: {stopped.partial} plays the first {counted(stopped.frames, 'frame')}, and the same command "
         f"continues {target} after them"
@@ -159,7 +179,7 @@ def _over(report: VideoReport) -> str:
 
 
 def _figures(report: VideoReport, plan: VideoPlan) -> dict[str, Any]:
-    return {**_plain(report), "notes": plan.notes}
+    return {**_plain(report), "notes": (*plan.notes, *report.notes)}
 
 
 def _plain(report: VideoReport) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -127,3 +131,28 @@ class Behind(Generic[Item]):
         self._thread.join()
         if self._error is not None and self._error is not error and kind is None:
             raise self._error
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undo what the block does to the scheduling of this thread, and give the threads that it starts the same.
+
+    Where it may, as root, SVT-AV1 makes the calling thread and its own real-time threads of the highest priority, for
+    which every other program waits: as many of them as a machine has processors stop it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    usual, before = (os.sched_getscheduler(0), os.sched_getparam(0)), set(_threads())
+    try:
+        yield
+    finally:
+        for thread in {0, *_threads()} - before:
+            # A thread may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, *usual)
+
+
+def _threads() -> list[int]:
+    """The threads of this process, by their numbers."""
+    return [int(path.name) for path in Path("/proc/self/task").iterdir()]

@@ -5,7 +5,7 @@ playlists and lists of files, which name other files and addresses, and no video
 
 Every frame keeps the timestamp that the file says, so that a variable frame rate stays as it is. A frame without one,
 or one that does not come after its predecessor's, takes the next possible. What a decoder cannot decode is left out and
-counted; the frame before it is then shown longer.
+noted; the frame before it is then shown longer.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ppexport.errors import InputError, counted, first_line, imported, require
+from ppexport.errors import InputError, first_line, imported, require
 from ppexport.imaging.formats import format_of
 from ppexport.imaging.images import MAX_PIXELS
-from ppexport.imaging.video_colour import Colours, colours_of
+from ppexport.imaging.video_colour import Colours, colours_of, has_alpha, is_see_through
+from ppexport.imaging.video_damage import Damage, look_at_file
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -46,6 +47,8 @@ LOST = {
     "A53_CC": "closed captions inside the frames",
 }
 """Side data of frames that no encoder here is given, and its name for people."""
+
+TRANSPARENCY = "its transparency is not kept"
 
 
 class Timed(NamedTuple):
@@ -83,19 +86,10 @@ class Video:
     """As far as the file says, else estimated from its length; 0 where neither is known."""
     seconds: float | None
     """Length that the file says."""
+    maybe_alpha: bool = False
+    """Whether frames after the first, which is opaque, may be transparent."""
     notes: tuple[str, ...] = ()
     """Sentences about what is not kept."""
-
-
-@dataclass
-class Damage:
-    """What could not be read."""
-
-    packets: int = 0
-    """Pieces that the decoder refused, or decoded with errors."""
-    seconds: float = 0.0
-    """Where the last frame ends."""
-    sentences: list[str] = field(default_factory=list)
 
 
 def load_av() -> Any:
@@ -129,6 +123,8 @@ def opened(path: Path) -> Iterator[InputContainer]:
         container = av.open(address(path), "r", options=options, metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.EOFError, av.error.ArgumentError):
         # The last one is of a format that is none of those.
+        if is_picture(path):
+            raise InputError(f"{path} is a picture and no video: name a picture to write, such as a .png") from None
         raise InputError(f"{path} is no video, or it is damaged or cut off at its beginning or end") from None
     except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -145,13 +141,18 @@ def picture_stream(container: InputContainer) -> VideoStream | None:
     return None
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the file *path* begins as a picture does. Raises OSError."""
+    with open(path, "rb") as stream:
+        return format_of(stream.read(64)) is not None
+
+
 def is_video(path: Path) -> bool:
     """Whether the file *path* holds a video stream and is no (animated) picture. Never raises; False without PyAV."""
     try:
         # FFmpeg takes an AVIF or HEIC, which is a kind of MP4, for a video.
-        with open(path, "rb") as stream:
-            if format_of(stream.read(64)) is not None:
-                return False
+        if is_picture(path):
+            return False
         with opened(path) as container:
             return container.format.name not in PICTURES and picture_stream(container) is not None
     except Exception:
@@ -203,6 +204,7 @@ def read_video(path: Path, max_pixels: int = MAX_PIXELS) -> Video:
             matrix=None if turned is None else tuple(np.frombuffer(turned, np.int32)[:9].tolist()),
             frames=stream.frames or round((seconds or 0.0) * float(rate)),
             seconds=seconds,
+            maybe_alpha=has_alpha(frame.format) and not is_see_through(frame),
             notes=tuple(_losses(frame, set(kinds))),
         )
 
@@ -214,69 +216,80 @@ def _losses(frame: VideoFrame, kinds: set[str]) -> Iterator[str]:
             yield f"{LOST[kind]} is not kept"
     if frame.interlaced_frame:
         yield "its frames are interlaced, and are enlarged as if they were not: deinterlace it first"
-    if any(component.is_alpha for component in frame.format.components):
-        yield "its transparency is not kept"
+    if has_alpha(frame.format) and is_see_through(frame):
+        yield TRANSPARENCY
 
 
 def frames_of(video: Video, damage: Damage, skip: int = 0) -> Iterator[Timed]:
     """The frames of *video* from number *skip* on, in the order in which they are shown.
 
-    What is damaged is counted in *damage*, with a sentence where the file ends early. Raises InputError where a frame
-    has another size than the first, or the file can no longer be read.
+    What is damaged or missing is noted in *damage*, whose sentence is there after the last frame. Raises InputError
+    where a frame has another size than the first, or the file can no longer be read.
     """
     with opened(video.path) as container:
-        stream = container.streams[video.index]
+        stream: VideoStream = container.streams[video.index]  # type: ignore[assignment]
         stream.codec_context.thread_type = "AUTO"
-        count = 0
-        for timed in _decoded(container, stream, damage):  # type: ignore[arg-type]
+        for number, timed in enumerate(_decoded(container, stream, damage)):
             if (timed.frame.height, timed.frame.width) != video.size:
                 (h, w), frame = video.size, timed.frame
                 raise InputError(
-                    f"{video.path} changes its size from {w}x{h} to {frame.width}x{frame.height} at frame {count:,}: "
+                    f"{video.path} changes its size from {w}x{h} to {frame.width}x{frame.height} at frame {number:,}: "
                     "split it there"
                 )
-            count += 1
             damage.seconds = float((timed.pts + timed.duration - (stream.start_time or 0)) * video.time_base)
-            if count > skip:
+            if number >= skip:
                 yield timed
-        if damage.packets:
-            damage.sentences.append(
-                f"{counted(damage.packets, 'piece')} of {video.path} could not be decoded without errors: frames are "
-                "missing or blurred there"
-            )
-        known = stream.frames
-        short = video.seconds is not None and damage.seconds < video.seconds - max(1.0, 2 / float(video.rate))
-        if (known and count + damage.packets < known) or (short and not known):
-            of = f" of {video.seconds:.1f}" if video.seconds else ""
-            damage.sentences.append(f"{video.path} is cut off: it ends after {damage.seconds:.1f}{of} seconds")
+        look_at_file(video.path, container.format.name, damage)
+    damage.finish(video.path, video.seconds)
 
 
 def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[Timed]:
     """The frames of *stream*, with ascending timestamps."""
     av = load_av()
-    step = max(1, round(1 / (float(stream.average_rate or 25) * float(stream.time_base or Fraction(1, 1000)))))
+    base = stream.time_base or Fraction(1, 1000)
+    step = max(1, round(1 / (float(stream.average_rate or 25) * float(base))))
     last: int | None = None
-    packets = container.demux(stream)
+    count, at, end, gap = 0, 0.0, 0.0, 1.0
+    begin = container.start_time / 1e6 if container.start_time else 0.0
+    # With the sound, which may be longer than the pictures.
+    packets = container.demux([other for other in container.streams if other.type in ("video", "audio")])
     while True:
+        decoded: list[VideoFrame] = []
         try:
             packet = next(packets, None)
-            decoded = [] if packet is None else packet.decode()
+            if packet is not None and packet.pts is not None and packet.time_base:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet is not None and packet.stream.index == stream.index:
+                count += packet.size > 0
+                if packet.pts is not None:
+                    gap, at = max(gap, float(packet.pts * base) - begin - at), float(packet.pts * base) - begin
+                if packet.is_corrupt:
+                    damage.at(at)
+                decoded = packet.decode()
         except OSError as error:
             raise InputError(f"{container.name.removeprefix('file:')} cannot be read: {error.strerror}") from None
         except av.error.EOFError:
-            return
+            break
         except (ValueError, av.error.FFmpegError):
-            # Where it was the container, and not one packet, the next is None.
-            damage.packets += 1
+            # Where it was the container, and not one packet, the next is None. Threads tell of it some packets later.
+            damage.at(0.0 if last is None else float(last * base) - begin)
             continue
         if packet is None:
-            return
+            break
         for frame in decoded:
-            damage.packets += bool(frame.is_corrupt)
             pts = frame.pts
             if pts is None:
                 pts = frame.dts if last is None else last + step
             if last is not None and (pts is None or pts <= last):
                 pts = last + 1
             last = pts or 0
+            if frame.is_corrupt:
+                damage.at(float(last * base) - begin)
             yield Timed(last, frame.duration or 0, frame)
+    formats = container.format.name.split(",")
+    if "mov" in formats or "avi" in formats:
+        # Its own count is of pictures that an edit list leaves out, too, or that are only shown for longer.
+        damage.cut |= count < len(stream.index_entries)
+    elif "matroska" not in formats and container.duration:
+        # A picture may stand still at the end for as long as others did.
+        damage.cut |= end < container.duration / 1e6 - gap

@@ -254,3 +254,13 @@ def _fill(plane: VideoPlane, values: NDArray[np.float32], bits: int) -> None:
 def subsampling(format: VideoFormat) -> tuple[int, int]:
     """By how much chroma is coarser than luma, (down, across), each 1, 2 or 4."""
     return 16 // format.chroma_height(16), 16 // format.chroma_width(16)
+
+
+def has_alpha(format: VideoFormat) -> bool:
+    """Whether frames of the pixel *format* may be transparent. FFmpeg makes those of every GIF so."""
+    return format.has_palette or any(component.is_alpha for component in format.components)
+
+
+def is_see_through(frame: VideoFrame) -> bool:
+    """Whether any pixel of *frame*, which has an alpha channel, is not opaque."""
+    return bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)

@@ -2,23 +2,22 @@
 
 The codec is the source's own where there is an encoder for it, else H.264 (VP9 in WebM). The pixel format is the
 nearest one that the encoder has: as many bits as the source, or the next more, or else the most that there are; chroma
-as fine as the source's, or finer; RGB stays RGB where it can. Grey becomes 4:2:0 with neutral chroma, which every
-player shows.
+as fine as the source's, or finer. Grey becomes 4:2:0 with neutral chroma, which every player shows. RGB of another
+codec, such as that of a GIF, becomes 4:2:0 as well in every container but Matroska: phones and browsers show that.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppexport.errors import InputError, first_line
+from ppexport.imaging.background import usual_priority
 from ppexport.imaging.video import Video, load_av
 from ppexport.imaging.video_colour import Converter, is_rgb, subsampling, written_colours
 
@@ -141,31 +140,6 @@ class Encoding:
         return context
 
 
-@contextmanager
-def usual_priority() -> Iterator[None]:
-    """Undo what the block does to the scheduling of this thread, and give the threads that it starts the same.
-
-    Where it may, as root, SVT-AV1 makes the calling thread and its own real-time threads of the highest priority, for
-    which every other program waits: as many of them as a machine has processors stop it.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    usual, before = (os.sched_getscheduler(0), os.sched_getparam(0)), set(_threads())
-    try:
-        yield
-    finally:
-        for thread in {0, *_threads()} - before:
-            # A thread may have ended meanwhile.
-            with suppress(ProcessLookupError):
-                os.sched_setscheduler(thread, *usual)
-
-
-def _threads() -> list[int]:
-    """The threads of this process, by their numbers."""
-    return [int(path.name) for path in Path("/proc/self/task").iterdir()]
-
-
 def available() -> list[str]:
     """The encoders that this machine's PyAV has, of those that are known here."""
     av = load_av()
@@ -191,7 +165,8 @@ def choose_encoding(video: Video, target: Path, scale: int, options: VideoOption
     known = ENCODERS[encoder]
     crf = _check_crf(encoder, known, options.crf)
     height, width = (side * scale for side in video.size)
-    format, notes = _choose_format(video, encoder, (height, width))
+    plain = muxer != "matroska" and known.quality is not None and ALIASES.get(video.codec, video.codec) != encoder
+    format, notes = _choose_format(video, encoder, (height, width), plain)
     found = Encoding(encoder, crf, format, (height, width), _plain_rate(video.rate), video, tuple(notes))
     # Once for nothing: what it refuses is known before anything is run.
     found.open()
@@ -232,14 +207,15 @@ def _check_crf(encoder: str, known: Encoder, crf: int | None) -> int | None:
     return default if crf is None else crf
 
 
-def _choose_format(video: Video, encoder: str, size: tuple[int, int]) -> tuple[str, list[str]]:
-    """The nearest pixel format that *encoder* has, and sentences about what it changes."""
+def _choose_format(video: Video, encoder: str, size: tuple[int, int], plain: bool) -> tuple[str, list[str]]:
+    """The nearest pixel format that *encoder* has, and sentences about what it changes; 4:2:0 for RGB where *plain*."""
     from av.video.format import VideoFormat
 
     av = load_av()
     source = VideoFormat(video.format)
     rgb = source.is_rgb or source.has_palette
-    chroma = (1, 1) if rgb else (2, 2) if video.colours.grey else subsampling(source)
+    plain = plain and rgb
+    chroma = (2, 2) if plain else (1, 1) if rgb else (2, 2) if video.colours.grey else subsampling(source)
     notes = []
     best: tuple[Any, str] | None = None
     for format in av.Codec(encoder, "w").video_formats or ():
@@ -253,7 +229,13 @@ def _choose_format(video: Video, encoder: str, size: tuple[int, int]) -> tuple[s
         coarser = any(mine > his for mine, his in zip(own, chroma, strict=True))
         extra = sum(his - mine for mine, his in zip(own, chroma, strict=True))
         # In this order: not losing bits, chroma, or a conversion; then no more of each than is needed.
-        rank = (max(0, video.depth - bits), coarser, is_rgb(format.name) != rgb, abs(bits - video.depth), extra)
+        rank = (
+            max(0, video.depth - bits),
+            coarser,
+            is_rgb(format.name) != (rgb and not plain),
+            abs(bits - video.depth),
+            extra,
+        )
         if best is None or rank < best[0]:
             best = rank, format.name
     if best is None:
@@ -263,10 +245,21 @@ def _choose_format(video: Video, encoder: str, size: tuple[int, int]) -> tuple[s
     (lost, coarser, converted, _, extra), name = best
     if lost:
         notes.append(f"{encoder} has {video.depth - lost} bits, the source has {video.depth}: --codec ffv1 keeps them")
-    if coarser:
+    if plain:
+        shown = "some players do not show" if extra else "players show"
+        notes.append(
+            f"the source is RGB and {name} is written, in BT.709, which {shown}: .mkv keeps colours finer, and with "
+            "--codec ffv1 exactly"
+        )
+    elif is_rgb(name) and encoder != "ffv1" and ALIASES.get(video.codec, video.codec) != encoder:
+        notes.append(f"the source is RGB and {name} is written, which few players show: name a result in .mp4 or .webm")
+    elif coarser:
         notes.append(f"{encoder} has no chroma as fine as that of the source's {video.format}: {name} is written")
     elif converted:
-        notes.append(f"the source is RGB and {name} is written, in BT.709, which some players do not show")
+        notes.append(
+            f"the source is RGB and {name} is written, in BT.709, which some players do not show: a result in .mp4 or "
+            ".webm is 4:2:0, which they do, and --codec ffv1 keeps RGB"
+        )
     elif extra and not video.colours.grey:
         odd = any(side % step for side, step in zip(size, chroma, strict=True))
         why = "whose chroma needs even sides" if odd else f"which {encoder} does not have"

@@ -13,16 +13,20 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from ppexport.device.artifact import Artifact
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.files import check_file_target, full_disk, sha256_file
 from ppexport.imaging.background import Ahead, Behind
 from ppexport.imaging.deadline import Deadline
 from ppexport.imaging.images import MAX_PIXELS, Pixels
-from ppexport.imaging.video import Damage, Timed, Video, frames_of, load_av, read_video
+from ppexport.imaging.video import TRANSPARENCY, Timed, Video, frames_of, load_av, read_video
+from ppexport.imaging.video_colour import is_see_through
+from ppexport.imaging.video_damage import Damage
 from ppexport.imaging.video_encoding import Encoding, FrameEncoder, VideoOptions, choose_encoding
 from ppexport.imaging.video_joining import join, other_streams
 from ppexport.imaging.video_segments import (
+    WORK,
     SegmentStore,
     SegmentWriter,
     segment_store,
@@ -83,6 +87,8 @@ class VideoReport:
     """Of the deadline, where one was given."""
     damage: tuple[str, ...] = ()
     """Sentences about what of the source could not be decoded or copied."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what turned out not to be kept."""
 
     @property
     def fps(self) -> float:
@@ -124,6 +130,8 @@ def plan_video(
     encoding = choose_encoding(video, target, scale, options or VideoOptions())
     if os.path.exists(target) and os.path.samefile(source, target):
         raise InputError(f"{target} is the input itself, which is never replaced: name another file for the result")
+    if not target.parent.is_dir():
+        raise InputError(f"{target} cannot be written: the folder {target.parent} does not exist")
     check_file_target(target)
     return VideoPlan(video, target, encoding, (*video.notes, *encoding.notes, *other_streams(video, target)))
 
@@ -146,7 +154,7 @@ def upscale_video(
         InputError: the source cannot be read to its end, the disk is full, or another process makes the same video.
         ArtifactError: the runner returns values that are not finite.
     """
-    with segment_store(plan.target, _key(runner, plan, fps)) as store:
+    with segment_store(plan.target, work_key(runner.artifact, plan, fps)) as store:
         try:
             report = _upscaled(runner, plan, store, progress, fps)
         except KeyboardInterrupt:
@@ -163,14 +171,17 @@ def upscale_video(
         return replace(report, damage=(*report.damage, *notes))
 
 
-def _key(runner: Runner, plan: VideoPlan, fps: float | None) -> dict[str, Any]:
-    """What makes two runs continue one another."""
-    manifest, encoding = runner.artifact.manifest, plan.encoding
+def work_key(artifact: Artifact, plan: VideoPlan, fps: float | None) -> dict[str, Any]:
+    """What makes two runs continue one another, under names that people know."""
+    encoding = plan.encoding
     return {
         "input": sha256_file(plan.video.path),
-        "artifact": manifest.files,
-        "codec": [encoding.encoder, encoding.crf, encoding.format, *encoding.size],
-        "fps": fps,
+        "artifact": artifact.manifest.files,
+        "--codec": encoding.encoder,
+        "--crf": encoding.crf,
+        "pixel format": encoding.format,
+        "size": list(encoding.size),
+        "--fps": fps,
         "PyAV": load_av().__version__,
     }
 
@@ -239,10 +250,12 @@ def _upscaled(
     if deadline is not None:
         deadline.calibrate(runner)
     upscaler = FrameUpscaler(runner, video.size, encoding.depth, deadline)
-    converter, waiting = encoding.converter(), list[Timed]()
+    converter, waiting, notes = encoding.converter(), list[Timed](), list[str]()
 
     def decoded() -> Iterator[tuple[Timed, Pixels]]:
         for timed in frames_of(video, damage, store.frames):
+            if video.maybe_alpha and not notes and is_see_through(timed.frame):
+                notes.append(TRANSPARENCY)
             yield timed, converter.to_rgb(timed.frame)
 
     begin = time.perf_counter()
@@ -268,7 +281,8 @@ def _upscaled(
         encoder.report,
         seconds_total=time.perf_counter() - begin,
         frames_in_time=None if deadline is None else deadline.in_time,
-        damage=tuple(damage.sentences),
+        damage=(damage.sentence,) if damage.sentence else (),
+        notes=tuple(notes),
     )
 
 
@@ -282,5 +296,5 @@ def closing_segment(encoder: _Encoding) -> Iterator[None]:
 
 
 def unfinished(target: Path) -> bool:
-    """Whether an earlier run left work on *target* that the same command continues."""
-    return work_folder(target).is_dir()
+    """Whether an earlier run left work on *target*."""
+    return (work_folder(target) / WORK).is_file()

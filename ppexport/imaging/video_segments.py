@@ -213,20 +213,49 @@ def segment_store(target: Path, key: Mapping[str, Any]) -> Iterator[SegmentStore
         yield store
 
 
+def check_same_work(target: Path, key: Mapping[str, Any]) -> None:
+    """Raise InputError where there is unfinished work on *target*, and it is that of a command with another *key*."""
+    folder = work_folder(target)
+    _check_key(folder, target, _read_work(folder)["key"], key)
+
+
+def _check_key(folder: Path, target: Path, before: Any, now: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(now))
+    if before == now:
+        return
+    if not isinstance(before, dict):
+        raise InputError(f"{folder / WORK} is no list of segments: remove {folder}")
+    changed = [name for name in {**now, **before} if name not in before or before[name] != now.get(name)]
+    if "--codec" in changed:
+        # It brings a quality and a pixel format of its own.
+        changed = [name for name in changed if name not in ("--crf", "pixel format")]
+    said = [
+        f"{name} ({before[name]})" if isinstance(before.get(name), (str, int, float)) and name != "input" else name
+        for name in changed
+    ]
+    raise InputError(
+        f"{folder} holds unfinished work on {target} with another {' and '.join(said)}: run the same command as before "
+        "to continue it, or remove that folder to begin again"
+    )
+
+
+def _read_work(folder: Path) -> dict[str, Any]:
+    """The list of segments in *folder*. Raises InputError where it is none."""
+    found: Any = read_limited_json(folder / WORK, MAX_WORK, "a list of segments")
+    if not isinstance(found, dict) or not {"key", "partial", "segments"} <= set(found):
+        raise InputError(f"{folder / WORK} is no list of segments: remove {folder}")
+    return found
+
+
 def _load(store: SegmentStore, target: Path) -> None:
     """Take the segments that are whole; those after the first that is not are computed again."""
-    found = read_limited_json(store.folder / WORK, MAX_WORK, "a list of segments")
+    found = _read_work(store.folder)
+    partial = found["partial"]
     try:
-        key, listed = found["key"], [Segment(*entry) for entry in found["segments"]]
-        partial = found["partial"]
-    except (KeyError, TypeError):
+        listed = [Segment(*entry) for entry in found["segments"]]
+    except TypeError:
         raise InputError(f"{store.folder / WORK} is no list of segments: remove {store.folder}") from None
-    if key != json.loads(json.dumps(store.key)):
-        changed = sorted(name for name in {*key, *store.key} if key.get(name) != store.key.get(name))
-        raise InputError(
-            f"{store.folder} holds unfinished work on {target} with another {' and '.join(changed)}: run the same "
-            "command as before to continue it, or remove that folder to begin again"
-        )
+    _check_key(store.folder, target, found["key"], store.key)
     if isinstance(partial, str) and is_plain_name(partial) and _is_partial(partial, target):
         store.partial = partial
     for segment in listed:
