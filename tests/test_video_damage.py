@@ -117,16 +117,29 @@ def test_the_place_of_the_damage_is_told(tmp_path: Path) -> None:
     assert "is damaged, first after 1.2 seconds" in sentence
 
 
-@pytest.mark.parametrize("kind", ["faststart", "frag_keyframe+empty_moov", "avi"])
+def test_an_flv_with_altered_bytes_is_reported(tmp_path: Path) -> None:
+    source = make_video(tmp_path / "in.flv", noisy(50))
+    data = bytearray(source.read_bytes())
+    assert read(source) == (50, "")
+    tags = [at.start() for at in re.finditer(rb"\x09\x00..\x00..\x00\x00\x00\x00", data, re.DOTALL)]
+    # The size of one picture's tag.
+    data[tags[20] + 1 : tags[20] + 4] = b"\x00\x12\x34"
+    source.write_bytes(data)
+    count, sentence = read(source)
+    assert count < 50
+    assert "in.flv is damaged, first after 0." in sentence
+
+
+@pytest.mark.parametrize("kind", ["faststart", "frag_keyframe+empty_moov", "avi", "flv"])
 def test_other_containers_that_are_cut_are_reported(tmp_path: Path, kind: str) -> None:
-    suffix = "avi" if kind == "avi" else "mp4"
-    whole = make_video(tmp_path / f"whole.{suffix}", noisy(50), codec="mpeg4", options={"g": "10"})
+    suffix, codec = (kind, kind.replace("avi", "mpeg4")) if len(kind) == 3 else ("mp4", "mpeg4")
+    whole = make_video(tmp_path / f"whole.{suffix}", noisy(50), codec=codec, options={"g": "10"})
     if suffix == "mp4":
         whole = remuxed(whole, tmp_path / f"{kind}.mp4", options={"movflags": kind})
     assert read(whole) == (50, "")
     data = whole.read_bytes()
     # Inside the pictures, of the last fragment where there are some.
-    begin = data.rfind(b"movi" if suffix == "avi" else b"mdat")
+    begin = max(data.rfind(b"movi" if suffix == "avi" else b"mdat"), 0)
     after = max(data.rfind(b"idx1"), data.rfind(b"mfra"), 0) or len(data)
     for share in (0.5, 0.9):
         end = begin + int(share * (after - begin))

@@ -37,8 +37,9 @@ from ppexport.device.runner import Prepared, Result, Runner
 from ppexport.errors import PpexportError
 from ppexport.imaging.deadline import Deadline
 from ppexport.imaging.images import photo_folder
-from ppexport.imaging.video import Damage, frames_of, load_av, read_video
+from ppexport.imaging.video import frames_of, load_av, read_video
 from ppexport.imaging.video_colour import Colours, Converter
+from ppexport.imaging.video_damage import Damage
 from ppexport.imaging.video_tiles import FrameReport, FrameUpscaler
 
 SIZE = (112, 192)

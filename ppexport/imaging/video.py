@@ -254,7 +254,7 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> 
     # With the sound, which may be longer than the pictures.
     packets = container.demux([other for other in container.streams if other.type in ("video", "audio")])
     while True:
-        decoded: list[VideoFrame] = []
+        decoded: list[Any] = []
         try:
             packet = next(packets, None)
             if packet is not None and packet.pts is not None and packet.time_base:
@@ -289,7 +289,7 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> 
     formats = container.format.name.split(",")
     if "mov" in formats or "avi" in formats:
         # Its own count is of pictures that an edit list leaves out, too, or that are only shown for longer.
-        damage.cut |= count < len(stream.index_entries)
+        damage.missing = max(0, len(stream.index_entries) - count)
     elif "matroska" not in formats and container.duration:
         # A picture may stand still at the end for as long as others did.
         damage.cut |= end < container.duration / 1e6 - gap

@@ -4,7 +4,8 @@ A decoder tells of pieces that it refuses or conceals, and most containers tell 
 reader of Matroska and WebM tells nobody: after damaged bytes it goes on at the next cluster, and takes the end of a
 file that is cut off for the end of the video. So the elements of such a file are looked at here, without their content:
 whether each lies inside the one that holds it, whether the file is as long as it says, and whether clusters agree with
-their checksum where they have one, as FFmpeg writes it. Of an AVI only the length is looked at.
+their checksum where they have one, as FFmpeg writes it. Of an AVI and an MP4 only the length is looked at, of an FLV
+whether every tag says its size twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ppexport.errors import InputError
+from ppexport.errors import InputError, counted
 
 EBML, SEGMENT, INFO, CLUSTER, VOID, CRC = 0x1A45DFA3, 0x18538067, 0x1549A966, 0x1F43B675, 0xEC, 0xBF
 # Besides those: the index, tracks, cues, attachments, chapters and tags.
@@ -27,6 +28,7 @@ TOP = frozenset(
 TIMESTAMP, SIMPLE_BLOCK, BLOCK_GROUP, BLOCK, TIMESTAMP_SCALE = 0xE7, 0xA3, 0xA0, 0xA1, 0x2AD7B1
 # Position, size of the last cluster, silent tracks, encrypted block.
 IN_CLUSTER = frozenset({TIMESTAMP, SIMPLE_BLOCK, BLOCK_GROUP, VOID, CRC, 0xA7, 0xAB, 0x5854, 0xAF})
+BOXES = frozenset({b"ftyp", b"styp", b"moov", b"moof", b"mfra", b"mdat", b"sidx", b"free", b"skip", b"wide", b"uuid"})
 CHUNK = 1 << 20
 
 
@@ -38,6 +40,8 @@ class Damage:
     """Seconds after which something is damaged; None where nothing is."""
     cut: bool = False
     """Whether the file ends before its content does."""
+    missing: int = 0
+    """Pictures that the file's index tells of, and that are not there."""
     seconds: float = 0.0
     """Where the last frame ends."""
     sentence: str = ""
@@ -58,6 +62,8 @@ class Damage:
         if self.cut:
             of = f" of {seconds:.1f}" if seconds else ""
             parts.append(f"is cut off: it ends after {self.seconds:.1f}{of} seconds")
+        elif self.missing:
+            parts.append(f"lacks {counted(self.missing, 'picture')} of which its index tells")
         self.sentence = f"{path} {'; it '.join(parts)}" if parts else ""
 
 
@@ -80,6 +86,10 @@ def look_at_file(path: Path, format: str, damage: Damage) -> None:
                 _Elements(stream, size, damage).look()
             elif format == "avi":
                 damage.cut |= _is_short_riff(stream, size)
+            elif "mov" in format:
+                damage.cut |= _is_short_mp4(stream, size)
+            elif format == "flv":
+                _look_at_flv(stream, size, damage)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -95,6 +105,42 @@ def _is_short_riff(stream: IO[bytes], size: int) -> bool:
         at += 8 + long + long % 2
     # The padding of an odd length may be missing.
     return at - 1 > size
+
+
+def _is_short_mp4(stream: IO[bytes], size: int) -> bool:
+    """Whether a file of *size* bytes ends inside one of its boxes."""
+    at = 0
+    while at + 16 <= size:
+        stream.seek(at)
+        long, kind, large = struct.unpack(">I4sQ", stream.read(16))
+        long = large if long == 1 else long
+        if kind not in BOXES or long < 8:
+            # What somebody appended, or a box that goes to the end.
+            return False
+        at += long
+    return at > size
+
+
+def _look_at_flv(stream: IO[bytes], size: int, damage: Damage) -> None:
+    """Note the first tag after which its size is not repeated: FFmpeg leaves out what is before the next sound one."""
+    stream.seek(5)
+    at = first = int.from_bytes(stream.read(4), "big") + 4
+    while at + 11 < size:
+        stream.seek(at)
+        head = stream.read(11)
+        long, time = int.from_bytes(head[1:4], "big"), int.from_bytes(head[7:8] + head[4:7], "big")
+        stream.seek(at + 11 + long)
+        again = stream.read(4)
+        if at + 15 + long > size and head[0] in (8, 9, 18):
+            damage.cut = True
+            return
+        if int.from_bytes(again, "big") != long + 11:
+            # Some programs never write the size.
+            if at > first:
+                damage.at(time / 1000)
+            return
+        at += 15 + long
+    damage.cut |= at < size
 
 
 class _Elements:
