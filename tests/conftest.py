@@ -6,6 +6,8 @@ import copy
 import fcntl
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +79,22 @@ CASES = [Case(name, key.removesuffix(".lr")) for name in NAMES for key in golden
 golden_cases = pytest.mark.parametrize("case", CASES, ids=[f"{c.name}-{c.case}" for c in CASES])
 ARCHS = {"atd_light": "atd", "pp_atd_light": "pp"}
 both_archs = pytest.mark.parametrize("arch", list(ARCHS))
+
+
+@pytest.fixture(autouse=True)
+def _scheduled_as_before() -> Iterator[None]:
+    """Fail a test after which this thread, and so all that it starts, would have another right to the processors.
+
+    A library that runs as root can take a machine for itself, and then tests that come later fail.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    after = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, *before)
+    assert after == before
 
 
 @pytest.fixture(autouse=True)

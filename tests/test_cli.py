@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -21,10 +22,11 @@ from sshd_profiles import write_enlarger
 from typer.testing import CliRunner
 
 from ppexport import cli
+from ppexport.__main__ import main
 from ppexport.backends.backend import backends
 from ppexport.cli import COMMANDS, app
 from ppexport.device.target import runtimes
-from ppexport.errors import ImageError, counted
+from ppexport.errors import EXIT_INTERRUPTED, ImageError, counted
 from ppexport.files import atomic_path, system_sentence
 from ppexport.folders import new_folder
 
@@ -106,6 +108,24 @@ def test_sizes_say_which_side_comes_first(picture):
 def test_version_and_bare_call():
     assert re.fullmatch(r"ppexport \d+\.\d+\.\d+\n", run("--version").stdout)
     assert "upscale" in run(code=2).stdout + run(code=2).stderr
+
+
+def test_ctrl_c_before_anything_was_begun(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppexport.cli.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "error: interrupted before anything was begun\n"
+    # While the command line is imported.
+    monkeypatch.delitem(sys.modules, "ppexport.cli")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr() == ("", "")
 
 
 def test_debugging_shows_messages_and_the_traceback_of_an_expected_error(artifact, picture, tmp_path):

@@ -168,11 +168,14 @@ def test_inks_of_16_bits_are_read_with_8_and_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(not features.check("avif"), reason="needs AVIF in Pillow")
 def test_an_avif_of_10_bits_is_read_with_8_and_a_sentence(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
+    from ppexport.imaging.video_encoding import usual_priority
+
     with av.open(str(tmp_path / "a.avif"), "w") as container:
         stream = container.add_stream("libsvtav1", rate=1, options={"preset": "12"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
         frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 60, np.uint8), format="rgb24")
-        container.mux(stream.encode(frame.reformat(format="yuv420p10le")))
+        with usual_priority():
+            container.mux(stream.encode(frame.reformat(format="yuv420p10le")))
         container.mux(stream.encode(None))
     picture = read_image(tmp_path / "a.avif")
     assert (picture.size, picture.rgb.dtype) == ((48, 64), np.uint8)

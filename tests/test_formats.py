@@ -190,9 +190,9 @@ def test_lossless(tmp_path: Path, suffix: str) -> None:
         (
             ".jpg",
             {"lossless": True},
-            "JPEG is always lossy here, only WebP and HEIC can be lossless: leave",
+            "JPEG is always lossy here, only PNG, WebP, TIFF, BMP, PPM and HEIC can be lossless: leave",
         ),
-        (".png", {"lossless": True}, "PNG has no such choice"),
+        (".gif", {"lossless": True}, "GIF has 256 colours, only PNG, WebP, TIFF, BMP, PPM and HEIC can be lossless"),
         (".webp", {"lossless": True, "quality": 50}, "leave out one of --lossless and --quality"),
     ],
 )

@@ -67,8 +67,11 @@ def test_templates_that_are_no_plain_names_are_refused(template: str) -> None:
 
 
 def test_names() -> None:
-    for template in (TEMPLATE, "{model}_{stem}.webp", "{{x}}{stem}"):
+    for template in (TEMPLATE, "{model}_{stem}.webp", "{{x}}{stem}{suffix}"):
         check_template(template)
+    for template in ("{stem}", "{{x}}{stem}", "{stem}.txt", "{suffix}_{stem}"):
+        with pytest.raises(InputError, match=r"without a picture's extension: end it with \{suffix\} or \.png"):
+            check_template(template)
     assert named()(Path("p/a.tar.png")) == "a.tar_x2.png"
     assert named()(Path("plain")) == "plain_x2"
     assert named("{model}_{stem}.webp")(Path("a.png")) == "model_a.webp"
@@ -297,8 +300,16 @@ def test_a_folder_that_results_cannot_go_to(photos: Path, tmp_path: Path) -> Non
 @not_root
 def test_a_folder_that_may_not_be_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
-    with pytest.raises(InputError, match="closed.* cannot be written: Permission denied"):
-        planned([photos], tmp_path / "closed" / "new")
+    for folder in (tmp_path / "closed" / "new", tmp_path / "closed"):
+        with pytest.raises(InputError, match=f"^{folder} cannot be written: Permission denied$"):
+            planned([photos], folder)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder that nobody can write, not even root")
+def test_the_folder_that_cannot_be_written_is_named_as_it_was_given(photos: Path) -> None:
+    for folder in ("/proc", "/proc/self/none"):
+        with pytest.raises(InputError, match=f"^{folder} cannot be written: "):
+            planned([photos], Path(folder))
 
 
 def test_standard_input_is_no_file_of_many(photos: Path, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_a_bad_picture_is_named_at_the_end_and_the_exit_code_is_1(enlarger: Path
     output = " ".join(done.output.split())
     for sentence in ("bad.png is truncated", "none.png is empty", "missing.png does not exist"):
         assert sentence in output
-    assert "2 pictures enlarged, 3 failed, " in output
+    assert output.endswith("2 pictures enlarged, 3 failed")
+    assert json.loads(Path("told.json").read_text())["overhead"] is None
     files = {Path(file["input"]).name: file for file in json.loads(Path("told.json").read_text())["files"]}
     assert files["bad.png"]["state"] == "failed"
     assert "is truncated" in files["bad.png"]["reason"]
@@ -87,6 +88,22 @@ def test_a_bad_picture_is_named_at_the_end_and_the_exit_code_is_1(enlarger: Path
     done = upscale(enlarger, photos, "-o", "out", "--existing", "skip")
     assert done.exit_code == 0
     assert "0 pictures enlarged, 3 skipped" in done.output
+
+
+def test_a_quality_is_for_those_formats_that_have_one(enlarger: Path, photos: Path) -> None:
+    done = upscale(enlarger, photos, "-o", "out", "--recursive", "--quality", "10")
+    assert done.exit_code == 0, done.output
+    assert "note: PNG has no quality: 1 picture written without --quality" in done.output
+    assert "3 pictures enlarged" in done.output
+    best = upscale(enlarger, photos, "-o", "best", "--recursive", "--quality", "100")
+    assert best.exit_code == 0
+    for name, smaller in (("a_x2.png", False), ("b_x2.jpg", True), ("sub/c_x2.webp", True)):
+        assert (Path("out", name).stat().st_size < Path("best", name).stat().st_size) is smaller
+    # What a file cannot promise is not promised.
+    done = upscale(enlarger, photos, "-o", "exact", "--recursive", "--lossless")
+    assert done.exit_code == 1
+    assert "JPEG is always lossy here" in " ".join(done.output.split())
+    assert written("exact") == ["a_x2.png", "sub/c_x2.webp"]
 
 
 def test_where_nothing_can_be_begun_the_exit_code_is_2(enlarger: Path, photos: Path, monkeypatch: Any) -> None:
@@ -107,6 +124,9 @@ def test_where_nothing_can_be_begun_the_exit_code_is_2(enlarger: Path, photos: P
         (["photos/a.png", "x.png", "--name", "{stem}"], "--recursive and --name need a folder"),
         (["photos/a.png", "photos/a.png"], "is the input itself, which is never replaced"),
         (["photos/a.png", "photos/../photos/a.png"], "is the input itself"),
+        (["photos", "x"], "photos is a folder: name the folder for its results with --out, as in --out x"),
+        (["photos/a.png", "photos"], "photos is a folder: write --out photos, or name a file in it"),
+        (["photos", "-o", "x", "--name", "{stem}"], "without a picture's extension"),
         (["photos", "-o", "photos"], "lies in the input folder"),
         (["photos", "-o", "out", "--name", "{other}"], "its fields are"),
         (["photos", "-o", "out", "--name", "{stem!r:>9}"], "has a field {stem!r:>9} that is none"),

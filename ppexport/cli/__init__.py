@@ -25,7 +25,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import ppexport
 from ppexport.cli.console import fail, show_every_character
 from ppexport.cli.options import registered
-from ppexport.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, InputError, PpexportError, how_to_install
+from ppexport.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_UNAVAILABLE,
+    InputError,
+    PpexportError,
+    how_to_install,
+)
 from ppexport.files import system_sentence
 
 EXPORT_MODULES = {"torch", "safetensors", "pydantic", "yaml", "onnx"}
@@ -174,6 +181,10 @@ def run() -> None:
         logging.getLogger("ppexport").setLevel(logging.DEBUG)
     try:
         app()
+    except KeyboardInterrupt:
+        # Before typer listens, which then says the rest.
+        fail("interrupted before anything was begun")
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         sentence, code = _explain(error)
         if debug:

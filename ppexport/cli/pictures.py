@@ -137,6 +137,8 @@ def _summarise(batch: Batch, seconds: float, json: str | None) -> bool:
     states = Counter(outcome.state for outcome in outcomes)
     reports = [outcome.report for outcome in outcomes if outcome.report is not None]
     runtime = sum(report.seconds_runtime for report in reports)
+    # What failed took time as well, and how much of it in the runtime is not known.
+    overhead = seconds / runtime - 1 if runtime and len(reports) == len(batch.works) else None
     files = [
         {
             "input": str(outcome.source),
@@ -154,12 +156,14 @@ def _summarise(batch: Batch, seconds: float, json: str | None) -> bool:
             "tiles": sum(len(report.tiles) for report in reports),
             "seconds_runtime": runtime,
             "seconds_total": seconds,
-            "overhead": seconds / runtime - 1 if runtime else None,
+            "overhead": overhead,
             "files": files,
         },
     )
     for report in reports:
         _warn(report.notes)
+    for title, number in sorted(batch.without_quality.items()):
+        _warn([f"{title} has no quality: {counted(number, 'picture')} written without --quality"])
     for outcome in outcomes:
         if outcome.reason is not None:
             fail(outcome.reason)
@@ -167,10 +171,8 @@ def _summarise(batch: Batch, seconds: float, json: str | None) -> bool:
             fail(f"{outcome.target}: {outcome.report.warning}")
     said = [f"{counted(states['done'], 'picture')} enlarged"]
     said += [f"{states[state]:,} {state}" for state in ("skipped", "failed", "not begun") if states[state]]
-    if runtime:
-        said.append(
-            f"{runtime:.1f} s in the runtime of {seconds:.1f} s in all, overhead {percent(seconds / runtime - 1)}"
-        )
+    if overhead is not None:
+        said.append(f"{runtime:.1f} s in the runtime of {seconds:.1f} s in all, overhead {percent(overhead)}")
     people(json).print(", ".join(said))
     return bool(states["failed"] or states["not begun"] or any(report.warning for report in reports))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -65,7 +66,7 @@ def upscale(
         int | None, typer.Option(help="1 to 100, of JPEG (95 if left out), lossy WebP, AVIF and HEIC (90 if left out)")
     ] = None,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="lossless WebP (its default without --quality) or HEIC")
+        bool, typer.Option("--lossless", help="lossless HEIC; so are WebP without --quality, PNG, TIFF, BMP and PPM")
     ] = False,
     alpha: Annotated[
         str,
@@ -162,6 +163,10 @@ def upscale(
         if suffix is not None and inputs[1] != STANDARD:
             raise InputError("--format is for --out and for standard output: the name of OUT says its format")
         source, target = inputs
+        if os.path.isdir(source):
+            raise InputError(f"{source} is a folder: name the folder for its results with --out, as in --out {target}")
+        if os.path.isdir(target):
+            raise InputError(f"{target} is a folder: write --out {target}, or name a file in it")
         if upscale_moving(about, open_it, source, target, asked, settings, existing, json):
             return
         upscale_one(about, open_it, source, target, settings, existing, suffix or ".png", json)

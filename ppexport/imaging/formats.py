@@ -44,6 +44,8 @@ class Format:
     """The usual one, of 1 to 100; None where a quality cannot be chosen."""
     lossless: bool = False
     """Whether it can be asked to be. Pillow's AVIF cannot: at its best, colours are off by up to 3 levels."""
+    exact: bool = False
+    """Whether what is written is always what was given."""
     animated: bool = False
 
     def available(self) -> bool:
@@ -69,17 +71,17 @@ _ALL = frozenset({"profile", "exif", "xmp"})
 FORMATS = (
     # libjpeg stops a little below the 65535 that the format could say.
     Format("PNG", "PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin:PngImageFile", "zlib",
-           alpha=True, grey=True, deep=True, holds=_ALL | {"texts", "dpi"}, animated=True),
+           alpha=True, grey=True, deep=True, holds=_ALL | {"texts", "dpi"}, exact=True, animated=True),
     Format("JPEG", "JPEG", (".jpg", ".jpeg", ".jfif"), rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile", "jpg",
            grey=True, holds=_ALL | {"comment", "dpi"}, max_side=65_500, quality=95),
     Format("WEBP", "WebP", (".webp",), rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile", "webp",
            alpha=True, holds=_ALL, max_side=16_383, quality=90, lossless=True, animated=True),
     Format("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin:TiffImageFile", "libtiff",
-           alpha=True, grey=True, deep=True, holds=_ALL | {"dpi"}, max_bytes=4_000_000_000),
+           alpha=True, grey=True, deep=True, holds=_ALL | {"dpi"}, max_bytes=4_000_000_000, exact=True),
     Format("BMP", "BMP", (".bmp",), rb"BM", "PIL.BmpImagePlugin:BmpImageFile",
-           grey=True, holds=frozenset({"dpi"}), max_bytes=4_000_000_000),
+           grey=True, holds=frozenset({"dpi"}), max_bytes=4_000_000_000, exact=True),
     Format("PPM", "PPM", (".ppm", ".pgm", ".pnm"), rb"P[1-6]\s", "PIL.PpmImagePlugin:PpmImageFile",
-           grey=True, deep=True),
+           grey=True, deep=True, exact=True),
     Format("GIF", "GIF", (".gif",), rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile",
            alpha=True, holds=frozenset({"comment"}), max_side=65_535, animated=True),
     Format("AVIF", "AVIF", (".avif", ".avifs"), _brands(b"avif", b"avis"), "PIL.AvifImagePlugin:AvifImageFile", "avif",
@@ -100,7 +102,7 @@ class WriteOptions:
     quality: int | None = None
     """1 to 100, of JPEG (95 unless told), AVIF and HEIC (90), and lossy WebP: WebP is lossless unless it is given."""
     lossless: bool = False
-    """Whether HEIC is to be lossless; WebP is without it, unless a quality is given."""
+    """Whether the file is to hold exactly what was given. HEIC does not otherwise, nor does WebP with a quality."""
     strip_metadata: bool = False
     """Leave out EXIF, XMP, texts and dots per inch; colour profiles stay."""
 
@@ -128,6 +130,12 @@ def require_codec(path: str, kind: Format) -> None:
         raise ImageError(f"{path}: this machine's Pillow was built without {kind.title}, use another format")
 
 
+def without_quality(suffix: str) -> Format | None:
+    """The format of this *suffix* if a quality means nothing to it."""
+    kind = BY_SUFFIX.get(suffix.lower())
+    return kind if kind is not None and kind.quality is None else None
+
+
 def check_options(path: str, suffix: str, options: WriteOptions) -> Format:
     """The format of an output *path* with this *suffix*, into which *options* can be put.
 
@@ -139,9 +147,9 @@ def check_options(path: str, suffix: str, options: WriteOptions) -> Format:
         raise ImageError(f"{path}: {kind.title} has no quality, only {joined(able)} have: leave --quality out")
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise ImageError(f"{path}: a quality is a number from 1 to 100, not {options.quality}")
-    if options.lossless and not kind.lossless:
-        able = [k.title for k in FORMATS if k.lossless]
-        why = "is always lossy here" if kind.quality else "has no such choice"
+    if options.lossless and not (kind.lossless or kind.exact):
+        able = [k.title for k in FORMATS if k.lossless or k.exact]
+        why = "is always lossy here" if kind.quality else "has 256 colours"
         raise ImageError(f"{path}: {kind.title} {why}, only {joined(able)} can be lossless: leave --lossless out")
     if options.lossless and options.quality is not None:
         raise ImageError(f"{path}: --lossless has no quality: leave out one of --lossless and --quality")

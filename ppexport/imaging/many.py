@@ -14,13 +14,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError, PpexportError
+from ppexport.imaging.formats import without_quality
 from ppexport.imaging.images import Header, peek
 from ppexport.imaging.outputs import Existing, Job, Plan
 from ppexport.imaging.tile_queue import AbandonedError, TileQueue
@@ -65,6 +67,8 @@ class Batch:
         self._outcomes += [Outcome(job.source, job.target, "skipped") for job in plan.skipped]
         self.works: list[Work] = []
         """What there is to do."""
+        self.without_quality = Counter[str]()
+        """How many pictures of which formats were written without the quality that was asked for."""
         for job in plan.jobs:
             try:
                 header = peek(job.source, max_pixels=settings.max_pixels, first_frame=settings.first_frame)
@@ -168,15 +172,28 @@ class Batch:
             try:
                 if late:
                     raise InputError(f"{target} exists since a moment ago, and is left as it is")
-                read = read_source(source, target, tiles.runner.scale, self._settings, make_folder=True)
+                settings = self._settings_for(target)
+                read = read_source(source, target, tiles.runner.scale, settings, make_folder=True)
                 report, state = write_enlarged(read, tiles), "done"
             except PpexportError as error:
                 reason = str(error)
                 if _disk_is_full(error):
                     self._end()
         with self._room:
+            if (
+                state == "done"
+                and self._settings.write.quality is not None
+                and (kind := without_quality(target.suffix))
+            ):
+                self.without_quality[kind.title] += 1
             self._outcomes.append(Outcome(source, target, state, report, reason))
             self._total += (len(report.tiles) if report else 0) - work.tiles
+
+    def _settings_for(self, target: Path) -> Settings:
+        """The settings for one of pictures of many formats: a quality is for those that have one."""
+        if self._settings.write.quality is None or without_quality(target.suffix) is None:
+            return self._settings
+        return replace(self._settings, write=replace(self._settings.write, quality=None))
 
 
 def _runs(header: Header, tile: tuple[int, int], settings: Settings) -> int:

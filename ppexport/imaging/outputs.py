@@ -120,6 +120,10 @@ def check_template(template: str) -> None:
             raise InputError(f"--name {template!r} has a field {{{asked}}} that is none: its fields are {fields}")
     if template.strip(". ") == "":
         raise InputError(f"--name {template!r} is no file name: write, for example, {TEMPLATE!r}")
+    if not is_picture(Path(template.format(stem="a", scale=2, suffix=".png", model="a"))):
+        raise InputError(
+            f"--name {template!r} makes names without a picture's extension: end it with {{suffix}} or .png"
+        )
 
 
 def output_name(template: str, source: Path, scale: int, model: str, suffix: str | None = None) -> str:
@@ -279,7 +283,11 @@ def _check_folder(out: Path) -> None:
     if not os.path.isdir(there):
         kind = "a file" if os.path.exists(there) else "a link to nothing"
         raise InputError(f"{there} is {kind}, and the results need a folder: give --out another name")
-    check_writable(there / out.name)
+    try:
+        check_writable(there / "result")
+    except InputError as error:
+        # The name of a file that nobody has asked for would say nothing.
+        raise InputError(str(error).replace(str(Path(os.path.realpath(there), "result")), str(out), 1)) from None
 
 
 def _tells_cases_apart(out: Path) -> bool:

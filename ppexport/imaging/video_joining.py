@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, full_disk
 from ppexport.imaging.video import Video, address, load_av, opened
-from ppexport.imaging.video_encoding import FORMATS, Encoding
+from ppexport.imaging.video_encoding import FORMATS, Encoding, usual_priority
 from ppexport.imaging.video_segments import SegmentStore
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def _video_stream(container: OutputContainer, encoding: Encoding, header: bytes,
     made.disposition = stream.disposition
     if video.matrix is not None:
         made.set_display_matrix(video.matrix)
-    made.codec_context.open()
+    with usual_priority():
+        made.codec_context.open()
     if bytes(made.codec_context.extradata or b"") != header:
         raise InputError("the segments come from another version of the encoder: remove their folder and begin again")
     return made
