@@ -168,7 +168,7 @@ def test_inks_of_16_bits_are_read_with_8_and_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(not features.check("avif"), reason="needs AVIF in Pillow")
 def test_an_avif_of_10_bits_is_read_with_8_and_a_sentence(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from ppexport.imaging.video_encoding import usual_priority
+    from ppexport.imaging.background import usual_priority
 
     with av.open(str(tmp_path / "a.avif"), "w") as container:
         stream = container.add_stream("libsvtav1", rate=1, options={"preset": "12"})

@@ -193,6 +193,13 @@ def test_sound_that_is_longer_than_the_pictures(tmp_path: Path, suffix: str) -> 
     assert read(source) == (10, "")
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi", "flv"])
+def test_bytes_that_somebody_appended(tmp_path: Path, suffix: str) -> None:
+    source = make_video(tmp_path / f"in.{suffix}", moving(10))
+    source.write_bytes(source.read_bytes() + bytes(5000))
+    assert read(source) == (10, "")
+
+
 @pytest.mark.parametrize("clusters", ["sized", "unsized"])
 def test_a_stream_that_was_recorded_live(tmp_path: Path, clusters: str) -> None:
     plain = make_video(tmp_path / "plain.mkv", noisy(40), options={"g": "10"})

@@ -260,7 +260,8 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> 
             if packet is not None and packet.pts is not None and packet.time_base:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet is not None and packet.stream.index == stream.index:
-                count += packet.size > 0
+                # Not the one that only asks for the last frames.
+                count += packet.size > 0 or packet.dts is not None
                 if packet.pts is not None:
                     gap, at = max(gap, float(packet.pts * base) - begin - at), float(packet.pts * base) - begin
                 if packet.is_corrupt:

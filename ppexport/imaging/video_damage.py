@@ -135,8 +135,8 @@ def _look_at_flv(stream: IO[bytes], size: int, damage: Damage) -> None:
             damage.cut = True
             return
         if int.from_bytes(again, "big") != long + 11:
-            # Some programs never write the size.
-            if at > first:
+            # Some programs never write the size, and others append zeros.
+            if at > first and any(head):
                 damage.at(time / 1000)
             return
         at += 15 + long

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ppexport.errors import InputError, first_line
 from ppexport.files import atomic_path, full_disk
+from ppexport.imaging.background import usual_priority
 from ppexport.imaging.video import Video, address, load_av, opened
-from ppexport.imaging.video_encoding import FORMATS, Encoding, usual_priority
+from ppexport.imaging.video_encoding import FORMATS, Encoding
 from ppexport.imaging.video_segments import SegmentStore
 
 if TYPE_CHECKING:
