@@ -14,13 +14,29 @@ import ppexport
 from ppexport.device import artifact
 
 
+def described() -> list[str]:
+    """What docs/api.md has the site describe, members of classes included."""
+    found = []
+    for name, members in re.findall(
+        r"^::: (\S+)\n(?: +options:\n +members: \[([^]]*)\])?",
+        (shared.ROOT / "docs" / "api.md").read_text(),
+        re.MULTILINE,
+    ):
+        found += [name, *(f"{name}.{member}" for member in re.findall(r"\w+", members))]
+    return found
+
+
 def test_the_site_builds_without_a_broken_link(tmp_path):
     pytest.importorskip("zensical", reason="the extra docs is not installed")
     assert build(tmp_path) == []
     site = tmp_path / "site"
-    assert "<code>--flavour, --flavor" in (site / "docs" / "commands.html").read_text(encoding="utf-8")
-    # From a docstring, with the signature.
-    assert "in eval mode" in (site / "docs" / "api.html").read_text(encoding="utf-8")
+    options = (site / "docs" / "commands.html").read_text(encoding="utf-8")
+    # Of a command, a backend and a network.
+    assert all(f"<code>{name}" in options for name in ("--flavour, --flavor", "partitioner", "compensation"))
+    # From docstrings.
+    reference = (site / "docs" / "api.html").read_text(encoding="utf-8")
+    assert "in eval mode" in reference
+    assert [name for name in described() if f'id="{name}"' not in reference] == []
     assert (site / "search.json").is_file()
 
 
@@ -34,9 +50,7 @@ def test_the_artifact_page_describes_every_field():
 
 
 def test_the_reference_has_every_public_name():
-    text = (shared.ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    named = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    assert {f"ppexport.{name}" for name in ppexport.__all__ if name != "__version__"} <= set(named)
+    assert {f"ppexport.{name}" for name in ppexport.__all__ if name != "__version__"} <= set(described())
 
 
 def test_every_page_is_in_the_navigation():

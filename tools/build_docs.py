@@ -109,9 +109,33 @@ def commands() -> str:
         usage = " ".join(["ppexport", name, *command.collect_usage_pieces(context)])
         parts += [f"## {name}", command.help, f"```\n{usage}\n```"]
         records = filter(None, (param.get_help_record(context) for param in command.get_params(context)))
-        parts.append("\n".join(f"* `{names}`: {about.format(**registered())}" for names, about in records))
-        parts.append(f"Example: `{command.epilog.removeprefix('Example: ')}`")
-    return "\n\n".join(parts)
+        told = {names: about.format(**registered()) for names, about in records if "--help" not in names}
+        parts += [as_list(told)]
+        parts += [f"Example: `{command.epilog.removeprefix('Example: ')}`"]
+    return "\n\n".join([*parts, *own_options()])
+
+
+def own_options() -> list[str]:
+    """The options of every backend and of every network, as Markdown."""
+    from ppexport.backends.backend import backends
+    from ppexport.backends.options import describe_options
+    from ppexport.networks.architecture import architectures
+
+    parts = ["## Options of the backends", "As `export -O NAME=VALUE` takes them."]
+    for backend in backends().values():
+        about = f"{backend.summary[:1].upper()}{backend.summary[1:]}, in {', '.join(backend.precisions)}."
+        told = describe_options(backend.options()) or {"": "It has no options."}
+        parts += [f"### {backend.name}", about, as_list(told)]
+    parts += ["## Options of the networks", "As `--option NAME=VALUE` takes them."]
+    for architecture in architectures().values():
+        if (model := architecture.options()) is not None:
+            parts += [f"### {architecture.name}", f"{architecture.summary}.", as_list(describe_options(model))]
+    return parts
+
+
+def as_list(told: dict[str, str]) -> str:
+    """A list of names and what is *told* of them; "" is no name."""
+    return "\n".join(f"* `{name}`: {about}" if name else about for name, about in told.items())
 
 
 class Built(HTMLParser):
