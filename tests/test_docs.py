@@ -12,6 +12,7 @@ from build_docs import CONFIG, build, check_navigation, check_site, navigation, 
 
 import ppexport
 from ppexport.device import artifact
+from ppexport.errors import InputError
 
 
 def described() -> list[str]:
@@ -38,6 +39,13 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
     assert "in eval mode" in reference
     assert [name for name in described() if f'id="{name}"' not in reference] == []
     assert (site / "search.json").is_file()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "site").mkdir()
+    with pytest.raises(InputError, match="holds something else"):
+        build(tmp_path)
+    assert (tmp_path / "site").is_dir()
 
 
 def test_the_artifact_page_describes_every_field():

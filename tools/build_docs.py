@@ -24,7 +24,8 @@ from urllib.parse import unquote
 
 import yaml
 
-from ppexport.errors import printable
+from ppexport.cli.console import fail
+from ppexport.errors import InputError, PpexportError, printable, require
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "docs/mkdocs.yml"
@@ -181,8 +182,12 @@ def check_site(site: Path) -> list[str]:
 
 
 def build(out: Path) -> list[str]:
-    """Build the site into *out*; what is wrong with it."""
+    """Build the site into *out*; what is wrong with it. Raises InputError for a folder with anything else in it."""
     out = out.resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out / "mkdocs.yml").is_file():
+        raise InputError(f"{out} holds something else than a site: name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / CONFIG, out / "mkdocs.yml")
     for folder in ("pages", "site"):
         shutil.rmtree(out / folder, ignore_errors=True)
     config = yaml.safe_load((ROOT / CONFIG).read_text(encoding="utf-8"))
@@ -190,7 +195,6 @@ def build(out: Path) -> list[str]:
     problems += stage(out / "pages")
     if problems:
         return problems
-    shutil.copyfile(ROOT / CONFIG, out / "mkdocs.yml")
     # Docstrings are read from the sources here, whatever is installed.
     found = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", str(out / "mkdocs.yml")]
@@ -205,4 +209,9 @@ def build(out: Path) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    sys.exit("\n".join(build(Path(sys.argv[1]))) or 0)
+    try:
+        require("zensical", "docs")
+        sys.exit("\n".join(build(Path(sys.argv[1]))) or 0)
+    except PpexportError as error:
+        fail(str(error))
+        sys.exit(error.exit_code)
