@@ -21,7 +21,7 @@ TRAINED := $(or $(MODEL),pp_atd_light_x2)
 INIT ?= models/$(TRAINED)/weights.safetensors
 PATCH ?= 64
 
-.PHONY: demo test test-slow test-cpus test-boards lint numbers bundle wheel-test train-data train-gpu clean
+.PHONY: demo test test-slow test-cpus test-boards lint docs numbers bundle wheel-test train-data train-gpu clean
 
 demo: $(DEMO) $(PAGE)
 	$(BIN)/ppexport demo -o demo
@@ -45,6 +45,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site in build/docs/site; it fails on a broken link, and on a page that the navigation lacks.
+docs: $(READY)
+	$(BIN)/python tools/build_docs.py build/docs
+	@echo "build/docs/site is complete; to read it: $(BIN)/python -m http.server --directory build/docs/site"
 
 # What depends on the bundled weights and was measured with others, again: make numbers IMAGES=DIR [MODEL=NAME] [ONLY=TEXT].
 numbers: $(READY) $(PAGE)
@@ -81,7 +86,7 @@ $(PAGE): $(DEMO)
 
 $(READY): $(DEMO)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" \
-	  -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,litert,executorch,qnn,web,heif,test]"
+	  -e ".[export,onnx,tensorrt-rtx,coreml,coreai,openvino,litert,executorch,qnn,web,heif,docs,test]"
 	touch $(READY)
 
 # The wheel in a second environment without torch, as on a device.
