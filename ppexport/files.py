@@ -31,8 +31,8 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", RUN_MODULE, module, *arguments]
 
 
-def _new_temporary(target: Path) -> Path:
-    """A new hidden file beside *target*, with its suffix. Raises InputError where none can be made."""
+def _new_temporary(target: Path, called: Path | None = None) -> Path:
+    """A new hidden file beside *target*, with its suffix. Raises InputError, of *called*, where none can be made."""
     try:
         # A name that no file can have must fail now, not when the finished file is put in its place.
         with suppress(FileNotFoundError):
@@ -40,7 +40,7 @@ def _new_temporary(target: Path) -> Path:
         # A part of the name only: with all of it a long name would get too long.
         handle, name = tempfile.mkstemp(prefix=f".{target.name[:20]}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}{full_disk(error)}") from None
+        raise InputError(f"{called or target} cannot be written: {error.strerror}{full_disk(error)}") from None
     os.close(handle)
     return Path(name)
 
@@ -55,9 +55,12 @@ def _plain_target(target: Path) -> Path:
     return target
 
 
-def check_writable(target: Path) -> None:
-    """Raise InputError, before the work whose result goes there, unless a file or folder *target* could be made."""
-    _new_temporary(Path(os.path.realpath(target))).unlink()
+def check_writable(target: Path, called: Path | None = None) -> None:
+    """Raise InputError, before the work whose result goes there, unless a file or folder *target* could be made.
+
+    *called* is what the user named, where that is not *target*.
+    """
+    _new_temporary(Path(os.path.realpath(target)), called).unlink()
 
 
 def check_file_target(target: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import typer
 import yaml
 from ablation import DataSet, Figures, Store, held_out, measure, parse_data_set
+from training.data import HELD_OUT, TRAINING
 from training.state import read_log
 
 from ppexport.cli.console import fail, progress_bar
@@ -24,9 +25,6 @@ from ppexport.networks.card import CARD, PurePassOptions, read_card
 from ppexport.networks.load import card_of, load_network
 from ppexport.parity.evaluation import evaluate
 
-TRAINING = ("bsds400_train", "kodak24")
-"""Folders of the training pictures, in the order of the runs, or other pictures would be held out."""
-HELD_OUT = 8
 LEAST_GAIN = 0.005
 """dB; less can come from rounding, by which near ties of categories fall the other way (see tools/ablation.py)."""
 FIELDS = ("steps", "hours", "hardware", "recipe", "command")

@@ -89,7 +89,7 @@ def train(
     """Train a network on patches of HR images: L1 loss, AdamW, averaged weights; LR by the bicubic of ppexport.
 
     The length is one of --steps, --hours, --until and --minutes; the learning rate warms up and then follows half a
-    cosine. Throughput is told after 15 steps, and how many more steps fit into the length.
+    cosine. After 15 steps the throughput is printed, and how many more steps fit into the length.
 
     **Stopping.** SIGTERM or Ctrl-C ends the step, saves and exits; the same command continues, after a kill from the
     last save. kill -STOP and -CONT pause a run without touching its schedule, except that --until is kept. A state that

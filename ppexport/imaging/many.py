@@ -164,6 +164,8 @@ class Batch:
     def _enlarge(self, work: Work, tiles: TileQueue) -> None:
         source, target = work.job
         report, reason, state = None, None, "failed"
+        # Of many formats a quality is for those that have one.
+        plain = None if self._settings.write.quality is None else without_quality(target.suffix)
         # Another run may have come first.
         late = self._existing is not Existing.overwrite and os.path.exists(target)
         if late and self._existing is Existing.skip:
@@ -172,7 +174,9 @@ class Batch:
             try:
                 if late:
                     raise InputError(f"{target} exists since a moment ago, and is left as it is")
-                settings = self._settings_for(target)
+                settings = self._settings
+                if plain is not None:
+                    settings = replace(settings, write=replace(settings.write, quality=None))
                 read = read_source(source, target, tiles.runner.scale, settings, make_folder=True)
                 report, state = write_enlarged(read, tiles), "done"
             except PpexportError as error:
@@ -180,20 +184,10 @@ class Batch:
                 if _disk_is_full(error):
                     self._end()
         with self._room:
-            if (
-                state == "done"
-                and self._settings.write.quality is not None
-                and (kind := without_quality(target.suffix))
-            ):
-                self.without_quality[kind.title] += 1
+            if plain is not None and state == "done":
+                self.without_quality[plain.title] += 1
             self._outcomes.append(Outcome(source, target, state, report, reason))
             self._total += (len(report.tiles) if report else 0) - work.tiles
-
-    def _settings_for(self, target: Path) -> Settings:
-        """The settings for one of pictures of many formats: a quality is for those that have one."""
-        if self._settings.write.quality is None or without_quality(target.suffix) is None:
-            return self._settings
-        return replace(self._settings, write=replace(self._settings.write, quality=None))
 
 
 def _runs(header: Header, tile: tuple[int, int], settings: Settings) -> int:

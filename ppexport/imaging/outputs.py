@@ -283,11 +283,7 @@ def _check_folder(out: Path) -> None:
     if not os.path.isdir(there):
         kind = "a file" if os.path.exists(there) else "a link to nothing"
         raise InputError(f"{there} is {kind}, and the results need a folder: give --out another name")
-    try:
-        check_writable(there / "result")
-    except InputError as error:
-        # The name of a file that nobody has asked for would say nothing.
-        raise InputError(str(error).replace(str(Path(os.path.realpath(there), "result")), str(out), 1)) from None
+    check_writable(there / "result", out)
 
 
 def _tells_cases_apart(out: Path) -> bool:

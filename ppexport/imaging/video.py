@@ -123,7 +123,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
         container = av.open(address(path), "r", options=options, metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.EOFError, av.error.ArgumentError):
         # The last one is of a format that is none of those.
-        if is_picture(path):
+        if begins_as_picture(path):
             raise InputError(f"{path} is a picture and no video: name a picture to write, such as a .png") from None
         raise InputError(f"{path} is no video, or it is damaged or cut off at its beginning or end") from None
     except (OSError, ValueError, av.error.FFmpegError) as error:
@@ -141,7 +141,7 @@ def picture_stream(container: InputContainer) -> VideoStream | None:
     return None
 
 
-def is_picture(path: Path) -> bool:
+def begins_as_picture(path: Path) -> bool:
     """Whether the file *path* begins as a picture does. Raises OSError."""
     with open(path, "rb") as stream:
         return format_of(stream.read(64)) is not None
@@ -151,7 +151,7 @@ def is_video(path: Path) -> bool:
     """Whether the file *path* holds a video stream and is no (animated) picture. Never raises; False without PyAV."""
     try:
         # FFmpeg takes an AVIF or HEIC, which is a kind of MP4, for a video.
-        if is_picture(path):
+        if begins_as_picture(path):
             return False
         with opened(path) as container:
             return container.format.name not in PICTURES and picture_stream(container) is not None

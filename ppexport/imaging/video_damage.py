@@ -1,8 +1,8 @@
 """What of a video file cannot be read.
 
 A decoder tells of pieces that it refuses or conceals, and most containers tell of packets that are not whole. FFmpeg's
-reader of Matroska and WebM tells nobody: after damaged bytes it goes on at the next cluster, and takes the end of a
-file that is cut off for the end of the video. So the elements of such a file are looked at here, without their content:
+reader of Matroska and WebM reports nothing: after damaged bytes it continues at the next cluster, and takes the end of
+a file that is cut off for the end of the video. So the elements of such a file are looked at here, not their content:
 whether each lies inside the one that holds it, whether the file is as long as it says, and whether clusters agree with
 their checksum where they have one, as FFmpeg writes it. Of an AVI and an MP4 only the length is looked at, of an FLV
 whether every tag says its size twice.

@@ -206,11 +206,10 @@ def record_latency(profiles: Sequence[Profile]) -> list[Path]:
         # A board in another power mode is another machine.
         called = str(machine["cpu"]) + (f", {mode['name']}" if isinstance(mode, dict) and mode.get("name") else "")
         load = profile.data["protocol"]["plan"].get("load", 0)
+        # So it is beside busy neighbours.
+        beside = f" load {load}" if load else ""
         for subject in profile.subjects:
-            # So it is beside busy neighbours.
-            key = f"{_key_of(subject)} {subject['runtime']}:{subject['runtime_device']}" + (
-                f" load {load}" if load else ""
-            )
+            key = f"{_key_of(subject)} {subject['runtime']}:{subject['runtime_device']}{beside}"
             found[subject["model"], called, key] = _latency_of(profile, subject)
     return _record(LATENCY, found)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from training.data import HELD_OUT, TRAINING
 
 from figures.places import Place
 from figures.tables import ABLATION, PRECISION, README, SEARCH, has_place, make_pages
@@ -250,10 +251,10 @@ class Model:
 
     def _ablate(self) -> None:
         sets = ["--data", "calibration=calibration/images"]
-        training = [self.images / "bsds400_train", self.images / "kodak24"]
+        training = [self.images / name for name in TRAINING]
         if all(folder.is_dir() for folder in training):
-            # In the order of the training runs, or other pictures would be held out.
-            sets = [*(part for folder in training for part in ("--train-data", str(folder))), "--holdout", "8", *sets]
+            folders = (part for folder in training for part in ("--train-data", str(folder)))
+            sets = [*folders, "--holdout", str(HELD_OUT), *sets]
         for name in SETS:
             sets += ["--data", f"{name}={self.pictures(name)}:{self.pictures(name)}"]
         state = self.root / "runs" / "ablation.json"

@@ -28,6 +28,11 @@ EVALUATION_SETS = re.compile(
 )
 """Names of the public test sets; a network that has seen them cannot be compared with anything."""
 
+TRAINING = ("bsds400_train", "kodak24")
+"""Folders that the bundled weights were trained on, in the order of the runs, or other pictures would be held out."""
+HELD_OUT = 8
+"""Pictures of these that every run held out."""
+
 Pixels = NDArray[np.uint8]
 
 

@@ -36,7 +36,7 @@ _MINIMUM = 5
 _WARM_UP = 5
 """Steps of a call that are not representative: memory is reserved, and the quickest convolutions are looked for."""
 _MEASURED = 10
-"""Steps after those whose throughput is told."""
+"""Steps after those whose throughput is printed."""
 
 
 @dataclass

@@ -31,10 +31,7 @@ def drop_whole_slices(model: onnx.ModelProto) -> None:
 def _dropped(graph: Graph, node: NodeProto) -> Replacement | None:
     if node.output[0] in graph.outputs or not _takes_all(graph, node):
         return None
-    for reader in graph.readers[node.output[0]]:
-        for i, name in enumerate(reader.input):
-            if name == node.output[0]:
-                reader.input[i] = node.input[0]
+    graph.let_read(node.output[0], node.input[0])
     ends = graph.made_by(node.input[2], "Shape")
     return Replacement(node.output[0], [], [] if ends is None else [ends])
 

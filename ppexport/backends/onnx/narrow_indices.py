@@ -34,13 +34,12 @@ def _dropped(graph: Graph, cast: NodeProto) -> Replacement | None:
     known, readers = graph.known.get(source), graph.readers[wide]
     if known is None or known.type.tensor_type.elem_type != TensorProto.INT32 or wide in graph.outputs:
         return None
-    places = [(reader, i) for reader in readers for i, name in enumerate(reader.input) if name == wide]
-    # A reader whose branch reads it has no such input itself.
-    plain = len({id(reader) for reader, _ in places}) == len({id(reader) for reader in readers})
-    if attribute(cast, "to") != TensorProto.INT64 or not plain or not places:
+    if attribute(cast, "to") != TensorProto.INT64 or not readers or not all(_indexed(r, wide) for r in readers):
         return None
-    if any(INDEXED.get(reader.op_type) != i for reader, i in places):
-        return None
-    for reader, i in places:
-        reader.input[i] = source
+    graph.let_read(wide, source)
     return Replacement(wide, [], [])
+
+
+def _indexed(reader: NodeProto, name: str) -> bool:
+    """Whether *reader* reads *name* as its indices alone, and not in a branch."""
+    return [i for i, read in enumerate(reader.input) if read == name] == [INDEXED.get(reader.op_type)]

@@ -72,6 +72,13 @@ class Graph:
             found.append(node)
         return found
 
+    def let_read(self, name: str, other: str) -> None:
+        """Have whoever reads *name* read *other*; nobody may read it in a branch."""
+        for reader in self.readers[name]:
+            for i, read in enumerate(reader.input):
+                if read == name:
+                    reader.input[i] = other
+
     def read_by(self, node: NodeProto, op: str) -> NodeProto | None:
         """The node of type *op* that alone reads what *node* makes."""
         readers = self.readers[node.output[0]]
