@@ -54,16 +54,32 @@ def commands_of(text: str) -> list[list[str]]:
     return found
 
 
+def parse(words: list[str]) -> None:
+    """Flags, numbers, backends, their precisions and their options; files need not exist."""
+    given = get_command(app).commands[words[0]].make_context(words[0], words[1:]).params
+    if "backend" in given:
+        backend = find_backend(given["backend"])
+        assert given["precision"] in backend.precisions, words
+        parse_options(backend, parse_pairs(given["backend_option"], "-O", "flavour=ort"))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_commands_of_a_text_are_those_of_the_command_line(name):
-    """Flags, numbers, backends, their precisions and their options; files need not exist."""
-    group = get_command(app)
     for words in commands_of((ROOT / name).read_text(encoding="utf-8")):
-        given = group.commands[words[0]].make_context(words[0], words[1:]).params
-        if "backend" in given:
-            backend = find_backend(given["backend"])
-            assert given["precision"] in backend.precisions, words
-            parse_options(backend, parse_pairs(given["backend_option"], "-O", "flavour=ort"))
+        parse(words)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("README.md", 6), ("docs/choosing.md", 8)])
+def test_options_in_a_table_of_devices_are_those_of_export(name, rows):
+    """They stand alone in their cells, behind `ppexport export MODEL` in the heading or the sentence above."""
+    found = re.findall(r"^\|[^|]+\| ((?:`-[^`]+` ?)+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == rows
+    for options in found:
+        parse(["export", "pp_atd_light_x2", *shlex.split(options.replace("`", ""))])
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").stat().st_size < 8000, "move it into docs/, and link to it"
 
 
 def test_a_wrong_command_in_a_text_is_found():
@@ -75,7 +91,9 @@ def test_a_wrong_command_in_a_text_is_found():
 
 
 def test_programs_that_texts_and_the_makefile_call_exist():
-    for name in ("README.md", "CONTRIBUTING.md", "Makefile", "models/pp_atd_light_x2/SPEED.md"):
+    for name in (*TEXTS, "Makefile"):
+        if name == "CHANGELOG.md":  # It names what was removed, too.
+            continue
         for program in re.findall(r"tools/[a-z_]+\.(?:py|sh)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / program).is_file(), f"{name}: {program}"
 

@@ -97,9 +97,9 @@ def test_what_masks_save_on_pictures(tmp_path):
     assert 0 < saved.saving < saved.pure_share
 
 
-def test_the_examples_of_the_readme(monkeypatch):
+def test_the_examples_of_the_documentation(monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8").splitlines()
     examples = [line.split()[1:] for line in lines if line.startswith("    ppexport info ")]
     assert len(examples) == 2
     for example in examples:

@@ -191,8 +191,8 @@ def test_memory_is_a_band_and_the_result() -> None:
     assert peak < out.nbytes + 4 * band + 200_000 < 2 * out.nbytes
 
 
-def test_the_readme_counts_tiles_right() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_sizes_counts_tiles_right() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "choosing.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+)x\1 \| ([\d,]+) \| ([\d.]+) \|", text, re.MULTILINE)
     assert len(rows) == 4
     for side, runs, share in rows:

@@ -28,7 +28,7 @@ from ppexport.cli.console import fail
 from ppexport.errors import InputError, PpexportError, printable, require
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "docs/mkdocs.yml"
+CONFIG, STYLE = "docs/mkdocs.yml", "docs/site.css"
 PATTERNS = ("*.md", "docs/*.md", "models/*/*.md")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[#)])")
 PICTURES = {".png", ".svg", ".webp"}
@@ -193,6 +193,7 @@ def build(out: Path) -> list[str]:
     config = yaml.safe_load((ROOT / CONFIG).read_text(encoding="utf-8"))
     problems = check_navigation(navigation(config["nav"]), pages())
     problems += stage(out / "pages")
+    shutil.copyfile(ROOT / STYLE, out / "pages" / STYLE)
     if problems:
         return problems
     # Docstrings are read from the sources here, whatever is installed.

@@ -1,7 +1,7 @@
 """Core ML itself, which only a Mac has: one function opens a package, predicts with it, and asks for its plan.
 
 All that touches coremltools' `predict` and `MLComputePlan` is here. Untested on hardware: written from the
-documentation of coremltools 9.0, tested with a stand-in; models/pp_atd_light_x2/APPLE.md has the check list.
+documentation of coremltools 9.0, tested with a stand-in; docs/apple.md has the check list.
 """
 
 from __future__ import annotations
