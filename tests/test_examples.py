@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -14,10 +16,15 @@ from conftest import exported_once, photo
 from example_headers import FOLDER
 from PIL import Image
 from small_networks import random_small_network, small_network
+from web_pages import needs_runtime, served
 
 import ppexport
+from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
+from ppexport.device.artifact import read_artifact
 from ppexport.device.capacities import capacity_set
 from ppexport.imaging.passes import upscale_array
+
+pytest_plugins = ["web_fixtures"]
 
 EXAMPLES = shared.ROOT / "docs" / "examples"
 STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
@@ -114,3 +121,47 @@ def test_cpp_says_what_is_wrong_in_one_sentence(upscale, exported, tmp_path):
 
 def test_cpp_for_tensorrt_compiles():
     compile_cpp("tensorrt.cpp", "tensorrt", "cuda", options=("-fsyntax-only",))
+
+
+PIXELS = """() => {
+  const image = document.getElementById("result"), canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL();
+}"""
+
+
+@needs_runtime
+def test_the_page_gives_the_picture_of_the_python_runner(browser, page_folder, tmp_path):
+    site = tmp_path / "site"
+    shutil.copytree(page_folder, site / "model")
+    for name in ("web.html", "web.mjs"):
+        shutil.copy(EXAMPLES / name, site)
+    rgb = photo(40, 50)
+    Image.fromarray(rgb).save(tmp_path / "photo.png")
+    with served(site) as address, browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(address + "web.html")
+        state = tab.locator("#state")
+        state.get_by_text("ready, on").wait_for()
+        tab.set_input_files("#file", tmp_path / "photo.png")
+        state.get_by_text("100x80").wait_for()
+        data = tab.evaluate(PIXELS)
+        # What is no picture is told in a sentence, and the page goes on.
+        tab.set_input_files("#file", EXAMPLES / "web.mjs")
+        state.get_by_text("could not be decoded").wait_for()
+    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as image:
+        found = np.asarray(image.convert("RGB")).astype(int)
+    with OnnxRunner(read_artifact(page_folder)) as runner:
+        expected = upscale_array(runner, rgb).rgb
+    assert np.abs(found - expected).max() <= 1
+
+
+@needs_runtime
+def test_the_page_says_that_its_model_is_missing(browser, tmp_path):
+    for name in ("web.html", "web.mjs"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    with served(tmp_path) as address, browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(address + "web.html")
+        tab.locator("#state").get_by_text("is no artifact of the backend web").wait_for()

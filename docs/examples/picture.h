@@ -22,7 +22,7 @@ inline Picture read_ppm(const std::string& path) {
   // Every number is followed by one blank; ImageMagick and Pillow write no comments.
   if (!(file >> kind >> picture.width >> picture.height >> levels) || kind != "P6" || levels != 255 ||
       picture.width < 1 || picture.height < 1 || picture.width > 65535 || picture.height > 65535) {
-    throw std::runtime_error(path + " is no binary PPM file of 8 bits: `magick in.png in.ppm` of ImageMagick makes one");
+    throw std::runtime_error(path + " is no binary PPM file of 8 bits: ImageMagick's `magick in.png in.ppm` makes one");
   }
   file.get();
   picture.rgb.resize(size_t(picture.height) * picture.width * 3);
