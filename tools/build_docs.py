@@ -29,8 +29,6 @@ from ppexport.errors import InputError, PpexportError, printable, require
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, STYLE = "docs/mkdocs.yml", "docs/site.css"
-PATTERNS = ("*.md", "docs/*.md", "models/*/*.md")
-CONFIG = "docs/mkdocs.yml"
 PATTERNS = ("*.md", "docs/*.md", "docs/*/*.md", "models/*/*.md")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[#)])")
 PICTURES = {".png", ".svg", ".webp"}
