@@ -24,12 +24,14 @@ from ppexport.backends.litert.run_litert_facts import facts_of
 from ppexport.backends.litert.shown import INSIDE
 from ppexport.backends.litert.tflite import add_facts, edit, read_model, text
 from ppexport.device.artifact import Artifact, read_artifact, sha256_path
+from ppexport.device.cores import usable_cores
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
 from ppexport.networks.load import card_of
 from ppexport.networks.network import Trace
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
+from ppexport.profile.tune import tune
 
 pytest.importorskip("litert_torch")
 SIZE, CAPACITIES = (16, 32), (256, 512)
@@ -66,6 +68,17 @@ def with_file(artifact, folder, content, **changes):
     manifest |= {"files": {MODEL: sha256_path(folder / MODEL)}, **changes}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def test_tune_runs_and_judges_it(artifact, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: parity_inputs(size, scale)[:1])
+    with ppexport.open_artifact(artifact, threads=1) as runner:
+        parity_run.run_parity(network, runner, tmp_path / "run", lambda *_: None)
+    found = tune(artifact, tmp_path / "run", 0.1, 0, 1, False, lambda *_: None)
+    assert [(s.target.name, s.target.threads, s.passed, s.chosen) for s in found.settings] == [
+        ("litert", 1 if usable_cores() > 1 else None, True, True)
+    ]
+    assert found.settings[0].psnr > 90
 
 
 def test_a_set_has_a_signature_for_every_capacity(content, artifact):

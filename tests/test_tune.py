@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from shared import examples
 from sshd_profiles import write_enlarger
+from test_layering import run_without
 from typer.testing import CliRunner
+
+# isort: split
+from bench_threads import markdown
+from conftest import exported_once
+from small_networks import small_network
 
 import ppexport
 from ppexport.backends import choices
@@ -29,6 +35,7 @@ from ppexport.device.artifact import read_artifact
 from ppexport.device.cores import usable_processors
 from ppexport.device.target import Runtime, Target, open_target, runtimes
 from ppexport.errors import ArtifactError, InputError, UnavailableError
+from ppexport.parity import run as parity_run
 from ppexport.parity.columns import Sample, save_entries
 from ppexport.parity.inputs import parity_inputs
 from ppexport.parity.run import COPIED, FORMAT, VERSION
@@ -327,7 +334,9 @@ def test_a_choice_that_cannot_be_used_is_left_alone_with_a_sentence(made, chosen
 def test_a_file_that_is_no_choice_is_one_sentence(made, chosen, content):
     artifact = read_artifact(made)
     remember(artifact, chosen, {}).write_bytes(content)
-    assert str(choice_file(artifact)) in settle(artifact, "auto", None, False).note
+    note = settle(artifact, "auto", None, False).note
+    assert note.startswith(str(choice_file(artifact)))
+    assert note.endswith(": run `ppexport tune` again")
 
 
 def test_a_folder_in_its_place_is_no_choice(made):
@@ -504,10 +513,23 @@ def test_without_torch_a_saved_run_is_needed(made, tmp_path, monkeypatch):
     assert "--against RUN" in message
 
 
-def test_a_run_is_made_where_it_is_missing(made, tmp_path, monkeypatch):
-    """Whose weights nobody has here: what parity says of that is passed on."""
-    lonely = shutil.copytree(made, tmp_path / "lonely")
+def test_a_run_is_made_where_it_is_missing(tmp_path_factory, tmp_path, monkeypatch):
+    network = small_network(layers=2)
+    made = exported_once(tmp_path_factory, network, backend="onnx", size=(32, 48))
+    lonely, saved = shutil.copytree(made, tmp_path / "lonely"), tmp_path / "lonely-parity"
+    # Of weights that nobody has here parity says what it says of them.
     assert "--checkpoint" in failure(lonely)
+    monkeypatch.setattr("ppexport.parity.references.reference_network", lambda artifact, checkpoint: network)
+    monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: parity_inputs(size, scale)[:1])
+    monkeypatch.setattr(tuning, "probe", lambda *_: None)
+    monkeypatch.setattr(tuning, "race", lambda pool, *_: [(Interval(1, 1, 1), Interval(1, 1, 1)) for _ in pool])
+    # An earlier run that was interrupted is no hindrance.
+    saved.mkdir()
+    save_entries(saved / "inputs.npz", {"coffee": parity_inputs((32, 48), 2)[0]})
+    done = run(lonely, "--threads", 1)
+    assert done.exit_code == 0, done.output
+    assert json.loads((saved / "report.json").read_text())["passed"] is True
+    assert recall(read_artifact(lonely)).measured["psnr"] > 90
 
 
 def test_ctrl_c_keeps_nothing(made, cache, monkeypatch):
@@ -528,3 +550,23 @@ def test_every_runtime_that_takes_threads_says_where():
         assert isinstance(runtime, Runtime)
         assert not runtime.options or runtime.threads_on
         assert all(len(set(values)) > 1 for values in runtime.options.values())
+
+
+def test_the_table_of_loads_names_what_a_setting_loses_at_most():
+    pool = [Target("a", "onnxruntime", "CPU"), Target("a", "onnxruntime", "CPU", 2, options=((SPIN, "0"),))]
+    fast, slow, base = Interval(0.4, 0.5, 0.6), Interval(1.1, 1.25, 1.5), Interval(1, 1, 1)
+    lines = markdown(pool, {0: [(base, base), (slow, slow)], 2: [(base, base), (fast, fast)]}).splitlines()
+    assert lines[0].startswith("| setting | ms (95 %), 0 busy | of the first (95 %), 0 busy | ms (95 %), 2 busy |")
+    assert lines[2] == (
+        "| onnxruntime, default | 1.0 (1.0-1.0) | 1.00 (1.00-1.00) | 1.0 (1.0-1.0) | 1.00 (1.00-1.00) | 100 % |"
+    )
+    assert lines[3].startswith("| onnxruntime, 2 threads, allow_spinning=0 | 1.2 (1.1-1.5) | 1.25 (1.10-1.50) |")
+    assert lines[3].endswith("| 25 % |")
+
+
+def test_a_device_needs_no_torch_for_it(made):
+    blocked = ("torch", "onnx", "onnxsim", "pydantic", "yaml", "safetensors")
+    code = "from pathlib import Path\nimport ppexport.profile.tune\nfrom ppexport.cli.tune import tune\n"
+    done = run_without(blocked, f"{code}tune([Path({str(made)!r})], show=True)")
+    assert done.returncode == 0, done.stderr
+    assert "nothing is remembered, the default is used" in " ".join(done.stdout.split())

@@ -110,7 +110,10 @@ def recall(artifact: Artifact) -> Choice | None:
     path = choice_file(artifact)
     if not path.is_file():
         return None
-    data = read_limited_json(path, MAX_BYTES, "a choice of `ppexport tune`")
+    try:
+        data = read_limited_json(path, MAX_BYTES, "a choice of `ppexport tune`")
+    except InputError as error:
+        raise InputError(f"{error}: {AGAIN}") from None
     if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
         raise InputError(f"{path} is no choice that this ppexport reads: {AGAIN}")
     # A file that was copied or renamed.

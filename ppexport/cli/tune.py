@@ -64,7 +64,7 @@ def tune(
     from ppexport.device.artifact import read_artifact
     from ppexport.files import check_writable
     from ppexport.profile.latency_run import check_load
-    from ppexport.profile.tune import best_of
+    from ppexport.profile.tune import best_of, settings_of
     from ppexport.profile.tune import tune as tune_one
 
     console, opened = people(json), [read_artifact(path) for path in artifacts]
@@ -76,7 +76,8 @@ def tune(
     check_load(load)
     _check_same(opened)
     for artifact in opened:
-        # Before minutes of work.
+        # What can be refused is refused before minutes of work.
+        settings_of(artifact.path, threads, trust)
         make_folder(choice_file(artifact).parent)
         check_writable(choice_file(artifact))
     try:
@@ -118,17 +119,17 @@ def _reference(artifact: Artifact, against: Path | None, checkpoint: Path | None
     """
     from ppexport.backends.backend import open_artifact
     from ppexport.parity.against import read_saved
+    from ppexport.parity.run import REPORT, run_parity
 
     place = artifact.path.resolve()
     folder = against or place.with_name(f"{place.name}-parity")
-    if against is None and not folder.exists():
+    if against is None and not (folder / REPORT).exists():
         if find_spec("torch") is None:
             raise UnavailableError(
                 "nothing is chosen that parity has not passed here, and torch is not installed: run `ppexport parity` "
                 "on a machine with torch, copy its folder, and name it with --against RUN"
             )
         from ppexport.parity.references import reference_network
-        from ppexport.parity.run import run_parity
 
         with open_artifact(artifact.path, trust=trust) as runner:
             run_parity(reference_network(artifact, checkpoint), runner, folder, progress)

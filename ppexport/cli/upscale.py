@@ -168,8 +168,8 @@ def upscale(
         console = people(STANDARD if STANDARD in inputs[1:] else json)
         console.print(settled.sentence(find_backend(about.manifest.backend).usual))
 
-    ways = {"runtime": runtime, "threads": threads, "trust": trust}
-    open_it = Opener(partial(open_artifact, about.path, **ways), settled.to_dict(), say)
+    opening = partial(open_artifact, about.path, runtime=runtime, threads=threads, trust=trust)
+    open_it = Opener(opening, settled.to_dict(), say)
     if out is None:
         if recursive or name is not None:
             raise InputError("--recursive and --name need a folder for the results: name it with --out DIR")

@@ -71,7 +71,7 @@ class Setting:
             "runtime": target.name,
             "threads": target.threads,
             "options": dict(target.options),
-            "median_ms": None if self.ms is None else vars(self.ms),
+            "ms": None if self.ms is None else vars(self.ms),
             "ratio": None if self.ratio is None else vars(self.ratio),
             "passed": self.passed,
             "psnr": self.psnr,
