@@ -114,7 +114,7 @@ def test_the_fastest_is_chosen_that_passes_and_is_shown_to_be_faster(others, def
         asked.append(one)
         one.passed = passes[id(one)]
 
-    chosen = choose_setting(pool, judge)
+    chosen = choose_setting(pool, lambda _: None, judge)
     ran = [one for one in pool if one.ratio is not None]
     able = [one for one in ran if passes[id(one)]]
     faster = [one for one in able if one is not base and one.ratio.high < 1]
@@ -130,6 +130,22 @@ def test_the_fastest_is_chosen_that_passes_and_is_shown_to_be_faster(others, def
     # No one is judged twice, or once something is chosen.
     assert asked == in_order(pool)[: len(asked)]
     assert chosen is None or asked[-1] is chosen
+
+
+def test_what_was_fast_by_chance_is_not_chosen():
+    base, lucky, fast = setting(1.0), setting(0.5, 0.8), setting(0.7, 0.9)
+    timed = []
+
+    def again(one):
+        timed.append(one)
+        one.ratio = Interval(1.0, 1.1, 1.2) if one is lucky else Interval(0.7, 0.75, 0.8)
+
+    def judge(one):
+        one.passed = True
+
+    assert choose_setting([base, lucky, fast], again, judge) is fast
+    assert timed == [lucky, fast]
+    assert (lucky.passed, base.passed) == (None, None)
 
 
 def test_a_tie_keeps_the_default_and_equals_keep_their_order():
