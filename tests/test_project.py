@@ -23,7 +23,7 @@ from ppexport.files import module_command
 
 TEXTS = (
     "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md",
-    *(str(path.relative_to(ROOT)) for pattern in ("docs/*.md", "models/*/*.md") for path in sorted(ROOT.glob(pattern))),
+    *(str(path.relative_to(ROOT)) for folder in ("docs", "models") for path in sorted((ROOT / folder).rglob("*.md"))),
 )  # fmt: skip
 COMMAND = re.compile(r"(?:\S*/)?ppexport (\S.*)")
 
