@@ -168,6 +168,19 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def cache_folder(name: str) -> Path:
+    """The folder *name* in ppexport's part of the user's cache folder, `$XDG_CACHE_HOME` or `~/.cache`.
+
+    It need not exist. Raises InputError for a user without a home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is to be ignored, as the convention for these folders says.
+    folder = base if os.path.isabs(base) else os.path.expanduser(os.path.join("~", ".cache"))
+    if not os.path.isabs(folder):
+        raise InputError("this user has no home folder: name a folder for what is kept in XDG_CACHE_HOME")
+    return Path(folder, "ppexport", name)
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()

@@ -22,7 +22,7 @@ from small_networks import SIZE, random_small_network, small_network
 import ppexport
 from ppexport.backends.executorch.float_sort import FloatSort
 from ppexport.backends.executorch.lower import InXnnpackForm, TimeLeft
-from ppexport.backends.executorch.lowering_cache import KEPT, cache_folder, kept_or_made
+from ppexport.backends.executorch.lowering_cache import FOLDER, KEPT, kept_or_made
 from ppexport.backends.executorch.operators import XnnpackForm
 from ppexport.backends.executorch.own_modules import SplitDepthwise, SplitHeads, is_large_depthwise, with_own_modules
 from ppexport.backends.executorch.partition import levels
@@ -32,7 +32,7 @@ from ppexport.backends.self_check import example_inputs
 from ppexport.device.cores import usable_processors
 from ppexport.device.picture import psnr
 from ppexport.errors import ArtifactError, ExportError, InputError, UnavailableError
-from ppexport.files import sha256_file
+from ppexport.files import cache_folder, sha256_file
 from ppexport.networks.architecture import architectures
 from ppexport.parity import run as parity_run
 from ppexport.parity.inputs import parity_inputs
@@ -193,7 +193,7 @@ def test_time_left():
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder()
+    return cache_folder(FOLDER)
 
 
 def never():

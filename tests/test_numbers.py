@@ -306,7 +306,7 @@ def test_a_card_gets_the_run_behind_the_others_and_the_hash(tmp_path, runs):
     old = [] if "[]" in runs else [{"steps": 1, "recipe": "of old"}]
     assert card.training == {"data": "a picture", "runs": [*old, run]}
     assert (card.weights.sha256, card.published) == ("a" * 64, {"set5": 38.29})
-    with pytest.raises(InputError, match="needs `weights:` with"):
+    with pytest.raises(InputError, match="needs `training:` with"):
         bundle.with_run(text.replace("  runs:", "  sessions:"), "a" * 64, run)
 
 

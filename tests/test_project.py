@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import shared
 import yaml
-from shared import ROOT, TOOLS
+from build_docs import pages
 from typer.main import get_command
 
 from ppexport.backends.backend import find_backend
@@ -21,10 +22,8 @@ from ppexport.cli import app
 from ppexport.cli.options import parse_pairs
 from ppexport.files import module_command
 
-TEXTS = (
-    "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md",
-    *(str(path.relative_to(ROOT)) for folder in ("docs", "models") for path in sorted((ROOT / folder).rglob("*.md"))),
-)  # fmt: skip
+ROOT, TOOLS = shared.ROOT, shared.TOOLS
+TEXTS = pages()
 COMMAND = re.compile(r"(?:\S*/)?ppexport (\S.*)")
 
 

@@ -106,6 +106,29 @@ def test_groups_join_by_what_they_save_for_what_they_cost():
     assert order_of([useless, dear, cheap], 4_000_000) == [cheap, dear, useless]
 
 
+def test_what_looked_fast_by_chance_is_timed_again_and_not_chosen(search_in, tmp_path, monkeypatch):
+    again, groups = [], GROUPS[:4]
+
+    def measure(self, name, groups, calibrator):
+        # On a busy machine: two look faster than fp32, one of them is.
+        middle = {f"{GROUPS[0]} alone": 0.6, f"{GROUPS[1]} alone": 0.8}.get(name, 1.2)
+        return trial(name, -0.01, middle, groups=tuple(groups))
+
+    def timed(self, path, rounds):
+        again.append(rounds)
+        return Interval(1.05, 1.1, 1.15) if len(again) == 1 else Interval(0.85, 0.9, 0.95)
+
+    monkeypatch.setattr(steps, "GROUPS", groups)
+    monkeypatch.setattr(Search, "_measure", measure)
+    monkeypatch.setattr(Search, "_time", timed)
+    for _ in range(2):
+        outcome = run_search(search_in(tmp_path), lambda what, done, total: None)
+        assert (outcome.chosen.name, outcome.chosen.time.middle) == (f"{GROUPS[1]} alone", 0.9)
+        assert {t.name: t.time.middle for t in outcome.trials}[f"{GROUPS[0]} alone"] == 1.1
+        # The second search finds the times of the first.
+        assert again == [15, 15]
+
+
 @pytest.fixture(scope="module")
 def search_in(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")

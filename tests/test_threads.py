@@ -122,3 +122,13 @@ def test_no_command_takes_another_number(artifact, tmp_path, threads):
         assert isinstance(done.exception, InputError), (command, done.output)
         assert "threads" in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_on_one_core_takes_one_thread_where_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "_allowed", lambda: [0])
+    (tmp_path / "pictures").mkdir()
+    command = ["quantize-search", "pp_atd_light_x2", "--images", str(tmp_path / "pictures"), "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, command)
+    # Of the pictures, since the threads are right.
+    assert "pictures" in str(done.exception)
+    assert "threads" not in str(done.exception)

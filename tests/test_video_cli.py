@@ -23,6 +23,7 @@ from test_cli import run as run_command
 from video_files import look, make_video, moving
 
 import ppexport
+from ppexport.cli.pictures import Opener
 from ppexport.cli.upscale_video import Asked, upscale_moving
 from ppexport.device.artifact import read_artifact
 from ppexport.files import RUN_MODULE
@@ -147,7 +148,7 @@ def test_ctrl_c_before_the_first_frame_says_that_nothing_was_done(
     small: Path, tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = make_video(tmp_path / "in.mp4", moving(9)), tmp_path / "out.mp4"
-    open_it: Any = partial(ppexport.open_artifact, small, threads=1)
+    open_it: Any = Opener(partial(ppexport.open_artifact, small, threads=1))
     if during == "the header":
         monkeypatch.setattr(video_run, "read_video", interrupt)
     elif during == "opening the model":

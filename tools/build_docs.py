@@ -29,7 +29,7 @@ from ppexport.errors import InputError, PpexportError, printable, require
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, STYLE = "docs/mkdocs.yml", "docs/site.css"
-PATTERNS = ("*.md", "docs/*.md", "models/*/*.md")
+PATTERNS = ("*.md", "docs/*.md", "docs/*/*.md", "models/*/*.md")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[#)])")
 PICTURES = {".png", ".svg", ".webp"}
 COMMANDS = "<!-- commands -->"

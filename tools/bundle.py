@@ -13,6 +13,7 @@ import torch
 import typer
 import yaml
 from ablation import DataSet, Figures, Store, held_out, measure, parse_data_set
+from figures.places import with_hash
 from training.data import HELD_OUT, TRAINING
 from training.state import read_log
 
@@ -104,12 +105,10 @@ def with_run(text: str, sha256: str, run: dict[str, Any]) -> str:
 
     Raises InputError for a card without `weights:` and `training:` with `runs:`, in which it would not know where.
     """
-    text, hashes = re.subn(r"(?m)^(  sha256:) *\w*$", rf"\1 {sha256}", text)
+    text = with_hash(text, sha256)
     block = re.search(r"(?m)^training:\n(?:(?: .*)?\n)*?  runs:( *\[\])?\n(?:    .*\n)*", text)
-    if hashes != 1 or block is None:
-        raise InputError(
-            f"{CARD} needs `weights:` with `  sha256: {'f' * 64}` and `training:` with `  runs: []` for a first run"
-        )
+    if block is None:
+        raise InputError(f"{CARD} needs `training:` with `  runs: []` for a first run")
     lines = yaml.safe_dump([run], sort_keys=False, allow_unicode=True, width=110).splitlines()
     added = "".join(f"    {line}\n" for line in lines)
     runs = block[0].replace("  runs: []\n", "  runs:\n")

@@ -7,6 +7,7 @@ called. A new backend is one folder with a `BACKEND`, and another package names 
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ppexport.backends.choices import settle
 from ppexport.device.artifact import Artifact, read_artifact
 from ppexport.device.runner import Runner, check_threads
+from ppexport.device.target import runtimes
 from ppexport.errors import ArtifactError, InputError
 from ppexport.plugins import discover
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from ppexport.quantize.recipe import Quantisation
     from ppexport.twin.twin import StaticTwin
 
+LOGGER = logging.getLogger("ppexport")
 Step = Callable[[str], None]
 """Receives the name of every stage, for a progress display."""
 UnitRun = Callable[[Sequence["Arrays"]], tuple[list["Arrays"], dict[str, Any]]]
@@ -336,7 +340,9 @@ def find_backend(name: str) -> Backend:
     return known[name]
 
 
-def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool = False) -> Runner:
+def open_artifact(
+    path: str | Path, *, runtime: str | None = None, threads: int | None = None, trust: bool = False
+) -> Runner:
     """A runner for the artifact folder *path*, called with float32 (1, 3, h, w) in [0, 1]. Needs no torch.
 
     It returns `(sr, impure_tokens, capacity)`, sr float32 and not clipped. It is a context manager: leaving the block,
@@ -344,20 +350,28 @@ def open_artifact(path: str | Path, *, threads: int | None = None, trust: bool =
 
     Args:
         path: the folder that `export` or `ppexport build` made.
+        runtime: None is the backend's usual one; a name of `ppexport profile --runtime`, such as "openvino"; "auto" is
+            what `ppexport tune` chose for this artifact on this machine, and the usual one where it chose nothing or
+            *threads* are given.
         threads: of the runtime, at most one for each processor; None is one for each physical core.
         trust: load a TensorRT engine that this user did not build. Loading an engine runs the code in it.
 
     Raises:
         ArtifactError: the folder is damaged, or holds an engine of another machine.
         UnavailableError: its runtime or GPU is missing.
-        InputError: the engine is not trusted, or threads are no such number.
+        InputError: the engine is not trusted, threads are no such number, or the runtime does not run the artifact.
     """
     check_threads(threads)
     artifact = read_artifact(Path(path))
     backend = backends().get(artifact.manifest.backend)
     if backend is None:
         raise ArtifactError(f"{path} is for backend {artifact.manifest.backend!r}, which this ppexport cannot run")
-    return backend.open(artifact, threads=threads, trust=trust)
+    settled = settle(artifact, runtime, threads, trust)
+    if settled.note:
+        LOGGER.warning("note: %s", settled.note)
+    if settled.target is None:
+        return backend.open(artifact, threads=threads, trust=trust)
+    return runtimes()[settled.target.runtime].open(artifact, settled.target)
 
 
 def missing_modules(backend: Backend) -> list[str]:

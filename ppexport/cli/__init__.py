@@ -42,7 +42,7 @@ DEBUG = "PPEXPORT_DEBUG"
 COMMANDS = {
     name: import_module(f"ppexport.cli.{name.replace('-', '_')}")
     for name in (
-        "export", "calibrate", "quantize-search", "build", "parity", "profile", "compare", "report", "upscale",
+        "export", "calibrate", "quantize-search", "build", "parity", "profile", "tune", "compare", "report", "upscale",
         "evaluate", "info", "lint", "diverge", "models", "backends", "serve", "demo",
     )
 }  # fmt: skip

@@ -6,8 +6,9 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,7 +28,23 @@ STANDARD = "-"
 """Standard input or output in place of a file."""
 MOST_BYTES = 1 << 32
 """Of a picture on standard input."""
-Open = Callable[[], "AbstractContextManager[Runner]"]
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens the artifact, once, and says in what it runs."""
+
+    open: Callable[[], AbstractContextManager[Runner]]
+    used: Mapping[str, Any] = field(default_factory=dict)
+    """In what it runs, for JSON."""
+    say: Callable[[], object] = lambda: None
+    """The same for people."""
+
+    def __call__(self) -> AbstractContextManager[Runner]:
+        """The runner. Raises PpexportError."""
+        runner = self.open()
+        self.say()
+        return runner
 
 
 def left_as_it_is(source: Path, target: Path, existing: Existing | None, json: str | None) -> bool:
@@ -47,7 +64,7 @@ def left_as_it_is(source: Path, target: Path, existing: Existing | None, json: s
 
 def upscale_one(
     about: Artifact,
-    open_it: Open,
+    open_it: Opener,
     source: str,
     target: str,
     settings: Settings,
@@ -82,7 +99,7 @@ def upscale_one(
         progress_bar("tiles") as progress,
     ):
         report = upscale_source(runner, read, progress)
-    emit_json(json, {"output": target, **_figures(report)})
+    emit_json(json, {"output": target, "opened": open_it.used, **_figures(report)})
     h, w = report.sr_size
     console.print(
         f"{target}: {w} pixels wide and {h} high, {counted(len(report.tiles), 'tile')}, {report.seconds_runtime:.1f} s "
@@ -110,7 +127,7 @@ def _warn(notes: Sequence[str]) -> None:
         people("-").print(f"note: {note}")
 
 
-def upscale_all(about: Artifact, open_it: Open, batch: Batch, json: str | None) -> None:
+def upscale_all(about: Artifact, open_it: Opener, batch: Batch, json: str | None) -> None:
     """Enlarge all pictures of *batch*, and say at the end what became of each."""
     begin, seconds = None, 0.0
     if batch.works:
@@ -126,12 +143,12 @@ def upscale_all(about: Artifact, open_it: Open, batch: Batch, json: str | None) 
         finally:
             if begin is not None:
                 seconds = time.perf_counter() - begin
-            failed = _summarise(batch, seconds, json)
+            failed = _summarise(batch, seconds, open_it.used, json)
     if failed:
         raise typer.Exit(EXIT_GATE_FAILED if batch.works else EXIT_BAD_INPUT)
 
 
-def _summarise(batch: Batch, seconds: float, json: str | None) -> bool:
+def _summarise(batch: Batch, seconds: float, used: Mapping[str, Any], json: str | None) -> bool:
     """Print and save what became of every input after *seconds*; whether anything is not as it should be."""
     outcomes = batch.outcomes
     states = Counter(outcome.state for outcome in outcomes)
@@ -153,6 +170,7 @@ def _summarise(batch: Batch, seconds: float, json: str | None) -> bool:
         json,
         {
             **{state.replace(" ", "_"): states[state] for state in ("done", "skipped", "failed", "not begun")},
+            "opened": used,
             "tiles": sum(len(report.tiles) for report in reports),
             "seconds_runtime": runtime,
             "seconds_total": seconds,

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ppexport.cli.console import continues_from, emit_json, people, progress_bars, stages, table
-from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, load, parse_size
-from ppexport.device.runner import check_threads
+from ppexport.cli.options import Arch, Checkpoint, Json, Options, Scale, Threads, load, parse_size
+from ppexport.device.runner import thread_count
 from ppexport.errors import InputError, require
 from ppexport.files import check_writable
 
@@ -41,9 +41,7 @@ def quantize_search(
     crops: Annotated[int, typer.Option(min=2, max=4096, help="crops to measure PSNR-Y on")] = 32,
     size: Annotated[str, typer.Option(help="LR size HxW of a crop, and of the timed runs")] = "32x32",
     rounds: Annotated[int, typer.Option(min=3, help="rounds in which a placement and fp32 take turns")] = 15,
-    threads: Annotated[
-        int, typer.Option(callback=lambda threads: check_threads(threads), help="CPU threads of the timed runs")
-    ] = 2,
+    threads: Threads = None,
     checkpoint: Checkpoint = None,
     arch: Arch = None,
     scale: Scale = None,
@@ -69,7 +67,7 @@ def quantize_search(
     from ppexport.search.trials import Search, SearchOptions
 
     require("matplotlib", "quantize")
-    options = SearchOptions(runtime, threads, rounds, budget, 7 if weight_bits == 7 else 8, precision)
+    options = SearchOptions(runtime, thread_count(threads), rounds, budget, 7 if weight_bits == 7 else 8, precision)
     lr_size = parse_size(size)
     return_large_blocks()
     console = people(json)

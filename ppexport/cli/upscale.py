@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ppexport.cli.console import stages
+from ppexport.cli.console import people, stages
 from ppexport.cli.options import ArtifactFolder, Json, MaxPixels, Threads, Trust
-from ppexport.cli.pictures import STANDARD, upscale_all, upscale_one
+from ppexport.cli.pictures import STANDARD, Opener, upscale_all, upscale_one
 from ppexport.cli.upscale_video import Asked, upscale_moving
 from ppexport.errors import InputError
 from ppexport.imaging.images import MAX_PIXELS, WriteOptions, check_options
@@ -121,6 +121,13 @@ def upscale(
         ),
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="one of {runtimes}, also with a device, such as onnxruntime:CUDA; auto is what `ppexport tune` chose "
+            "for this artifact on this machine, and before that the artifact's own"
+        ),
+    ] = "auto",
     threads: Threads = None,
     trust: Trust = False,
     json: Json = None,
@@ -137,7 +144,8 @@ def upscale(
     A video (IN OUT, with the extra `video`) keeps its sound, subtitles, times and colours. Tiles that do not change are
     not run again, and after Ctrl-C what is done plays, and the same command continues.
     """
-    from ppexport.backends.backend import open_artifact
+    from ppexport.backends.backend import find_backend, open_artifact
+    from ppexport.backends.choices import settle
     from ppexport.device.artifact import read_artifact
     from ppexport.imaging.enlarging import EnlargeOptions
     from ppexport.imaging.many import Batch
@@ -154,7 +162,14 @@ def upscale(
         raise InputError(
             "--codec, --crf, --fps and --raw are for one video: name it and the video to write, without --out"
         )
-    open_it = partial(open_artifact, about.path, threads=threads, trust=trust)
+    settled = settle(about, runtime, threads, trust)
+
+    def say() -> None:
+        console = people(STANDARD if STANDARD in inputs[1:] else json)
+        console.print(settled.sentence(find_backend(about.manifest.backend).usual))
+
+    ways = {"runtime": runtime, "threads": threads, "trust": trust}
+    open_it = Opener(partial(open_artifact, about.path, **ways), settled.to_dict(), say)
     if out is None:
         if recursive or name is not None:
             raise InputError("--recursive and --name need a folder for the results: name it with --out DIR")

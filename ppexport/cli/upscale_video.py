@@ -15,7 +15,7 @@ from ppexport.cli.pictures import STANDARD, left_as_it_is
 from ppexport.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, InputError, PpexportError, counted
 
 if TYPE_CHECKING:
-    from ppexport.cli.pictures import Open
+    from ppexport.cli.pictures import Opener
     from ppexport.device.artifact import Artifact
     from ppexport.imaging.outputs import Existing
     from ppexport.imaging.upscaling import Settings
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
 def upscale_moving(
     about: Artifact,
-    open_it: Open,
+    open_it: Opener,
     source: str,
     target: str,
     asked: Asked,
@@ -77,7 +77,7 @@ def upscale_moving(
 
 
 def _upscale_file(
-    about: Artifact, open_it: Open, source: Path, target: Path, asked: Asked, max_pixels: int, json: str | None
+    about: Artifact, open_it: Opener, source: Path, target: Path, asked: Asked, max_pixels: int, json: str | None
 ) -> None:
     """Enlarge the video *source* into the file *target*, and say what it took."""
     from ppexport.imaging.tiles import plan_grid
@@ -112,7 +112,7 @@ def _upscale_file(
         kept = "; what is done is kept beside it, and the same command continues it" if there else NOTHING
         people("-").print(f"interrupted: {target} was not written{kept}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    emit_json(json, {"output": str(target), **_figures(report, plan)})
+    emit_json(json, {"output": str(target), "opened": open_it.used, **_figures(report, plan)})
     for sentence in _summary(report, fps):
         tell(f"{target}: {sentence}")
     for note in report.notes:
@@ -128,7 +128,7 @@ def _upscale_file(
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
-def _run(open_it: Open, plan: VideoPlan, fps: float | None) -> VideoReport:
+def _run(open_it: Opener, plan: VideoPlan, fps: float | None) -> VideoReport:
     from ppexport.imaging.video_run import unfinished, upscale_video
 
     try:
@@ -192,7 +192,7 @@ def _plain(report: VideoReport) -> dict[str, Any]:
     }
 
 
-def upscale_raw(open_it: Open, raw: tuple[str, str], fps: float | None, json: str | None) -> None:
+def upscale_raw(open_it: Opener, raw: tuple[str, str], fps: float | None, json: str | None) -> None:
     """Enlarge frames without a container from standard input to standard output. Text goes to standard error."""
     from ppexport.imaging.video_raw import check_raw, upscale_stream
 
@@ -209,7 +209,7 @@ def upscale_raw(open_it: Open, raw: tuple[str, str], fps: float | None, json: st
         open_it() as runner,
     ):
         report = upscale_stream(runner, form, frames, sink, fps)
-    emit_json(json, _plain(report))
+    emit_json(json, {"opened": open_it.used, **_plain(report)})
     for sentence in _summary(report, fps):
         people("-").print(f"standard output: {sentence}")
     if report.tiles_over_capacity and fps is None:

@@ -6,15 +6,15 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 from ppexport.device.artifact import Artifact, Manifest, read_artifact
 from ppexport.device.runner import Runner, check_threads
-from ppexport.errors import InputError, UnavailableError
+from ppexport.errors import InputError, UnavailableError, counted
 from ppexport.plugins import loaded_entries
 
 NAME = re.compile(r"([a-z0-9_]+)(?::([A-Za-z0-9_.]{1,40}))?")
@@ -49,6 +49,10 @@ class Runtime:
     runtime that does not report the time of its operations."""
     place: str = ""
     """The only value of `profile --on` with which it is timed; "" where this machine and devices run it."""
+    threads_on: tuple[str, ...] = ()
+    """The devices whose speed depends on the number of threads, which `ppexport tune` varies there."""
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """{what several threads can be set to there: the values that `ppexport tune` tries, the default first}."""
 
     @property
     def module(self) -> str:
@@ -93,16 +97,32 @@ class Target:
     threads: int | None = None
     """None is one for each physical core."""
     trust: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+    """(name, value) of the runtime's `options`; those that are left out have their default."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for an invalid number of threads; only the machine that measures knows its cores."""
+        """Raises InputError for a value that the runtime does not declare, and for an invalid number of threads.
+
+        Only the machine that measures knows its cores.
+        """
         check_threads(self.threads, here=False)
+        # JSON has lists, which cannot be compared by their hash.
+        object.__setattr__(self, "options", tuple((name, value) for name, value in self.options))
+        for name, value in self.options:
+            if value not in runtimes()[self.runtime].options.get(name, ()):
+                raise InputError(f"{self.runtime} has no option {name}={value} that ppexport sets")
 
     @property
     def name(self) -> str:
         """For people: "onnxruntime" or, on another device than the default one, "onnxruntime:CUDA"."""
         usual = self.device == runtimes()[self.runtime].device
         return self.runtime if usual else f"{self.runtime}:{self.device}"
+
+    @property
+    def setting(self) -> str:
+        """What it is opened with, for people, such as "1 thread"; "" where all is left to the runtime."""
+        threads = [] if self.threads is None else [counted(self.threads, "thread")]
+        return ", ".join([*threads, *(f"{name.rpartition('.')[2]}={value}" for name, value in self.options)])
 
 
 def choose(path: Path, wanted: str | None, threads: int | None, trust: bool) -> list[Target]:
@@ -190,4 +210,5 @@ def facts(target: Target, artifact: Artifact) -> dict[str, Any]:
         "runtime": target.runtime,
         "runtime_device": target.device,
         "threads": target.threads,
+        **({"options": dict(target.options)} if target.options else {}),
     }

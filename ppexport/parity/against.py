@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppexport.backends.backend import NEAR_TIE
-from ppexport.device.artifact import Manifest
+from ppexport.backends.backend import NEAR_TIE, Gate
+from ppexport.device.artifact import Artifact, Manifest
 from ppexport.device.runner import Runner
 from ppexport.errors import InputError
 from ppexport.files import read_limited_json
 from ppexport.folders import MAX_JSON, run_folder
-from ppexport.parity.columns import ArtifactColumn, load_column, load_inputs
+from ppexport.parity.columns import ArtifactColumn, Column, Sample, load_column, load_inputs
 from ppexport.parity.compare import compare_columns, compare_pictures
+from ppexport.parity.inputs import ParityInput
+from ppexport.parity.pair import Pair
 from ppexport.parity.run import (
     FORMAT,
     INPUTS,
@@ -84,34 +86,71 @@ def examined(saved: dict[str, Any], folder: Path) -> tuple[float, dict[str, floa
     return surest, flipped
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a saved run holds for another column."""
+
+    inputs: list[ParityInput]
+    twin: Column
+    gate: Gate
+    """Between the twin and the artifact."""
+    flipped: dict[str, float]
+    """As `examined` returns it."""
+    passed: bool
+    """Whether all of its own pairs did."""
+
+
+def read_saved(folder: Path, artifact: Artifact) -> Saved:
+    """What the run in *folder* holds for a column of *artifact*. Raises InputError as `read_run`."""
+    saved = read_run(folder, artifact.manifest)
+    surest, flipped = examined(saved, folder)
+    _, gate = check_gates(artifact.manifest)
+    if gate.near_tie > NEAR_TIE and not gate.flips_count:
+        # Half precision: the saved run could see what a choice was made from, and its surest flip is a rounding.
+        gate = replace(gate, near_tie=max(gate.near_tie, TIE_MARGIN * surest))
+    inputs, twin = load_inputs(folder / INPUTS, artifact.size), load_column(folder / f"{TWIN_COLUMN}.npz")
+    expected = (1, 3, *(side * artifact.scale for side in artifact.size))
+    for item in inputs:
+        sample = twin.samples.get(item.name)
+        if sample is None or sample.sr.shape != expected:
+            raise InputError(f"{folder / TWIN_COLUMN}.npz has no picture {expected} for input {item.name!r}")
+    return Saved(inputs, twin, gate, flipped, saved.get("passed") is True)
+
+
+def _existing(folder: Path) -> Path:
+    """*folder*, if it is one. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not the folder of a parity run")
+    return folder
+
+
 def run_against(runner: Runner, folder: Path, progress: Progress) -> ParityReport:
     """Fill in this machine's column of the run kept in *folder* and compare it with the saved twin. Needs no torch.
 
     Raises InputError where the run is damaged, or not of the artifact's weights, options, precision and capacities, or
     where another process writes into its folder.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not the folder of a parity run")
-    artifact = runner.artifact
-    with run_folder(folder, RUN):
-        saved = read_run(folder, artifact.manifest)
-        surest, flipped = examined(saved, folder)
-        _, gate = check_gates(artifact.manifest)
-        if gate.near_tie > NEAR_TIE and not gate.flips_count:
-            # Half precision: the saved run could see what a choice was made from, and its surest flip is a rounding.
-            gate = replace(gate, near_tie=max(gate.near_tie, TIE_MARGIN * surest))
-        inputs, reference = load_inputs(folder / INPUTS, artifact.size), load_column(folder / f"{TWIN_COLUMN}.npz")
-        expected = (1, 3, *(side * artifact.scale for side in artifact.size))
-        for item in inputs:
-            sample = reference.samples.get(item.name)
-            if sample is None or sample.sr.shape != expected:
-                raise InputError(f"{folder / TWIN_COLUMN}.npz has no picture {expected} for input {item.name!r}")
+    with run_folder(_existing(folder), RUN):
+        saved = read_saved(folder, runner.artifact)
         with closing(ArtifactColumn(runner)) as column:
-            compute(column, inputs, progress)
+            compute(column, saved.inputs, progress)
             if column.probe is None:
-                pair = compare_pictures(reference, column, inputs, gate, flipped)
+                pair = compare_pictures(saved.twin, column, saved.inputs, saved.gate, saved.flipped)
             else:
-                pair = compare_columns(reference, column, inputs, gate)
-        report = ParityReport(artifact.manifest, folder, [pair], continued=True)
-        keep(report, inputs, [reference, column])
+                pair = compare_columns(saved.twin, column, saved.inputs, saved.gate)
+        report = ParityReport(runner.artifact.manifest, folder, [pair], continued=True)
+        keep(report, saved.inputs, [saved.twin, column])
     return report
+
+
+def judge_pictures(runner: Runner, folder: Path) -> Pair:
+    """Compare what *runner* computes as it is opened, by pictures and counts, with the twin of the run in *folder*.
+
+    Unlike `run_against` it looks at nothing but the runner, whichever runtime that is of, and writes nothing. Raises
+    InputError as that does.
+    """
+    saved, column = read_saved(_existing(folder), runner.artifact), Column(runner.artifact.path.name)
+    for item in saved.inputs:
+        sr, impure, capacity = runner.run_unchecked(runner.prepare(item.lr))
+        column.samples[item.name] = Sample(sr, impure, capacity=capacity or None)
+    return compare_pictures(saved.twin, column, saved.inputs, saved.gate, saved.flipped)

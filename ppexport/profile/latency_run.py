@@ -143,13 +143,19 @@ _MORE = [f"{kind}{runtime}.json" for kind in ("layers", "routing", "frames") for
 RUN = Run("latency run", (IMAGES, JOURNAL, PROFILE, BEFORE, CLOCKS, CROPS, *_MORE), _begun)
 
 
+def check_load(load: int) -> int:
+    """*load*. Raises InputError for no number of busy neighbours."""
+    if not 0 <= load <= MOST:
+        raise InputError(f"--load {load} is no number of busy neighbours: they are 0 to {MOST}")
+    return load
+
+
 def plan_of(quick: bool, sustained: bool, load: int, targets: Sequence[Target]) -> Plan:
     """The plan of the options.
 
     Raises InputError for both of the first two, a sustained run of several runtimes, or no number of neighbours.
     """
-    if not 0 <= load <= MOST:
-        raise InputError(f"--load {load} is no number of busy neighbours: they are 0 to {MOST}")
+    check_load(load)
     if quick and sustained:
         raise InputError("--quick and --sustained are different protocols: name one")
     if sustained and len(targets) > 1:

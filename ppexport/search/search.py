@@ -6,6 +6,7 @@ Steps, each kept as soon as it is measured, so that a search that was killed con
 2. every group alone
 3. the similarity to the dictionary alone, which is never placed: what its flips would cost
 4. placements: groups join in the order of what they save for what they cost
+5. what looks fastest is timed again, in more rounds, until one that was is still surely faster, or none is
 
 A search leaves a table, a plot, its figures as JSON, and the recipe.
 """
@@ -145,6 +146,11 @@ def run_search(search: Search, progress: Progress) -> Outcome:
     for count in range(2, len(ordered)):
         measured(f"{count} groups", [g for g in groups if g in ordered[:count]], best)
     chosen, reason = choose(trials, search.options.budget)
+    sure: set[str] = set()
+    while chosen.time.high < 1 and chosen.name not in sure:
+        sure.add(chosen.name)
+        trials[trials.index(chosen)] = search.timed_again(chosen)
+        chosen, reason = choose(trials, search.options.budget)
     return Outcome(float(np.mean([p for p, _ in search.reference])), size, trials, chosen, reason)
 
 
@@ -169,8 +175,8 @@ def summary(outcome: Outcome, search: Search, card: Card) -> str:
         f"{counted(len(search.crops), 'crop')} of {height}x{width} LR pixels (HxW) from "
         f"{counted(len({c.source for c in search.crops}), 'picture')}, computed by ONNX Runtime; time on "
         f"{options.runtime}, {counted(options.threads, 'thread')}, {counted(options.rounds, 'round')} in turns with "
-        f"fp32, median and bootstrap interval of 95 %. Within the budget, {options.budget:g} dB, is what costs no more "
-        f"with {MARGIN:g} standard errors on top."
+        f"fp32, median and bootstrap interval of 95 %; what looked fastest was timed again, in more. Within the "
+        f"budget, {options.budget:g} dB, is what costs no more with {MARGIN:g} standard errors on top."
     )
 
 

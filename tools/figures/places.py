@@ -1,11 +1,21 @@
-"""Places in Markdown files that programs write into: <!-- NAME --> ... <!-- /NAME -->."""
+"""Places in files that programs write into: <!-- NAME --> ... <!-- /NAME --> in Markdown, and the hash in a card."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ppexport.errors import InputError
 from ppexport.files import write_text
+from ppexport.networks.card import CARD
+
+
+def with_hash(card: str, sha256: str) -> str:
+    """The text of a *card* that names its weights by *sha256*. Raises InputError where it has no one place for it."""
+    text, count = re.subn(r"(?m)^(  sha256:) *\w*$", rf"\1 {sha256}", card)
+    if count != 1:
+        raise InputError(f"{CARD} needs one line `  sha256: {'f' * 64}` below `weights:`")
+    return text
 
 
 class Place:

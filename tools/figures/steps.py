@@ -7,7 +7,6 @@ which needs a card.yaml and weights.safetensors alone, gets those of `STANDARD`.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from training.data import HELD_OUT, TRAINING
 
-from figures.places import Place
+from figures.places import Place, with_hash
 from figures.tables import ABLATION, PRECISION, README, SEARCH, has_place, make_pages
 from ppexport.backends.backend import find_backend
 from ppexport.cli.demo import MODEL as DEMO_MODEL
@@ -30,7 +29,7 @@ from ppexport.errors import EXIT_UNAVAILABLE, InputError, PpexportError
 from ppexport.files import atomic_path, sha256_file, write_text
 from ppexport.imaging.bicubic import crop_to_multiple, enlarge_bicubic, resize_bicubic
 from ppexport.imaging.images import Picture, photo_folder, read_image, write_image
-from ppexport.networks.card import read_card
+from ppexport.networks.card import CARD, read_card
 from ppexport.quantize.calibration import load_calibration
 from ppexport.quantize.recipe import read_recipe
 from ppexport.report.records import NETWORK, read_numerics
@@ -170,11 +169,8 @@ class Model:
         return weights is not None and weights.sha256 == self.sha256
 
     def _write_card(self) -> None:
-        path = self.folder / "card.yaml"
-        text, count = re.subn(r"(?m)^(  sha256:) \w+$", rf"\1 {self.sha256}", path.read_text(encoding="utf-8"))
-        if count != 1:
-            raise InputError(f"{path} needs one line `  sha256: …` below `weights:`")
-        write_text(path, text)
+        path = self.folder / CARD
+        write_text(path, with_hash(path.read_text(encoding="utf-8"), self.sha256))
 
     def _evaluation(self, data_set: str) -> tuple[Callable[[], bool], Callable[[], None]]:
         folder = self.pictures(data_set)

@@ -8,22 +8,15 @@ one is made again.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-from ppexport.files import atomic_path
+from ppexport.files import atomic_path, cache_folder
 
+FOLDER = "executorch"
 KEPT = 16
 """Programs that are kept, the newest; each has a few megabytes."""
 PREFIX = 65
 """A hash and a line break."""
-
-
-def cache_folder() -> Path:
-    """Where they lie."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ppexport" / "executorch"
 
 
 def kept_or_made(key: str, make: Callable[[], bytes]) -> bytes:
@@ -31,7 +24,7 @@ def kept_or_made(key: str, make: Callable[[], bytes]) -> bytes:
 
     A folder that cannot be written keeps nothing.
     """
-    path = cache_folder() / f"{key}.lowered"
+    path = cache_folder(FOLDER) / f"{key}.lowered"
     try:
         content = path.read_bytes()
     except OSError:

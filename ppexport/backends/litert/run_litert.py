@@ -164,4 +164,5 @@ RUNTIME = Runtime(
     devices,
     find_device,
     program="ppexport.backends.litert.benchmark_model",
+    threads_on=("CPU",),
 )

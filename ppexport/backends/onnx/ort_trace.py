@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ppexport.backends.backend import PROFILE_WARM_UP, PROFILED_RUNS, Operation
-from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
+from ppexport.backends.onnx.run_onnxruntime import open_target
 from ppexport.device.picture import to_input
 from ppexport.errors import InputError
 from ppexport.files import read_limited_json
@@ -35,7 +35,7 @@ def layer_times(target: Target, artifact: Artifact, images: NDArray[np.uint8]) -
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "trace")}
-        runner = OnnxRunner(artifact, target.threads, target.device, **settings)
+        runner = open_target(artifact, target, **settings)
         for i in range(PROFILE_WARM_UP + PROFILED_RUNS):
             runner(to_input(images[i % len(images)]))
         trace = read_limited_json(Path(runner.session.end_profiling()), MAX_BYTES, "a trace of ONNX Runtime")

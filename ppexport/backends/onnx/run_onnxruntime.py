@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Mapping
 
 from ppexport.backends.onnx.run_external import is_ort_format, refuse_external
 from ppexport.device.artifact import Artifact
@@ -14,6 +14,12 @@ from ppexport.device.target import Runtime, Target
 from ppexport.errors import ArtifactError, InputError, UnavailableError, first_line, require
 
 CPU = "CPU"
+OPTIONS = {"session.intra_op.allow_spinning": ("1", "0"), "session.dynamic_block_base": ("0", "4")}
+"""What the threads of a session can be set to, and the values worth a try, the default first.
+
+Whether a thread that waits for the others spins, which takes the core from whatever else runs; and into how many parts
+for each thread the work is cut, from large to small ones, so that one that is held up does not keep the others waiting
+(0: equal parts, one for each thread)."""
 LOGGER = logging.getLogger("ppexport")
 
 
@@ -32,13 +38,16 @@ class Session:
             return self._inner.run(*args, **kwargs)
 
 
-def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Session:
+def load(
+    model: bytes, where: str, provider: str = CPU, entries: Mapping[str, str] | None = None, **settings: Any
+) -> Session:
     """A session for an ONNX model.
 
     Args:
         model: its bytes.
         where: what errors call it.
         provider: an execution provider without that suffix, such as CUDA.
+        entries: of the session's configuration, in place of the defaults of `OPTIONS`, or beside them.
         settings: attributes of `onnxruntime.SessionOptions`.
 
     Raises:
@@ -55,9 +64,14 @@ def load(model: bytes, where: str, provider: str = CPU, **settings: Any) -> Sess
     options.log_severity_level = 3
     # For the session's own threads; `Flushed` is for the caller's.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    entries = {**{name: values[0] for name, values in OPTIONS.items()}, **(entries or {})}
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     for name, value in settings.items():
         setattr(options, name, value)
-    LOGGER.debug("ONNX Runtime %s opens %s: provider %s, %s", onnxruntime.__version__, where, provider, settings)
+    LOGGER.debug(
+        "ONNX Runtime %s opens %s: provider %s, %s, %s", onnxruntime.__version__, where, provider, settings, entries
+    )
     wanted = f"{provider}ExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
         raise UnavailableError(f"ONNX Runtime {onnxruntime.__version__} as installed here has no provider {provider}")
@@ -125,9 +139,9 @@ SILENT = ("Azure",)
 """Providers that are always listed and compute nothing here."""
 
 
-def open_target(artifact: Artifact, target: Target) -> OnnxRunner:
-    """*artifact* on the target's provider."""
-    return OnnxRunner(artifact, target.threads, target.device)
+def open_target(artifact: Artifact, target: Target, **settings: Any) -> OnnxRunner:
+    """*artifact* on the target's provider, with what the target sets; *settings* are those of `load`."""
+    return OnnxRunner(artifact, target.threads, target.device, entries=dict(target.options), **settings)
 
 
 def installed_providers() -> list[str]:
@@ -160,4 +174,6 @@ RUNTIME = Runtime(
     find_provider,
     program="ppexport.backends.onnx.perf_test",
     times="ppexport.backends.onnx.ort_trace",
+    threads_on=(CPU,),
+    options=OPTIONS,
 )

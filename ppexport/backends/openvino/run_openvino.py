@@ -156,4 +156,5 @@ RUNTIME = Runtime(
     # It refuses what is written for ONNX Runtime's kernels.
     flavours=("portable", "tensorrt"),
     times="ppexport.backends.openvino.counters",
+    threads_on=("CPU",),
 )
