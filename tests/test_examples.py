@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import shared
 from conftest import exported_once, photo
-from example_headers import FOLDER
+from example_headers import FOLDER, WHEELS, archive_of, wanted
 from PIL import Image
 from small_networks import random_small_network, small_network
 from web_pages import needs_runtime, served
@@ -22,6 +23,7 @@ import ppexport
 from ppexport.backends.onnx.run_onnxruntime import OnnxRunner
 from ppexport.device.artifact import read_artifact
 from ppexport.device.capacities import capacity_set
+from ppexport.errors import InputError
 from ppexport.imaging.passes import upscale_array
 
 pytest_plugins = ["web_fixtures"]
@@ -29,6 +31,25 @@ pytest_plugins = ["web_fixtures"]
 EXAMPLES = shared.ROOT / "docs" / "examples"
 STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 SIZE = (32, 48)
+
+
+def test_every_example_is_on_the_page_and_says_how_it_was_checked():
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*[!d]"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert f"({path.name})" in page
+        assert re.search(r"by tests/test_examples\.py|[Nn]ot run", "\n".join(lines[:4])), path.name
+        assert len(lines) <= 130, path.name
+        assert max(map(len, lines)) <= 120, path.name
+
+
+def test_only_headers_of_known_packages_are_kept(monkeypatch, tmp_path):
+    assert wanted("nvidia/cu13/include/crt/host_defines.h") == ("cuda", "crt/host_defines.h")
+    for name in ("nvidia/cu13/include/../../../x.h", "nvidia/cu13/include/x.py", "other/x.h"):
+        assert wanted(name) is None
+    monkeypatch.setattr(subprocess, "run", lambda *_, cwd, **__: (cwd / "other.whl").write_bytes(b""))
+    with pytest.raises(InputError, match="not that of the package which was looked at"):
+        archive_of(WHEELS[0], tmp_path / "work")
 
 
 def compile_cpp(name: str, *libraries: str, options: tuple[str, ...] = ()) -> None:

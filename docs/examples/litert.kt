@@ -1,6 +1,6 @@
 // Super-resolves one picture of at most one tile with an artifact of the backend litert, in LiteRT 2
-// (com.google.ai.edge.litert:litert). Not linked, not run: there was no Android SDK. Kotlin's compiler took it with
-// stand-ins for Android's classes and the declarations of LiteRT's own Kotlin sources.
+// (com.google.ai.edge.litert:litert). Not run on Android and not linked with LiteRT, for want of an SDK: compiled by
+// Kotlin 2.3 and run on a JVM with stand-ins for the classes of Android and LiteRT, declared as in LiteRT's sources.
 //
 // Copy the artifact's folder into app/src/main/assets, and in build.gradle.kts keep the model uncompressed, so that it
 // can be mapped: android { androidResources { noCompress += "tflite" } }
