@@ -98,9 +98,7 @@ def test_a_plain_export_builds_too(trt, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_matrix(trt, tmp_path, scale, precision, kind, size):
-    network = (
-        random_network("pp_atd_light", 3) if scale == 3 else ppexport.load_network(f"pp_atd_light_x{scale}")
-    )  # x3 has no bundled weights
+    network = ppexport.load_network(f"pp_atd_light_x{scale}")
     result = built(network, tmp_path, size, precision, capacity_set(size, 4) if kind == "set" else None)
     assert result["attention_fused"] is (precision == "fp16")
 
