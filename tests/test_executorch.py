@@ -220,6 +220,13 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert kept_or_made("k", lambda: b"program") == b"program"
+    # Nor do a folder where the program would lie, and a user without a home.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    (tmp_path / "taken" / "ppexport" / FOLDER / "k.lowered").mkdir(parents=True)
+    assert kept_or_made("k", lambda: b"program") == b"program"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert kept_or_made("k", lambda: b"program") == b"program"
 
 
 def test_a_capacity_set_is_one_method_and_the_twin(exported):

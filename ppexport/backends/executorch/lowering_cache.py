@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from ppexport.errors import InputError
 from ppexport.files import atomic_path, cache_folder
 
 FOLDER = "executorch"
@@ -22,9 +23,12 @@ PREFIX = 65
 def kept_or_made(key: str, make: Callable[[], bytes]) -> bytes:
     """The program kept as *key*, a hash of what it is made from, else what *make* returns, which then is kept.
 
-    A folder that cannot be written keeps nothing.
+    A folder that cannot be written keeps nothing, and neither does a user without a home folder.
     """
-    path = cache_folder(FOLDER) / f"{key}.lowered"
+    try:
+        path = cache_folder(FOLDER) / f"{key}.lowered"
+    except InputError:
+        return make()
     try:
         content = path.read_bytes()
     except OSError:
@@ -40,7 +44,7 @@ def kept_or_made(key: str, make: Callable[[], bytes]) -> bytes:
         entries = sorted(path.parent.glob("*.lowered"), key=lambda entry: entry.stat().st_mtime)
         for old in entries[:-KEPT]:
             old.unlink()
-    except OSError:
+    except (OSError, InputError):
         # Another process may have removed what this one looks at, or the disk is full. The program is made.
         pass
     return program
