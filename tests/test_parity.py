@@ -427,7 +427,8 @@ def test_an_artifact_whose_routing_collapses_fails_although_injection_saves_it(t
             parameter.zero_()
     lr = next(item for item in parity_inputs(SIZE, 2) if item.name == "noise").lr
     hr = to_uint8(make_twin(network, SIZE)(torch.from_numpy(lr))[0].numpy())
-    hr[::2] ^= 8
+    # So far from the picture that rounding to fp16 moves PSNR-Y by a thousandth.
+    hr[::2] ^= 16
     monkeypatch.setattr(parity_run, "parity_inputs", lambda size, scale: [ParityInput("noise", lr, hr)])
     folder = ppexport.export(network, backend="tensorrt", precision="fp16", size=SIZE, out=tmp_path / "a")
     model = onnx.load(folder / "model.onnx")

@@ -324,7 +324,13 @@ def changed(path: Path, **fields: Any) -> None:
         ({"options": {"session.load_custom_ops": "evil.so"}}, "does not hold what a choice holds"),
         ({"options": [1]}, "does not hold what a choice holds"),
         ({"options": ...}, "does not hold what a choice holds"),
+        # What `tune` would not have tried, and so not have proved.
+        ({"threads": 1, "options": {SPIN: "0"}}, "does not hold what a choice holds"),
+        ({"threads": 2, "options": {SPIN: "1"}}, "does not hold what a choice holds"),
+        ({"device": "CUDA"}, "does not hold what a choice holds"),
+        ({"device": "CUDA", "threads": None}, "names onnxruntime:CUDA, which this machine does not have now: run"),
         ({"created": 3}, "does not hold what a choice holds"),
+        ({"created": "\x1b[2J"}, "does not hold what a choice holds"),
         ({"measured": None}, "does not hold what a choice holds"),
     ],
 )
@@ -353,6 +359,16 @@ def test_a_file_that_is_no_choice_is_one_sentence(made, chosen, content):
     note = settle(artifact, "auto", None, False).note
     assert note.startswith(str(choice_file(artifact)))
     assert note.endswith(": run `ppexport tune` again")
+
+
+def test_a_folder_that_may_not_be_looked_into_holds_no_choice(made, monkeypatch):
+    # A link that leads to itself, since tests may run as a user who may look into everything.
+    folder = choice_file(read_artifact(made)).parent
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(folder)
+    assert settle(read_artifact(made), "auto", None, False) == Settled(None, None, "default")
+    monkeypatch.setenv("XDG_CACHE_HOME", f"/{'x' * 300}")
+    assert settle(read_artifact(made), "auto", None, False) == Settled(None, None, "default")
 
 
 def test_a_folder_in_its_place_is_no_choice(made):
@@ -448,6 +464,8 @@ def test_the_default_passes_and_is_remembered(made, cache, tmp_path):
 def test_what_fails_parity_is_named_and_nothing_is_remembered(made, cache, tmp_path, monkeypatch):
     monkeypatch.setattr("ppexport.backends.openvino.run_openvino.find_spec", lambda name: None)
     off = save_run(made, tmp_path / "off", error=1e-3)
+    # Of a day when it passed.
+    remember(read_artifact(made), Target(str(made), "onnxruntime", "CPU", 1), {})
     done = run(made, "--against", off, "--seconds", 0.1, "--threads", 1)
     assert done.exit_code == 1, done.output
     said = " ".join(done.output.split())
@@ -460,6 +478,10 @@ def test_what_fails_parity_is_named_and_nothing_is_remembered(made, cache, tmp_p
 def test_several_artifacts_take_turns_once_more(made, monkeypatch, tmp_path):
     """With times of our own: the second artifact is the faster one, and its GPU fails."""
     twin = shutil.copytree(made, tmp_path / "twin")
+    copied = run(made, twin, "--against", made.with_name("enlarger-parity"))
+    assert "an artifact is named twice, or is a copy of another one" in str(copied.exception)
+    manifest = twin / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"created": "2', '"created": "3'))
     stand_in(monkeypatch, 1)
 
     def race(pool: Any, *_: Any) -> Any:

@@ -36,7 +36,9 @@ def markdown(targets: list[Target], found: dict[int, list[tuple[Interval, Interv
 
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time every setting for this long at each load.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Time every setting for this long at each load.")
+    ] = 10.0,
     load: Annotated[
         list[int] | None,
         typer.Option(min=0, max=MOST, help="Busy neighbours; may be repeated; 0, 1 and 2 if left out."),

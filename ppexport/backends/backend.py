@@ -21,7 +21,7 @@ from ppexport.backends.choices import settle
 from ppexport.device.artifact import Artifact, read_artifact
 from ppexport.device.runner import Runner, check_threads
 from ppexport.device.target import runtimes
-from ppexport.errors import ArtifactError, InputError
+from ppexport.errors import ArtifactError, InputError, UnavailableError
 from ppexport.plugins import discover
 
 if TYPE_CHECKING:
@@ -371,7 +371,14 @@ def open_artifact(
         LOGGER.warning("note: %s", settled.note)
     if settled.target is None:
         return backend.open(artifact, threads=threads, trust=trust)
-    return runtimes()[settled.target.runtime].open(artifact, settled.target)
+    try:
+        return runtimes()[settled.target.runtime].open(artifact, settled.target)
+    except UnavailableError as error:
+        if settled.why != "tuned":
+            raise
+        raise UnavailableError(
+            f"{error}; `ppexport tune` chose this runtime: run it again, or forget the choice with --forget"
+        ) from None
 
 
 def missing_modules(backend: Backend) -> list[str]:

@@ -10,6 +10,7 @@ never been tuned.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -108,7 +109,8 @@ def recall(artifact: Artifact) -> Choice | None:
     Raises InputError for one that cannot be used, with the way out.
     """
     path = choice_file(artifact)
-    if not path.is_file():
+    # Unlike Path.is_file it never raises, for a folder that may not be looked into.
+    if not os.path.isfile(path):
         return None
     try:
         data = read_limited_json(path, MAX_BYTES, "a choice of `ppexport tune`")
@@ -123,13 +125,23 @@ def recall(artifact: Artifact) -> Choice | None:
         target, created, measured = _target(data, artifact), data["created"], data["measured"]
     except (KeyError, TypeError, AttributeError, ValueError):
         target = created = measured = None
-    if target is None or not isinstance(created, str) or not isinstance(measured, dict):
+    if target is None or not _is_moment(created) or not isinstance(measured, dict):
         raise InputError(f"{path} does not hold what a choice holds: {AGAIN}")
+    if target.device not in runtimes()[target.runtime].devices():
+        raise InputError(f"{path} names {target.name}, which this machine does not have now: {AGAIN}")
     now, then = installed(target.runtime), data.get("versions")
     if then != now:
         has = ", ".join(f"{name} {version}" for name, version in now.items())
         raise InputError(f"{path} was chosen with other versions than {has}, which are installed now: {AGAIN}")
     return Choice(target, created, measured)
+
+
+def _is_moment(created: Any) -> bool:
+    """Whether *created* is a date and a time, which people are shown."""
+    try:
+        return bool(datetime.fromisoformat(created))
+    except (TypeError, ValueError):
+        return False
 
 
 def _target(data: dict[str, Any], artifact: Artifact) -> Target | None:
@@ -140,19 +152,27 @@ def _target(data: dict[str, Any], artifact: Artifact) -> Target | None:
     try:
         threads = check_threads(data["threads"])
         device = runtime.named_device(data["device"])
-        return Target(
-            str(artifact.path.resolve()), runtime.name, device, threads, options=tuple(data["options"].items())
-        )
+        options = tuple(data["options"].items())
+        target = Target(str(artifact.path.resolve()), runtime.name, device, threads, options=options)
     except PpexportError:
         return None
+    usual = any(value == runtime.options[name][0] for name, value in options)
+    varied = device in runtime.threads_on and not (options and (threads == 1 or usual))
+    return target if varied or (threads is None and not options) else None
 
 
 def forget(artifact: Artifact) -> bool:
-    """Remove the choice for *artifact* on this machine, also a damaged one; returns whether there was one."""
+    """Remove the choice for *artifact* on this machine, also a damaged one; returns whether there was one.
+
+    Raises InputError where it cannot be removed.
+    """
     path = choice_file(artifact)
-    if not path.exists():
+    try:
+        path.unlink()
+    except FileNotFoundError:
         return False
-    path.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be removed: {error.strerror}") from None
     return True
 
 

@@ -29,7 +29,7 @@ def tune(
         typer.Argument(metavar="ARTIFACT", help="artifact folders of one model and size, such as several flavours"),
     ],
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="time every setting for so many seconds, at least")
+        float, typer.Option(min=0.1, max=3600, metavar="S", help="time every setting for so many seconds, at least")
     ] = 3.0,
     threads: Annotated[
         int | None,
@@ -62,7 +62,7 @@ def tune(
     """
     from ppexport.backends.choices import choice_file, make_folder
     from ppexport.device.artifact import read_artifact
-    from ppexport.files import check_writable
+    from ppexport.files import check_file_target
     from ppexport.profile.latency_run import check_load
     from ppexport.profile.tune import best_of, settings_of
     from ppexport.profile.tune import tune as tune_one
@@ -79,7 +79,7 @@ def tune(
         # What can be refused is refused before minutes of work.
         settings_of(artifact.path, threads, trust)
         make_folder(choice_file(artifact).parent)
-        check_writable(choice_file(artifact))
+        check_file_target(choice_file(artifact))
     try:
         with progress_bars() as progress:
             references = [_reference(artifact, against, checkpoint, trust, progress) for artifact in opened]
@@ -91,12 +91,13 @@ def tune(
     except KeyboardInterrupt:
         people("-").print("interrupted: nothing new is remembered")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    kept = [one.keep(load) for one in tuned]
     emit_json(json, _to_dict(tuned, best, seconds, load))
     _print(tuned, best, load, console)
+    # Last: a disk that is full then loses nothing that was measured.
+    kept = [one.keep(load) for one in tuned]
     for one, file in zip(tuned, kept, strict=True):
         if file is None:
-            fail(f"{one.artifact.path}: nothing passes parity here, so nothing is remembered")
+            fail(f"{one.artifact.path}: nothing passes parity here, so nothing is remembered of it any more")
         else:
             console.print(f"remembered: {file}")
     if None in kept:
@@ -105,11 +106,13 @@ def tune(
 
 def _check_same(opened: list[Artifact]) -> None:
     """Raise InputError for artifacts that do not do the same work, or are the same one."""
+    from ppexport.backends.choices import artifact_hash
+
     kinds = {(a.manifest.weights["sha256"], a.size, a.scale) for a in opened}
     if len(kinds) > 1:
         raise InputError("artifacts that are tuned together are of one model, size and scale: tune the others alone")
-    if len({a.path.resolve() for a in opened}) < len(opened):
-        raise InputError("an artifact is named twice")
+    if len({artifact_hash(a) for a in opened}) < len(opened):
+        raise InputError("an artifact is named twice, or is a copy of another one, with which it shares its choice")
 
 
 def _reference(artifact: Artifact, against: Path | None, checkpoint: Path | None, trust: bool, progress: Any) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexport.backends.choices import remember
+from ppexport.backends.choices import forget, remember
 from ppexport.device.artifact import Artifact, read_artifact
 from ppexport.device.cores import usable_cores
 from ppexport.device.job import Job
@@ -238,8 +238,12 @@ class Tuned:
         return next((one for one in self.settings if one.chosen), None)
 
     def keep(self, load: int) -> Path | None:
-        """Remember the choice; returns the file. Raises InputError where it cannot be written."""
+        """Remember the choice; returns the file. Where nothing passed, an earlier choice is forgotten.
+
+        Raises InputError where the file cannot be written or removed.
+        """
         if self.chosen is None:
+            forget(self.artifact)
             return None
         return remember(self.artifact, self.chosen.target, {**self.chosen.to_dict(), "load": load})
 
