@@ -377,7 +377,7 @@ def open_artifact(
         if settled.why != "tuned":
             raise
         raise UnavailableError(
-            f"{error}; `ppexport tune` chose this runtime: run it again, or forget the choice with --forget"
+            f"{error}; ppexport tune chose this runtime: run it again, or forget the choice with --forget"
         ) from None
 
 
