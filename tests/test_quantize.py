@@ -383,10 +383,19 @@ def test_export_writes_what_it_was_calibrated_on(small, tmp_path):
 
 def test_a_calibration_of_another_model_is_refused(small):
     card = card_of(ppexport.load_network("pp_atd_light_x2"))
-    with pytest.raises(InputError, match="was measured on other weights or options"):
+    with pytest.raises(InputError, match="was measured on another network, or with other weights or options"):
         check_calibration(small.calibration, card)
     with pytest.raises(InputError, match="has no tensor 'nonsense'"):
         small.calibration.row("nonsense")
+
+
+def test_a_calibration_of_the_network_without_pure_pass_is_refused(small):
+    """The weights are the same, and the dense network has no options that could differ."""
+    card = card_of(small.network)
+    check_calibration(small.calibration, card)
+    about = replace(small.calibration.about, options={})
+    with pytest.raises(InputError, match="another network.*with --arch and --option"):
+        check_calibration(replace(small.calibration, about=about), card)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"x" * 100])

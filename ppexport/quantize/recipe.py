@@ -178,10 +178,13 @@ def check_calibration(calibration: Calibration, card: Card) -> None:
     # An option that the network has had only since was then what its default is.
     fields = type(card.options).model_fields if card.options else {}
     measured = {name: field.default for name, field in fields.items() if not field.is_required()} | about.options
-    if (about.weights_sha256, measured, about.scale) != (_weights(card), options, card.scale):
+    # ATD-light, which has no options, has the weights of PP-ATD-light.
+    another = bool(about.options) != bool(options)
+    if another or (about.weights_sha256, measured, about.scale) != (_weights(card), options, card.scale):
         raise InputError(
-            f"the calibration was measured on other weights or options ({about.name} x{about.scale}, "
-            f"{about.weights_sha256[:12]}): run `ppexport calibrate` for this model"
+            f"the calibration was measured on another network, or with other weights or options ({about.name} "
+            f"x{about.scale}, {about.weights_sha256[:12]}): choose that one with --arch and --option, or run `ppexport "
+            "calibrate` for this one"
         )
 
 
