@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,9 @@ def upscale(tmp_path_factory) -> Path:
 
 
 def run(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, check=False)
+    """The finished *program*, which had 12 GB of addresses, for many threads; what damaged files promise is more."""
+    limited = ["sh", "-c", 'ulimit -v 12000000 && exec "$@"', "sh", str(program), *map(str, words)]
+    return subprocess.run(limited, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +122,23 @@ def test_cpp_runs_a_network_without_slots(upscale, tmp_path_factory, tmp_path):
 def test_cpp_says_what_is_wrong_in_one_sentence(upscale, exported, tmp_path):
     whole, few = exported(), exported(capacities=[128, 256], mask="input")
     good, large, cut, other = (tmp_path / name for name in ("good.ppm", "large.ppm", "cut.ppm", "other.ppm"))
+    vast, shifted, endless = (tmp_path / name for name in ("vast.ppm", "shifted.ppm", "endless.ppm"))
     Image.fromarray(photo(*SIZE)).save(good)
     Image.fromarray(photo(33, 48)).save(large)
     cut.write_bytes(good.read_bytes()[:-1])
     other.write_bytes(b"P5\n1 1\n255\n\0")
+    vast.write_bytes(b"P6\n65535 65535\n255\n")
+    shifted.write_bytes(b"P6\r\n1 1\r\n255\r\n\0\0\0")
+    endless.write_bytes(b"P6\n# a comment and nothing else")
     out = tmp_path / "out.ppm"
     for words, said in {
         (): "usage: ",
         (whole / "model.onnx", tmp_path / "none.ppm", out): "is no binary PPM file of 8 bits",
         (whole / "model.onnx", other, out): "is no binary PPM file of 8 bits",
+        (whole / "model.onnx", shifted, out): "is no binary PPM file of 8 bits",
+        (whole / "model.onnx", endless, out): "is no binary PPM file of 8 bits",
         (whole / "model.onnx", cut, out): "cut.ppm ends before its last pixel",
+        (whole / "model.onnx", vast, out): "vast.ppm ends before its last pixel",
         (whole / "model.onnx", large, out): "larger than the model's 32x48 pixels",
         (whole / "model.onnx", good, tmp_path / "none" / "out.ppm"): "out.ppm cannot be written",
         (whole / "manifest.json", good, out): "manifest.json",
@@ -138,6 +148,73 @@ def test_cpp_says_what_is_wrong_in_one_sentence(upscale, exported, tmp_path):
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert said in done.stderr
         assert not out.exists()
+
+
+BLACK = np.zeros((1, 3, 8, 8))
+
+
+def write_model(
+    path: Path, capacities: Any = "", lr: Any = (1, 3, 4, 4), sr: Any = BLACK, impure: Any = (0,), kinds: Any = ()
+) -> None:
+    """A model of constant outputs *sr* and *impure*, for an *lr* of this shape; *kinds* are types of another kind."""
+    onnx = pytest.importorskip("onnx")
+    kinds = {"lr": np.float32, "sr": np.float32, "impure_tokens": np.int32, **dict(kinds)}
+    element = {name: onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in kinds.items()}
+    values = {"sr": np.asarray(sr, kinds["sr"]), "impure_tokens": np.asarray(impure, kinds["impure_tokens"])}
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+        for name, value in values.items()
+    ]
+    outputs = [onnx.helper.make_tensor_value_info(name, element[name], None) for name in values]
+    graph = onnx.helper.make_graph(nodes, "g", [onnx.helper.make_tensor_value_info("lr", element["lr"], lr)], outputs)
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    if capacities is not None:
+        onnx.helper.set_model_props(model, {"ppexport.capacities": capacities})
+    onnx.save(model, path)
+
+
+NO_PICTURE, NO_LIST = "is not float32 of 1x3xHxW", "ppexport.capacities must be ascending numbers of slots"
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({}, ""),
+        ({"capacities": str(1 << 20)}, ""),
+        ({"lr": (4, 4)}, "lr " + NO_PICTURE),
+        ({"lr": (1, 3, "h", "w")}, "lr " + NO_PICTURE),
+        ({"kinds": {"lr": np.float16}}, "lr " + NO_PICTURE),
+        ({"lr": (1, 3, 1 << 40, 1 << 40)}, "at most a million pixels"),
+        ({"sr": np.zeros(192)}, "sr " + NO_PICTURE),
+        ({"sr": np.zeros((1, 1, 8, 8))}, "sr " + NO_PICTURE),
+        ({"kinds": {"sr": np.float16}}, "sr " + NO_PICTURE),
+        ({"sr": np.zeros((1, 3, 2, 2))}, "sr is no multiple of its lr"),
+        ({"sr": np.zeros((1, 3, 8, 4))}, "sr is no multiple of its lr"),
+        ({"sr": np.full((1, 3, 8, 8), np.nan)}, "returned NaN or infinite values"),
+        ({"impure": ()}, "impure_tokens is not one int32"),
+        ({"kinds": {"impure_tokens": np.int8}}, "impure_tokens is not one int32"),
+        ({"capacities": None}, "lacks ppexport.capacities"),
+        *(
+            ({"capacities": text}, NO_LIST)
+            for text in ("x", "256x", "-1", "0", "256,,512", "512,256", "256,", "1000000000000", "9" * 30)
+        ),
+    ],
+)
+def test_cpp_refuses_a_model_that_is_no_artifact(upscale, wish, said, tmp_path):
+    Image.fromarray(photo(4, 4)).save(tmp_path / "in.ppm")
+    write_model(tmp_path / "model.onnx", **wish)
+    done = run(upscale, tmp_path / "model.onnx", tmp_path / "in.ppm", tmp_path / "out.ppm")
+    assert (done.returncode, done.stderr.count("\n")) == ((1, 1) if said else (0, 0)), done.stderr
+    assert said in done.stderr
+    assert (tmp_path / "out.ppm").exists() == (not said)
+
+
+def test_cpp_skips_comments_in_a_picture(upscale, tmp_path):
+    write_model(tmp_path / "model.onnx", sr=np.ones((1, 3, 8, 8)))
+    (tmp_path / "in.ppm").write_bytes(b"P6\n# Created by GIMP\n# twice\n2\t1 # across, down\n255\n" + bytes(6))
+    done = run(upscale, tmp_path / "model.onnx", tmp_path / "in.ppm", tmp_path / "out.ppm")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.ppm").read_bytes() == b"P6\n4 2\n255\n" + b"\xff" * 24
 
 
 def test_cpp_for_tensorrt_compiles():
@@ -186,3 +263,33 @@ def test_the_page_says_that_its_model_is_missing(browser, tmp_path):
         tab = context.new_page()
         tab.goto(address + "web.html")
         tab.locator("#state").get_by_text("is no artifact of the backend web").wait_for()
+
+
+DYING = """addEventListener("message", ({ data }) => {
+  if (data.type === "open") return postMessage({ type: "opened", facts: { device: "paper" } });
+  for (const type of ["tile", "done", "error"]) postMessage({ type, id: 99, done: 1, total: 1, message: "of nobody" });
+  throw new Error("burnt");
+});"""
+
+
+def test_the_page_says_that_its_worker_has_ended(browser, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "worker.mjs").write_text(DYING)
+    for name in ("web.html", "web.mjs"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    # The picture that is on its way, and one that comes later.
+    pictures = [tmp_path / name for name in ("now.png", "later.png")]
+    for path in pictures:
+        Image.fromarray(photo(4, 4)).save(path)
+    with served(tmp_path) as address, browser.new_context() as context:
+        tab = context.new_page()
+        wrong: list[str] = []
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.goto(address + "web.html")
+        state = tab.locator("#state")
+        state.get_by_text("ready, on paper").wait_for()
+        for path in pictures:
+            tab.evaluate("document.getElementById('state').textContent = ''")
+            tab.set_input_files("#file", path)
+            state.get_by_text("the worker has ended: Uncaught Error: burnt").wait_for()
+    assert not wrong, "answers that nobody waits for do no harm"

@@ -106,9 +106,10 @@ final class Upscaler {
         }
     }
 
-    /// Three planes as a picture. They are not clipped: values lie a little outside 0...1 in places.
+    /// Three planes as a picture. Values lie a little outside 0...1 in places; UInt8 of NaN would end the app.
     private func image(_ sr: [Float]) throws -> CGImage? {
         let across = width * manifest.scale, down = height * manifest.scale
+        guard sr.allSatisfy(\.isFinite) else { throw UpscaleError("The model returned NaN: export it as fp32.") }
         var rgba = [UInt8](repeating: 255, count: across * down * 4)
         for i in 0..<across * down {
             for c in 0..<3 { rgba[4 * i + c] = UInt8(min(max(sr[c * across * down + i], 0), 1) * 255 + 0.5) }

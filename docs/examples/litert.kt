@@ -51,6 +51,8 @@ class Upscaler(assets: AssetManager, folder: String, threads: Int) : AutoCloseab
         } else {
             capacity = capacities.firstOrNull { it >= impure } ?: 0
         }
+        // NaN would become black. In fp16 it means that a number inside the network became too large.
+        check(sr.all { it.isFinite() }) { "the model returned NaN or infinite values: export it with --precision fp32" }
         return bitmap(sr, picture.width * scale, picture.height * scale)
     }
 

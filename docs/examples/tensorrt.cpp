@@ -6,15 +6,14 @@
 //   ./upscale x2_64_engine/model.engine 4096 in.ppm out.ppm
 //
 // The second argument is `capacities` of manifest.json, ascending, such as 1024,2048,4096: every capacity is an
-// optimization profile of the engine. An engine runs on the GPU and the TensorRT that built it, and loading one runs
-// code in it: load only those that you built.
+// optimization profile of the engine. A network without slots has none, "", and one profile. An engine runs on the GPU
+// and the TensorRT that built it, and loading one runs code in it: load only those that you built.
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
 #include <iostream>
 #include <iterator>
 #include <memory>
-#include <sstream>
 
 #include "picture.h"
 
@@ -47,20 +46,17 @@ int main(int argc, char** argv) try {
   std::ifstream file(argv[1], std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(file), {}};
   if (bytes.empty()) throw std::runtime_error(std::string(argv[1]) + " cannot be read");
-  std::vector<int> capacities;
-  std::istringstream numbers(argv[2]);
-  for (std::string number; std::getline(numbers, number, ',');) capacities.push_back(std::stoi(number));
+  const auto capacities = to_capacities(argv[2], "CAPACITIES");
 
   Log log;
   std::unique_ptr<nvinfer1::IRuntime> runtime(need(nvinfer1::createInferRuntime(log), "TensorRT does not start"));
   std::unique_ptr<nvinfer1::ICudaEngine> engine(need(
       runtime->deserializeCudaEngine(bytes.data(), bytes.size()),
       "the engine is of another TensorRT or GPU: run `ppexport build` on this machine"));
-  if (engine->getNbOptimizationProfiles() != int(capacities.size())) {
+  const size_t profiles = std::max<size_t>(1, capacities.size());
+  if (engine->getNbOptimizationProfiles() != int(profiles)) {
     throw std::runtime_error("the engine has other capacities than those named: see `capacities` of its manifest.json");
   }
-  const auto small = engine->getTensorShape("lr"), large = engine->getTensorShape("sr");  // 1, 3, height, width
-  const int height = int(small.d[2]), width = int(small.d[3]), scale = int(large.d[2]) / height;
   // Its content is never read, so TensorRT may have removed it; its length still chooses the profile.
   bool has_slots = false;
   for (int i = 0; i < engine->getNbIOTensors(); ++i) {
@@ -68,13 +64,19 @@ int main(int argc, char** argv) try {
     if (name == "mask") throw std::runtime_error("the engine takes the mask as an input: export it with --mask graph");
     has_slots |= name == "slots";
   }
+  if (has_slots && capacities.empty()) throw std::runtime_error("the engine has slots: name its capacities");
+  const auto small = engine->getTensorShape("lr"), large = engine->getTensorShape("sr");  // 1, 3, height, width
+  const bool is_picture = small.nbDims == 4 && large.nbDims == 4 && small.d[2] > 0 && small.d[3] > 0 &&
+                          large.d[2] / small.d[2] > 0 && large.d[3] == large.d[2] / small.d[2] * small.d[3];
+  need(is_picture, "the engine is none of `ppexport build`: it does not make a larger picture of lr");
+  const int height = int(small.d[2]), width = int(small.d[3]), scale = int(large.d[2]) / height;
 
   const Picture picture = read_ppm(argv[3]);
   const auto lr = to_planes(picture, height, width);
   std::vector<float> sr(lr.size() * scale * scale);
   int32_t impure = 0;
   const DeviceMemory d_lr(lr.size() * sizeof(float)), d_sr(sr.size() * sizeof(float)), d_impure(sizeof impure),
-      d_slots(size_t(capacities.back()) * sizeof(int32_t));
+      d_slots((capacities.empty() ? 1 : capacities.back()) * sizeof(int32_t));
   std::unique_ptr<nvinfer1::IExecutionContext> context(
       need(engine->createExecutionContext(), "the GPU has no memory left for the engine"));
   cudaStream_t stream;
@@ -83,7 +85,7 @@ int main(int argc, char** argv) try {
     check(cudaMemcpyAsync(to, from, length, way, stream), "the copy to or from the GPU failed");
   };
 
-  for (size_t profile = 0; profile < capacities.size();) {
+  for (size_t profile = 0; profile < profiles;) {
     need(context->setOptimizationProfileAsync(int(profile), stream), "TensorRT refuses the profile");
     if (has_slots) {
       need(context->setInputShape("slots", nvinfer1::Dims2(1, capacities[profile])), "TensorRT refuses the slots");
@@ -97,11 +99,11 @@ int main(int argc, char** argv) try {
     copy(sr.data(), d_sr.address, sr.size() * sizeof(float), cudaMemcpyDeviceToHost);
     copy(&impure, d_impure.address, sizeof impure, cudaMemcpyDeviceToHost);
     check(cudaStreamSynchronize(stream), "the run failed");
-    if (impure <= capacities[profile]) break;
+    if (capacities.empty() || impure <= capacities[profile]) break;
     // The smallest capacity is the fastest. This picture needs more: take the first that holds it.
-    while (profile < capacities.size() && impure > capacities[profile]) ++profile;
+    while (profile < profiles && impure > capacities[profile]) ++profile;
   }
-  if (impure > capacities.back()) {
+  if (!capacities.empty() && impure > capacities.back()) {
     throw std::runtime_error("the picture has " + std::to_string(impure) + " impure tokens, and the engine " +
                              std::to_string(capacities.back()) + " slots: export it with full capacity");
   }

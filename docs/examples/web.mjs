@@ -11,19 +11,28 @@
 export function openUpscaler(folder, device = "auto") {
   const worker = new Worker(new URL("worker.mjs", folder), { type: "module" });
   const waiting = new Map();
-  let number = 0, opened;
+  let number = 0, opened, ended = null;
   const ready = new Promise((resolve, reject) => (opened = { resolve, reject }));
   worker.onmessage = ({ data }) => {
     const request = data.id === undefined || data.id === null ? opened : waiting.get(data.id);
     if (data.type === "opened") opened.resolve(data.facts);
-    if (data.type === "tile") request.progress(data.done, data.total);
-    if (data.type === "done") request.resolve(data);
+    if (data.type === "tile") request?.progress(data.done, data.total);
+    if (data.type === "done") request?.resolve(data);
     // The message is a sentence for people: a missing file, a lost GPU, too little memory.
-    if (data.type === "error") request.reject(new Error(data.message));
+    if (data.type === "error") request?.reject(new Error(data.message));
     if (data.type === "done" || data.type === "error") waiting.delete(data.id);
   };
-  // The worker's files themselves could not be loaded.
-  worker.onerror = () => opened.reject(new Error(`${folder} is no artifact of the backend web, or cannot be reached`));
+  // No answer will come any more.
+  const end = (sentence) => {
+    worker.terminate();
+    ended = new Error(sentence);
+    for (const request of [opened, ...waiting.values()]) request.reject(ended);
+    waiting.clear();
+  };
+  // Failures have answers; this one had none. Without a message the worker's files could not be loaded.
+  worker.onerror = ({ message }) => end(
+    message ? `the worker has ended: ${message}` : `${folder} is no artifact of the backend web, or cannot be reached`);
+  worker.onmessageerror = () => end("the worker has ended: its answer cannot be read");
   worker.postMessage({ type: "open", device, threads: 0 });
 
   return {
@@ -35,6 +44,7 @@ export function openUpscaler(folder, device = "auto") {
      */
     async upscale(pixels, progress = () => {}) {
       await ready;
+      if (ended) throw ended;
       const id = ++number, rgba = pixels.data.slice().buffer;
       return new Promise((resolve, reject) => {
         waiting.set(id, { resolve, reject, progress });
