@@ -10,6 +10,7 @@ from sshd_builds import build, error_of
 from typer.testing import CliRunner
 
 from ppexport.cli import app
+from ppexport.cli.build import runs_on
 from ppexport.device.artifact import read_artifact, write_manifest
 
 pytest_plugins = ["sshd_fixtures"]
@@ -48,3 +49,9 @@ def test_trtexec_does_not_stand_in_for_rtx(device, source, tmp_path):
 @pytest.mark.parametrize("choice", [("--optimization-level", 6), ("--optimization-level", -1), ("--runtime", "x")])
 def test_choices_that_do_not_exist(source, choice):
     assert CliRunner().invoke(app, ["build", str(source), *map(str, choice)]).exit_code == 2
+
+
+def test_what_was_built_without_a_gpu_is_for_tests():
+    assert runs_on({"gpu": "Orin", "runtime": "tensorrt"}) == "Orin"
+    assert runs_on({"gpu": None, "runtime": "tensorrt_rtx"}) == "tests (a Jetson needs its own build, made there)"
+    assert runs_on({"gpu": None, "runtime": "tensorrt"}) == "a GPU that did not tell its name"

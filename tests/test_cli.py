@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest import mock
 
@@ -79,6 +80,16 @@ def test_help_has_an_example_and_a_type_for_what_takes_a_value_alone(command):
         assert "--json" in shown
     assert "<bool>" not in shown
     assert "--trust" not in shown or "<path>" in shown
+
+
+def test_help_fills_the_lines_of_every_paragraph():
+    """A line ends where the next word would not fit, not where the source's line ends."""
+    lines = [
+        line.strip() for line in run("upscale", "--help", COLUMNS="80").stdout.partition("Arguments")[0].splitlines()
+    ]
+    following = [(line, after) for line, after in pairwise(lines) if line and after and after[0].isalnum()]
+    assert len(following) > 5
+    assert [line for line, after in following if len(line) + 1 + len(after.split()[0]) <= 78] == []
 
 
 def test_help_names_what_is_registered_and_looks_it_up_for_the_help_alone():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -46,6 +48,17 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         build(tmp_path)
     assert (tmp_path / "site").is_dir()
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--out", 2)])
+def test_an_option_is_no_folder(tmp_path, argument, code):
+    done = subprocess.run(
+        [sys.executable, str(shared.TOOLS / "build_docs.py"), argument],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert "usage: build_docs.py [-h] OUT" in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_artifact_page_describes_every_field():

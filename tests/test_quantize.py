@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from shared import FREE_IMAGES
 from small_networks import ROUTING as ROLES
 from small_networks import beyond_half, small_network
+from typer.testing import CliRunner
 
 import ppexport
 from ppexport.backends.backend import NEAR_TIE
@@ -25,6 +26,7 @@ from ppexport.backends.onnx.onnx_probe import OnnxProbe
 from ppexport.backends.onnx.qdq import int8_nodes, quantisable, write_int8
 from ppexport.backends.onnx.quantised import audit, quantised
 from ppexport.backends.onnx.run_onnxruntime import load
+from ppexport.cli import app
 from ppexport.cli.export import NOTES
 from ppexport.device.artifact import read_artifact
 from ppexport.device.picture import psnr
@@ -431,3 +433,12 @@ def test_recipes_come_back_and_bad_ones_are_refused(tmp_path):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(InputError, match=r"bad\.yaml is not a"):
             read_recipe(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("kept", [[], [("blocks.0", "too large")]])
+def test_calibrate_says_what_is_kept_in_fp32(small, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr("ppexport.backends.onnx.quantised.audit", lambda *_: kept)
+    arguments = [str(small.artifact.path), "--images", str(FREE_IMAGES), "--crops", "1", "-o", str(tmp_path / "c.npz")]
+    done = CliRunner().invoke(app, ["calibrate", *arguments], catch_exceptions=False)
+    assert ("nothing kept in fp32" in done.output) == (not kept)
+    assert ("too large" in done.output) == bool(kept)

@@ -11,6 +11,7 @@ navigation, or if a page would load something from another host. Needs the extra
 
 from __future__ import annotations
 
+import argparse
 import os
 import posixpath
 import re
@@ -208,11 +209,12 @@ def build(out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the site, empty or with an earlier one")
+    given = parser.parse_args()
     try:
         require("zensical", "docs")
-        sys.exit("\n".join(build(Path(sys.argv[1]))) or 0)
+        sys.exit("\n".join(build(given.out)) or 0)
     except PpexportError as error:
         fail(str(error))
         sys.exit(error.exit_code)

@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from importlib import import_module
+from inspect import cleandoc
 from types import FrameType
 from typing import Annotated, Any
 
@@ -76,7 +77,11 @@ class Command(_PlainFlags, TyperCommand):
         raise InputError(f"{name} is read as an option: write {os.path.join(os.curdir, name)} for the file")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """With what is registered in place of {names}, which only the help looks up."""
+        """With what is registered in place of {names}, which only the help looks up.
+
+        typer would keep the line breaks of a docstring's later paragraphs, which are those of the source.
+        """
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(self.help or "").split("\n\n"))
         for param in self.params:
             text = getattr(param, "help", None)
             if text and "{" in text:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,13 @@ class Runtime(str, Enum):
 
 
 EXAMPLE = "Example: ppexport build x2_64 --on ssh://user@jetson -o x2_64_orin"
+
+
+def runs_on(facts: Mapping[str, Any]) -> str:
+    """What an engine is for, by what its manifest says of its build."""
+    # TensorRT-RTX alone builds where no GPU is.
+    without = "tests (a Jetson needs its own build, made there)" if facts["runtime"] == Runtime.RTX.value else ""
+    return facts["gpu"] or without or "a GPU that did not tell its name"
 
 
 def build(
@@ -88,7 +96,7 @@ def build(
     manifest, facts, size = built.manifest, built.manifest.engine, built.model_file.stat().st_size
     emit_json(json, {"artifact": str(target), "device": on, "engine_bytes": size, "manifest": vars(manifest)})
     people(json).print(
-        f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {facts['gpu'] or 'any supported GPU'}, "
+        f"{target}: {manifest.name} x{manifest.scale} {manifest.precision} for {runs_on(facts)}, "
         f"{facts['runtime']} {facts['tensorrt']}, {size / 1e6:.2f} MB, built in {facts['seconds']:.1f} s"
     )
     fused = "attention is fused" if facts["attention_fused"] else "no layer is named as fused attention"

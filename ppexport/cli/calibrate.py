@@ -70,7 +70,9 @@ def calibrate(
             result = run_calibrate(artifact, sources, cut, warnings, out, progress)
         kept = dict(audit(artifact_model(artifact), result, find_architecture(artifact.manifest.arch)))
     rows = [[node, reason] for node, reason in kept.items()]
-    console.print(table("kept in fp32 by the audit", ["node", "reason"], rows, numbers=2))
+    console.print(
+        table("kept in fp32 by the audit", ["node", "reason"], rows, numbers=2) if rows else "nothing kept in fp32"
+    )
     about = result.about
     emit_json(
         json,

@@ -93,8 +93,8 @@ def export(
         typer.Option(
             "--flavour",
             "--flavor",
-            help="onnx: portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 or "
-            "newer",
+            help="onnx, web: portable (the default, for every runtime), or ort: faster on a CPU, for ONNX Runtime 1.23 "
+            "or newer",
         ),
     ] = None,
     file_format: Annotated[
