@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import exported_once
 from fake_tensorrt import FakeCuda, FakeEngine, fake_module
+from small_networks import random_small_network
 from tensorrt_models import random_network, shorten
 
 import ppexport
@@ -460,3 +461,20 @@ def test_cuda_without_a_gpu_is_unavailable():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UnavailableError, match="no NVIDIA GPU"):
         Cuda()
+
+
+def test_a_network_without_slots_has_the_one_profile_of_every_engine(
+    build, tmp_path_factory, tmp_path, orin, monkeypatch
+):
+    network = random_small_network("swinir_light", 2)
+    source = Path(
+        shutil.copytree(exported_once(tmp_path_factory, network, backend="tensorrt", size=SIZE), tmp_path / "d")
+    )
+    folder = build(source=source)
+    assert read_artifact(folder).manifest.capacities == []
+    _, cuda = orin
+    module = loading(cuda, names=["lr", "sr", "impure_tokens"], profiles=1)
+    monkeypatch.setattr(sessions, "import_tensorrt", lambda name: module)
+    lr = np.random.default_rng(0).random((1, 3, *SIZE), np.float32)
+    with ppexport.open_artifact(folder) as run:
+        assert np.array_equal(run(lr).sr, lr.repeat(2, axis=2).repeat(2, axis=3))

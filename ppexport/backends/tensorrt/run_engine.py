@@ -55,7 +55,8 @@ class TensorRTRunner(Runner):
     def __init__(self, artifact: Artifact, trt: Any, cuda: Cuda) -> None:
         super().__init__(artifact)
         self.cuda = cuda
-        self.capacities = artifact.manifest.capacities
+        # A network without slots has the one profile of every engine.
+        self.capacities = artifact.manifest.capacities or [0]
         self.stream = 0
         self.ports: dict[str, Port] = {}
         self._loaded: dict[int, tuple[Any, int | None]] = {}
