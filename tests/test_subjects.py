@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_what_masks_save_on_pictures(tmp_path):
 
 def test_the_examples_of_the_documentation(monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    lines = re.sub(r"\\\n *", "", text).splitlines()
     examples = [line.split()[1:] for line in lines if line.startswith("    ppexport info ")]
     assert len(examples) == 2
     for example in examples:
