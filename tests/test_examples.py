@@ -91,7 +91,9 @@ def run(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Artifacts that other tests have, too: `exported(capacities=…)`."""
-    return lambda **wish: exported_once(tmp_path_factory, small_network(layers=2), backend="onnx", size=SIZE, **wish)
+    return lambda **options: exported_once(
+        tmp_path_factory, small_network(layers=2), backend="onnx", size=SIZE, **options
+    )
 
 
 @pytest.mark.parametrize("capacities", [None, capacity_set(SIZE)], ids=["one", "set"])
@@ -177,7 +179,7 @@ NO_PICTURE, NO_LIST = "is not float32 of 1x3xHxW", "ppexport.capacities must be 
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("changes", "said"),
     [
         ({}, ""),
         ({"capacities": str(1 << 20)}, ""),
@@ -200,9 +202,9 @@ NO_PICTURE, NO_LIST = "is not float32 of 1x3xHxW", "ppexport.capacities must be 
         ),
     ],
 )
-def test_cpp_refuses_a_model_that_is_no_artifact(upscale, wish, said, tmp_path):
+def test_cpp_refuses_a_model_that_is_no_artifact(upscale, changes, said, tmp_path):
     Image.fromarray(photo(4, 4)).save(tmp_path / "in.ppm")
-    write_model(tmp_path / "model.onnx", **wish)
+    write_model(tmp_path / "model.onnx", **changes)
     done = run(upscale, tmp_path / "model.onnx", tmp_path / "in.ppm", tmp_path / "out.ppm")
     assert (done.returncode, done.stderr.count("\n")) == ((1, 1) if said else (0, 0)), done.stderr
     assert said in done.stderr
@@ -245,7 +247,7 @@ def test_the_page_gives_the_picture_of_the_python_runner(browser, page_folder, t
         tab.set_input_files("#file", tmp_path / "photo.png")
         state.get_by_text("100x80").wait_for()
         data = tab.evaluate(PIXELS)
-        # What is no picture is told in a sentence, and the page goes on.
+        # A file that is no picture gets one sentence, and the page continues to work.
         tab.set_input_files("#file", EXAMPLES / "web.mjs")
         state.get_by_text("could not be decoded").wait_for()
     with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as image:
